@@ -1,0 +1,43 @@
+"""Exceptions, warnings, and the words in which a layer describes itself and a shape."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+
+class FormulaError(ValueError):
+    """A formula cannot be read, traced or given shapes; the message points into the author's own line."""
+
+
+class PellucidWarning(UserWarning):
+    """Something still works, but not in the way that was asked for (a fallback, say); the text names the cure."""
+
+
+def shape_text(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
+    """Write a shape with the meaning of its axes: ``(batch 2, time 50, features 7)``.
+
+    Without as many names as axes the plain sizes are written: ``(2, 50, 7)``.
+    """
+    if len(axes) != len(shape):
+        return "(" + ", ".join(map(str, shape)) + ")"
+    return "(" + ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True)) + ")"
+
+
+def label(module: torch.nn.Module) -> str:
+    """Name a layer as its user knows it: ``nn.GRU "encoder.rnn"``.
+
+    The path is found in the models that are being called right now: the outermost one that holds the layer names
+    it. A layer that is called by itself is named by its class alone. Only errors pay for this search.
+    """
+    kind = f"nn.{type(module).__name__}" if type(module).__module__.startswith("pellucid.nn") else type(module).__name__
+    path = ""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and owner is not module:
+            path = next((name for name, child in owner.named_modules() if child is module), path)
+        frame = frame.f_back  # type: ignore[assignment]
+    return f'{kind} "{path}"' if path else kind

@@ -1,0 +1,23 @@
+"""The drop-in namespace: every name of ``torch.nn``, pellucid's own layer where it has one."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch.nn as _torch_nn
+
+# `import pellucid.nn.functional as F` finds torch's submodules under this name too.
+for _name, _value in list(vars(_torch_nn).items()):
+    if isinstance(_value, ModuleType) and _value.__name__ == f"torch.nn.{_name}":
+        sys.modules.setdefault(f"{__name__}.{_name}", _value)
+
+
+def __getattr__(name: str) -> Any:
+    """Find in torch.nn what pellucid does not replace."""
+    return getattr(_torch_nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_nn)})

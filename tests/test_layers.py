@@ -1,0 +1,120 @@
+"""Every layer of the table against its reference: values, gradients, state, copies, text and errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import ALL, Case, Wrong
+
+torch.use_deterministic_algorithms(False)
+EVERY = [pytest.param(case, id=case.name) for case in ALL]
+TRAINED = [pytest.param(case, id=case.name) for case in ALL if not case.random]
+REFUSED = [pytest.param(case, wrong, id=f"{case.name}!{wrong.shape}") for case in ALL for wrong in case.wrong]
+
+
+def run(layer: torch.nn.Module, x: torch.Tensor, **call):
+    """Return output and the gradients of the input and of every parameter, by name."""
+    x = x.detach().requires_grad_()
+    y = layer(x, **call)
+    y = y[0] if isinstance(y, tuple) else y
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y.dtype)
+    y.backward(cotangent)
+    grads = {"input": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
+    return y.detach(), grads
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("case", EVERY)
+def test_equals_reference(case: Case, dtype: torch.dtype, training: bool):
+    reference = case.build_reference(dtype)
+    if reference is None:
+        pytest.skip("pellucid's own: its formula is its reference (test_formula_is_the_layer)")
+    if case.random and training:
+        pytest.skip("drawn: compared in distribution by test_dropout.py")
+    layer = case.build(dtype).train(training)
+    layer.load_state_dict(reference.state_dict())
+    reference.train(training)
+    y, grads = run(layer, case.input(dtype))
+    expected, expected_grads = run(reference, case.input(dtype))
+    torch.testing.assert_close(y, expected)
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(grads[name], grad, msg=lambda text, name=name: f"gradient of {name}: {text}")
+    for name, value in reference.state_dict().items():  # running statistics too
+        torch.testing.assert_close(layer.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("case", EVERY)
+def test_formula_is_the_layer(case: Case, training: bool):
+    layer = case.build(torch.float64).train(training)
+    x = case.input(torch.float64)
+    twin = copy.deepcopy(layer)
+    torch.manual_seed(3)
+    y = layer(x, **case.call)
+    torch.manual_seed(3)
+    bound = twin.formula(**twin.bind(x, **case.call))
+    torch.testing.assert_close(bound.reshape(y.shape), y)
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_gradients_are_right(case: Case):
+    layer = case.build(torch.float64)
+    parameters = dict(layer.named_parameters())
+    names = list(parameters)
+
+    def function(x, *values):
+        state = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(layer, state, (x,), case.call)
+
+    inputs = [case.input(torch.float64), *(p.detach() for p in parameters.values())]
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    if case.twice:
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_state_dict_both_ways(case: Case):
+    layer, reference = case.build(), case.build_reference()
+    if reference is None:
+        pytest.skip("no layer of torch.nn to exchange weights with")
+    assert list(layer.state_dict()) == list(reference.state_dict())
+    for name, value in reference.state_dict().items():  # the same seed draws the same weights
+        torch.testing.assert_close(layer.state_dict()[name], value)
+    reference.load_state_dict(layer.state_dict())
+    layer.load_state_dict(reference.state_dict())
+    assert repr(layer) == repr(reference)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_copies_compute_the_same(case: Case):
+    layer = case.build().eval()
+    x = case.input()
+    expected = layer(x, **case.call)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(twin(x, **case.call), expected, rtol=0, atol=0)
+        assert repr(twin) == repr(layer)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_layout_does_not_matter(case: Case):
+    layer = case.build().eval()
+    x = case.input()
+    strided = x.transpose(0, -1).contiguous().transpose(0, -1)
+    torch.testing.assert_close(layer(strided, **case.call), layer(x, **case.call))
+
+
+@pytest.mark.parametrize(("case", "wrong"), REFUSED)
+def test_wrong_input_is_named(case: Case, wrong: Wrong):
+    layer = torch.nn.Sequential()
+    layer.add_module("encoder", case.build(wrong.dtype or torch.float32))
+    with pytest.raises(wrong.error) as caught:
+        layer(torch.zeros(wrong.shape), **case.call) if not case.call else layer.encoder(
+            torch.zeros(wrong.shape), **case.call
+        )
+    for word in (case.layer, *wrong.words):
+        assert word in str(caught.value)
