@@ -137,16 +137,30 @@ class Source:
 
     def caret_here(self) -> str:
         """Quote the author's expression that is running now, seen from inside a function that it called."""
+        position = self._here()
+        if position is None:
+            return f"  in {self.name}, {self.where}"
+        line, end_line, column, end = position
+        return self.caret(line, column, end if end_line == line else 0)
+
+    def segment_here(self) -> str:
+        """The text of the author's expression that is running now."""
+        position = self._here()
+        if position is None or not self.text:
+            return self.name
+        line, end_line, column, end = position
+        lines = [text.encode() for text in self.text.splitlines()[line - 1 : end_line]]
+        lines[-1] = lines[-1][:end]
+        lines[0] = lines[0][column:]
+        return " ".join(text.decode().strip() for text in lines)
+
+    def _here(self) -> tuple[int, int, int, int] | None:
         frame = inspect.currentframe()
         while frame is not None:
             if frame.f_code is self.function.__code__:
-                found = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-                position = self._in_text(found)
-                if position is not None:
-                    line, end_line, column, end = position
-                    return self.caret(line, column, end if end_line == line else 0)
+                return self._in_text(list(frame.f_code.co_positions())[frame.f_lasti // 2])
             frame = frame.f_back
-        return f"  in {self.name}, {self.where}"
+        return None
 
     def _positions(self, traceback: TracebackType | None) -> Iterator[tuple[int, int, int, int]]:
         while traceback is not None:
