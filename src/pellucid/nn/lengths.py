@@ -1,0 +1,80 @@
+"""Variable lengths: how many steps of each sequence of a batch are real, checked once and made a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pellucid.errors import label
+
+Lengths = torch.Tensor | Sequence[int] | int
+
+
+def check(
+    lengths: Lengths, batch: int, time: int, owner: torch.nn.Module, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Return the lengths as an int64 tensor of shape (batch,), or say what is wrong with them.
+
+    Values are read (one comparison, one synchronisation on an accelerator) only where they exist: not while
+    compiling or exporting, under ``vmap``, on the meta device, or while a CUDA graph is captured.
+
+    Args:
+        lengths: a tensor of any integer dtype on any device, a list, or one number for a batch of one.
+        batch: how many sequences there are.
+        time: how many steps the longest may have.
+        owner: the layer that is named in an error.
+        device: where the result is needed, usually that of the input; by default where the lengths are.
+
+    Raises:
+        TypeError: the lengths are no whole numbers.
+        RuntimeError: there are not ``batch`` of them, or one is negative or greater than ``time``.
+    """
+    given = lengths if isinstance(lengths, torch.Tensor) else _tensor(lengths, owner)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(
+            f"{label(owner)}: lengths are of {given.dtype}, but a length is a whole number of steps. "
+            f"Pass integers, as in lengths.long()."
+        )
+    given = given.to(device=device if device is not None else given.device, dtype=torch.int64)
+    if given.ndim == 0 and batch == 1:
+        given = given.reshape(1)
+    if given.ndim != 1 or given.shape[0] != batch:
+        raise RuntimeError(
+            f"{label(owner)}: lengths have the shape {tuple(given.shape)}, but the batch has {batch} sequences; "
+            f"pass one for each sequence, shape ({batch},). Is the batch on the axis where the layer reads it?"
+        )
+    if _known_wrong(given, time):
+        place = int(((given < 0) | (given > time)).nonzero()[0])
+        value = int(given[place])
+        fault = "is negative" if value < 0 else f"exceeds the {time} steps of the input"
+        raise RuntimeError(
+            f"{label(owner)}: lengths[{place}] is {value}, which {fault}. "
+            f"A length counts the real steps of its sequence, from 0 to {time}."
+        )
+    return given
+
+
+def mask(lengths: torch.Tensor, time: int) -> torch.Tensor:
+    """Mark the real steps: a bool tensor of shape (batch, time) for lengths of shape (batch,)."""
+    return torch.arange(time, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def _tensor(lengths: Sequence[int] | int, owner: torch.nn.Module) -> torch.Tensor:
+    try:
+        given = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{label(owner)}: lengths are {lengths!r}; pass an integer tensor or a list of integers, "
+            f"one for each sequence of the batch."
+        ) from error
+    return given if given.numel() else given.long()  # an empty list has no dtype of its own
+
+
+def _known_wrong(lengths: torch.Tensor, time: int) -> bool:
+    if torch.compiler.is_compiling() or (lengths.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    try:
+        return bool(((lengths < 0) | (lengths > time)).any())
+    except RuntimeError:  # vmap, the meta device, fake tensors and symbolic tracing have no values to read
+        return False
