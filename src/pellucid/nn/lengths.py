@@ -41,8 +41,8 @@ def check(
         given = given.reshape(1)
     if given.ndim != 1 or given.shape[0] != batch:
         raise RuntimeError(
-            f"{label(owner)}: lengths have the shape {tuple(given.shape)}, but the batch has {batch} sequences; "
-            f"pass one for each sequence, shape ({batch},). Is the batch on the axis where the layer reads it?"
+            f"{label(owner)}: lengths are of shape {tuple(given.shape)}, the input is a batch of {batch}. "
+            f"Pass one for each sequence, shape ({batch},). Does the layer find the batch on its right axis?"
         )
     if _known_wrong(given, time):
         place = int(((given < 0) | (given > time)).nonzero()[0])
