@@ -68,14 +68,10 @@ def is_pointwise(name: str) -> bool:
     if name in POINTWISE_EXTRA:
         return True
     packet = getattr(torch.ops.aten, name, None)
-    return packet is not None and any(
-        torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads()
-    )
+    return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
 
 
-def apply(
-    solver: _Solver, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def apply(solver: _Solver, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give the shape of an operation's result, noting what it says about open sizes."""
     name = kwargs.pop("property", None) or getattr(function, "__name__", str(function)).strip("_")
     name = REFLECTED.get(name, name)
@@ -141,9 +137,7 @@ def _transpose(solver: _Solver, value: Any, *axes: Any) -> Any:
     if len(dims) != 2:
         solver.fail(f"a transpose of {solver.text(value)}; only matrices have one here")
     if ROWS in dims:
-        solver.fail(
-            "a transpose of rows would swap the batch with the features; the batch is invisible to a cell"
-        )
+        solver.fail("a transpose of rows would swap the batch with the features; the batch is invisible to a cell")
     flat = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     if tuple(a % 2 for a in flat) == (0, 1) and len(flat) == 2 and flat != (0, 1):
         flat = ()
@@ -266,9 +260,7 @@ def _cat(solver: _Solver, values: Sequence[Any], dim: int = 0, **_: Any) -> Trac
     total = Dim()
     for shape in known:
         if len(shape) != len(known[0]):
-            solver.fail(
-                "cat of values with different numbers of axes: " + ", ".join(solver.text(v) for v in values)
-            )
+            solver.fail("cat of values with different numbers of axes: " + ", ".join(solver.text(v) for v in values))
         total = total + shape[axis]
     return Traced(solver, Shape([*known[0][:axis], total, *known[0][axis + 1 :]]))
 

@@ -16,9 +16,7 @@ from pellucid.formula.dims import Conflict, Dim, Reason, Unifier
 from pellucid.formula.source import Source
 
 ROWS = Dim.named("batch")
-ROWS_VALUE = (
-    7919  # a size that no layer has, to recognise the batch axis where torch itself works out a shape
-)
+ROWS_VALUE = 7919  # a size that no layer has, to recognise the batch axis where torch itself works out a shape
 
 
 @dataclass(frozen=True)
@@ -138,18 +136,12 @@ class _Solver:
         self.unifier = Unifier({"batch": ROWS_VALUE, **sizes})
         self.sizes = dict(sizes)
         self.sites: list[tuple[Dim, str | None]] = []
-        self.deferred: list[
-            tuple[Sequence[Any], str]
-        ] = []  # parameters combined before any of their axes is known
+        self.deferred: list[tuple[Sequence[Any], str]] = []  # parameters combined before any of their axes is known
 
     # -- running the formula ------------------------------------------------------------------------------------
 
     def run(self, hyperparameters: Mapping[str, Any]) -> Solution:
-        values = {
-            symbol.name: self._start(symbol)
-            for symbol in self.source.symbols
-            if symbol.role != "hyperparameter"
-        }
+        values = {symbol.name: self._start(symbol) for symbol in self.source.symbols if symbol.role != "hyperparameter"}
         first = [values[s.name] for s in (*self.source.inputs, *self.source.states)]
         keywords = {s.name: values[s.name] for s in self.source.parameters} | dict(hyperparameters)
         try:
@@ -207,14 +199,12 @@ class _Solver:
             if not all(f.isdigit() for f in factors) or not (last.isdigit() or last.isidentifier()):
                 raise FormulaError(
                     f"cell {self.source.name}: the annotation of {symbol.name} has the axis {text!r}; an axis is a name, "
-                    f"a number, or a sum of multiples such as 4*hidden.\n"
-                    + self.source.caret_at_name(symbol.name)
+                    f"a number, or a sum of multiples such as 4*hidden.\n" + self.source.caret_at_name(symbol.name)
                 )
             if last.isidentifier() and last not in self.sizes:
                 raise FormulaError(
                     f"cell {self.source.name}: the annotation of {symbol.name} names the size {last!r}; give it to the "
-                    f"constructor: {self.source.name}(..., {last}=16)\n"
-                    + self.source.caret_at_name(symbol.name)
+                    f"constructor: {self.source.name}(..., {last}=16)\n" + self.source.caret_at_name(symbol.name)
                 )
             unit = Dim((), int(last)) if last.isdigit() else Dim.named(last)
             total = total + unit.times(math.prod(map(int, factors)))
@@ -234,8 +224,7 @@ class _Solver:
     def _returned_wrong(self, name: str, old: Traced, new: Any) -> NoReturn:
         raise FormulaError(
             f"cell {self.source.name}: the state {name} is {self.text(old)}, but what is returned for it is "
-            f"{self.text(new)}; a state entry keeps its shape from step to step.\n"
-            + _caret_at_return(self.source)
+            f"{self.text(new)}; a state entry keeps its shape from step to step.\n" + _caret_at_return(self.source)
         )
 
     def _row_size(self, value: Any, what: str) -> int:
@@ -268,8 +257,7 @@ class _Solver:
         if None in numbers:
             axis = numbers.index(None)
             example = " ".join(
-                "rank" if n is None else str(self.unifier.resolve(d))
-                for n, d in zip(numbers, dims, strict=True)
+                "rank" if n is None else str(self.unifier.resolve(d)) for n, d in zip(numbers, dims, strict=True)
             )
             raise FormulaError(
                 f"cell {self.source.name}: the size of axis {axis} of {name} stays open: nothing ties it to the input or "
@@ -375,9 +363,7 @@ class _Solver:
                 f"the matrix product of {self.text(left)} and {self.text(right)} does not fit: the left has "
                 f"{self._size(a[-1])} columns, the right has {self._size(inner)} rows"
             )
-        return Traced(
-            self, Shape((*a[:-1], *(b[:-2] if len(b) > 2 else ()), *(b[-1:] if len(b) > 1 else ())))
-        )
+        return Traced(self, Shape((*a[:-1], *(b[:-2] if len(b) > 2 else ()), *(b[-1:] if len(b) > 1 else ()))))
 
     def _matrix(self, value: Traced, axis: int, known: Dim, facts: Mapping[str, str]) -> tuple[Dim, ...]:
         dims = [self.unifier.fresh(), self.unifier.fresh()]
@@ -409,9 +395,7 @@ class _Solver:
             if not isinstance(value, Traced):
                 return value
             if value.shape_.dims is None:
-                self.fail(
-                    'the shape of a parameter is open here; annotate its axes, as in W: "hidden hidden"'
-                )
+                self.fail('the shape of a parameter is open here; annotate its axes, as in W: "hidden hidden"')
             return torch.empty([self.size_of(d) for d in value.shape_.dims], device="meta")
 
         def lift(value: Any) -> Any:
@@ -454,9 +438,7 @@ class Traced:
     def shape(self) -> tuple[int, ...]:
         """Sizes as numbers; an error where they are still open."""
         if self.shape_.dims is None:
-            self.solver.fail(
-                'the shape of a parameter is open here; annotate its axes, as in W: "hidden hidden"'
-            )
+            self.solver.fail('the shape of a parameter is open here; annotate its axes, as in W: "hidden hidden"')
         return tuple(self.solver.size_of(dim) for dim in self.shape_.dims)
 
     def size(self, dim: int | None = None) -> Any:
