@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class SymbolShape:
+    """One symbol of a layer's formula: its shape, what its axes mean, and why it has that shape.
+
+    ``reason`` is a key of the explanation texts ("conv.weight"), which are written in several languages; ``facts``
+    are the numbers that such a text may quote ({"out_channels": 16, "groups": 2}). ``trainable`` says whether the
+    optimiser may change it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    reason: str
+    trainable: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Component:
@@ -20,3 +38,7 @@ class Component:
     def bind(self, *inputs: Any, **options: Any) -> dict[str, Any]:
         """Return the formula's arguments for these inputs, in the order in which they are to be explained."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its formula's symbols stand for")
+
+    def symbols(self, *inputs: Any) -> list[SymbolShape]:
+        """Return the shape of every symbol of the formula and its reason; with inputs, those of input and output too."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which shapes its formula's symbols have")
