@@ -40,5 +40,5 @@ class Component:
         raise NotImplementedError(f"{type(self).__name__} does not say what its formula's symbols stand for")
 
     def symbols(self, *inputs: Any) -> list[SymbolShape]:
-        """Return the shape of every symbol of the formula and its reason; with inputs, those of input and output too."""
+        """Return the shape of every symbol and its reason; given inputs, those of the input and the output too."""
         raise NotImplementedError(f"{type(self).__name__} does not say which shapes its formula's symbols have")
