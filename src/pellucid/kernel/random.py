@@ -1,0 +1,113 @@
+"""Counter-based random numbers: Philox-4x32-10, the same bits on every device, for any split and in any order.
+
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The counter is two words of
+the block and two of the stream, the key is the seed; a block gives the four numbers of elements 4b to 4b + 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+_COUNTERS_PER_THREAD = 1 << 15  # the work of a chunk stays in a core's second cache
+_COUNTERS_ON_DEVICE = 1 << 22  # elsewhere only the memory of the intermediate words is bounded
+
+
+def draw_seed(generator: torch.Generator | None = None) -> Tensor:
+    """Draw a 64-bit seed, a tensor without axes on the CPU, from torch's CPU generator or from the given one."""
+    device = torch.device("cpu") if generator is None else generator.device
+    limit = 2**63 - 1
+    return torch.randint(-limit, limit, (), dtype=torch.int64, device=device, generator=generator)
+
+
+def uniform(
+    shape: Sequence[int],
+    seed: Tensor | int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    stream: Tensor | int = 0,
+    offset: int = 0,
+) -> Tensor:
+    """Return numbers in [0, 1), each decided by the seed, the stream and the index of its element alone.
+
+    Elements are counted in the order of a contiguous tensor, from ``offset``: ``uniform((10,), seed)`` is
+    ``uniform((4,), seed)`` followed by ``uniform((6,), seed, offset=4)``.
+
+    Arguments:
+        shape: the shape of the result.
+        seed: 64 bits, an integer or an int64 tensor without axes (which ``torch.func.vmap`` may batch).
+        device: where the numbers are made; the CPU by default.
+        dtype: a floating type. The upper bits of one 32-bit word become the number: 24 in float32, 32 in float64,
+            11 in float16, 8 in bfloat16; so the same draw in two types differs by its rounding down only.
+        stream: an independent sequence of the same seed; 64 bits, like the seed.
+        offset: the index of the first element.
+
+    Raises:
+        TypeError: ``dtype`` is not floating.
+        ValueError: ``offset`` is negative.
+    """
+    if not dtype.is_floating_point:
+        raise TypeError(f"uniform numbers are fractions: dtype must be floating, but it is {dtype}")
+    if offset < 0:
+        raise ValueError(f"offset is the index of the first element and cannot be negative, but it is {offset}")
+    device = torch.device("cpu") if device is None else torch.device(device)
+    seed, stream = _words64(seed, device), _words64(stream, device)
+    keys = list(_round_keys(seed & WORD, (seed >> 32) & WORD))
+    bits = min(32, 1 - round(math.log2(torch.finfo(dtype).eps)))
+    count = math.prod(shape)
+    first, last = offset // 4, (offset + count + 3) // 4
+
+    def numbers(start: int, stop: int) -> Tensor:
+        block = torch.arange(start, stop, device=device)
+        counter = (block & WORD, block >> 32, stream & WORD, (stream >> 32) & WORD)
+        words = torch.stack(philox(counter, keys), dim=-1)  # (blocks, 4)
+        return (words >> (32 - bits)).to(dtype)
+
+    step = _chunk(device)
+    if torch.compiler.is_compiling() or last - first <= step:  # a compiler fuses the whole of it
+        drawn = numbers(first, last)
+    else:
+        drawn = keys[0][0].new_empty((last - first, 4), dtype=dtype)  # batched where the seed is
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            drawn[start - first : stop - first] = numbers(start, stop)
+    drawn = drawn.mul_(2.0**-bits).flatten()
+    return drawn[offset - 4 * first :][:count].reshape(tuple(shape))
+
+
+def philox(counter: Sequence[Tensor], keys: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+    """Mix four counter words (tensors that broadcast) with the keys of the rounds into four random words.
+
+    A word is the low half of an int64; the product of two words wraps around, but its 64 bits are the right ones.
+    """
+    c0, c1, c2, c3 = counter
+    for k0, k1 in keys:
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & WORD, p1, ((p0 >> 32) ^ c3 ^ k1) & WORD, p0
+    return c0, c1 & WORD, c2, c3 & WORD
+
+
+def _round_keys(k0: Tensor, k1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for _ in range(ROUNDS):
+        yield k0, k1
+        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+
+
+def _words64(value: Tensor | int, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, torch.int64, non_blocking=True)
+    signed = (int(value) + 2**63) % 2**64 - 2**63
+    return torch.tensor(signed, dtype=torch.int64, device=device)
+
+
+def _chunk(device: torch.device) -> int:
+    return _COUNTERS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _COUNTERS_ON_DEVICE
