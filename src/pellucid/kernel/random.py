@@ -7,7 +7,7 @@ the block and two of the stream, the key is the seed; a block gives the four num
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def uniform(
         raise ValueError(f"offset is the index of the first element and cannot be negative, but it is {offset}")
     device = torch.device("cpu") if device is None else torch.device(device)
     seed, stream = _words64(seed, device), _words64(stream, device)
-    keys = list(_round_keys(seed & WORD, (seed >> 32) & WORD))
+    keys = round_keys(seed & WORD, (seed >> 32) & WORD)
     bits = min(32, 1 - round(math.log2(torch.finfo(dtype).eps)))
     count = math.prod(shape)
     first, last = offset // 4, (offset + count + 3) // 4
@@ -72,8 +72,8 @@ def uniform(
         words = torch.stack(philox(counter, keys), dim=-1)  # (blocks, 4)
         return (words >> (32 - bits)).to(dtype)
 
-    step = _chunk(device)
-    if torch.compiler.is_compiling() or last - first <= step:  # a compiler fuses the whole of it
+    # A compiler fuses the whole of it.
+    if torch.compiler.is_compiling() or last - first <= (step := _chunk(device)):
         drawn = numbers(first, last)
     else:
         drawn = keys[0][0].new_empty((last - first, 4), dtype=dtype)  # batched where the seed is
@@ -96,10 +96,11 @@ def philox(counter: Sequence[Tensor], keys: Sequence[tuple[Tensor, Tensor]]) -> 
     return c0, c1 & WORD, c2, c3 & WORD
 
 
-def _round_keys(k0: Tensor, k1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for _ in range(ROUNDS):
-        yield k0, k1
-        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+def round_keys(k0: Tensor, k1: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return the two key words of every round."""
+    rounds = torch.arange(ROUNDS, device=k0.device)
+    schedule = [((k + rounds * step) & WORD).unbind(-1) for k, step in zip((k0, k1), WEYL, strict=True)]
+    return list(zip(*schedule, strict=True))
 
 
 def _words64(value: Tensor | int, device: torch.device) -> Tensor:
