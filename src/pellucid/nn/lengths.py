@@ -44,7 +44,7 @@ def check(
             f"{label(owner)}: lengths are of shape {tuple(given.shape)}, the input is a batch of {batch}. "
             f"Pass one for each sequence, shape ({batch},). Does the layer find the batch on its right axis?"
         )
-    if _known_wrong(given, time):
+    if known_any((given < 0) | (given > time)):
         place = int(((given < 0) | (given > time)).nonzero()[0])
         value = int(given[place])
         fault = "is negative" if value < 0 else f"exceeds the {time} steps of the input"
@@ -60,6 +60,16 @@ def mask(lengths: torch.Tensor, time: int) -> torch.Tensor:
     return torch.arange(time, device=lengths.device) < lengths.unsqueeze(-1)
 
 
+def known_any(condition: torch.Tensor) -> bool:
+    """Tell whether a condition holds anywhere, as far as its values can be read: see ``check``."""
+    if torch.compiler.is_compiling() or (condition.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    try:
+        return bool(condition.any())
+    except RuntimeError:  # vmap, the meta device, fake tensors and symbolic tracing have no values to read
+        return False
+
+
 def _tensor(lengths: Sequence[int] | int, owner: torch.nn.Module) -> torch.Tensor:
     try:
         given = torch.as_tensor(lengths)
@@ -69,12 +79,3 @@ def _tensor(lengths: Sequence[int] | int, owner: torch.nn.Module) -> torch.Tenso
             f"one for each sequence of the batch."
         ) from error
     return given if given.numel() else given.long()  # an empty list has no dtype of its own
-
-
-def _known_wrong(lengths: torch.Tensor, time: int) -> bool:
-    if torch.compiler.is_compiling() or (lengths.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return False
-    try:
-        return bool(((lengths < 0) | (lengths > time)).any())
-    except RuntimeError:  # vmap, the meta device, fake tensors and symbolic tracing have no values to read
-        return False

@@ -1,0 +1,145 @@
+"""Layers that read their input through windows: one window laid open, and what is said of a wrong input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pellucid.errors import label, shape_text
+from pellucid.nn.component import Component
+from pellucid.nn.windows import Window
+
+AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+@dataclass(frozen=True, eq=False)
+class WindowView:
+    """One window laid open.
+
+    Attributes:
+        entries: what it reads: (channels, *kernel) for a convolution, (*kernel) for a pooling.
+        coordinates: int64 (*kernel, axes): the input coordinate of every entry, -1 where nothing is read.
+        padding: bool (*kernel): which entries lie outside the input. A reflecting, replicating or circular padding
+            still reads a real coordinate there.
+        kernel: (channels, *kernel): what the entries are multiplied with; None for a pooling.
+        bias: what is added, a number in a tensor; None for a pooling.
+        channels: the input channels that are read.
+        output: the coordinate of the result: (sample, channel, *position), or (channel, *position) if unbatched.
+    """
+
+    entries: torch.Tensor
+    coordinates: torch.Tensor
+    padding: torch.Tensor
+    kernel: torch.Tensor | None
+    bias: torch.Tensor | None
+    channels: range
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class OneWindow:
+    """The window of a single output: reads (channels, *entries), or (*entries) of a single channel.
+
+    ``window`` holds that position alone; ``output`` is its coordinate, as in ``WindowView``.
+    """
+
+    window: Window
+    channels: range | int
+    output: tuple[int, ...]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of the window's entries, channels among them."""
+        return tuple(range(-len(self.window.lines) - isinstance(self.channels, range), 0))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Read the window."""
+        count = len(self.window.lines)
+        channels = slice(self.channels.start, self.channels.stop) if isinstance(self.channels, range) else self.channels
+        x = x[self.output[0], channels] if x.ndim == count + 2 else x[channels]
+        entries = self.window(x)  # (channels, 1, ..., *entries)
+        return entries.reshape(entries.shape[: -2 * count] + entries.shape[-count:])
+
+
+class Windowed(Component):
+    """A layer whose every output is computed from what one window reads."""
+
+    def window_at(
+        self, input: torch.Tensor, position: int | Sequence[int], channel: int = 0, sample: int = 0, **call: Any
+    ) -> WindowView:
+        """Lay one window open.
+
+        Args:
+            input: what ``forward`` reads.
+            position: the output position whose window is wanted, one number for each axis of space.
+            channel: the output channel.
+            sample: the place in the batch; without meaning for an unbatched input.
+            **call: forward's further arguments.
+
+        Raises:
+            IndexError: there is no such position, channel or sample.
+        """
+        bound = self.bind(input, position=position, channel=channel, sample=sample, **call)
+        one: OneWindow = bound["window"]
+        first = (0,) * len(one.window.lines)
+        return WindowView(
+            entries=one(bound["x"]),
+            coordinates=one.window.coordinates[first],
+            padding=one.window.padding[first],
+            kernel=bound.get("weight"),
+            bias=bound.get("bias"),
+            channels=one.channels if isinstance(one.channels, range) else range(one.channels, one.channels + 1),
+            output=one.output,
+        )
+
+
+def one_window(
+    owner: torch.nn.Module,
+    x: torch.Tensor,
+    window: Window,
+    position: int | Sequence[int],
+    channels: range | int,
+    channel: int,
+    sample: int,
+) -> OneWindow:
+    """Keep the window of one output, which reads these channels of ``x``."""
+    counts = window.positions
+    place = (position,) if isinstance(position, int) else tuple(position)
+    if len(place) != len(counts) or not all(0 <= p < n for p, n in zip(place, counts, strict=True)):
+        raise IndexError(
+            f"{label(owner)}: there is no output at position {place}; the positions are "
+            f"{shape_text(counts, AXES[len(counts)])}, counted from 0."
+        )
+    if x.ndim < len(counts) + 2:
+        return OneWindow(window.at(place), channels, (channel, *place))
+    if not 0 <= sample < x.shape[0]:
+        raise IndexError(f"{label(owner)}: there is no sample {sample} in a batch of {x.shape[0]}.")
+    return OneWindow(window.at(place, sample), channels, (sample, channel, *place))
+
+
+def refusal(owner: torch.nn.Module, x: torch.Tensor, count: int, text: str) -> RuntimeError:
+    """Return an exception that names the layer and its input, which has ``count`` axes of space if it is right."""
+    axes = ("batch", "channels", *AXES[count])
+    named = axes[len(axes) - x.ndim :] if x.ndim in (count + 1, count + 2) else ()
+    return RuntimeError(f"{label(owner)}: the input is {shape_text(x.shape, named)}, {text}")
+
+
+def wrong_axes(x: torch.Tensor, count: int, channels: str = "channels") -> str:
+    """Say that an input has too few or too many axes."""
+    wanted = f"{channels}, {', '.join(AXES[count])}"
+    cure = f"If it lacks the channels, x.unsqueeze({-1 - count}) adds one."
+    if x.ndim > count + 2:
+        cure = "If its first axes all count samples, x.flatten(0, 1) joins two of them."
+    return f"but the layer reads (batch, {wanted}), or ({wanted}) without a batch. {cure}"
+
+
+def mismatch(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Say that input and weights differ in device or dtype; None if they do not."""
+    if x.device != weight.device:
+        return f"on {x.device}, but the weights are on {weight.device}. Move one: x.to({str(weight.device)!r})."
+    if x.dtype != weight.dtype:
+        return f"of {x.dtype}, but the weights are of {weight.dtype}. Convert one: x.to({weight.dtype})."
+    return None
