@@ -1,7 +1,9 @@
 """pellucid: neural-network components written once, as formulas."""
 
 from pellucid.errors import FormulaError, PellucidWarning
+from pellucid.formula.draws import dropout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
+from pellucid.nn.cell import Cell, cell
 
-__all__ = ["FormulaError", "PellucidWarning", "constant", "ones", "orthogonal", "uniform", "zeros"]
+__all__ = ["Cell", "FormulaError", "PellucidWarning", "cell", "constant", "dropout", "ones", "orthogonal", "uniform", "zeros"]
 __version__ = "0.1.0"

@@ -73,7 +73,12 @@ def is_pointwise(name: str) -> bool:
 
 def apply(solver: _Solver, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give the shape of an operation's result, noting what it says about open sizes."""
-    name = kwargs.pop("property", None) or getattr(function, "__name__", str(function)).strip("_")
+    name = kwargs.pop("property", None) or getattr(function, "__name__", str(function))
+    if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+        solver.fail(
+            f"{name} changes a tensor in place. A formula makes new values: use {name[:-1]} and assign its result"
+        )
+    name = name.strip("_")
     name = REFLECTED.get(name, name)
     rule = RULES.get(name)
     if rule is not None:

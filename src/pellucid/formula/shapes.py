@@ -485,3 +485,11 @@ for _name in (
     "mod floordiv getitem"
 ).split():
     setattr(Traced, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _in_place(self: Traced, *_: Any) -> NoReturn:
+    self.solver.fail("this changes a tensor in place. A formula makes new values: write c = c + i * g, not c += i * g")
+
+
+for _name in "iadd isub imul itruediv ipow imatmul imod ifloordiv iand ior ixor setitem".split():
+    setattr(Traced, f"__{_name}__", _in_place)

@@ -8,6 +8,20 @@ from typing import Any
 
 import torch.nn as _torch_nn
 
+from pellucid.nn.convolution import Conv1d as Conv1d
+from pellucid.nn.convolution import Conv2d as Conv2d
+from pellucid.nn.convolution import Conv3d as Conv3d
+from pellucid.nn.recurrent import GRU as GRU
+from pellucid.nn.recurrent import LSTM as LSTM
+from pellucid.nn.recurrent import RNN as RNN
+from pellucid.nn.recurrent import GRUCell as GRUCell
+from pellucid.nn.recurrent import LSTMCell as LSTMCell
+from pellucid.nn.recurrent import Recurrent as Recurrent
+from pellucid.nn.recurrent import RNNCell as RNNCell
+from pellucid.nn.transposed import ConvTranspose1d as ConvTranspose1d
+from pellucid.nn.transposed import ConvTranspose2d as ConvTranspose2d
+from pellucid.nn.transposed import ConvTranspose3d as ConvTranspose3d
+
 # `import pellucid.nn.functional as F` finds torch's submodules under this name too.
 for _name, _value in list(vars(_torch_nn).items()):
     if isinstance(_value, ModuleType) and _value.__name__ == f"torch.nn.{_name}":

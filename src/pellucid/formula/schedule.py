@@ -1,0 +1,186 @@
+"""What is done once, once per input and at every step: the joint graph cut into the stages of a program.
+
+Each value depends on parameters alone (ONCE), on the input but no state (INPUT), or on the state (STEP). The first
+two are evaluated outside the loop, INPUT with time folded into the rows. Backward likewise: the loop holds only what
+lies between the gradients of the new state and those of the old; everything else is linear in what the loop leaves
+and right as it stands when its rows are time × batch, the weights' gradients above all.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from pellucid.errors import FormulaError
+from pellucid.formula.graph import ROWS_HINT, Joint
+from pellucid.formula.shapes import Solution
+from pellucid.formula.source import Source
+from pellucid.kernel.program import Program, Stage
+
+ONCE, INPUT, STEP = range(3)
+
+
+def schedule(source: Source, solution: Solution, joint: Joint) -> Program:
+    """Cut the joint graph of a step into a program."""
+    return _Scheduler(source, solution, joint).program()
+
+
+def _is_size(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) and node.op != "get_attr"
+
+
+class _Scheduler:
+    def __init__(self, source: Source, solution: Solution, joint: Joint) -> None:
+        self.source, self.solution, self.joint = source, solution, joint
+        self.nodes = [n for n in joint.graph.nodes if n.op != "output"]
+        placeholders = iter([n for n in self.nodes if n.op == "placeholder"])
+        groups = [[next(placeholders) for _ in range(count)] for count in joint.counts]
+        self.inputs, self.states, self.parameters, self.draws, self.output_grad, self.state_grads = groups
+        results = list(next(n for n in joint.graph.nodes if n.op == "output").args[0])  # type: ignore[arg-type]
+        ends = (1, len(self.states), 1, len(self.states), len(self.parameters))
+        starts = [sum(ends[:i]) for i in range(len(ends))]
+        parts = [results[a : a + n] for a, n in zip(starts, ends, strict=True)]
+        self.output, self.new_states, self.input_result, self.state_results, self.parameter_results = parts
+        self.kind = self._kinds()
+        self.of_state_grad = self._descendants(self.state_grads)
+        self.of_grad = self._descendants([*self.state_grads, *self.output_grad])
+        self.forward = self._forward()
+
+    # -- which value belongs where ------------------------------------------------------------------------------
+
+    def _kinds(self) -> dict[fx.Node, int]:
+        kinds: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            if node.op == "get_attr" or node in self.parameters:
+                kinds[node] = ONCE
+            elif node in self.states or node in self.state_grads:
+                kinds[node] = STEP
+            elif node.op == "placeholder" or _is_size(node):
+                kinds[node] = INPUT
+            else:
+                kinds[node] = max((kinds[a] for a in node.all_input_nodes), default=ONCE)
+        return kinds
+
+    def _descendants(self, start: Iterable[fx.Node]) -> set[fx.Node]:
+        found = set(start)
+        for node in self.nodes:
+            if any(a in found for a in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _ancestors(self, start: Iterable[fx.Node]) -> set[fx.Node]:
+        found, todo = set(), [n for n in start if isinstance(n, fx.Node)]
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found.add(node)
+                todo.extend(node.all_input_nodes)
+        return found
+
+    def _forward(self) -> set[fx.Node]:
+        """What the results need, and the other parts of their tuples (a norm's mean comes with its result)."""
+        found = self._ancestors([*self.output, *self.new_states])
+        parts = {n for n in self.nodes if n.target is operator.getitem and n.args[0] in found}
+        for node in found | parts:
+            if self.kind[node] != ONCE and node.op == "call_function" and not _is_size(node):
+                self._check_rows(node)
+        return found | parts
+
+    def _check_rows(self, node: fx.Node) -> None:
+        """A legality check: time can be folded into the rows only of values that have rows."""
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and (value.dim() == 0 or isinstance(value.shape[0], int)):
+            raise FormulaError(
+                f"cell {self.source.name}: {node.target} gives a value without the axis of the batch "
+                f"({tuple(value.shape)}), so samples would be mixed. Keep rows: reduce over the features with dim=-1, "
+                f"keepdim=True.\n  in {self.source.where}"
+            )
+
+    # -- the stages ---------------------------------------------------------------------------------------------
+
+    def _stage(self, members: set[fx.Node], wanted: Sequence[fx.Node]) -> Stage:
+        """Copy ``members`` into a graph of their own; what they take from elsewhere becomes an input."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        rows = graph.placeholder("rows")
+        taken = [a for n in self.nodes if n in members for a in n.all_input_nodes]
+        outside = dict.fromkeys(n for n in (*taken, *wanted) if n not in members and not _is_size(n))
+        for node in outside:
+            copies[node] = graph.placeholder(node.name)
+        for node in self.nodes:
+            if _is_size(node) and node.op != "placeholder":
+                is_size_of = node.target is torch.ops.aten.sym_size.int
+                copies[node] = rows if is_size_of else graph.node_copy(node, copies.__getitem__)
+            elif node in members:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in wanted))
+        graph.eliminate_dead_code()
+        return Stage(graph, tuple(n.name for n in outside), tuple(n.name for n in wanted))
+
+    def _used_by(self, members: set[fx.Node], others: set[fx.Node], also: Iterable[fx.Node] = ()) -> list[fx.Node]:
+        """The values of ``members`` that ``others`` read, or that are wanted themselves."""
+        wanted = set(also)
+        return [
+            n
+            for n in self.nodes
+            if n in members and not isinstance(n.meta.get("val"), (tuple, list))
+            if n in wanted or any(user in others for user in n.users)
+        ]
+
+    def program(self) -> Program:
+        """Make the six stages and name what passes between them."""
+        computed = {n for n in self.nodes if n.op == "call_function" and not _is_size(n)}
+        forward = {k: {n for n in self.forward & computed if self.kind[n] == k} for k in (ONCE, INPUT, STEP)}
+        backward = self._ancestors([*self.input_result, *self.state_results, *self.parameter_results])
+        backward = (backward & computed) - self.forward
+        loop = backward & self.of_state_grad & self._ancestors(self.state_results)
+        before = (backward - loop) & self._ancestors(loop | set(self.state_results)) - self.of_state_grad
+        after = backward - loop - before
+        results = [*self.output, *self.new_states]
+
+        once = self._used_by(forward[ONCE], computed - forward[ONCE], results)
+        per_input = self._used_by(forward[INPUT], forward[STEP] | backward, results)
+        step = self._used_by(forward[STEP], backward, results)
+        saved = [n for n in per_input + step if any(user in backward for user in n.users)]
+        carried = set(self.state_results)
+        loop_out = self._used_by(loop | set(self.state_grads), after, carried)
+        step_wanted = list(dict.fromkeys([*results, *(n for n in step if n in saved)]))
+        features = {n.name: self._features(n) for n in saved}
+        return Program(
+            name=self.source.name,
+            input=self.inputs[0].name,
+            states=tuple(n.name for n in self.states),
+            parameters=tuple(n.name for n in self.parameters),
+            draws=tuple(n.name for n in self.draws),
+            sites=self.joint.sites,
+            constants=self.joint.constants,
+            once=self._stage(forward[ONCE], once),
+            per_input=self._stage(forward[INPUT], per_input),
+            step=self._stage(forward[STEP], step_wanted),
+            output=self.output[0].name,
+            new_states=tuple(n.name for n in self.new_states),
+            saved_folded=tuple(n.name for n in saved if self.kind[n] == INPUT),
+            saved_steps=tuple(n.name for n in saved if self.kind[n] == STEP)
+            + tuple(n.name for n in self.states if any(user in backward for user in n.users)),
+            output_gradient=self.output_grad[0].name,
+            state_gradients=tuple(n.name for n in self.state_grads),
+            before=self._stage(before, self._used_by(before, loop | after, carried)),
+            back_step=self._stage(loop, list(dict.fromkeys([*self.state_results, *loop_out]))),
+            after=self._stage(after, list(dict.fromkeys([*self.input_result, *self.parameter_results]))),
+            input_gradient=self.input_result[0].name,
+            old_state_gradients=tuple(n.name for n in self.state_results),
+            parameter_gradients=tuple(n.name for n in self.parameter_results),
+            fixed=frozenset(n.name for n in self.nodes if self.kind[n] == ONCE),
+            features=features,
+            output_size=self.solution.output,
+            state_sizes=self.solution.state_sizes(self.source),
+        )
+
+    def _features(self, node: fx.Node) -> tuple[int, ...]:
+        """How many rows the value has for a row of the batch, and its other axes."""
+        value: Any = node.meta["val"]
+        return (value.shape[0].node.hint // ROWS_HINT, *map(int, value.shape[1:]))

@@ -1,0 +1,85 @@
+"""The scheduled program of a cell: what every backend receives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A straight piece of the program: named values in, named values out.
+
+    The graph's first placeholder is the number of rows, then come ``inputs``; it returns ``outputs`` as a tuple.
+    """
+
+    graph: fx.Graph
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @functools.cached_property
+    def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        """The stage as a Python function ``(rows, *inputs) -> outputs``."""
+        return fx.GraphModule(torch.nn.Module(), self.graph).forward
+
+    def run(self, rows: int, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Take the inputs by name from ``values`` and return the outputs by name."""
+        results = self.function(rows, *(values[name] for name in self.inputs))
+        return dict(zip(self.outputs, results, strict=True))
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 (programs live as long as the process)
+    def only(self, outputs: tuple[str, ...]) -> Stage:
+        """The same stage for fewer outputs, without the work that only the others need."""
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        results = graph.graph_copy(self.graph, copied)
+        assert isinstance(results, tuple)
+        graph.output(tuple(results[self.outputs.index(name)] for name in outputs))
+        graph.eliminate_dead_code()
+        return Stage(graph, self.inputs, outputs)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A cell, scheduled.
+
+    Forward: ``once`` (parameters alone), ``per_input`` (the input of every step, time folded into the rows), ``step``
+    (the loop). Backward: ``before`` (folded, what the loop needs and does not depend on the state's gradient),
+    ``back_step`` (the loop, last step first) and ``after`` (folded: the gradients of input and parameters).
+
+    Values have the names of the graph's nodes. ``saved_folded`` and ``saved_steps`` are what backward reads of
+    forward: whole tensors with time folded into the rows, and values of the loop, one a step; what depends on
+    parameters alone is computed again.
+    """
+
+    name: str
+    input: str
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+    draws: tuple[str, ...]
+    sites: tuple[tuple[int, str | None], ...]
+    constants: Mapping[str, torch.Tensor]
+    once: Stage
+    per_input: Stage
+    step: Stage
+    output: str
+    new_states: tuple[str, ...]
+    saved_folded: tuple[str, ...]
+    saved_steps: tuple[str, ...]
+    output_gradient: str
+    state_gradients: tuple[str, ...]
+    before: Stage
+    back_step: Stage
+    after: Stage
+    input_gradient: str
+    old_state_gradients: tuple[str, ...]
+    parameter_gradients: tuple[str, ...]
+    fixed: frozenset[str]  # values without rows: what depends on parameters alone
+    features: Mapping[str, tuple[int, ...]]  # of saved values: rows per row of the batch, then the other axes
+    output_size: int
+    state_sizes: tuple[int, ...]

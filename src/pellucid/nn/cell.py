@@ -1,0 +1,110 @@
+"""A cell of one's own: a formula that makes layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pellucid.errors import FormulaError
+from pellucid.formula.shapes import Solution, solve
+from pellucid.formula.source import read
+from pellucid.kernel import launch
+
+if TYPE_CHECKING:
+    from pellucid.nn.recurrent import Recurrent
+
+
+class Cell:
+    """A formula of one step, and the factory of its layers; made by `cell`.
+
+    ``cell(input_size, hidden_size, ...)`` returns a `pellucid.nn.Recurrent`, whose arguments it takes. ``source``
+    holds the author's names and lines, ``function`` is the undecorated function.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.source = read(function)
+        self.name = launch.register(f"{function.__module__}:{function.__qualname__}", self.source)
+        self.solve = functools.lru_cache(maxsize=64)(self._solve)
+
+    def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Recurrent:
+        from pellucid.nn.recurrent import Recurrent
+
+        return Recurrent(self, input_size, hidden_size, num_layers, **options)
+
+    def __repr__(self) -> str:
+        return f"<cell {self.source.name} at {self.source.where}>"
+
+    def __reduce__(self) -> str:
+        """Pickle as functions are pickled: by name."""
+        return self.function.__qualname__
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        return self
+
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """The sizes that the annotations name beside input and hidden: keyword arguments of the constructor."""
+        axes = [dim for symbol in self.source.symbols for dim in symbol.dims or ()]
+        names = [unit.split("*")[-1] for axis in axes for unit in axis.split("+")]
+        return tuple(dict.fromkeys(n for n in names if n.isidentifier() and n not in ("input", "hidden")))
+
+    def sort_options(self, options: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+        """Split keyword arguments into sizes and hyperparameters, defaults filled in.
+
+        Raises:
+            TypeError: an unknown or a missing name.
+            FormulaError: a size or a hyperparameter of the wrong kind.
+        """
+        sizes = {name: options[name] for name in self.size_names if name in options}
+        known = {symbol.name: symbol for symbol in self.source.hyperparameters}
+        values = {name: options.get(name, symbol.default) for name, symbol in known.items()}
+        unknown = [name for name in options if name not in known and name not in self.size_names]
+        missing = [name for name, s in known.items() if s.required and name not in options]
+        if unknown or missing:
+            fault = f"unexpected argument {unknown[0]!r}" if unknown else f"missing argument {missing[0]!r}"
+            raise TypeError(
+                f"{self.source.name}: {fault}. Beside those of every recurrent layer it takes: "
+                f"{', '.join((*self.size_names, *known)) or 'none'}"
+            )
+        for name, size in sizes.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise FormulaError(f"{self.source.name}: the size {name} is a whole number from 1, not {size!r}")
+        for name, value in values.items():
+            if not isinstance(value, (int, float, str)):
+                raise FormulaError(
+                    f"{self.source.name}: the hyperparameter {name} is a number, not a {type(value).__name__}. A tensor "
+                    f"that does not change may stand in the formula as a variable of its module; one that is trained is "
+                    f"a parameter (no number as default)."
+                )
+        return sizes, values
+
+    def _solve(self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...]) -> Solution:
+        return solve(self.source, dict(sizes), dict(hyperparameters))
+
+
+def cell(function: Callable[..., Any]) -> Cell:
+    """Make a recurrent layer of a formula.
+
+    Positional arguments are the input of a step, then the state entries; keyword-only arguments are parameters
+    (a default says how they start: ``pellucid.zeros``, ``pellucid.constant(0.5)``, any function that fills a tensor
+    in place) and hyperparameters (a number as default, or annotated ``float`` or ``int``). The function returns the
+    new state in the order of the arguments, or ``y, (h, c)`` where the output is not the first state entry. Vectors
+    are rows, the batch is invisible, shapes are solved; an annotation names a size that the formula leaves open:
+    ``M: "hidden rank"``.
+
+    ::
+
+        @pellucid.cell
+        def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
+            return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
+
+        layer = leaky(256, 128, tau=5.0)  # a torch.nn.Module: U 256×128, W 128×128, b 128
+        output, state = layer(torch.randn(50, 32, 256))  # (time, batch, features)
+
+    Raises:
+        FormulaError: the signature does not follow this contract.
+    """
+    return Cell(function)

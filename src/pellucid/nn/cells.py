@@ -1,0 +1,125 @@
+"""The cells: each a formula of a few lines, with its source. Vectors are rows; U takes the input, W the state."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pellucid.formula.initializers import constant, ones, zeros
+from pellucid.nn.cell import cell
+
+
+@cell
+def rnn(x, h, *, U, W, b=zeros):
+    """Elman network. Elman 1990, Finding structure in time."""
+    return torch.tanh(x @ U + h @ W + b)
+
+
+@cell
+def rnn_relu(x, h, *, U, W, b=zeros):
+    """Elman network with rectified units. Le, Jaitly & Hinton 2015, arXiv:1504.00941."""
+    return torch.relu(x @ U + h @ W + b)
+
+
+@cell
+def lstm(x, h, c, *, U, W, b=zeros):
+    """Long short-term memory, gates in the order i, f, g, o. Hochreiter & Schmidhuber 1997; Gers et al. 2000."""
+    i, f, g, o = (x @ U + h @ W + b).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h, c
+
+
+@cell
+def lstm_projected(x, h: "proj", c: "hidden", *, U, W, P, b=zeros):  # noqa: F821
+    """LSTM whose state h is projected to a smaller size. Sak, Senior & Beaufays 2014, arXiv:1402.1128."""
+    i, f, g, o = (x @ U + h @ W + b).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = (torch.sigmoid(o) * torch.tanh(c)) @ P
+    return h, c
+
+
+@cell
+def lstm_peephole(x, h, c, *, U, W, p_i=zeros, p_f=zeros, p_o=zeros, b=zeros):
+    """LSTM whose gates see the memory. Gers & Schmidhuber 2000, Recurrent nets that time and count."""
+    i, f, g, o = (x @ U + h @ W + b).chunk(4, -1)
+    i = torch.sigmoid(i + p_i * c)
+    f = torch.sigmoid(f + p_f * c)
+    c = f * c + i * torch.tanh(g)
+    h = torch.sigmoid(o + p_o * c) * torch.tanh(c)
+    return h, c
+
+
+@cell
+def lstm_coupled(x, h, c, *, U, W, b=zeros):
+    """LSTM that forgets as much as it takes in. Greff et al. 2017, LSTM: a search space odyssey, arXiv:1503.04069."""
+    f, g, o = (x @ U + h @ W + b).chunk(3, -1)
+    f = torch.sigmoid(f)
+    c = f * c + (1 - f) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h, c
+
+
+@cell
+def gru(x, h, *, U, W, b=zeros, c=zeros):
+    """Gated recurrent unit as torch.nn has it: r acts after the product with the state. Cho et al. 2014."""
+    r_x, z_x, n_x = (x @ U + b).chunk(3, -1)
+    r_h, z_h, n_h = (h @ W + c).chunk(3, -1)
+    r = torch.sigmoid(r_x + r_h)
+    z = torch.sigmoid(z_x + z_h)
+    n = torch.tanh(n_x + r * n_h)
+    return (1 - z) * n + z * h
+
+
+@cell
+def gru_original(x, h, *, U, W, U_n, W_n, b=zeros, b_n=zeros):
+    """Gated recurrent unit as first published: r acts on the state. Cho et al. 2014, arXiv:1406.1078."""
+    r, z = torch.sigmoid(x @ U + h @ W + b).chunk(2, -1)
+    n = torch.tanh(x @ U_n + (r * h) @ W_n + b_n)
+    return (1 - z) * n + z * h
+
+
+@cell
+def minimal_gated(x, h, *, U, W, U_n, W_n, b=zeros, b_n=zeros):
+    """Minimal gated unit: one gate. Zhou et al. 2016, arXiv:1603.09420."""
+    f = torch.sigmoid(x @ U + h @ W + b)
+    n = torch.tanh(x @ U_n + (f * h) @ W_n + b_n)
+    return (1 - f) * h + f * n
+
+
+@cell
+def indrnn(x, h, *, U, w, b=zeros):
+    """Independently recurrent network: a weight a unit instead of a matrix. Li et al. 2018, arXiv:1803.04831."""
+    return torch.relu(x @ U + w * h + b)
+
+
+@cell
+def layernorm_rnn(x, h, *, U, W, gamma=ones, beta=zeros):
+    """Elman network with a normalized sum. Ba, Kiros & Hinton 2016, arXiv:1607.06450."""
+    return torch.tanh(F.layer_norm(x @ U + h @ W, h.shape[-1:], gamma, beta))
+
+
+@cell
+def layernorm_lstm(
+    x, h, c, *, U, W, gamma_x=ones, beta_x=zeros, gamma_h=ones, beta_h=zeros, gamma_c=ones, beta_c=zeros
+):
+    """LSTM with normalized input, state and memory. Ba, Kiros & Hinton 2016, arXiv:1607.06450, equations 20 to 22."""
+    size = h.shape[-1]
+    a = F.layer_norm(x @ U, (4 * size,), gamma_x, beta_x) + F.layer_norm(h @ W, (4 * size,), gamma_h, beta_h)
+    i, f, g, o = a.chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(F.layer_norm(c, (size,), gamma_c, beta_c))
+    return h, c
+
+
+@cell
+def leaky(x, h, *, U, W, b=zeros, tau: float = 10.0):
+    """Leaky unit: the state moves by 1/tau of the way. Jaeger et al. 2007, Leaky-integrator echo state networks."""
+    return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
+
+
+@cell
+def continuous_time(x, h, *, U, W, b=zeros, log_tau=constant(1.0), dt: float = 1.0):
+    """Continuous-time network with a learned time constant a unit, one Euler step. Beer 1995; Yang et al. 2019."""
+    rate = dt / (dt + torch.exp(log_tau))
+    return (1 - rate) * h + rate * torch.relu(x @ U + h @ W + b)

@@ -1,0 +1,214 @@
+"""A cell over sequences: levels, directions, lengths, packed input, and the checks of what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from pellucid.errors import label, shape_text
+from pellucid.formula.shapes import Solution
+from pellucid.kernel import launch, random
+from pellucid.nn import lengths as real
+from pellucid.nn.cell import Cell
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class SequenceLayer(torch.nn.Module):
+    """What every recurrent layer shares; a subclass says which cell runs and where its parameters are.
+
+    Conventions are torch.nn's: input (time, batch, features), or (batch, time, features) with ``batch_first``, or
+    (time, features) for one sequence; state (layers × directions, batch, size) for each entry.
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch_first: bool
+    bidirectional: bool
+    dropout: float
+    _keys: list[str]
+    _solutions: list[Solution]
+
+    def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
+        """Return the formula's parameters of one level and direction, in its row convention: U is input × hidden."""
+        raise NotImplementedError
+
+    def solution(self, level: int = 0) -> Solution:
+        """The solved shapes of a level, with their reasons."""
+        return self._solutions[min(level, 1)]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers that the constructor set in the formula."""
+        return dict(self._hyperparameters)
+
+    @property
+    def backend(self) -> str:
+        """The name of what runs the formula."""
+        return "stepwise"
+
+    def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
+        """Solve the shapes of the first level and of those above, which read the output of the one below."""
+        self._hyperparameters = dict(hyperparameters)
+        self._solutions, self._keys = [], []
+        inner = dict(sizes)
+        for _ in range(min(self.num_layers, 2)):
+            solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
+            self._solutions.append(solution)
+            self._keys.append(launch.key(self.cell.name, inner, hyperparameters))
+            inner = {**inner, "input": solution.output * self._directions}
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _state_sizes(self) -> tuple[int, ...]:
+        return self._solutions[0].state_sizes(self.cell.source)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def run(self, x: Tensor | PackedSequence, state: State | None, lengths: real.Lengths | None) -> tuple[Any, State]:
+        """Run the layer; the forward of every subclass."""
+        if isinstance(x, PackedSequence):
+            return self._run_packed(x, state, lengths)
+        if x.dim() not in (2, 3):
+            raise ValueError(
+                f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
+                f"for a batch, or (time, features) for one sequence."
+            )
+        batched = x.dim() == 3
+        self._check_features(x, batched)
+        if not batched:
+            x = x.unsqueeze(1)
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        states = self._states(x, state, batched)
+        if lengths is not None:
+            lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
+        output, last = self._levels(x, states, lengths)
+        if not batched:
+            output, last = output.squeeze(1), tuple(s.squeeze(1) for s in last)
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+        return output, last[0] if len(last) == 1 else last
+
+    def _run_packed(
+        self, x: PackedSequence, state: State | None, lengths: real.Lengths | None
+    ) -> tuple[PackedSequence, State]:
+        if lengths is not None:
+            raise ValueError(f"{label(self)}: a PackedSequence brings its own lengths; pass it without lengths=")
+        padded, given = pad_packed_sequence(x)
+        self._check_features(padded, True)
+        states = self._states(padded, state, True)
+        output, last = self._levels(padded, states, given.to(padded.device))
+        if x.sorted_indices is not None:
+            output = output.index_select(1, x.sorted_indices)
+            given = given[x.sorted_indices.cpu()]
+        packed = pack_padded_sequence(output, given).data
+        result = PackedSequence(packed, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+        return result, last[0] if len(last) == 1 else last
+
+    def _levels(self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All levels and directions; x is (time, batch, features)."""
+        x, states, cast = self._autocast(x, states)
+        if lengths is not None:  # padding may hold anything, NaN too: it must not reach a sum over time
+            x = x.masked_fill(~real.mask(lengths, x.shape[0]).t().unsqueeze(-1), 0)
+        last: list[list[Tensor]] = [[] for _ in states]
+        for level in range(self.num_layers):
+            outputs = []
+            for reverse in (False, True)[: self._directions]:
+                place = level * self._directions + reverse
+                output, new = self._direction(x, [s[place] for s in states], level, reverse, lengths, cast)
+                outputs.append(output)
+                for entry, value in zip(last, new, strict=True):
+                    entry.append(value)
+            x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+            if level + 1 < self.num_layers and self.training and self.dropout > 0:
+                from pellucid.nn.dropout import drop
+
+                draws = random.uniform(x.shape, random.draw_seed(), device=x.device, dtype=x.dtype)
+                x = drop(x, draws, p=self.dropout)
+        return x, tuple(torch.stack(entry) for entry in last)
+
+    def _direction(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        level: int,
+        reverse: bool,
+        lengths: Tensor | None,
+        cast: torch.dtype | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        values = self.symbol_values(level, reverse)
+        parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]
+        seed = random.draw_seed() if self.training and self.solution(level).sites else None
+        key = self._keys[min(level, 1)]
+        return launch.recurrence(key, self.training, reverse, x, states, parameters, lengths, seed)
+
+    def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
+        """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""
+        if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+            return x, states, None
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), [s.to(dtype) for s in states], dtype
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _axes_text(self) -> str:
+        return "(batch, time, features)" if self.batch_first else "(time, batch, features)"
+
+    def _axes(self, batched: bool) -> tuple[str, ...]:
+        if not batched:
+            return ("time", "features")
+        return ("batch", "time", "features") if self.batch_first else ("time", "batch", "features")
+
+    def _check_features(self, x: Tensor, batched: bool) -> None:
+        if x.shape[-1] != self.input_size:
+            axes = self._axes(batched)
+            found = [n for n, size in zip(axes[:-1], x.shape[:-1], strict=True) if size == self.input_size]
+            if found:
+                fix = f"The {found[0]} axis has that size: move it to the end, x.transpose(...)."
+            elif batched and not self.batch_first:
+                fix = f"Is it (batch, time, features)? Then pass batch_first=True, and input_size={x.shape[-1]}."
+            else:
+                fix = f"Make the layer with input_size={x.shape[-1]}, or give it {self.input_size} features."
+            raise RuntimeError(
+                f"{label(self)}: the input is {shape_text(x.shape, axes)}, but input_size is {self.input_size}. {fix}"
+            )
+        dtype = next(iter(self.parameters())).dtype
+        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(
+                f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
+                f"input.to({dtype}) or layer.to({x.dtype})."
+            )
+
+    def _states(self, x: Tensor, state: State | None, batched: bool) -> list[Tensor]:
+        """Return the initial state as (layers × directions, batch, size) for each entry; zeros where none is given."""
+        rows = self.num_layers * self._directions
+        names = [symbol.name for symbol in self.cell.source.states]
+        if state is None:
+            return [x.new_zeros((rows, x.shape[1], size)) for size in self._state_sizes]
+        entries = (state,) if isinstance(state, Tensor) else tuple(state)
+        if len(entries) != len(names):
+            raise RuntimeError(
+                f"{label(self)}: the state has {len(names)} entries ({', '.join(names)}), but {len(entries)} were given. "
+                f"Pass {'a tensor' if len(names) == 1 else 'a tuple ' + '(' + ', '.join(names) + ')'}."
+            )
+        axes = ("layers × directions", "batch", "features") if batched else ("layers × directions", "features")
+        checked = []
+        for name, entry, size in zip(names, entries, self._state_sizes, strict=True):
+            expected = (rows, x.shape[1], size) if batched else (rows, size)
+            if tuple(entry.shape) != expected:
+                raise RuntimeError(
+                    f"{label(self)}: the state {name} is {shape_text(entry.shape, axes)}, expected "
+                    f"{shape_text(expected, axes)}. The batch is the second axis of a state, with batch_first too."
+                )
+            checked.append(entry if batched else entry.unsqueeze(1))
+        return checked
