@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from pellucid.errors import label
 from pellucid.nn import lengths as real
 from pellucid.nn.component import SymbolShape
-from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, refusal, wrong_axes
+from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, wrong_axes
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -114,15 +114,14 @@ class Convolution(Windowed, _ConvNd):
         try:
             return self._conv_forward(input, self.weight, self.bias)
         except RuntimeError as error:
-            self._explain(error, input)
+            self._explain(error, input, mismatch(input, self.weight))
             raise
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
             return super()._conv_forward(input, weight, bias)
-        count = len(self.kernel_size)
-        padded = extend(input, self._margins(input.shape[-count:]), self.padding_mode)
-        return CONVOLVE[count](padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        padded = extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode)
+        return CONVOLVE[self.spatial](padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:
         """Return how far ahead of the input the first window starts, and how many windows there are.
@@ -162,7 +161,7 @@ class Convolution(Windowed, _ConvNd):
 
     def _lines(self, x: torch.Tensor, **call: Any) -> tuple[Line, ...]:
         """Return what the windows read along each axis."""
-        sizes = enumerate(x.shape[-len(self.kernel_size) :])
+        sizes = enumerate(x.shape[-self.spatial :])
         return tuple(self._line(x, axis, size, self._placement(axis, size)[1]) for axis, size in sizes)
 
     def _kernels(self) -> torch.Tensor:
@@ -215,7 +214,7 @@ class Convolution(Windowed, _ConvNd):
         """Return weight and bias with the reasons of their shapes; given an input, it and the output too."""
         names = ("in_channels", "out_channels", "groups", "kernel_size", "stride", "padding", "dilation")
         facts = {name: getattr(self, name) for name in (*names, "padding_mode", "reach")}
-        axes = AXES[len(self.kernel_size)]
+        axes = AXES[self.spatial]
         kernel = tuple(f"kernel {name}" for name in axes)
         outer = ("out channels", "in channels per group")
         reason = "conv.weight"
@@ -234,19 +233,9 @@ class Convolution(Windowed, _ConvNd):
             found.append(SymbolShape("y", size, (*lead, "out channels", *axes), output, False, facts))
         return found
 
-    def _refuse_misfit(self, x: torch.Tensor) -> None:
-        """Raise if the shape of an input does not fit."""
-        if text := self._misfit(x):
-            raise refusal(self, x, len(self.kernel_size), text)
-
-    def _explain(self, error: RuntimeError, x: torch.Tensor) -> None:
-        """Raise what torch raised in words that name the layer, where the reason is known."""
-        if text := self._misfit(x) or mismatch(x, self.weight):
-            raise refusal(self, x, len(self.kernel_size), text) from error
-
     def _misfit(self, x: torch.Tensor) -> str | None:
         """Say how the shape of an input does not fit; None if it does."""
-        count = len(self.kernel_size)
+        count = self.spatial
         if x.ndim not in (count + 1, count + 2):
             return wrong_axes(x, count, f"channels {self.in_channels}")
         channels = x.shape[-1 - count]
@@ -298,6 +287,7 @@ class Conv1d(Convolution, torch.nn.Conv1d):
     al., "WaveNet", 2016.
     """
 
+    spatial = 1
     paddings = ("valid", "same", "causal")
 
     def forward(self, input: torch.Tensor, lengths: real.Lengths | None = None) -> torch.Tensor:
@@ -321,7 +311,7 @@ class Conv1d(Convolution, torch.nn.Conv1d):
         try:
             y = F.conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         except RuntimeError as error:
-            self._explain(error, input)
+            self._explain(error, input, mismatch(input, self.weight))
             raise
         return torch.where(kept, y, 0)
 
@@ -381,6 +371,8 @@ class Conv2d(Convolution, torch.nn.Conv2d):
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998.
     """
 
+    spatial = 2
+
 
 class Conv3d(Convolution, torch.nn.Conv3d):
     """Convolve along depth, height and width: volumes, and video with time as depth.
@@ -392,3 +384,5 @@ class Conv3d(Convolution, torch.nn.Conv3d):
         input (batch, in channels, depth, height, width), output (batch, out channels, *positions); or both without a
         batch.
     """
+
+    spatial = 3

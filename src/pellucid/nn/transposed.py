@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from pellucid.errors import label
 from pellucid.nn.convolution import Convolution
-from pellucid.nn.windowed import AXES
+from pellucid.nn.windowed import AXES, mismatch
 from pellucid.nn.windows import BEYOND, Line, Mode, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -66,11 +66,11 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         try:
             return self._spread(input, output_size)
         except RuntimeError as error:
-            self._explain(error, input)
+            self._explain(error, input, mismatch(input, self.weight))
             raise
 
     def _spread(self, x: torch.Tensor, output_size: Sequence[int] | None) -> torch.Tensor:
-        count = len(self.kernel_size)
+        count = self.spatial
         size, margins = x.shape[-count:], self._margins(x.shape[-count:])
         wanted = self._output_size(x, output_size)
         crops, extras, rest = [], [], []
@@ -88,7 +88,7 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
 
     def _output_size(self, x: torch.Tensor, output_size: Sequence[int] | None) -> list[int]:
         """Return how many outputs there are along each axis."""
-        count = len(self.kernel_size)
+        count = self.spatial
         sizes = [self._placement(axis, size)[1] for axis, size in enumerate(x.shape[-count:])]
         if output_size is None:
             return sizes
@@ -134,7 +134,7 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         return super()._size_misfit(axis, size)
 
     def _lines(self, x: torch.Tensor, output_size: Sequence[int] | None = None, **call: Any) -> tuple[Line, ...]:
-        sizes, positions = x.shape[-len(self.kernel_size) :], self._output_size(x, output_size)
+        sizes, positions = x.shape[-self.spatial :], self._output_size(x, output_size)
         return tuple(
             slide(
                 size,
@@ -150,7 +150,7 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         )
 
     def _kernels(self) -> torch.Tensor:
-        space = tuple(range(-len(self.kernel_size), 0))
+        space = tuple(range(-self.spatial, 0))
         each = self.weight.unflatten(0, (self.groups, -1))  # (groups, in per group, out per group, *kernel)
         return each.transpose(1, 2).flatten(0, 1).flip(space)
 
@@ -176,6 +176,8 @@ class ConvTranspose1d(TransposedConvolution, torch.nn.ConvTranspose1d):
     Source: Zeiler et al., "Deconvolutional networks", 2010.
     """
 
+    spatial = 1
+
 
 class ConvTranspose2d(TransposedConvolution, torch.nn.ConvTranspose2d):
     """Convolve a picture spread out by its stride: the way back up from ``Conv2d``.
@@ -185,6 +187,8 @@ class ConvTranspose2d(TransposedConvolution, torch.nn.ConvTranspose2d):
     Shapes:
         input (batch, in channels, height, width), output (batch, out channels, *positions); or both without a batch.
     """
+
+    spatial = 2
 
 
 class ConvTranspose3d(TransposedConvolution, torch.nn.ConvTranspose3d):
@@ -196,3 +200,5 @@ class ConvTranspose3d(TransposedConvolution, torch.nn.ConvTranspose3d):
         input (batch, in channels, depth, height, width), output (batch, out channels, *positions); or both without a
         batch.
     """
+
+    spatial = 3

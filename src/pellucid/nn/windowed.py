@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -65,7 +65,29 @@ class OneWindow:
 
 
 class Windowed(Component):
-    """A layer whose every output is computed from what one window reads."""
+    """A layer whose every output is computed from what one window reads; ``spatial`` counts the axes it moves along."""
+
+    spatial: ClassVar[int]
+
+    def _misfit(self, x: torch.Tensor) -> str | None:
+        """Say how the shape of an input does not fit; None if it does."""
+        raise NotImplementedError
+
+    def _refuse_misfit(self, x: torch.Tensor) -> None:
+        """Raise if the shape of an input does not fit."""
+        if text := self._misfit(x):
+            raise self._refusal(x, text)
+
+    def _explain(self, error: RuntimeError, x: torch.Tensor, otherwise: str | None = None) -> None:
+        """Raise what torch raised in words that name the layer, and the reason where it is known."""
+        if text := self._misfit(x) or otherwise:
+            raise self._refusal(x, text) from error
+        if type(error) is RuntimeError:
+            raise RuntimeError(f"{label(cast(torch.nn.Module, self))}: {error}") from error
+
+    def _refusal(self, x: torch.Tensor, text: str) -> RuntimeError:
+        shape = shape_text(x.shape, name_axes(x, self.spatial))
+        return RuntimeError(f"{label(cast(torch.nn.Module, self))}: the input is {shape}, {text}")
 
     def window_at(
         self, input: torch.Tensor, position: int | Sequence[int], channel: int = 0, sample: int = 0, **call: Any
@@ -120,11 +142,10 @@ def one_window(
     return OneWindow(window.at(place, sample), channels, (sample, channel, *place))
 
 
-def refusal(owner: torch.nn.Module, x: torch.Tensor, count: int, text: str) -> RuntimeError:
-    """Return an exception that names the layer and its input, which has ``count`` axes of space if it is right."""
+def name_axes(x: torch.Tensor, count: int) -> tuple[str, ...]:
+    """Name the axes of an input with ``count`` axes of space, batched or not; () if it has more or fewer."""
     axes = ("batch", "channels", *AXES[count])
-    named = axes[len(axes) - x.ndim :] if x.ndim in (count + 1, count + 2) else ()
-    return RuntimeError(f"{label(owner)}: the input is {shape_text(x.shape, named)}, {text}")
+    return axes[len(axes) - x.ndim :] if x.ndim in (count + 1, count + 2) else ()
 
 
 def wrong_axes(x: torch.Tensor, count: int, channels: str = "channels") -> str:

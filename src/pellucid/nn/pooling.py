@@ -1,0 +1,311 @@
+"""Pooling as one family: a window, as in convolution, and one number for what it reads: the greatest or the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+
+from pellucid.errors import label
+from pellucid.nn.component import SymbolShape
+from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
+from pellucid.nn.windows import Line, Window, share, slide
+
+
+def pool(x, *, window, reduce):
+    """Reduce what every window reads to one number; ``window(x)`` is (batch, channels, *positions, *kernel)."""
+    return reduce(window(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Maximum:
+    """The greatest entry over the last ``count`` axes.
+
+    With ``index``, (*positions, entries), also the place where it was read, counted through the input row by row.
+    """
+
+    count: int
+    index: torch.Tensor | None = None
+
+    def __call__(self, entries: torch.Tensor) -> Any:
+        """Reduce."""
+        values, best = entries.flatten(-self.count).max(-1)
+        if self.index is None:
+            return values
+        return values, self.index.expand(*best.shape, -1).gather(-1, best.unsqueeze(-1)).squeeze(-1)
+
+    def at(self, place: tuple[int, ...]) -> Maximum:
+        """Keep what concerns one position."""
+        return self if self.index is None else replace(self, index=self.index[place])
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The sum over ``axes``, in float32 at least, divided by how many entries count at each position."""
+
+    axes: tuple[int, ...]
+    divisor: torch.Tensor
+
+    def __call__(self, entries: torch.Tensor) -> torch.Tensor:
+        """Reduce."""
+        wide = torch.promote_types(entries.dtype, torch.float32)
+        return (entries.sum(self.axes, dtype=wide) / self.divisor).to(entries.dtype)
+
+    def at(self, place: tuple[int, ...]) -> Mean:
+        """Keep what concerns one position."""
+        return replace(self, divisor=self.divisor[place])
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """Return a number that is never greater than another of this dtype."""
+    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+class Pooling(Windowed, torch.nn.Module):
+    """What all poolings share: the formula, its windows, and errors that name the layer."""
+
+    formula = staticmethod(pool)
+
+    def forward(self, input: torch.Tensor) -> Any:
+        """Pool (batch, channels, *size), or (channels, *size) without a batch."""
+        try:
+            return super().forward(input)
+        except RuntimeError as error:
+            self._explain(error, input)
+            raise
+
+    def bind(
+        self, input: torch.Tensor, *, position: int | Sequence[int] | None = None, channel: int = 0, sample: int = 0
+    ) -> dict[str, Any]:
+        """Return the formula's arguments for this input.
+
+        Args:
+            input: (batch, channels, *size), or (channels, *size) without a batch.
+            position: bind the window of this one output; the formula then gives a single number.
+            channel: its channel.
+            sample: its place in the batch.
+        """
+        self._refuse_misfit(input)
+        size = input.shape[-self.spatial :]
+        window = Window(tuple(self._line(axis, n, input.device) for axis, n in enumerate(size)), self._fill(input))
+        reduce = self._reduce(window, size)
+        if position is None:
+            return {"x": input, "window": window, "reduce": reduce}
+        channels = input.shape[-1 - self.spatial]
+        if not 0 <= channel < channels:
+            raise IndexError(f"{label(self)}: there is no channel {channel}; the input has {channels}.")
+        one = one_window(self, input, window, position, channel, channel, sample)
+        return {"x": input, "window": one, "reduce": reduce.at(one.output[-self.spatial :])}
+
+    def symbols(self, *inputs: torch.Tensor) -> list[SymbolShape]:
+        """Return nothing, as pooling has no weights; given an input, it and the output."""
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "output_size")
+        facts = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        kind = "pool.adaptive" if "output_size" in facts else "pool"
+        found = []
+        for x in inputs:
+            window: Window = self.bind(x)["window"]
+            axes = ("batch", "channels", *AXES[self.spatial])[-x.ndim :]
+            size = (*x.shape[: -self.spatial], *window.positions)
+            found.append(SymbolShape("x", tuple(x.shape), axes, "pool.input", False, facts))
+            found.append(SymbolShape("y", size, axes, f"{kind}.output", False, facts))
+        return found
+
+    def _misfit(self, x: torch.Tensor) -> str | None:
+        if x.ndim not in (self.spatial + 1, self.spatial + 2):
+            return wrong_axes(x, self.spatial)
+        texts = (self._size_misfit(axis, n) for axis, n in enumerate(x.shape[-self.spatial :]))
+        return next((text for text in texts if text), None)
+
+    def _size_misfit(self, axis: int, size: int) -> str | None:
+        return f"but there is nothing to read along an empty {AXES[self.spatial][axis]}." if size == 0 else None
+
+    def _line(self, axis: int, size: int, device: torch.device) -> Line:
+        """Return what the windows read along one axis."""
+        raise NotImplementedError
+
+    def _fill(self, x: torch.Tensor) -> float:
+        """Return what stands where nothing is read."""
+        raise NotImplementedError
+
+    def _reduce(self, window: Window, size: Sequence[int]) -> Any:
+        """Return what makes one number of a window."""
+        raise NotImplementedError
+
+    def _along(self, name: str, axis: int) -> int:
+        """Return an argument that is one number, or one for each axis, as it is for this axis."""
+        value = getattr(self, name, 1)
+        each = (value,) if isinstance(value, int) else tuple(value)
+        return each[axis if len(each) > 1 else 0]
+
+
+class Sliding(Pooling):
+    """A pooling whose window slides by a stride."""
+
+    ceil_mode: bool
+
+    def _reach(self, axis: int) -> int:
+        """Return how many places a window spans."""
+        return self._along("dilation", axis) * (self._along("kernel_size", axis) - 1) + 1
+
+    def _positions(self, axis: int, size: int) -> int:
+        stride, padding = self._along("stride", axis), self._along("padding", axis)
+        room = size + 2 * padding - self._reach(axis)
+        if not self.ceil_mode:
+            return room // stride + 1
+        positions = -(-room // stride) + 1
+        return positions - 1 if (positions - 1) * stride >= size + padding else positions  # none starts behind the end
+
+    def _line(self, axis: int, size: int, device: torch.device) -> Line:
+        return slide(
+            size,
+            self._positions(axis, size),
+            self._along("kernel_size", axis),
+            stride=self._along("stride", axis),
+            dilation=self._along("dilation", axis),
+            before=self._along("padding", axis),
+            device=device,
+        )
+
+    def _size_misfit(self, axis: int, size: int) -> str | None:
+        padding, name = self._along("padding", axis), AXES[self.spatial][axis]
+        if size > 0 and self._positions(axis, size) <= 0:
+            return (
+                f"but the window spans {self._reach(axis)} places along the {name}, more than the {size + 2 * padding} "
+                f"that the input has with its padding. Use a smaller kernel_size, or ceil_mode=True."
+            )
+        return super()._size_misfit(axis, size)
+
+
+class Adaptive(Pooling):
+    """A pooling whose windows share the input out among a given number of outputs."""
+
+    output_size: Any
+
+    def _line(self, axis: int, size: int, device: torch.device) -> Line:
+        each = self.output_size if isinstance(self.output_size, Sequence) else (self.output_size,) * self.spatial
+        return share(size, size if each[axis] is None else each[axis], device=device)
+
+
+class Greatest(Pooling):
+    """A pooling by the maximum."""
+
+    return_indices: bool
+
+    def _fill(self, x: torch.Tensor) -> float:
+        return lowest(x.dtype)
+
+    def _reduce(self, window: Window, size: Sequence[int]) -> Maximum:
+        if not self.return_indices:
+            return Maximum(self.spatial)
+        rows = torch.tensor([prod(size[axis + 1 :]) for axis in range(self.spatial)], device=window.coordinates.device)
+        return Maximum(self.spatial, (window.coordinates * rows).sum(-1).flatten(-self.spatial))
+
+
+class Average(Pooling):
+    """A pooling by the mean."""
+
+    def _fill(self, x: torch.Tensor) -> float:
+        return 0.0
+
+    def _reduce(self, window: Window, size: Sequence[int]) -> Mean:
+        return Mean(window.axes, self._divisor(window, size))
+
+    def _divisor(self, window: Window, size: Sequence[int]) -> torch.Tensor:
+        """Return how many entries count at each position: those that are read."""
+        return window.coordinates.ge(0).all(-1).sum(window.axes)
+
+
+class SlidingAverage(Average, Sliding):
+    """A mean that counts the padding too, if so asked, or divides by a number of the user's choice."""
+
+    count_include_pad: bool
+
+    def _divisor(self, window: Window, size: Sequence[int]) -> torch.Tensor:
+        read = super()._divisor(window, size)
+        override = getattr(self, "divisor_override", None)
+        if override is not None:
+            return torch.full_like(read, override)
+        if not self.count_include_pad:
+            return read
+        counted = torch.ones_like(read)
+        for axis, entries in enumerate(size):  # a window of ceil_mode may go on beyond the padding: that is not counted
+            starts = torch.arange(window.positions[axis], device=read.device) * self._along("stride", axis)
+            inside = (entries + 2 * self._along("padding", axis) - starts).clamp(max=self._along("kernel_size", axis))
+            counted = counted * inside.reshape([-1 if other == axis else 1 for other in range(self.spatial)])
+        return counted
+
+
+class MaxPool1d(Greatest, Sliding, torch.nn.MaxPool1d):
+    """Keep the greatest entry under a window that slides along a sequence: a drop-in for ``torch.nn.MaxPool1d``."""
+
+    spatial = 1
+
+
+class MaxPool2d(Greatest, Sliding, torch.nn.MaxPool2d):
+    """Keep the greatest entry under a window that slides over a picture: a drop-in for ``torch.nn.MaxPool2d``."""
+
+    spatial = 2
+
+
+class MaxPool3d(Greatest, Sliding, torch.nn.MaxPool3d):
+    """Keep the greatest entry under a window that slides through a volume: a drop-in for ``torch.nn.MaxPool3d``."""
+
+    spatial = 3
+
+
+class AvgPool1d(SlidingAverage, torch.nn.AvgPool1d):
+    """Take the mean under a window that slides along a sequence: a drop-in for ``torch.nn.AvgPool1d``."""
+
+    spatial = 1
+
+
+class AvgPool2d(SlidingAverage, torch.nn.AvgPool2d):
+    """Take the mean under a window that slides over a picture: a drop-in for ``torch.nn.AvgPool2d``."""
+
+    spatial = 2
+
+
+class AvgPool3d(SlidingAverage, torch.nn.AvgPool3d):
+    """Take the mean under a window that slides through a volume: a drop-in for ``torch.nn.AvgPool3d``."""
+
+    spatial = 3
+
+
+class AdaptiveMaxPool1d(Greatest, Adaptive, torch.nn.AdaptiveMaxPool1d):
+    """Share a sequence out and keep the greatest entry of each part: a drop-in for ``torch.nn.AdaptiveMaxPool1d``."""
+
+    spatial = 1
+
+
+class AdaptiveMaxPool2d(Greatest, Adaptive, torch.nn.AdaptiveMaxPool2d):
+    """Share a picture out and keep the greatest entry of each part: a drop-in for ``torch.nn.AdaptiveMaxPool2d``."""
+
+    spatial = 2
+
+
+class AdaptiveMaxPool3d(Greatest, Adaptive, torch.nn.AdaptiveMaxPool3d):
+    """Share a volume out and keep the greatest entry of each part: a drop-in for ``torch.nn.AdaptiveMaxPool3d``."""
+
+    spatial = 3
+
+
+class AdaptiveAvgPool1d(Average, Adaptive, torch.nn.AdaptiveAvgPool1d):
+    """Share a sequence out and take the mean of each part: a drop-in for ``torch.nn.AdaptiveAvgPool1d``."""
+
+    spatial = 1
+
+
+class AdaptiveAvgPool2d(Average, Adaptive, torch.nn.AdaptiveAvgPool2d):
+    """Share a picture out and take the mean of each part: a drop-in for ``torch.nn.AdaptiveAvgPool2d``."""
+
+    spatial = 2
+
+
+class AdaptiveAvgPool3d(Average, Adaptive, torch.nn.AdaptiveAvgPool3d):
+    """Share a volume out and take the mean of each part: a drop-in for ``torch.nn.AdaptiveAvgPool3d``."""
+
+    spatial = 3
