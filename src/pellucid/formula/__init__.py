@@ -1,0 +1,1 @@
+"""What a component computes: the author's function, its shapes, its gradient, its schedule."""

@@ -131,7 +131,7 @@ def _trace(
 
     def fake(shape: Sequence[int], rows: bool) -> torch.Tensor:
         kinds = [DimDynamic.DUCK if rows and axis == 0 else DimDynamic.STATIC for axis in range(len(shape))]
-        context = StatelessSymbolicContext(dynamic_sizes=kinds)
+        context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=kinds)
         return mode.from_tensor(torch.empty(tuple(shape), dtype=dtype, device=device), symbolic_context=context)
 
     rows = [fake((ROWS_HINT, solution.symbols[s.name].shape[-1]), True) for s in (*source.inputs, *source.states)]
@@ -147,10 +147,11 @@ def _trace(
             output, states = step(source, hyperparameters, training, (*inner, *drawn))
             return (output, *states)
 
-        results, vjp = torch.func.vjp(forward, *values[:primals])
+        results, vjp, *_ = torch.func.vjp(forward, *values[:primals])
         return (*results, *vjp(tuple(values[primals + len(noise) :])))
 
-    module = make_fx(joint, decomposition_table=core_aten_decompositions())(*rows, *weights, *noise, *cotangents)
+    decompositions: Any = core_aten_decompositions()
+    module = make_fx(joint, decomposition_table=decompositions)(*rows, *weights, *noise, *cotangents)
     module.graph.eliminate_dead_code()
     return module
 

@@ -26,6 +26,7 @@ ONCE, INPUT, STEP = range(3)
 
 def schedule(source: Source, solution: Solution, joint: Joint) -> Program:
     """Cut the joint graph of a step into a program."""
+    _Scheduler(source, solution, joint).regroup()
     return _Scheduler(source, solution, joint).program()
 
 
@@ -40,7 +41,7 @@ class _Scheduler:
         placeholders = iter([n for n in self.nodes if n.op == "placeholder"])
         groups = [[next(placeholders) for _ in range(count)] for count in joint.counts]
         self.inputs, self.states, self.parameters, self.draws, self.output_grad, self.state_grads = groups
-        results = list(next(n for n in joint.graph.nodes if n.op == "output").args[0])  # type: ignore[arg-type]
+        results: list[Any] = list(next(n for n in joint.graph.nodes if n.op == "output").args[0])
         ends = (1, len(self.states), 1, len(self.states), len(self.parameters))
         starts = [sum(ends[:i]) for i in range(len(ends))]
         parts = [results[a : a + n] for a, n in zip(starts, ends, strict=True)]
@@ -99,6 +100,53 @@ class _Scheduler:
                 f"({tuple(value.shape)}), so samples would be mixed. Keep rows: reduce over the features with dim=-1, "
                 f"keepdim=True.\n  in {self.source.where}"
             )
+
+    # -- sums and products, the early parts first ---------------------------------------------------------------
+
+    def regroup(self) -> None:
+        """Reorder sums and products so that what is known before the loop is combined before the loop.
+
+        ``x @ U + h @ W + b`` becomes ``(x @ U + b) + h @ W``; in backward, ``gradient · s · (1 − s)`` becomes
+        ``gradient · (s · (1 − s))``.
+        """
+        for target in (torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor):
+            for root in [n for n in self.nodes if self._is_link(n, target)]:
+                if not self._is_inner(root, target):
+                    self._regroup_chain(root, target)
+        self.joint.graph.eliminate_dead_code()
+
+    def _is_link(self, node: fx.Node, target: Any) -> bool:
+        return node.target is target and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args)
+
+    def _is_inner(self, node: fx.Node, target: Any) -> bool:
+        """Whether a link of a chain is read by nothing but the next link, in the same half of the program."""
+        user = next(iter(node.users), None)
+        return user is not None and len(node.users) == 1 and self._is_link(user, target) and self._same_half(node, user)
+
+    def _same_half(self, a: fx.Node, b: fx.Node) -> bool:
+        return (a in self.of_grad) == (b in self.of_grad)
+
+    def _regroup_chain(self, root: fx.Node, target: Any) -> None:
+        leaves: list[fx.Node] = []
+        todo = [root]
+        while todo:
+            node = todo.pop()
+            if node is root or (self._is_inner(node, target) and self._is_link(node, target)):
+                todo.extend(a for a in reversed(node.args) if isinstance(a, fx.Node))
+            else:
+                leaves.append(node)
+        backward = root in self.of_grad
+        late = [3 if n in self.of_state_grad else INPUT if backward else self.kind[n] for n in leaves]
+        if sum(value < max(late) for value in late) < 2:
+            return
+        ordered = [leaf for _, leaf in sorted(zip(late, leaves, strict=True), key=lambda pair: pair[0])]
+        total = ordered[0]
+        for leaf in ordered[1:]:
+            with self.joint.graph.inserting_before(root):
+                value = target(total.meta["val"], leaf.meta["val"])
+                total = self.joint.graph.call_function(target, (total, leaf))
+                total.meta["val"] = value
+        root.replace_all_uses_with(total)
 
     # -- the stages ---------------------------------------------------------------------------------------------
 

@@ -181,8 +181,8 @@ def _same_shape(solver: _Solver, value: Any, *args: Any, **kwargs: Any) -> Trace
 
 
 @rule(
-    "sum", "mean", "amax", "amin", "prod", "std", "var", "logsumexp", "norm", "any", "all", "argmax", "argmin", "nansum",
-    "median", "max", "min", "aminmax",
+    "sum", "mean", "amax", "amin", "prod", "std", "var", "logsumexp", "norm", "any", "all", "argmax", "argmin",
+    "nansum", "median", "max", "min", "aminmax",
 )  # fmt: skip
 def _reduce(solver: _Solver, value: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if isinstance(dim, Traced):  # torch.max(a, b) of two values
@@ -212,8 +212,8 @@ def _feature_axes(solver: _Solver, dims: Sequence[Dim], axes: Sequence[int]) -> 
             solver.fail(f"axis {axis} does not exist in {len(dims)} axes")
         if dims[axis] == ROWS:
             solver.fail(
-                f"dim={axis} is the batch, which is invisible to a cell; vectors are rows (batch × features), so reduce "
-                "over the features with dim=-1"
+                f"dim={axis} is the batch, which is invisible to a cell; vectors are rows (batch × features), so "
+                "reduce over the features with dim=-1"
             )
         found.add(axis % len(dims))
     return found

@@ -198,8 +198,9 @@ class _Solver:
             *factors, last = part.split("*")
             if not all(f.isdigit() for f in factors) or not (last.isdigit() or last.isidentifier()):
                 raise FormulaError(
-                    f"cell {self.source.name}: the annotation of {symbol.name} has the axis {text!r}; an axis is a name, "
-                    f"a number, or a sum of multiples such as 4*hidden.\n" + self.source.caret_at_name(symbol.name)
+                    f"cell {self.source.name}: the annotation of {symbol.name} has the axis {text!r}; an axis is a "
+                    f"name, a number, or a sum of multiples such as 4*hidden.\n"
+                    + self.source.caret_at_name(symbol.name)
                 )
             if last.isidentifier() and last not in self.sizes:
                 raise FormulaError(
@@ -240,8 +241,8 @@ class _Solver:
         value = self.unifier.value(dim)
         if value is None:
             raise FormulaError(
-                f"cell {self.source.name}: the size {self.unifier.resolve(dim)} stays open: nothing in the formula ties "
-                f"it to the input or the state. Name it in an annotation.\n  in {self.source.where}"
+                f"cell {self.source.name}: the size {self.unifier.resolve(dim)} stays open: nothing in the formula "
+                f"ties it to the input or the state. Name it in an annotation.\n  in {self.source.where}"
             )
         return value
 
@@ -260,8 +261,8 @@ class _Solver:
                 "rank" if n is None else str(self.unifier.resolve(d)) for n, d in zip(numbers, dims, strict=True)
             )
             raise FormulaError(
-                f"cell {self.source.name}: the size of axis {axis} of {name} stays open: nothing ties it to the input or "
-                f'the state. Name it in an annotation, {name}: "{example}", and give the constructor rank=16.\n'
+                f"cell {self.source.name}: the size of axis {axis} of {name} stays open: nothing ties it to the input "
+                f'or the state. Name it in an annotation, {name}: "{example}", and give the constructor rank=16.\n'
                 + self.source.caret_at_name(name)
             )
         own = value.shape_.reasons or ((),) * len(dims)

@@ -1,0 +1,1 @@
+"""How it runs: the scheduled program and its backends."""

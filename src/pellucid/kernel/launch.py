@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +17,39 @@ from pellucid.formula.graph import in_plain_torch, trace
 from pellucid.formula.schedule import schedule
 from pellucid.formula.shapes import solve
 from pellucid.formula.source import Source
-from pellucid.kernel import stepwise
+from pellucid.kernel import naive, stepwise
 from pellucid.kernel.program import Program
 
 Tensor = torch.Tensor
+BACKENDS = ("auto", "stepwise", "naive")
 _sources: dict[str, Source] = {}
+_backend: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
 _building = threading.RLock()
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run recurrent layers by this backend inside a ``with`` block.
+
+    "stepwise" is the scheduled program in plain torch; "naive" is the author's function in a Python loop, the
+    definition itself; "auto" picks the fastest that can run the program.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"pellucid.backend: the backends are {', '.join(BACKENDS)}, not {name!r}")
+    token = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def chosen_backend() -> str:
+    """The name of the backend that runs now."""
+    name = _backend.get()
+    return "stepwise" if name == "auto" else name
 
 
 def register(name: str, source: Source) -> str:
@@ -100,13 +129,38 @@ def recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, differentiable
         )
         return results[0], list(results[1 : 1 + len(states)])
-    built = program(text, training, x.dtype, x.device.type)
-    if not differentiable or _transformed():
-        # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
-        output, last, _ = stepwise.forward(built, x, states, parameters, lengths, seed, reverse)
+    with _no_autocast(x):
+        if chosen_backend() == "naive":
+            return _naive(text, training, reverse, x, states, parameters, lengths, seed)
+        built = program(text, training, x.dtype, x.device.type)
+        if not differentiable or _transformed():
+            # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
+            output, last, _ = stepwise.forward(built, x, states, parameters, lengths, seed, reverse)
+            return output, last
+        output, *last = _Recurrence.apply(built, reverse, lengths, seed, len(states), *tensors)
         return output, last
-    output, *last = _Recurrence.apply(built, reverse, lengths, seed, len(states), *tensors)
-    return output, last
+
+
+def _naive(
+    text: str,
+    training: bool,
+    reverse: bool,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    name, sizes, hyperparameters = json.loads(text)
+    source = _find(name)
+    sites = solve(source, sizes, hyperparameters).sites if training else ()
+    return naive.forward(source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse)
+
+
+def _no_autocast(x: Tensor) -> Any:
+    """The layer has cast its tensors already; a traced program has no casts of its own inside."""
+    enabled = torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def _transformed() -> bool:
@@ -126,7 +180,7 @@ class _Recurrence(torch.autograd.Function):
         return (output, *last)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         lengths, seed, *rest = ctx.saved_tensors
         split = 1 + ctx.count + len(ctx.built.parameters)
         tensors, saved = rest[:split], rest[split:]
@@ -178,7 +232,8 @@ def _operator(
     save: bool,
 ) -> list[Tensor]:
     built = program(text, training, x.dtype, x.device.type)
-    output, last, saved = stepwise.forward(built, x, states, parameters, lengths, seed, reverse, save)
+    with _no_autocast(x):
+        output, last, saved = stepwise.forward(built, x, states, parameters, lengths, seed, reverse, save)
     return _apart([output, *last, *saved], [x, *states, *parameters])
 
 
@@ -225,9 +280,10 @@ def _backward_operator(
 ) -> list[Tensor]:
     built = program(text, training, x.dtype, x.device.type)
     needed = [True] * (1 + len(parameters))
-    of_input, of_states, of_parameters = stepwise.backward(
-        built, x, parameters, lengths, seed, reverse, saved, gradients[0], gradients[1:], needed
-    )
+    with _no_autocast(x):
+        of_input, of_states, of_parameters = stepwise.backward(
+            built, x, parameters, lengths, seed, reverse, saved, gradients[0], gradients[1:], needed
+        )
     results = [g for g in (of_input, *of_states, *of_parameters) if g is not None]
     return _apart(results, [x, *states, *parameters, *saved, *gradients])
 

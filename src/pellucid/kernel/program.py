@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A straight piece of the program: named values in, named values out.
 
@@ -44,7 +44,7 @@ class Stage:
         return Stage(graph, self.inputs, outputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A cell, scheduled.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 
 from pellucid.kernel import random
-from pellucid.kernel.program import Program
+from pellucid.kernel.program import Program, Stage
 
 Tensor = torch.Tensor
 Values = dict[str, Any]
@@ -40,31 +43,19 @@ def forward(
         The output (time, batch, features), the last state, and the saved values.
     """
     time, batch = x.shape[:2]
-    fixed = _fixed(program, parameters, x.device)
-    values: Values = {**fixed, **_folded_inputs(program, x, seed)}
+    values = _fixed(program, parameters, x.device) | _folded_inputs(program, x, seed)
     folded = program.per_input.run(time * batch, values)
-    steps = _by_step({**values, **folded}, program.step.inputs, program, time)
-    masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1).unbind()
-    run, names, outputs = program.step.function, program.step.inputs, program.step.outputs
-    current: dict[str, Tensor] = dict(zip(program.states, states, strict=True))
-    kept: dict[str, list[Any]] = {name: [None] * time for name in (program.output, *program.saved_steps)}
-    for t in range(time - 1, -1, -1) if reverse else range(time):
-        arguments = [current[n] if n in current else steps[n][t] for n in names]
-        produced = dict(zip(outputs, run(batch, *arguments), strict=True))
-        for name, values_of in kept.items():
-            values_of[t] = current[name] if name in current else produced[name]
-        new = [produced[name] for name in program.new_states]
-        if masks is not None:
-            new = [torch.where(masks[t], n, o) for n, o in zip(new, current.values(), strict=True)]
-        current = dict(zip(program.states, new, strict=True))
-    shape = {program.output: (1, program.output_size)} | dict(program.features)
-    shape |= {name: (1, size) for name, size in zip(program.states, program.state_sizes, strict=True)}
-    output = _stack(kept[program.output], x, shape[program.output])
-    if lengths is not None:
-        output = output.masked_fill(~_mask(time, lengths).unsqueeze(-1), 0)
-    saved = [folded[name] for name in program.saved_folded] if save else []
-    saved += [_stack(kept[name], x, shape[name]) for name in program.saved_steps] if save else []
-    return output, list(current.values()), saved
+    masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
+    loop = _loop(program.step, program.states, program.new_states, program.fixed)
+    order = range(time - 1, -1, -1) if reverse else range(time)
+    wanted = (program.output, *(program.saved_steps if save else ()))
+    last, kept = loop.run(order, batch, list(states), values | folded, masks, wanted)
+    shapes = {program.output: (1, program.output_size)} | dict(program.features)
+    shapes |= {name: (1, size) for name, size in zip(program.states, program.state_sizes, strict=True)}
+    output, *saved = (_stack(kept[name], x, shapes[name]) for name in wanted)
+    if masks is not None:
+        output = output.masked_fill(~masks, 0)
+    return output, last, [folded[name] for name in program.saved_folded if save] + saved
 
 
 def backward(
@@ -81,40 +72,115 @@ def backward(
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
     """Return the gradients of input, initial state and parameters (None where ``needed``, input first, says no)."""
     time, batch = x.shape[:2]
-    if lengths is not None:
-        output_gradient = output_gradient.masked_fill(~_mask(time, lengths).unsqueeze(-1), 0)
-    fixed = _fixed(program, parameters, x.device)
-    values: Values = {**fixed, **_folded_inputs(program, x, seed)}
+    masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
+    if masks is not None:
+        output_gradient = output_gradient.masked_fill(~masks, 0)
+    values = _fixed(program, parameters, x.device) | _folded_inputs(program, x, seed)
     for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
         values[name] = value if name in program.saved_folded else value.flatten(0, 1)
     values[program.output_gradient] = output_gradient.flatten(0, 1)
     values |= program.before.run(time * batch, values)
-    steps = _by_step(values, program.back_step.inputs, program, time)
-    masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1).unbind()
-    run, names, outputs = program.back_step.function, program.back_step.inputs, program.back_step.outputs
-    left = [name for name in outputs if name in program.after.inputs]
-    kept: dict[str, list[Any]] = {name: [None] * time for name in left}
-    current = dict(zip(program.state_gradients, state_gradients, strict=True))
-    for t in range(time) if reverse else range(time - 1, -1, -1):
-        given = current
-        if masks is not None:
-            given = {name: torch.where(masks[t], gradient, 0) for name, gradient in current.items()}
-        arguments = [given[n] if n in given else steps[n][t] for n in names]
-        produced = dict(zip(outputs, run(batch, *arguments), strict=True))
-        for name, values_of in kept.items():
-            values_of[t] = produced[name]
-        old = [produced[name] for name in program.old_state_gradients]
-        if masks is not None:
-            old = [torch.where(masks[t], n, o) for n, o in zip(old, current.values(), strict=True)]
-        current = dict(zip(program.state_gradients, old, strict=True))
-    for name, values_of in kept.items():
-        values[name] = torch.cat(values_of) if values_of else output_gradient.new_empty((0, 0))
-    wanted = (program.input_gradient, *program.parameter_gradients)
-    after = program.after.only(tuple(dict.fromkeys(n for n, need in zip(wanted, needed, strict=True) if need)))
+    loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
+    order = range(time) if reverse else range(time - 1, -1, -1)
+    wanted = tuple(name for name in program.back_step.outputs if name in program.after.inputs)
+    last, kept = loop.run(order, batch, list(state_gradients), values, masks, wanted, zero_masked=True)
+    for name in wanted:
+        values[name] = torch.cat(kept[name]) if time else output_gradient.new_empty((0, 0))
+    names = (program.input_gradient, *program.parameter_gradients)
+    after = program.after.only(tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need)))
     results = values | after.run(time * batch, values)
-    gradients = [results[name] if need else None for name, need in zip(wanted, needed, strict=True)]
-    of_input = gradients[0]
-    return None if of_input is None else of_input.reshape(x.shape), list(current.values()), gradients[1:]
+    of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
+    return None if of_input is None else of_input.reshape(x.shape), last, of_parameters
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """A stage that is run at every step; its function takes rows, states, what changes by step, what does not."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    states: tuple[str, ...]
+    by_step: tuple[str, ...]
+    fixed: tuple[str, ...]
+    outputs: tuple[str, ...]  # the new states first
+
+    def run(
+        self,
+        order: Sequence[int],
+        rows: int,
+        states: list[Tensor],
+        values: Values,
+        masks: Tensor | None,
+        wanted: Sequence[str],
+        zero_masked: bool = False,
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Return the last states, and the wanted values (results, or states before the step) in order of time.
+
+        Where a mask is False a state stays; with ``zero_masked`` the step itself sees zeros there.
+        """
+        steps = [_unfold(values[name], len(order)).unbind() for name in self.by_step]
+        fixed = [values[name] for name in self.fixed]
+        real = None if masks is None else masks.unbind()
+        count, function = len(states), self.function
+        seen: list[Any] = [None] * len(order)
+        for t in order:
+            given = states
+            if real is not None and zero_masked:
+                given = [torch.where(real[t], state, 0) for state in states]
+            produced = function(rows, *given, *[step[t] for step in steps], *fixed)
+            seen[t] = (*produced, *given)
+            new = produced[:count]
+            states = [torch.where(real[t], n, o) for n, o in zip(new, states, strict=True)] if real else list(new)
+        names = (*self.outputs, *self.states)
+        return states, {name: [values[names.index(name)] for values in seen] for name in wanted}
+
+
+@functools.cache
+def _loop(stage: Stage, states: tuple[str, ...], new: tuple[str, ...], fixed: frozenset[str]) -> _Loop:
+    """Order a stage for the loop, and write it in as few torch calls as it takes."""
+    by_step = tuple(n for n in stage.inputs if n not in states and n not in fixed)
+    same = tuple(n for n in stage.inputs if n in fixed)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    placeholders = {n.name: n for n in stage.graph.nodes if n.op == "placeholder"}
+    for name in ("rows", *states, *by_step, *same):
+        made = graph.placeholder(name)
+        if name in placeholders:
+            copies[placeholders[name]] = made
+    returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
+    for node in stage.graph.nodes:
+        if node.op not in ("placeholder", "output"):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    results = dict(zip(stage.outputs, returned, strict=True))
+    outputs = (*new, *(name for name in stage.outputs if name not in new))
+    graph.output(tuple(copies[results[name]] for name in outputs))
+    _shorten(graph)
+    return _Loop(fx.GraphModule(torch.nn.Module(), graph).forward, states, by_step, same, outputs)
+
+
+_AS_TORCH = {
+    getattr(getattr(torch.ops.aten, name), overload): getattr(torch, name)
+    for overload, names in {
+        "default": "mm addmm tanh sigmoid relu exp log neg abs sqrt rsqrt reciprocal cat erf sin cos",
+        "Tensor": "add sub mul div",
+    }.items()
+    for name in names.split()
+}
+
+
+def _shorten(graph: fx.Graph) -> None:
+    """Make a product and a sum one call, and call torch's own functions, which cost half of an overload's call."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.add.Tensor and not node.kwargs:
+            products = [a for a in node.args if isinstance(a, fx.Node) and a.target is torch.ops.aten.mm.default]
+            product = next((a for a in reversed(products) if len(a.users) == 1), None)
+            other = next((a for a in node.args if a is not product), None)
+            if product is not None and isinstance(other, fx.Node):
+                node.target, node.args = torch.ops.aten.addmm.default, (other, *product.args)
+                graph.erase_node(product)
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        if node.target in _AS_TORCH and (isinstance(first, fx.Node) or node.target is torch.ops.aten.cat.default):
+            node.target = _AS_TORCH[node.target]
 
 
 def _fixed(program: Program, parameters: Sequence[Tensor], device: torch.device) -> Values:
@@ -128,23 +194,17 @@ def _folded_inputs(program: Program, x: Tensor, seed: Tensor | None) -> Values:
     """The input and the random draws of all steps, time folded into the rows."""
     values: Values = {program.input: x.flatten(0, 1)}
     for site, (name, (size, shared)) in enumerate(zip(program.draws, program.sites, strict=True)):
-        if seed is None:
-            raise ValueError(f"cell {program.name} draws random numbers and needs a seed")
-        shape = (1 if shared == "time" else x.shape[0], x.shape[1], size)
-        drawn = random.uniform(shape, seed, device=x.device, dtype=x.dtype, stream=site)
-        values[name] = drawn.expand(x.shape[0], *shape[1:]).flatten(0, 1)
+        values[name] = site_draws(x, size, shared, seed, site).flatten(0, 1)
     return values
 
 
-def _by_step(
-    values: Mapping[str, Any], names: Sequence[str], program: Program, time: int
-) -> dict[str, Sequence[Tensor]]:
-    """Cut folded values into steps; values without rows are the same at every step."""
-    return {
-        name: (values[name],) * time if name in program.fixed else _unfold(values[name], time).unbind()
-        for name in names
-        if name in values
-    }
+def site_draws(x: Tensor, size: int, shared: str | None, seed: Tensor | None, site: int) -> Tensor:
+    """The numbers of a random site of the formula at every step, (time, batch, size)."""
+    if seed is None:
+        raise ValueError("a formula that draws random numbers needs a seed")
+    shape = (1 if shared == "time" else x.shape[0], x.shape[1], size)
+    drawn = random.uniform(shape, seed, device=x.device, dtype=x.dtype, stream=site)
+    return drawn.expand(x.shape[0], *shape[1:])
 
 
 def _unfold(value: Tensor, time: int) -> Tensor:

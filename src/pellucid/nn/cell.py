@@ -30,6 +30,7 @@ class Cell:
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Recurrent:
+        """Make a layer; the arguments are those of `pellucid.nn.Recurrent`."""
         from pellucid.nn.recurrent import Recurrent
 
         return Recurrent(self, input_size, hidden_size, num_layers, **options)
@@ -75,9 +76,9 @@ class Cell:
         for name, value in values.items():
             if not isinstance(value, (int, float, str)):
                 raise FormulaError(
-                    f"{self.source.name}: the hyperparameter {name} is a number, not a {type(value).__name__}. A tensor "
-                    f"that does not change may stand in the formula as a variable of its module; one that is trained is "
-                    f"a parameter (no number as default)."
+                    f"{self.source.name}: the hyperparameter {name} is a number, not a {type(value).__name__}. A "
+                    f"tensor that does not change may stand in the formula as a variable of its module; one that is "
+                    f"trained is a parameter (no number as default)."
                 )
         return sizes, values
 

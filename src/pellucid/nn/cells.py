@@ -31,7 +31,7 @@ def lstm(x, h, c, *, U, W, b=zeros):
 
 
 @cell
-def lstm_projected(x, h: "proj", c: "hidden", *, U, W, P, b=zeros):  # noqa: F821
+def lstm_projected(x, h: "proj", c: "hidden", *, U, W, P, b=zeros):  # type: ignore[name-defined]
     """LSTM whose state h is projected to a smaller size. Sak, Senior & Beaufays 2014, arXiv:1402.1128."""
     i, f, g, o = (x @ U + h @ W + b).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

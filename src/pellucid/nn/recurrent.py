@@ -35,6 +35,8 @@ class Recurrent(SequenceLayer):
     start uniformly within 1/√hidden_size, as torch's do.
     """
 
+    _sizes: dict[str, int]  # those that the annotations name
+
     def __init__(
         self,
         cell: Cell,
@@ -60,14 +62,14 @@ class Recurrent(SequenceLayer):
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
-        self._options, hyperparameters = cell.sort_options(options)
-        self._solve({"input": input_size, "hidden": hidden_size, **self._options}, hyperparameters)
+        self._sizes, hyperparameters = cell.sort_options(options)
+        self._solve({"input": input_size, "hidden": hidden_size, **self._sizes}, hyperparameters)
         for level in range(num_layers):
             for suffix in ("", "_reverse")[: self._directions]:
                 for symbol in cell.source.parameters:
                     shape = self.solution(level).symbols[symbol.name].shape
-                    value = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                    self.register_parameter(f"{symbol.name}_l{level}{suffix}", value)
+                    empty = torch.empty(shape, device=device, dtype=dtype)
+                    self.register_parameter(f"{symbol.name}_l{level}{suffix}", torch.nn.Parameter(empty))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -115,7 +117,7 @@ class Recurrent(SequenceLayer):
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
-        parts += [f"{name}={value}" for name, value in {**self._options, **self._hyperparameters}.items()]
+        parts += [f"{name}={value}" for name, value in {**self._sizes, **self._hyperparameters}.items()]
         return ", ".join(parts)
 
 
@@ -250,7 +252,6 @@ class _TorchCell(_TorchLayout):
                 f"{label(self)}: the input has {input.dim()} axes, shape {shape_text(input.shape)}; one step reads "
                 f"(batch, features) or (features,). A whole sequence is read by nn.{type(self).__name__[:-4]}."
             )
-        batched = input.dim() == 2
         given = (hx,) if isinstance(hx, Tensor) else hx
         state = None if given is None else tuple(entry.unsqueeze(0) for entry in given)
         _, last = self.run(input.unsqueeze(0), state, None)
@@ -265,21 +266,21 @@ class _TorchCell(_TorchLayout):
         return ("step", "batch", "features") if batched else ("step", "features")
 
 
-class RNNCell(_TorchCell, torch.nn.RNNCell):
+class RNNCell(_TorchCell, torch.nn.RNNCell):  # type: ignore[misc]  # torch's forward is typed for one state
     """One step of an Elman network: ``torch.nn.RNNCell``."""
 
     def _cell(self) -> Cell:
         return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
 
 
-class GRUCell(_TorchCell, torch.nn.GRUCell):
+class GRUCell(_TorchCell, torch.nn.GRUCell):  # type: ignore[misc]
     """One step of gated recurrent units: ``torch.nn.GRUCell``."""
 
     def _cell(self) -> Cell:
         return cells.gru
 
 
-class LSTMCell(_TorchCell, torch.nn.LSTMCell):
+class LSTMCell(_TorchCell, torch.nn.LSTMCell):  # type: ignore[misc]
     """One step of long short-term memory: ``torch.nn.LSTMCell``."""
 
     def _cell(self) -> Cell:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pellucid.errors import label, shape_text
+from pellucid.formula.drop import drop
 from pellucid.formula.shapes import Solution
 from pellucid.kernel import launch, random
 from pellucid.nn import lengths as real
@@ -50,8 +51,8 @@ class SequenceLayer(torch.nn.Module):
 
     @property
     def backend(self) -> str:
-        """The name of what runs the formula."""
-        return "stepwise"
+        """The name of what ran the formula last; before the first run, of what would."""
+        return self.__dict__.get("_ran") or launch.chosen_backend()
 
     def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
@@ -93,6 +94,8 @@ class SequenceLayer(torch.nn.Module):
         if lengths is not None:
             lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
         output, last = self._levels(x, states, lengths)
+        if not torch.compiler.is_compiling():
+            self.__dict__["_ran"] = launch.chosen_backend()
         if not batched:
             output, last = output.squeeze(1), tuple(s.squeeze(1) for s in last)
         elif self.batch_first:
@@ -131,8 +134,6 @@ class SequenceLayer(torch.nn.Module):
                     entry.append(value)
             x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
             if level + 1 < self.num_layers and self.training and self.dropout > 0:
-                from pellucid.nn.dropout import drop
-
                 draws = random.uniform(x.shape, random.draw_seed(), device=x.device, dtype=x.dtype)
                 x = drop(x, draws, p=self.dropout)
         return x, tuple(torch.stack(entry) for entry in last)
@@ -198,8 +199,8 @@ class SequenceLayer(torch.nn.Module):
         entries = (state,) if isinstance(state, Tensor) else tuple(state)
         if len(entries) != len(names):
             raise RuntimeError(
-                f"{label(self)}: the state has {len(names)} entries ({', '.join(names)}), but {len(entries)} were given. "
-                f"Pass {'a tensor' if len(names) == 1 else 'a tuple ' + '(' + ', '.join(names) + ')'}."
+                f"{label(self)}: the state has {len(names)} entries, but {len(entries)} were given. "
+                f"Pass {'a tensor' if len(names) == 1 else 'a tuple'} ({', '.join(names)})."
             )
         axes = ("layers × directions", "batch", "features") if batched else ("layers × directions", "features")
         checked = []
