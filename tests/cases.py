@@ -38,6 +38,7 @@ class Case:
     reference: Callable[..., Any] | None = None  # (*args, **kwargs) -> the layer to agree with
     twice: bool = True  # whether it has a second derivative worth checking
     random: bool = False  # whether its training output is drawn
+    own: bool = False  # whether it uses options that torch.nn's layer of that name lacks
 
     @property
     def name(self) -> str:
@@ -53,7 +54,7 @@ class Case:
     def build_reference(self, dtype: torch.dtype = torch.float32) -> torch.nn.Module | None:
         """Make the reference layer, with weights drawn from seed 0; None where there is none."""
         make = self.reference or getattr(torch.nn, self.layer, None)
-        if make is None or self.call:
+        if make is None or self.call or self.own:
             return None
         torch.manual_seed(0)
         return make(*self.args, **self.kwargs).to(dtype)
@@ -63,9 +64,251 @@ class Case:
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-CONVOLUTION: list[Case] = []
+def both(layer: str, args: tuple[Any, ...], shape: tuple[int, ...], **kwargs: Any) -> Case:
+    """A layer that torch.nn has too, with these options."""
+    return Case(layer, args, shape, kwargs)
 
-POOLING: list[Case] = []
+
+def own(layer: str, args: tuple[Any, ...], shape: tuple[int, ...], call: Any = None, **kwargs: Any) -> Case:
+    """A layer of torch.nn's name with an option or an argument of forward that only pellucid has."""
+    return Case(layer, args, shape, kwargs, call or {}, own=True)
+
+
+CONVOLUTION: list[Case] = [
+    Case(
+        "Conv1d",
+        (4, 6, 3),
+        (2, 4, 9),
+        wrong=(
+            Wrong((2, 9, 4), ("batch 2", "channels 9", "in_channels is 4", "movedim(-1, -2)")),
+            Wrong((2, 5, 9), ("channels 5", "in_channels is 4", "in_channels=5")),
+            Wrong((9,), ("(9)", "(batch, channels 4, length)", "unsqueeze(-2)")),
+            Wrong((2, 2, 4, 9), ("(2, 2, 4, 9)", "(batch, channels 4, length)", "flatten(0, 1)")),
+            Wrong((2, 4, 2), ("length 2", "spans 3 places", "kernel_size 3")),
+            Wrong((2, 4, 9), ("torch.float32", "torch.float64", "x.to(torch.float64)"), dtype=torch.float64),
+        ),
+    ),
+    both("Conv1d", (4, 6, 4), (2, 4, 63), stride=3, padding=2, dilation=2, groups=2),
+    both("Conv1d", (4, 4, 2), (1, 4, 5), groups=4, bias=False),
+    both("Conv1d", (4, 8, 3), (4, 7), padding="valid"),
+    both("Conv1d", (3, 2, 5), (2, 3, 7), padding="same", dilation=2),
+    both("Conv1d", (3, 2, 1), (0, 3, 7)),
+    Case(
+        "Conv1d",
+        (3, 2, 4),
+        (2, 3, 7),
+        {"padding": 3, "padding_mode": "reflect"},
+        wrong=(Wrong((2, 3, 3), ("length 3", "'reflect'", "by 2 at most", "padding=(3,)")),),
+    ),
+    both("Conv1d", (3, 2, 4), (3, 7), padding=2, padding_mode="replicate", stride=2),
+    Case(
+        "Conv1d",
+        (3, 2, 3),
+        (2, 3, 7),
+        {"padding": "same", "padding_mode": "circular", "dilation": 2},
+        wrong=(Wrong((2, 3, 1), ("length 1", "'circular'", "by 1 at most", "padding='same'")),),
+    ),
+    own("Conv1d", (3, 2, 4), (2, 3, 7), padding="same", stride=2),
+    own("Conv1d", (3, 2, 4), (2, 3, 8), padding="same", stride=3, padding_mode="circular"),
+    own("Conv1d", (3, 2, 1), (2, 3, 7), padding="same", stride=3),
+    own("Conv1d", (3, 2, 3), (2, 3, 7), padding="causal", dilation=2),
+    own("Conv1d", (4, 4, 2), (4, 7), padding="causal", stride=2, groups=2, padding_mode="replicate"),
+    Case(
+        "Conv1d",
+        (3, 2, 3),
+        (3, 3, 7),
+        call={"lengths": [7, 4, 0]},
+        wrong=(
+            Wrong((2, 3, 7), ("lengths", "shape (3,)", "batch of 2")),
+            Wrong((3, 3, 6), ("lengths[0] is 7", "6 steps")),
+            Wrong((3, 7, 3), ("channels 7", "in_channels is 3")),
+            Wrong((3, 3, 7), ("torch.float32", "torch.float64"), dtype=torch.float64),
+        ),
+    ),
+    own("Conv1d", (2, 4, 3), (3, 2, 8), {"lengths": [8, 5, 1]}, padding="same", stride=2, groups=2),
+    own("Conv1d", (2, 3, 4), (3, 2, 8), {"lengths": [8, 5, 3]}, padding=2, padding_mode="reflect"),
+    own("Conv1d", (2, 3, 3), (3, 2, 8), {"lengths": [8, 5, 2]}, padding="same", stride=2, padding_mode="circular"),
+    own("Conv1d", (2, 3, 3), (2, 8), {"lengths": 5}, padding="causal", padding_mode="replicate", bias=False),
+    Case(
+        "Conv2d",
+        (3, 4, 3),
+        (2, 3, 5, 6),
+        wrong=(
+            Wrong((2, 5, 6, 3), ("height 6, width 3", "channels 5", "movedim(-1, -3)")),
+            Wrong((5, 6), ("(5, 6)", "(batch, channels 3, height, width)")),
+            Wrong((2, 3, 5, 2), ("width 2", "spans 3 places along the width")),
+        ),
+    ),
+    both("Conv2d", (4, 6, (3, 2)), (1, 4, 7, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
+    both("Conv2d", (2, 2, 2), (2, 4, 5), padding="same", padding_mode="replicate"),
+    both("Conv2d", (2, 3, (3, 1)), (2, 2, 4, 4), padding=(2, 0), padding_mode="reflect", bias=False),
+    both("Conv2d", (2, 3, 3), (1, 2, 4, 3), padding=1, padding_mode="circular"),
+    both("Conv2d", (2, 3, 3), (0, 2, 4, 4), padding=1),
+    own("Conv2d", (2, 3, (4, 3)), (2, 2, 5, 6), padding="same", stride=(2, 3)),
+    own("Conv2d", (2, 2, 3), (2, 5, 4), padding="same", stride=2, padding_mode="reflect", groups=2),
+    Case(
+        "Conv3d",
+        (2, 3, 2),
+        (1, 2, 3, 4, 3),
+        wrong=(
+            Wrong((1, 3, 3, 4, 3), ("channels 3, depth 3, height 4, width 3", "in_channels is 2")),
+            Wrong((3, 4, 3), ("(batch, channels 2, depth, height, width)",)),
+            Wrong((1, 2, 1, 4, 3), ("spans 2 places along the depth",)),
+        ),
+    ),
+    both("Conv3d", (2, 2, (2, 3, 1)), (2, 3, 4, 3), stride=(1, 2, 1), padding=(0, 1, 0), groups=2, bias=False),
+    both("Conv3d", (1, 2, 3), (1, 1, 3, 3, 3), padding=1, padding_mode="circular", dilation=1),
+    own("Conv3d", (1, 2, 2), (1, 1, 3, 4, 3), padding="same", stride=2, padding_mode="replicate"),
+    Case(
+        "ConvTranspose1d",
+        (4, 6, 3),
+        (2, 4, 5),
+        {"stride": 2},
+        wrong=(
+            Wrong((2, 5, 4), ("channels 5, length 4", "in_channels is 4", "movedim(-1, -2)")),
+            Wrong((5,), ("(batch, channels 4, length)",)),
+            Wrong((2, 4, 0), ("empty length",)),
+        ),
+    ),
+    Case(
+        "ConvTranspose1d",
+        (2, 3, 3),
+        (2, 2, 5),
+        {"padding": 2},
+        wrong=(Wrong((2, 2, 1), ("padding=(2,)", "cuts off every output along the length")),),
+    ),
+    both("ConvTranspose1d", (4, 6, 4), (4, 5), stride=3, padding=2, output_padding=2, groups=2, dilation=2),
+    both("ConvTranspose1d", (2, 3, 2), (0, 2, 5), stride=3, bias=False),
+    own("ConvTranspose1d", (2, 3, 3), (2, 2, 5), {"output_size": [10]}, stride=2, padding=1),
+    own("ConvTranspose1d", (4, 2, 4), (2, 4, 5), padding="same", stride=3, groups=2),
+    own("ConvTranspose1d", (2, 3, 5), (2, 2, 5), padding="same", stride=2, padding_mode="circular"),
+    Case(
+        "ConvTranspose1d",
+        (2, 3, 4),
+        (2, 5),
+        {"padding": 1, "stride": 2, "output_padding": 1, "padding_mode": "reflect"},
+        wrong=(Wrong((2, 1), ("'reflect'", "by 0 at most")),),
+        own=True,
+    ),
+    Case(
+        "ConvTranspose2d",
+        (2, 3, 3),
+        (2, 2, 3, 4),
+        wrong=(Wrong((2, 3, 3, 4), ("channels 3, height 3, width 4", "in_channels is 2")),),
+    ),
+    both(
+        "ConvTranspose2d", (4, 4, (2, 3)), (1, 4, 3, 2), stride=(3, 2), padding=(1, 0), output_padding=(0, 1), groups=4
+    ),
+    own("ConvTranspose2d", (2, 3, (3, 2)), (2, 3, 4), padding="same", stride=(2, 3), padding_mode="replicate"),
+    Case(
+        "ConvTranspose3d",
+        (2, 2, 2),
+        (1, 2, 2, 3, 2),
+        {"groups": 2, "stride": 2},
+        wrong=(Wrong((1, 1, 2, 3, 2), ("channels 1, depth 2", "in_channels is 2")),),
+    ),
+    own("ConvTranspose3d", (1, 2, 3), (1, 1, 2, 3, 2), padding="same", stride=(1, 2, 1)),
+]
+
+POOLING: list[Case] = [
+    Case(
+        "MaxPool1d",
+        (3,),
+        (2, 3, 9),
+        wrong=(
+            Wrong((9,), ("(9)", "(batch, channels, length)", "unsqueeze(-2)")),
+            Wrong((2, 3, 2), ("length 2", "spans 3 places along the length", "ceil_mode")),
+        ),
+    ),
+    both("MaxPool1d", (3,), (3, 8), stride=2, padding=1, dilation=2, ceil_mode=True),
+    both("MaxPool1d", (2,), (0, 3, 5)),
+    Case("MaxPool1d", (3,), (2, 3, 9), {"padding": 1}, wrong=(Wrong((2, 3, 0), ("empty length",)),)),
+    Case(
+        "MaxPool2d",
+        (2,),
+        (2, 3, 5, 6),
+        wrong=(
+            Wrong((5, 6), ("(5, 6)", "(batch, channels, height, width)", "unsqueeze(-3)")),
+            Wrong((2, 3, 5, 1), ("height 5, width 1", "spans 2 places along the width")),
+        ),
+    ),
+    both("MaxPool2d", ((3, 2),), (1, 2, 7, 5), stride=(2, 1), padding=(1, 0), dilation=(1, 2), ceil_mode=True),
+    both("MaxPool2d", ((2,),), (2, 63, 4)),
+    Case("MaxPool3d", (2,), (1, 2, 4, 3, 5), wrong=(Wrong((4, 3), ("(batch, channels, depth, height, width)",)),)),
+    both("MaxPool3d", ((1, 2, 3),), (2, 3, 4, 4), stride=2, padding=(0, 1, 1), ceil_mode=True),
+    Case(
+        "AvgPool1d",
+        (3,),
+        (2, 3, 9),
+        wrong=(
+            Wrong((9,), ("(9)", "(batch, channels, length)")),
+            Wrong((2, 3, 2), ("spans 3 places along the length",)),
+            Wrong((2, 3, 0), ("empty length",)),
+        ),
+    ),
+    both("AvgPool1d", (4,), (3, 9), stride=3, padding=2, ceil_mode=True),
+    both("AvgPool1d", (4,), (2, 3, 9), stride=3, padding=2, ceil_mode=True, count_include_pad=False),
+    both("AvgPool1d", (2,), (0, 3, 5)),
+    Case(
+        "AvgPool2d",
+        (2,),
+        (2, 3, 5, 6),
+        wrong=(
+            Wrong((2, 2, 3, 5, 6), ("(2, 2, 3, 5, 6)", "(batch, channels, height, width)", "flatten(0, 1)")),
+            Wrong((2, 3, 1, 6), ("spans 2 places along the height",)),
+        ),
+    ),
+    both("AvgPool2d", ((3, 2),), (1, 2, 6, 5), stride=(2, 3), padding=1, ceil_mode=True, count_include_pad=False),
+    both("AvgPool2d", (3,), (2, 6, 63), stride=2, padding=1, ceil_mode=True),
+    both("AvgPool2d", ((2,),), (2, 2, 4, 4), divisor_override=3),
+    Case("AvgPool3d", (2,), (1, 2, 4, 3, 5), wrong=(Wrong((1, 2, 1, 3, 5), ("spans 2 places along the depth",)),)),
+    both("AvgPool3d", ((1, 2, 3),), (2, 3, 4, 4), stride=2, padding=(0, 1, 1), ceil_mode=True, count_include_pad=False),
+    both("AvgPool3d", (2,), (1, 1, 3, 3, 3), padding=1, divisor_override=5),
+    Case(
+        "AdaptiveMaxPool1d",
+        (3,),
+        (2, 3, 7),
+        wrong=(
+            Wrong((7,), ("(7)", "(batch, channels, length)")),
+            Wrong((2, 3, 0), ("empty length",)),
+        ),
+    ),
+    both("AdaptiveMaxPool1d", (5,), (3, 3)),
+    Case(
+        "AdaptiveMaxPool2d", ((3, 2),), (2, 2, 5, 7), wrong=(Wrong((5, 7), ("channels, height, width",), ValueError),)
+    ),
+    both("AdaptiveMaxPool2d", ((None, 2),), (2, 5, 63)),
+    Case("AdaptiveMaxPool3d", (2,), (1, 2, 3, 4, 5), wrong=(Wrong((4, 5), ("channels, depth, height, width",)),)),
+    Case("AdaptiveAvgPool1d", (3,), (2, 3, 7), wrong=(Wrong((2, 3, 0), ("empty length",)),)),
+    both("AdaptiveAvgPool1d", (5,), (0, 3, 3)),
+    Case(
+        "AdaptiveAvgPool2d",
+        ((3, None),),
+        (2, 2, 5, 7),
+        wrong=(Wrong((5, 7), ("channels, height, width",), ValueError),),
+    ),
+    both("AdaptiveAvgPool2d", (1,), (2, 5, 63)),
+    Case("AdaptiveAvgPool3d", (2,), (1, 2, 3, 4, 5), wrong=(Wrong((4, 5), ("channels, depth, height, width",)),)),
+    both("AdaptiveAvgPool3d", ((1, None, 3),), (2, 3, 4, 5)),
+    Case("LengthPool", (), (5, 2, 3), wrong=(Wrong((5, 2, 3, 1), ("(5, 2, 3, 1)", "(time, batch, features)")),)),
+    Case(
+        "LengthPool",
+        ("mean",),
+        (5, 3, 2),
+        call={"lengths": [5, 2, 0]},
+        wrong=(
+            Wrong((3, 5, 2), ("lengths", "shape (3,)", "batch of 5")),
+            Wrong((4, 3, 2), ("lengths[0] is 5", "4 steps")),
+        ),
+    ),
+    Case("LengthPool", ("max",), (5, 3, 2), call={"lengths": [5, 2, 0]}),
+    Case("LengthPool", ("last",), (5, 3, 2), call={"lengths": [5, 2, 0]}),
+    Case("LengthPool", ("mean",), (3, 5, 2), {"batch_first": True}, {"lengths": [5, 2, 0]}),
+    Case("LengthPool", ("max", True), (3, 63, 2), call={"lengths": [63, 2, 0]}),
+    Case("LengthPool", ("last", True), (3, 5, 2)),
+    Case("LengthPool", ("max", True), (5, 2), call={"lengths": 3}),
+    Case("LengthPool", ("mean",), (0, 3, 2), call={"lengths": [0, 0, 0]}),
+]
 
 NORMALIZATION: list[Case] = []
 
