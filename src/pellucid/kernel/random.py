@@ -17,7 +17,9 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
-_COUNTERS_PER_THREAD = 1 << 15  # the work of a chunk stays in a core's second cache
+# The work of a chunk stays in a core's second cache. Below 2^15 elements torch keeps an operation on one thread: two or
+# three threads gain less than waiting for each other at every operation costs, as soon as one of them is held up.
+_COUNTERS_PER_THREAD = 1 << 15
 _COUNTERS_ON_DEVICE = 1 << 22  # elsewhere only the memory of the intermediate words is bounded
 
 
@@ -66,20 +68,19 @@ def uniform(
     count = math.prod(shape)
     first, last = offset // 4, (offset + count + 3) // 4
 
-    def numbers(start: int, stop: int) -> Tensor:
+    def words(start: int, stop: int) -> tuple[Tensor, ...]:
         block = torch.arange(start, stop, device=device)
-        counter = (block & WORD, block >> 32, stream & WORD, (stream >> 32) & WORD)
-        words = torch.stack(philox(counter, keys), dim=-1)  # (blocks, 4)
-        return (words >> (32 - bits)).to(dtype)
+        drawn = philox((block & WORD, block >> 32, stream & WORD, (stream >> 32) & WORD), keys)
+        return tuple(word >> (32 - bits) for word in drawn)
 
     # A compiler fuses the whole of it.
     if torch.compiler.is_compiling() or last - first <= (step := _chunk(device)):
-        drawn = numbers(first, last)
+        drawn = torch.stack(words(first, last), dim=-1).to(dtype)  # (blocks, 4)
     else:
-        drawn = keys[0][0].new_empty((last - first, 4), dtype=dtype)  # batched where the seed is
+        drawn = (seed ^ stream).new_empty((last - first, 4), dtype=dtype)  # batched where one of them is
         for start in range(first, last, step):
-            stop = min(start + step, last)
-            drawn[start - first : stop - first] = numbers(start, stop)
+            for lane, word in enumerate(words(start, min(start + step, last))):
+                drawn[start - first : start - first + step, lane] = word
     drawn = drawn.mul_(2.0**-bits).flatten()
     return drawn[offset - 4 * first :][:count].reshape(tuple(shape))
 
@@ -111,4 +112,7 @@ def _words64(value: Tensor | int, device: torch.device) -> Tensor:
 
 
 def _chunk(device: torch.device) -> int:
-    return _COUNTERS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _COUNTERS_ON_DEVICE
+    if device.type != "cpu":
+        return _COUNTERS_ON_DEVICE
+    threads = torch.get_num_threads()
+    return _COUNTERS_PER_THREAD * threads if threads > 3 else _COUNTERS_PER_THREAD - 1

@@ -8,9 +8,19 @@ from typing import Any
 
 import torch.nn as _torch_nn
 
+from pellucid.nn.alpha_dropout import AlphaDropout as AlphaDropout
+from pellucid.nn.alpha_dropout import FeatureAlphaDropout as FeatureAlphaDropout
 from pellucid.nn.convolution import Conv1d as Conv1d
 from pellucid.nn.convolution import Conv2d as Conv2d
 from pellucid.nn.convolution import Conv3d as Conv3d
+from pellucid.nn.drop_block import DropBlock2d as DropBlock2d
+from pellucid.nn.drop_connect import DropConnect as DropConnect
+from pellucid.nn.dropout import Dropout as Dropout
+from pellucid.nn.dropout import Dropout1d as Dropout1d
+from pellucid.nn.dropout import Dropout2d as Dropout2d
+from pellucid.nn.dropout import Dropout3d as Dropout3d
+from pellucid.nn.dropout import DropPath as DropPath
+from pellucid.nn.dropout import LockedDropout as LockedDropout
 from pellucid.nn.lengthpool import LengthPool as LengthPool
 from pellucid.nn.pooling import AdaptiveAvgPool1d as AdaptiveAvgPool1d
 from pellucid.nn.pooling import AdaptiveAvgPool2d as AdaptiveAvgPool2d
