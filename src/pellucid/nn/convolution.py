@@ -129,12 +129,18 @@ class Convolution(Windowed, _ConvNd):
         ``size`` is the input's along this axis, a number or a tensor of them.
         """
         stride, reach = self.stride[axis], self.reach[axis]
-        if self.padding in ("same", "causal"):
-            positions = -(-size // stride)  # rounded up
-            around = at_least_zero((positions - 1) * stride + reach - size)
-            return (around // 2 if self.padding == "same" else reach - 1), positions
+        if self.padding == "same":
+            return self._around(axis, size) // 2, -(-size // stride)  # rounded up
+        if self.padding == "causal":
+            return reach - 1, -(-size // stride)
         before = 0 if isinstance(self.padding, str) else self.padding[axis]
         return before, (size + 2 * before - reach) // stride + 1
+
+    def _around(self, axis: int, size: Any) -> Any:
+        """Return by how many entries ``padding="same"`` continues the input, before and after together."""
+        stride, reach = self.stride[axis], self.reach[axis]
+        missing = (-(-size // stride) - 1) * stride + reach - size
+        return missing if reach >= stride else at_least_zero(missing)  # it is at least reach - stride
 
     def _margins(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Return by how many entries the input is continued before and after, along each axis."""
@@ -142,9 +148,8 @@ class Convolution(Windowed, _ConvNd):
             return [(p, p) for p in self.padding]
         margins = []
         for axis, entries in enumerate(size):
-            before, positions = self._placement(axis, entries)
-            spanned = (positions - 1) * self.stride[axis] + self.reach[axis]
-            margins.append((before, 0 if self.padding == "valid" else at_least_zero(spanned - entries - before)))
+            before = self._placement(axis, entries)[0]
+            margins.append((before, self._around(axis, entries) - before if self.padding == "same" else 0))
         return margins
 
     def _line(self, x: torch.Tensor, axis: int, size: Any, positions: int) -> Line:
@@ -335,12 +340,14 @@ class Conv1d(Convolution, torch.nn.Conv1d):
         before, positions = self._placement(0, size)
         after = (positions - 1) * self.stride[0] + self.reach[0] - size - before
         most = {"reflect": size - 1, "circular": size}.get(self.padding_mode)
-        if most is not None and real.known_any((size > 0) & ((most < before) | (most < after))):
-            raise RuntimeError(
-                f"{label(self)}: padding_mode={self.padding_mode!r} cannot continue a sequence of length "
-                f"{int(size[size > 0].min())}, the shortest, as far as padding={self.padding!r} asks. Pad less, or use "
-                f"'zeros' or 'replicate'."
-            )
+        if most is not None:
+            beyond = (self.output_lengths(size) > 0) & ((most < before) | (most < after))
+            if real.known_any(beyond):
+                raise RuntimeError(
+                    f"{label(self)}: padding_mode={self.padding_mode!r} cannot continue a sequence of length "
+                    f"{int(size[beyond].min())} as far as padding={self.padding!r} asks. Pad less, or use 'zeros' or "
+                    f"'replicate'."
+                )
         positions = self._placement(0, x.shape[-1])[1]
         kept = real.mask(self.output_lengths(size), positions).reshape(*batch, 1, positions)
         return size.reshape(*batch, 1, 1, 1) if batch else size.reshape(()), kept

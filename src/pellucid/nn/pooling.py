@@ -73,7 +73,7 @@ class Pooling(Windowed, torch.nn.Module):
         """Pool (batch, channels, *size), or (channels, *size) without a batch."""
         try:
             return super().forward(input)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             self._explain(error, input)
             raise
 

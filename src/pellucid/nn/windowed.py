@@ -78,16 +78,19 @@ class Windowed(Component):
         if text := self._misfit(x):
             raise self._refusal(x, text)
 
-    def _explain(self, error: RuntimeError, x: torch.Tensor, otherwise: str | None = None) -> None:
+    def _explain(self, error: Exception, x: torch.Tensor, otherwise: str | None = None) -> None:
         """Raise what torch raised in words that name the layer, and the reason where it is known."""
-        if text := self._misfit(x) or otherwise:
-            raise self._refusal(x, text) from error
-        if type(error) is RuntimeError:
-            raise RuntimeError(f"{label(cast(torch.nn.Module, self))}: {error}") from error
+        kind = (
+            type(error) if type(error) in (RuntimeError, ValueError) else None
+        )  # any other is not ours to put in words
+        if kind and (text := self._misfit(x) or otherwise):
+            raise self._refusal(x, text, kind) from error
+        if kind:
+            raise kind(f"{label(cast(torch.nn.Module, self))}: {error}") from error
 
-    def _refusal(self, x: torch.Tensor, text: str) -> RuntimeError:
+    def _refusal(self, x: torch.Tensor, text: str, kind: type[Exception] = RuntimeError) -> Exception:
         shape = shape_text(x.shape, name_axes(x, self.spatial))
-        return RuntimeError(f"{label(cast(torch.nn.Module, self))}: the input is {shape}, {text}")
+        return kind(f"{label(cast(torch.nn.Module, self))}: the input is {shape}, {text}")
 
     def window_at(
         self, input: torch.Tensor, position: int | Sequence[int], channel: int = 0, sample: int = 0, **call: Any
