@@ -17,7 +17,7 @@ from pellucid import nn
 MODES = ["zeros", "reflect", "replicate", "circular"]
 NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 NAMES = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=120, deadline=None)
 
 
 def draw(*shape, seed=0):
