@@ -312,6 +312,108 @@ POOLING: list[Case] = [
 
 NORMALIZATION: list[Case] = []
 
-DROPOUT: list[Case] = []
+DROPOUT: list[Case] = [
+    Case("Dropout", (0.5,), (4, 7), random=True),
+    Case("Dropout", (), (3,), {"inplace": True}, random=True),
+    Case("Dropout", (0.3,), (0, 5), random=True),
+    Case("Dropout", (0.0,), (2, 3, 4), random=True),
+    Case("Dropout", (1.0,), (1, 3), random=True),
+    Case("Dropout", (0.2,), (3, 5), {"seed": 7}, random=True, own=True),
+    Case(
+        "Dropout1d",
+        (0.4,),
+        (2, 5, 3),
+        random=True,
+        wrong=(
+            Wrong((4,), ("(4)", "(batch, channels, length) or (channels, length)", "nn.Dropout")),
+            Wrong((2, 3, 4, 5), ("(2, 3, 4, 5)", "(batch, channels, length)")),
+        ),
+    ),
+    Case("Dropout1d", (), (5, 3), random=True),
+    Case(
+        "Dropout2d",
+        (0.4,),
+        (2, 5, 3, 1),
+        random=True,
+        wrong=(Wrong((4,), ("(4)", "(batch, channels, height, width)", "nn.Dropout")),),
+    ),
+    Case("Dropout2d", (), (1, 5, 2, 2), {"inplace": True}, random=True),
+    Case(
+        "Dropout3d",
+        (0.4,),
+        (2, 5, 1, 2, 3),
+        random=True,
+        wrong=(Wrong((2, 3, 4), ("(2, 3, 4)", "(batch, channels, depth, height, width)")),),
+    ),
+    Case("Dropout3d", (), (5, 2, 1, 2), random=True),
+    Case("AlphaDropout", (0.3,), (4, 7), random=True),
+    Case("AlphaDropout", (1.0,), (4,), {"inplace": True}, random=True),
+    Case(
+        "FeatureAlphaDropout",
+        (0.3,),
+        (4, 5, 2),
+        random=True,
+        wrong=(Wrong((4,), ("(4)", "(batch, channels, ...)", "nn.AlphaDropout")),),
+    ),
+    Case(
+        "LockedDropout",
+        (0.4,),
+        (4, 2, 3),
+        random=True,
+        wrong=(Wrong((4,), ("(4)", "(time, batch, features) or (time, features)")),),
+    ),
+    Case(
+        "LockedDropout",
+        (0.4,),
+        (2, 4, 3),
+        {"batch_first": True},
+        random=True,
+        wrong=(Wrong((2, 4, 3, 1), ("(2, 4, 3, 1)", "(batch, time, features) or (time, features)")),),
+    ),
+    Case("LockedDropout", (), (4, 3), {"batch_first": True, "inplace": True}, random=True),
+    Case("DropPath", (0.4,), (5, 2, 3), random=True, wrong=(Wrong((), ("()", "(batch, ...)", "first axis")),)),
+    Case("DropPath", (1.0,), (1, 2), random=True),
+    Case(
+        "DropBlock2d",
+        (0.3, 3),
+        (2, 2, 5, 6),
+        random=True,
+        wrong=(Wrong((5, 6), ("(5, 6)", "(batch, channels, height, width) or (channels, height, width)")),),
+    ),
+    Case("DropBlock2d", (0.3, 2), (2, 5, 4), random=True),
+    Case("DropBlock2d", (0.3,), (0, 2, 3, 4), {"inplace": True}, random=True),
+]
 
-ALL = CONVOLUTION + POOLING + NORMALIZATION + DROPOUT
+RECURRENT: list[Case] = [
+    Case(
+        "RNN",
+        (3, 4),
+        (5, 2, 3),
+        wrong=(
+            Wrong((5, 2, 7), ('"encoder"', "features 7", "input_size is 3", "batch_first=True")),
+            Wrong((3, 5, 2), ("time 3", "The time axis has that size")),
+            Wrong((3,), ("(time, batch, features)",), ValueError),
+            Wrong((5, 2, 3, 1), ("4 axes",), ValueError),
+        ),
+    ),
+    both("RNN", (3, 5), (7, 1, 3), nonlinearity="relu", bidirectional=True),
+    both("RNN", (3, 4), (6, 3), bias=False),
+    both("GRU", (3, 4), (5, 2, 3)),
+    both("GRU", (1, 1), (1, 1, 1)),
+    both("GRU", (3, 4, 2), (2, 5, 3), batch_first=True, bidirectional=True),
+    both("GRU", (3, 4, 3), (6, 2, 3), bias=False),
+    own("GRU", (3, 4, 2), (6, 3, 3), {"lengths": [6, 0, 3]}, bidirectional=True),
+    own("GRU", (3, 4), (4, 5, 3), {"lengths": [3, 1, 5, 2]}, batch_first=True),
+    both("LSTM", (3, 4), (5, 2, 3)),
+    both("LSTM", (63, 7), (3, 2, 63)),
+    both("LSTM", (3, 5, 2), (6, 2, 3), bidirectional=True, proj_size=2),
+    own("LSTM", (3, 4, 2), (6, 3, 3), {"lengths": [2, 6, 1]}, bidirectional=True),
+    Case("RNNCell", (3, 4), (2, 3), wrong=(Wrong((2, 5), ("step 1, batch 2, features 5", "input_size is 3")),)),
+    both("RNNCell", (3, 4), (2, 3), nonlinearity="relu", bias=False),
+    Case("GRUCell", (3, 4), (2, 3), wrong=(Wrong((2, 2, 3), ("3 axes", "nn.GRU"), ValueError),)),
+    both("GRUCell", (3, 4), (3,)),
+    both("LSTMCell", (3, 4), (2, 3)),
+    both("LSTMCell", (3, 4), (3,), bias=False),
+]
+
+ALL = RECURRENT + CONVOLUTION + POOLING + NORMALIZATION + DROPOUT

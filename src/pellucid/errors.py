@@ -32,7 +32,9 @@ def label(module: torch.nn.Module) -> str:
     The path is found in the models that are being called right now: the outermost one that holds the layer names
     it. A layer that is called by itself is named by its class alone. Only errors pay for this search.
     """
-    kind = f"nn.{type(module).__name__}" if type(module).__module__.startswith("pellucid.nn") else type(module).__name__
+    kind = module._get_name()  # a layer of a cell has the cell's name
+    if type(module).__module__.startswith("pellucid.nn") and kind == type(module).__name__:
+        kind = f"nn.{kind}"
     path = ""
     frame = sys._getframe(1)
     while frame is not None:

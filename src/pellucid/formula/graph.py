@@ -151,7 +151,10 @@ def _trace(
         return (*results, *vjp(tuple(values[primals + len(noise) :])))
 
     decompositions: Any = core_aten_decompositions()
-    module = make_fx(joint, decomposition_table=decompositions)(*rows, *weights, *noise, *cotangents)
+    with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
+        module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
+            *rows, *weights, *noise, *cotangents
+        )
     module.graph.eliminate_dead_code()
     return module
 

@@ -19,6 +19,7 @@ REFLECTED = {
     "rsub": "rsub",
     "rmul": "mul",
     "rtruediv": "div",
+    "rdiv": "div",
     "rpow": "pow",
     "truediv": "div",
     "mod": "remainder",

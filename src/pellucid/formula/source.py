@@ -173,7 +173,7 @@ class Source:
 
     def _in_text(self, position: tuple[int | None, ...]) -> tuple[int, int, int, int] | None:
         line, end_line, column, end = position
-        if line is None or end_line is None or column is None or end is None:
+        if not self.text or line is None or end_line is None or column is None or end is None:
             return None
         shift = self.first_line - 1
         removed = self._removed_indent

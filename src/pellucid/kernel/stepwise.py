@@ -72,6 +72,8 @@ def backward(
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
     """Return the gradients of input, initial state and parameters (None where ``needed``, input first, says no)."""
     time, batch = x.shape[:2]
+    if time == 0:
+        return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
     masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
     if masks is not None:
         output_gradient = output_gradient.masked_fill(~masks, 0)
@@ -85,7 +87,7 @@ def backward(
     wanted = tuple(name for name in program.back_step.outputs if name in program.after.inputs)
     last, kept = loop.run(order, batch, list(state_gradients), values, masks, wanted, zero_masked=True)
     for name in wanted:
-        values[name] = torch.cat(kept[name]) if time else output_gradient.new_empty((0, 0))
+        values[name] = torch.cat(kept[name])
     names = (program.input_gradient, *program.parameter_gradients)
     after = program.after.only(tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need)))
     results = values | after.run(time * batch, values)

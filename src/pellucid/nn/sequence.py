@@ -33,6 +33,7 @@ class SequenceLayer(torch.nn.Module):
     batch_first: bool
     bidirectional: bool
     dropout: float
+    _hyperparameters: dict[str, Any]
     _keys: list[str]
     _solutions: list[Solution]
 

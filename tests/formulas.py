@@ -1,0 +1,186 @@
+"""Cells that only tests need: every feature of the cell contract once, and formulas that must be refused."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+import pellucid
+
+SIGN = torch.tensor([1.0, -1.0, 1.0, -1.0])
+
+
+@pellucid.cell
+def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
+    return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
+
+
+@pellucid.cell
+def low_rank(x, h, *, U, M: "hidden rank", N, b=pellucid.constant(0.5)):  # noqa: F821, B008
+    return torch.tanh(x @ U + h @ M @ N + b)
+
+
+@pellucid.cell
+def signed(x, h, *, U, W, sign: "hidden" = pellucid.ones):  # noqa: F821
+    return torch.relu(x @ U + h @ (W.abs() * sign))
+
+
+@pellucid.cell
+def constant_sign(x, h, *, U, W):
+    return torch.tanh(x @ U + (h * SIGN) @ W)
+
+
+@pellucid.cell
+def read_out(x, h, *, U, W, V: "hidden classes", d=pellucid.zeros):  # noqa: F821
+    h = torch.tanh(x @ U + h @ W)
+    return F.softmax(h @ V + d, -1), (h,)
+
+
+@pellucid.cell
+def variational(x, h, *, U, W, b=pellucid.zeros, p: float = 0.4):
+    return torch.tanh(x @ U + pellucid.dropout(h, p, shared="time") @ W + b)
+
+
+@pellucid.cell
+def noisy(x, h, c, *, U, W, b=pellucid.zeros):
+    i, g = (pellucid.dropout(x, 0.3) @ U + h @ W + b).chunk(2, -1)
+    c = c + torch.sigmoid(i) * pellucid.dropout(torch.tanh(g), 0.5)
+    return torch.tanh(c), c
+
+
+@pellucid.cell
+def attentive(x, h, *, U, W, V: "hidden hidden"):  # noqa: F722
+    s = torch.exp(x @ U - (x @ U).amax(-1, keepdim=True))
+    s = s / s.sum(-1, keepdim=True)
+    return F.normalize(h @ W + s @ V + 0.1, dim=-1)
+
+
+@pellucid.cell
+def concatenated(x, h, *, W: "input+hidden 2*hidden", b=pellucid.zeros):  # noqa: F821, F722
+    z = torch.cat([x, h], -1) @ W + b
+    n = h.shape[-1]
+    return torch.where(z[:, :n] > 0, torch.tanh(z[:, n:]), h)
+
+
+@pellucid.cell
+def normalized(x, h, *, U, W, gamma=pellucid.ones, beta=pellucid.zeros):
+    return torch.tanh(F.layer_norm(x @ U + h @ W, h.shape[-1:], gamma, beta))
+
+
+@pellucid.cell
+def no_recurrence(x, h, *, U):
+    return torch.tanh(x @ U)
+
+
+@pellucid.cell
+def counter(x, h, n, *, U, a: "hidden hidden"):  # noqa: F821
+    n = 0.5 * n + 1.0
+    return torch.tanh(x @ U) + F.linear(h, a) / n.exp(), n
+
+
+@pellucid.cell
+def multi_head(x, h, *, U: "input 4*width", W: "4*width hidden"):  # noqa: F821, F722
+    heads = (x @ U).unflatten(-1, (4, -1))
+    mixed = torch.softmax(heads, 1) * heads
+    return torch.tanh(mixed.flatten(1) @ W + h * heads.mean((1, 2)).unsqueeze(-1))
+
+
+# cell, extra sizes; hidden is 4, input 3
+WORKING = [
+    (leaky, {}),
+    (low_rank, {"rank": 2}),
+    (signed, {}),
+    (constant_sign, {}),
+    (read_out, {"classes": 5}),
+    (variational, {}),
+    (noisy, {}),
+    (attentive, {}),
+    (concatenated, {}),
+    (normalized, {}),
+    (no_recurrence, {}),
+    (counter, {}),
+    (multi_head, {"width": 2}),
+]
+
+
+def unknown_name(x, h, *, U, W):
+    return torch.tanh(x @ U + h @ V)  # noqa: F821
+
+
+def shapes_disagree(x, h, *, U, W):
+    return torch.tanh(x @ W + h @ W)
+
+
+def open_size(x, h, *, U, M, N):
+    return torch.tanh(x @ U + h @ M @ N)
+
+
+def unused(x, h, *, U, W, q):
+    return torch.tanh(x @ U + h @ W)
+
+
+def value_branch(x, h, *, U, W):
+    z = x @ U + h @ W
+    if (z > 0).all(-1):
+        z = -z
+    return z
+
+
+def value_number(x, h, *, U, W):
+    z = x @ U + h @ W
+    return z * float(z[:, 0])
+
+
+def state_missing(x, h, c, *, U, W):
+    c = torch.tanh(x @ U + h @ W + c)
+    return c
+
+
+def state_grows(x, h, *, U: "input hidden", W: "hidden hidden"):  # noqa: F722
+    return torch.cat([x @ U, h @ W], -1)
+
+
+def column_vectors(x, h, *, U, W):
+    return torch.tanh(U @ x + W @ h)
+
+
+def mixes_batch(x, h, *, U, W):
+    z = x @ U + h @ W
+    return z - z.mean(0)
+
+
+def sorts_batch(x, h, *, U: "input hidden", W):  # noqa: F722
+    z = x @ U + h @ W
+    return torch.sort(z, 0).values
+
+
+def in_place(x, h, *, U, W):
+    h += x @ U
+    return torch.tanh(h @ W)
+
+
+def in_place_method(x, h, *, U, W):
+    return (x @ U).add_(h @ W)
+
+
+def uneven_chunk(x, h, *, U: "input 5", W: "5 hidden"):  # noqa: F722
+    a, b = (x @ U).chunk(2, -1)
+    return h + a @ W + b @ W
+
+
+# function, extra sizes, words of the message, the part of the line under which the carets stand
+BROKEN = [
+    (unknown_name, {}, ("'V' is not defined",), "V"),
+    (shapes_disagree, {}, ("1×4 and 3×", "hidden 4", "input 3"), "h @ W"),
+    (open_size, {}, ("axis 1 of M stays open", 'M: "hidden rank"', "rank=16"), "M"),
+    (unused, {}, ("the shape of q stays open", "Remove it"), "q"),
+    (value_branch, {}, ("torch.where",), "if (z > 0).all(-1):"),
+    (value_number, {}, ("float()",), "float(z[:, 0])"),
+    (state_missing, {}, ("c is not returned", "return h, c"), "return c"),
+    (state_grows, {}, ("a state entry keeps its shape",), "return torch.cat([x @ U, h @ W], -1)"),
+    (column_vectors, {}, ("write x @ U, not U @ x",), "U @ x"),
+    (mixes_batch, {}, ("the batch", "dim=-1"), "z.mean(0)"),
+    (in_place, {}, ("in place", "c = c + i * g"), "h += x @ U"),
+    (in_place_method, {}, ("in place", "use add"), "(x @ U).add_(h @ W)"),
+    (uneven_chunk, {}, ("1×5 cannot be split into 2 equal parts",), "(x @ U).chunk(2, -1)"),
+]

@@ -1,0 +1,192 @@
+"""The derived program of every cell against its definition, the author's function in a Python loop."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import formulas
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pellucid
+from pellucid.nn import cells
+
+BUILT_IN = [
+    (value, {"proj": 2} if value is cells.lstm_projected else {})
+    for value in vars(cells).values()
+    if isinstance(value, pellucid.Cell)
+]
+CELLS = [pytest.param(cell, sizes, id=cell.source.name) for cell, sizes in BUILT_IN + formulas.WORKING]
+
+
+def make(cell, sizes, input_size=3, hidden_size=4, **options):
+    torch.manual_seed(0)
+    layer = cell(input_size, hidden_size, dtype=torch.float64, **sizes, **options)
+    with torch.no_grad():  # initialisers of zeros and ones would hide mistakes
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def results(layer, x, state, lengths, backend):
+    """Output, last state, and the gradients of input, initial state and parameters, by name."""
+    inputs = {"x": x, **{f"state {i}": s for i, s in enumerate(state)}, **dict(layer.named_parameters())}
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    torch.manual_seed(5)
+    with pellucid.backend(backend):
+        output, last = layer(x, state if len(state) > 1 else state[0], lengths)
+    assert layer.backend == backend
+    last = last if isinstance(last, tuple) else (last,)
+    generator = torch.Generator().manual_seed(6)
+    loss = sum((t * torch.rand(t.shape, generator=generator, dtype=t.dtype)).sum() for t in (output, *last))
+    grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
+    named = {f"gradient of {name}": g for name, g in zip(inputs, grads, strict=True)}
+    return {"output": output, **{f"last state {i}": s for i, s in enumerate(last)}, **named}
+
+
+def compare(layer, time, batch, lengths=None):
+    x = torch.randn(time, batch, layer.input_size, dtype=torch.float64)
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    state = tuple(
+        torch.rand(rows, batch, size, dtype=torch.float64) for size in layer.solution().state_sizes(layer.cell.source)
+    )
+    expected = results(layer, x, state, lengths, "naive")
+    for name, value in results(layer, x, state, lengths, "stepwise").items():
+        torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": [0, 5, 2]}], ids=["whole", "lengths"])
+@pytest.mark.parametrize(("cell", "sizes"), CELLS)
+def test_program_is_the_definition(cell, sizes, options):
+    compare(make(cell, sizes), 5, 3, **options)
+
+
+@pytest.mark.parametrize(("cell", "sizes"), CELLS)
+def test_levels_and_directions(cell, sizes):
+    if cell is formulas.constant_sign:
+        pytest.skip("its constant is made for one size")
+    compare(make(cell, sizes, num_layers=2, bidirectional=True), 4, 2, lengths=[4, 1])
+
+
+@pytest.mark.parametrize(("cell", "sizes"), CELLS)
+def test_first_and_second_derivative(cell, sizes):
+    layer = make(cell, sizes)
+    names = list(dict(layer.named_parameters()))
+
+    def function(x, *values):
+        torch.manual_seed(1)
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))[0]
+
+    inputs = [torch.randn(3, 2, 3, dtype=torch.float64), *(p.detach().clone() for p in layer.parameters())]
+    inputs = [t.requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    cell=st.sampled_from([cells.rnn, cells.gru, cells.lstm, formulas.leaky, formulas.noisy]),
+    time=st.integers(0, 6),
+    batch=st.integers(0, 4),
+    sizes=st.tuples(st.integers(1, 9), st.sampled_from([1, 2, 7, 63])),
+    reverse=st.booleans(),
+    data=st.data(),
+)
+def test_any_size_and_any_lengths(cell, time, batch, sizes, reverse, data):
+    layer = make(cell, {}, *sizes, bidirectional=reverse)
+    lengths = data.draw(st.none() | st.lists(st.integers(0, time), min_size=batch, max_size=batch))
+    if time == 0:
+        x = torch.randn(0, batch, sizes[0], dtype=torch.float64, requires_grad=True)
+        output, last = layer(x, lengths=lengths)
+        assert output.shape == (0, batch, sizes[1] * (2 if reverse else 1))
+        last = last if isinstance(last, tuple) else (last,)
+        sum((s.sum() for s in last), output.sum()).backward()
+        assert all(not s.any() for s in last)
+    else:
+        compare(layer, time, batch, lengths)
+
+
+def test_padding_is_never_read():
+    layer = make(cells.gru, {}, bidirectional=True)
+    x = torch.randn(5, 3, 3, dtype=torch.float64)
+    lengths = torch.tensor([5, 0, 2])
+    expected = layer(x, lengths=lengths)
+    spoilt = x.clone()
+    for row, length in enumerate(lengths):
+        spoilt[length:, row] = torch.nan
+    spoilt.requires_grad_()
+    output, last = layer(spoilt, lengths=lengths)
+    torch.testing.assert_close((output, last), expected)
+    output.sum().backward()
+    assert spoilt.grad.isfinite().all()
+    assert not spoilt.grad[:, 1].any()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+    for row, length in enumerate(lengths):
+        alone, _ = layer(x[:length, row])
+        torch.testing.assert_close(output[:length, row], alone)
+        assert not output[length:, row].any()
+
+
+def test_draws_follow_the_seed_and_stop_in_eval():
+    layer = make(formulas.variational, {})
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    torch.manual_seed(1)
+    first = layer(x)[0]
+    torch.manual_seed(1)
+    assert torch.equal(layer(x)[0], first)
+    assert not torch.equal(layer(x)[0], first)
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+    layer.train()
+    still = torch.ones(1, 64, 3, dtype=torch.float64).expand(6, 64, 3)
+    with torch.no_grad():
+        for name in ("U_l0", "b_l0"):
+            getattr(layer, name).zero_()
+        layer.W_l0.copy_(torch.eye(4))
+    kept = layer(still, torch.full((1, 64, 4), 0.5, dtype=torch.float64))[0] != 0
+    assert (kept == kept[0]).all()  # shared="time": what is dropped at the first step is dropped at each
+    assert not kept.all()
+    assert kept.any()
+
+
+def test_dropout_outside_a_cell_is_refused():
+    with pytest.raises(pellucid.FormulaError, match=r"nn\.Dropout"):
+        pellucid.dropout(torch.ones(2))
+    with pytest.raises(ValueError, match="probability"):
+        pellucid.dropout(torch.ones(2), 1.5)
+
+
+def test_names_text_and_copies():
+    layer = formulas.low_rank(3, 4, num_layers=2, bidirectional=True, rank=2)
+    assert [n for n, _ in layer.named_parameters()][:5] == ["U_l0", "M_l0", "N_l0", "b_l0", "U_l0_reverse"]
+    assert repr(layer) == "low_rank(3, 4, num_layers=2, bidirectional=True, rank=2)"
+    assert repr(formulas.leaky(3, 4, tau=2.5)) == "leaky(3, 4, tau=2.5)"
+    assert layer.W_l1_reverse.shape == (8, 4) if hasattr(layer, "W_l1_reverse") else layer.U_l1_reverse.shape == (8, 4)
+    assert torch.equal(layer.b_l0, torch.full((4,), 0.5))
+    bound = 1 / 4**0.5
+    assert layer.U_l0.abs().max() <= bound
+    x = torch.randn(3, 2, 3)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x)[0], layer(x)[0])
+        assert twin.cell is layer.cell
+
+
+def test_state_of_several_entries_is_checked():
+    layer = formulas.noisy(3, 4)
+    x = torch.randn(5, 2, 3)
+    with pytest.raises(RuntimeError, match=r"noisy: the state has 2 entries, but 1 were given.*\(h, c\)"):
+        layer(x, torch.zeros(1, 2, 4))
+    with pytest.raises(RuntimeError, match="state c is .*batch 3.*expected .*batch 2"):
+        layer(x, (torch.zeros(1, 2, 4), torch.zeros(1, 3, 4)))
+
+
+def test_backend_names_are_checked():
+    with (
+        pytest.raises(ValueError, match="backends are auto, stepwise, naive, not 'fast'"),
+        pellucid.backend("fast"),
+    ):
+        pass

@@ -1,0 +1,202 @@
+"""What is derived from a formula before anything runs: symbols, shapes with their reasons, schedule, errors."""
+
+from __future__ import annotations
+
+import formulas
+import pytest
+import torch
+
+import pellucid
+from pellucid.formula.shapes import solve
+from pellucid.formula.source import read
+from pellucid.kernel import launch
+from pellucid.nn import cells
+
+
+def shapes(cell, **sizes):
+    layer = cell(sizes.pop("input"), sizes.pop("hidden"), **sizes)
+    return {name: s.shape for name, s in layer.solution().symbols.items() if name in layer.symbol_values()}
+
+
+def test_the_articles_example():
+    layer = cells.rnn(256, 128)
+    assert {n: tuple(p.shape) for n, p in layer.named_parameters()} == {
+        "U_l0": (256, 128),
+        "W_l0": (128, 128),
+        "b_l0": (128,),
+    }
+    assert sum(p.numel() for p in layer.parameters()) == 49_280
+    assert sum(p.numel() for p in pellucid.nn.RNN(256, 128).parameters()) == 49_408
+
+
+@pytest.mark.parametrize(
+    ("cell", "sizes", "expected"),
+    [
+        (formulas.low_rank, {"rank": 2}, {"U": (3, 4), "M": (4, 2), "N": (2, 4), "b": (4,)}),
+        (formulas.signed, {}, {"U": (3, 4), "W": (4, 4), "sign": (4,)}),
+        (formulas.read_out, {"classes": 5}, {"U": (3, 4), "W": (4, 4), "V": (4, 5), "d": (5,)}),
+        (formulas.noisy, {}, {"U": (3, 8), "W": (4, 8), "b": (8,)}),
+        (formulas.concatenated, {}, {"W": (7, 8), "b": (8,)}),
+        (formulas.counter, {}, {"U": (3, 4), "a": (4, 4)}),
+        (cells.lstm, {}, {"U": (3, 16), "W": (4, 16), "b": (16,)}),
+        (cells.gru, {}, {"U": (3, 12), "W": (4, 12), "b": (12,), "c": (12,)}),
+        (cells.lstm_projected, {"proj": 2}, {"U": (3, 16), "W": (2, 16), "P": (4, 2), "b": (16,)}),
+        (cells.indrnn, {}, {"U": (3, 4), "w": (4,), "b": (4,)}),
+        (cells.lstm_coupled, {}, {"U": (3, 12), "W": (4, 12), "b": (12,)}),
+    ],
+    ids=lambda value: value.source.name if isinstance(value, pellucid.Cell) else "",
+)
+def test_shapes_are_solved(cell, sizes, expected):
+    assert shapes(cell, input=3, hidden=4, **sizes) == expected
+
+
+def test_reasons_lead_from_the_symbol_to_a_known_size():
+    solved = cells.lstm(256, 128).solution().symbols
+    rows, columns = solved["U"].reasons
+    assert [(r.kind, r.facts["expression"]) for r in rows] == [("product", "x @ U")]
+    assert rows[0].facts["left"] == "1×256"
+    assert [r.kind for r in columns][:2] == ["agree", "split"]
+    assert columns[0].facts["expression"] == "x @ U + h @ W"
+    assert solved["U"].dims == ("input", "4*hidden")
+    assert [r.kind for r in solved["x"].reasons[1]] == ["given"]
+    assert formulas.low_rank(3, 4, rank=2).solution().symbols["M"].reasons[0][0].kind == "annotated"
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes", "words", "marked"), formulas.BROKEN, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_a_broken_formula_is_told_where(function, sizes, words, marked):
+    with pytest.raises(pellucid.FormulaError) as caught:
+        pellucid.cell(function)(3, 4, **sizes)
+    message = str(caught.value)
+    for word in (function.__name__, "formulas.py", *words):
+        assert word in message
+    *_, line, carets = message.splitlines()
+    assert line[carets.index("^") : carets.rindex("^") + 1] == marked
+
+
+def test_rows_that_are_mixed_without_losing_them_are_found_by_running():
+    layer = pellucid.cell(formulas.sorts_batch)(3, 4)
+    with pytest.raises(pellucid.FormulaError, match="other samples of the batch"):
+        layer(torch.randn(5, 2, 3))
+
+
+def no_state(x, *, U):
+    return x @ U
+
+
+def parameter_in_front(x, h, U=pellucid.zeros):
+    return x @ U + h
+
+
+def star(x, h, *weights):
+    return x + h
+
+
+def bad_default(x, h, *, U=[1.0]):  # noqa: B006
+    return x @ U + h
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [(no_state, "state entry"), (parameter_in_front, "behind the *"), (star, "names"), (bad_default, "initialiser")],
+)
+def test_a_signature_outside_the_contract_is_refused(function, word):
+    with pytest.raises(pellucid.FormulaError, match=word.replace("*", r"\*")):
+        pellucid.cell(function)
+
+
+def test_constructor_arguments_are_checked():
+    with pytest.raises(TypeError, match=r"unexpected argument 'taw'.*tau"):
+        formulas.leaky(3, 4, taw=2.0)
+    with pytest.raises(pellucid.FormulaError, match="rank"):
+        formulas.low_rank(3, 4)
+    with pytest.raises(pellucid.FormulaError, match="hyperparameter tau is a number"):
+        formulas.leaky(3, 4, tau=torch.ones(4))
+    with pytest.raises(TypeError, match="input_size is a whole number"):
+        formulas.leaky(3.0, 4)
+    with pytest.raises(ValueError, match="hidden_size must be greater than zero"):
+        formulas.leaky(3, 0)
+    with pytest.raises(ValueError, match="dropout is a probability"):
+        formulas.leaky(3, 4, dropout=2)
+
+
+def program(cell, training=True, **sizes):
+    layer = cell(3, 4, **sizes)
+    return launch.program(layer._keys[0], training, torch.float32, "cpu")
+
+
+def products(stage):
+    return sum(node.target in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) for node in stage.graph.nodes)
+
+
+@pytest.mark.parametrize("cell", [cells.rnn, cells.lstm, cells.gru, formulas.leaky, formulas.normalized])
+def test_the_loop_holds_one_product_each_way(cell):
+    built = program(cell)
+    assert (products(built.per_input), products(built.step)) == (1, 1)  # x @ U once for all steps, h @ W at each
+    assert (products(built.before), products(built.back_step)) == (0, 1)  # the state's gradient @ Wᵀ
+    assert products(built.after) == 3  # of U, W and the input, each once for all steps
+
+
+def test_what_depends_on_parameters_alone_is_done_once():
+    built = program(formulas.signed)
+    assert [n.target for n in built.once.graph.nodes if n.op == "call_function"] == [
+        torch.ops.aten.abs.default,
+        torch.ops.aten.mul.Tensor,
+    ]
+    assert "bias is added outside the loop" and not any(
+        n.target is torch.ops.aten.abs.default for n in built.step.graph.nodes
+    )
+
+
+def test_a_bias_is_added_before_the_loop():
+    adds = [n for n in program(cells.rnn).step.graph.nodes if n.target is torch.ops.aten.add.Tensor]
+    assert len(adds) == 1
+
+
+def test_source_keeps_names_lines_and_place():
+    source = read(formulas.leaky.function)
+    assert [s.name for s in source.symbols] == ["x", "h", "U", "W", "b", "tau"]
+    assert [s.role for s in source.symbols] == ["input", "state", *["parameter"] * 3, "hyperparameter"]
+    assert source.body == ["return h + (torch.tanh(x @ U + h @ W + b) - h) / tau"]
+    assert source.where.startswith(formulas.__file__)
+
+
+def test_a_formula_without_source_works_and_says_less():
+    space = {}
+    exec("import torch\ndef typed(x, h, *, U, W):\n    return torch.tanh(x @ U + h @ W)", space)
+    layer = pellucid.cell(space["typed"])(3, 4)
+    assert layer(torch.randn(2, 1, 3))[0].shape == (2, 1, 4)
+    exec("def wrong(x, h, *, U, W):\n    return x @ W + h @ W", space)
+    with pytest.raises(pellucid.FormulaError, match="does not fit"):
+        pellucid.cell(space["wrong"])(3, 4)
+
+
+def test_sizes_that_only_agree_by_value_are_checked_by_value():
+    def highway(x, h, *, W):
+        return x + torch.tanh(h @ W)
+
+    cell = pellucid.cell(highway)
+    assert cell(4, 4).solution().symbols["W"].shape == (4, 4)
+    with pytest.raises(pellucid.FormulaError, match="state h is 1×4, but what is returned for it is 1×3"):
+        cell(3, 4)
+
+
+def test_the_same_name_defined_twice_is_two_cells():
+    def make(scale):
+        @pellucid.cell
+        def scaled(x, h, *, U):
+            return torch.tanh(scale * (x @ U)) + 0 * h
+
+        return scaled
+
+    first, second = make(1.0)(2, 2), make(3.0)(2, 2)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(1, 1, 2)
+    assert not torch.allclose(first(x)[0], second(x)[0])
+
+
+def test_solve_is_pure():
+    source = read(formulas.leaky.function)
+    sizes = {"input": 3, "hidden": 4}
+    assert solve(source, sizes, {"tau": 1.0}) == solve(source, sizes, {"tau": 1.0})

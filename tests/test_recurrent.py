@@ -1,0 +1,274 @@
+"""The drop-in recurrent layers beyond the table: packed input, state, dtypes, transforms, compilers."""
+
+from __future__ import annotations
+
+import threading
+
+import formulas
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+import pellucid
+from pellucid import nn
+
+
+def pair(name, *args, **kwargs):
+    torch.manual_seed(0)
+    ours = getattr(nn, name)(*args, **kwargs)
+    theirs = getattr(torch.nn, name)(*args, **kwargs)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_packed_sequences(name, enforce_sorted):
+    ours, theirs = pair(name, 3, 4, 2, bidirectional=True)
+    lengths = [5, 4, 2, 1] if enforce_sorted else [2, 5, 1, 4]
+    packed = pack_padded_sequence(torch.randn(5, 4, 3), torch.tensor(lengths), enforce_sorted=enforce_sorted)
+    state = torch.randn(4, 4, 4)
+    state = (state, state.flip(0)) if name == "LSTM" else state
+    (out, last), (expected, expected_last) = ours(packed, state), theirs(packed, state)
+    torch.testing.assert_close(out.data, expected.data)
+    assert torch.equal(out.batch_sizes, expected.batch_sizes)
+    torch.testing.assert_close(last, expected_last)
+    torch.testing.assert_close(pad_packed_sequence(out), pad_packed_sequence(expected))
+    with pytest.raises(ValueError, match="brings its own lengths"):
+        ours(packed, lengths=lengths)
+
+
+def test_packing_alike_lengths_keeps_the_order():
+    ours, theirs = pair("GRU", 3, 4)
+    packed = pack_sequence([torch.randn(n, 3) for n in (2, 3, 3, 2, 3)], enforce_sorted=False)
+    torch.testing.assert_close(ours(packed)[0].data, theirs(packed)[0].data)
+
+
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_state_goes_in_and_out(name):
+    ours, _ = pair(name, 3, 4, 2)
+    x = torch.randn(7, 2, 3)
+    whole, last = ours(x)
+    first, state = ours(x[:4])
+    second, state = ours(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    ours, theirs = pair("GRU", 8, 16)
+    x = torch.randn(6, 3, 8)
+    expected = theirs(x)[0]
+    output = ours.to(dtype)(x.to(dtype))[0]
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
+def test_autocast_runs_the_layer_in_its_type():
+    ours, theirs = pair("LSTM", 8, 16)
+    x = torch.randn(6, 3, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, (h, _) = ours(x)
+    assert output.dtype == h.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert x.grad.dtype == ours.weight_ih_l0.grad.dtype == torch.float32
+    torch.testing.assert_close(output.float(), theirs(x)[0], rtol=0, atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours.double()(x.double())[0].dtype == torch.float64
+
+
+def test_autocast_of_a_norm_inside_a_cell():
+    layer = formulas.normalized(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(torch.randn(4, 2, 8))[0]
+    output.float().sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_dropout_stands_between_levels_only():
+    torch.manual_seed(0)
+    layer = nn.GRU(3, 4, 2, dropout=1.0)
+    x = torch.randn(5, 2, 3)
+    output, _ = layer(x)
+    assert torch.equal(layer(10 * x)[0], output)  # all of the first level's output is dropped
+    layer.eval()
+    assert not torch.equal(layer(10 * x)[0], layer(x)[0])
+    with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
+        nn.GRU(3, 4, dropout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        (torch.zeros(1, 3, 4), "batch 3"),
+        (torch.zeros(2, 2, 4), "layers × directions 2"),
+        (torch.zeros(2, 4), r"\(2, 4\)"),
+        ((torch.zeros(1, 2, 4),) * 2, "1 entries, but 2"),
+    ],
+)
+def test_a_wrong_state_is_named(state, word):
+    model = torch.nn.ModuleDict({"encoder": nn.GRU(3, 4)})
+    with pytest.raises(RuntimeError, match=f"nn.GRU: the state .*{word}|{word}"):
+        model["encoder"](torch.randn(5, 2, 3), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_another_dtype_is_named(dtype):
+    with pytest.raises(ValueError, match=rf"input is of {dtype}, the parameters are of torch.float32"):
+        nn.GRU(3, 4)(torch.zeros(5, 2, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "word"),
+    [
+        ([5, 6], RuntimeError, "exceeds the 5 steps"),
+        ([1], RuntimeError, "batch of 2"),
+        ([1.5, 2.0], TypeError, "whole"),
+    ],
+)
+def test_wrong_lengths_are_named(lengths, error, word):
+    with pytest.raises(error, match=word):
+        nn.GRU(3, 4)(torch.randn(5, 2, 3), lengths=lengths)
+
+
+def test_empty_batch_and_no_steps():
+    layer = nn.LSTM(3, 4, 2, bidirectional=True)
+    for shape in ((5, 0, 3), (0, 2, 3), (0, 0, 3)):
+        x = torch.randn(shape, requires_grad=True)
+        output, (h, c) = layer(x)
+        assert output.shape == (*shape[:2], 8)
+        assert h.shape == c.shape == (4, shape[1], 4)
+        output.sum().backward()
+        assert x.grad.shape == shape
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    layer = nn.GRU(3, 4)
+    layer.weight_ih_l0.requires_grad_(False)
+    x = torch.randn(5, 2, 3)
+    layer(x)[0].sum().backward()
+    assert layer.weight_ih_l0.grad is None
+    assert x.grad is None
+    assert layer.weight_hh_l0.grad is not None
+
+
+# -- transforms and compilers ----------------------------------------------------------------------------------
+
+LAYERS = [
+    pytest.param(lambda: nn.GRU(3, 4, 2, bidirectional=True), id="GRU"),
+    pytest.param(lambda: nn.LSTM(3, 4, proj_size=2), id="LSTM"),
+    pytest.param(lambda: formulas.read_out(3, 4, classes=5), id="read_out"),
+    pytest.param(lambda: formulas.signed(3, 4), id="signed"),
+]
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_functional_transforms(make):
+    torch.manual_seed(0)
+    layer = make().double()
+    parameters = {n: p.detach() for n, p in layer.named_parameters()}
+    x = torch.randn(6, 5, 2, 3, dtype=torch.float64)
+
+    def loss(weights, sample):
+        return torch.func.functional_call(layer, weights, (sample,))[0].square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i in range(6):
+        live = {n: p.clone().requires_grad_() for n, p in parameters.items()}
+        expected = torch.autograd.grad(loss(live, x[i]), list(live.values()))
+        for name, grad in zip(live, expected, strict=True):
+            torch.testing.assert_close(per_sample[name][i], grad)
+    sample, tangent = x[0], torch.randn_like(x[0])
+    value, derivative = torch.func.jvp(lambda v: loss(parameters, v), (sample,), (tangent,))
+    _, pullback = torch.func.vjp(lambda v: loss(parameters, v), sample)
+    torch.testing.assert_close(derivative, (pullback(torch.ones_like(value))[0] * tangent).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(parameters, torch.autograd.forward_ad.make_dual(sample, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, derivative)
+
+
+def test_a_crowd_of_models_by_vmap():
+    layers = [nn.GRU(3, 4) for _ in range(3)]
+    stacked, buffers = torch.func.stack_module_state(layers)
+    x = torch.randn(5, 2, 3)
+    outputs = torch.func.vmap(lambda w, b: torch.func.functional_call(layers[0], (w, b), (x,))[0])(stacked, buffers)
+    for layer, output in zip(layers, outputs, strict=True):
+        torch.testing.assert_close(layer(x)[0], output)
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_compile_in_one_graph(make):
+    layer = make()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for time in (5, 7):
+        x = torch.randn(time, 2, 3, requires_grad=True)
+        inputs = [x, *layer.parameters()]
+        expected, output = layer(x, lengths=[time, 2])[0], compiled(x, lengths=[time, 2])[0]
+        torch.testing.assert_close(output, expected)
+        grads = (torch.autograd.grad(y.square().sum(), inputs) for y in (output, expected))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_compile_of_random_draws():
+    layer = formulas.variational(3, 4)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 2, 3)
+    assert not torch.equal(compiled(x)[0], compiled(x)[0])
+    layer.eval()
+    torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_export_with_a_dynamic_length(make):
+    layer = make().eval()
+    time = torch.export.Dim("time", min=2, max=1000)
+    exported = torch.export.export(layer, (torch.randn(5, 2, 3),), dynamic_shapes=({0: time},))
+    for steps in (2, 11):
+        x = torch.randn(steps, 2, 3)
+        torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+def test_operators_keep_their_promises():
+    layer = nn.GRU(3, 4)
+    values = [p.detach().clone().requires_grad_() for p in layer.symbol_values().values()]
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    state = [torch.zeros(2, 4, requires_grad=True)]
+    lengths = torch.tensor([5, 2])
+    arguments = (x, state, values, lengths, None, layer._keys[0], True, False, True)
+    torch.library.opcheck(torch.ops.pellucid.recurrence.default, arguments)
+
+
+def test_inference_mode_and_threads():
+    layer = formulas.leaky(3, 4, tau=7.5)  # a program that nothing has built yet
+    x = torch.randn(5, 2, 3)
+    results = []
+
+    def work():
+        with torch.inference_mode():
+            results.append(layer(x)[0].clone())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pellucid.backend("naive"):
+        expected = layer(x)[0]
+    assert len(results) == 4
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+def test_checkpointing_and_in_place_safety():
+    layer = nn.GRU(3, 4)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    expected = torch.autograd.grad(layer(x)[0].sum(), x)[0]
+    again = torch.utils.checkpoint.checkpoint(lambda v: layer(v)[0], x, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(again.sum(), x)[0], expected)
+    output = layer(x)[0]
+    with torch.no_grad():
+        layer.weight_hh_l0.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
