@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ class DropConnect(DropoutFamily):
     @property
     def weights(self) -> dict[str, Tensor]:
         """The parameters that are dropped from, by name."""
-        return {name: self.module.get_parameter(name) for name in self.names}
+        return {name: operator.attrgetter(name)(self.module) for name in self.names}
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Run the layer, in training with weights dropped."""
