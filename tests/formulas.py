@@ -16,12 +16,12 @@ def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
 
 
 @pellucid.cell
-def low_rank(x, h, *, U, M: "hidden rank", N, b=pellucid.constant(0.5)):  # noqa: F821, B008
+def low_rank(x, h, *, U, M: "hidden rank", N, b=pellucid.constant(0.5)):
     return torch.tanh(x @ U + h @ M @ N + b)
 
 
 @pellucid.cell
-def signed(x, h, *, U, W, sign: "hidden" = pellucid.ones):  # noqa: F821
+def signed(x, h, *, U, W, sign: "hidden" = pellucid.ones):
     return torch.relu(x @ U + h @ (W.abs() * sign))
 
 
@@ -31,7 +31,7 @@ def constant_sign(x, h, *, U, W):
 
 
 @pellucid.cell
-def read_out(x, h, *, U, W, V: "hidden classes", d=pellucid.zeros):  # noqa: F821
+def read_out(x, h, *, U, W, V: "hidden classes", d=pellucid.zeros):
     h = torch.tanh(x @ U + h @ W)
     return F.softmax(h @ V + d, -1), (h,)
 
@@ -49,14 +49,14 @@ def noisy(x, h, c, *, U, W, b=pellucid.zeros):
 
 
 @pellucid.cell
-def attentive(x, h, *, U, W, V: "hidden hidden"):  # noqa: F722
+def attentive(x, h, *, U, W, V: "hidden hidden"):
     s = torch.exp(x @ U - (x @ U).amax(-1, keepdim=True))
     s = s / s.sum(-1, keepdim=True)
     return F.normalize(h @ W + s @ V + 0.1, dim=-1)
 
 
 @pellucid.cell
-def concatenated(x, h, *, W: "input+hidden 2*hidden", b=pellucid.zeros):  # noqa: F821, F722
+def concatenated(x, h, *, W: "input+hidden 2*hidden", b=pellucid.zeros):
     z = torch.cat([x, h], -1) @ W + b
     n = h.shape[-1]
     return torch.where(z[:, :n] > 0, torch.tanh(z[:, n:]), h)
@@ -73,13 +73,13 @@ def no_recurrence(x, h, *, U):
 
 
 @pellucid.cell
-def counter(x, h, n, *, U, a: "hidden hidden"):  # noqa: F821
+def counter(x, h, n, *, U, a: "hidden hidden"):
     n = 0.5 * n + 1.0
     return torch.tanh(x @ U) + F.linear(h, a) / n.exp(), n
 
 
 @pellucid.cell
-def multi_head(x, h, *, U: "input 4*width", W: "4*width hidden"):  # noqa: F821, F722
+def multi_head(x, h, *, U: "input 4*width", W: "4*width hidden"):
     heads = (x @ U).unflatten(-1, (4, -1))
     mixed = torch.softmax(heads, 1) * heads
     return torch.tanh(mixed.flatten(1) @ W + h * heads.mean((1, 2)).unsqueeze(-1))
@@ -104,7 +104,7 @@ WORKING = [
 
 
 def unknown_name(x, h, *, U, W):
-    return torch.tanh(x @ U + h @ V)  # noqa: F821
+    return torch.tanh(x @ U + h @ V)
 
 
 def shapes_disagree(x, h, *, U, W):
@@ -136,7 +136,7 @@ def state_missing(x, h, c, *, U, W):
     return c
 
 
-def state_grows(x, h, *, U: "input hidden", W: "hidden hidden"):  # noqa: F722
+def state_grows(x, h, *, U: "input hidden", W: "hidden hidden"):
     return torch.cat([x @ U, h @ W], -1)
 
 
@@ -149,7 +149,7 @@ def mixes_batch(x, h, *, U, W):
     return z - z.mean(0)
 
 
-def sorts_batch(x, h, *, U: "input hidden", W):  # noqa: F722
+def sorts_batch(x, h, *, U: "input hidden", W):
     z = x @ U + h @ W
     return torch.sort(z, 0).values
 
@@ -163,7 +163,7 @@ def in_place_method(x, h, *, U, W):
     return (x @ U).add_(h @ W)
 
 
-def uneven_chunk(x, h, *, U: "input 5", W: "5 hidden"):  # noqa: F722
+def uneven_chunk(x, h, *, U: "input 5", W: "5 hidden"):
     a, b = (x @ U).chunk(2, -1)
     return h + a @ W + b @ W
 

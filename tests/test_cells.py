@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 
-import formulas
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import formulas
 import pellucid
 from pellucid.nn import cells
 
@@ -180,7 +180,7 @@ def test_state_of_several_entries_is_checked():
     x = torch.randn(5, 2, 3)
     with pytest.raises(RuntimeError, match=r"noisy: the state has 2 entries, but 1 were given.*\(h, c\)"):
         layer(x, torch.zeros(1, 2, 4))
-    with pytest.raises(RuntimeError, match="state c is .*batch 3.*expected .*batch 2"):
+    with pytest.raises(RuntimeError, match=r"state c is .*batch 3.*expected .*batch 2"):
         layer(x, (torch.zeros(1, 2, 4), torch.zeros(1, 3, 4)))
 
 

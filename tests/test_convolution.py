@@ -341,8 +341,9 @@ def test_lengths_of_every_kind():
     for wrong in ([7, 8], [7, -1], [7]):
         with pytest.raises(RuntimeError, match=r"nn.Conv1d: lengths"):
             layer(x, wrong)
-    with pytest.raises(TypeError, match=r"nn.Conv1d: lengths"):
-        layer(x, [7.0, 4.0])
+    for refuse in (lambda lengths: layer(x, lengths), layer.output_lengths):
+        with pytest.raises(TypeError, match=r"nn.Conv1d: lengths"):
+            refuse([7.0, 4.0])
 
 
 def test_the_window_of_every_output():

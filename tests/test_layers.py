@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 import torch
-from cases import ALL, Case, Wrong
 from torch.utils._pytree import tree_leaves
 
 import pellucid
+from cases import ALL, Case, Wrong
 from pellucid.nn.sequence import SequenceLayer
 
 EVERY = [pytest.param(case, id=case.name) for case in ALL]

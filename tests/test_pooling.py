@@ -240,6 +240,12 @@ def test_no_time_and_no_batch(mode):
     assert layer(torch.zeros(4, 0, 3), []).shape == (0, 3)
 
 
+def test_equal_maxima_share_the_gradient():
+    x = torch.tensor([[[1.0]], [[3.0]], [[3.0]], [[9.0]]], requires_grad=True)
+    nn.LengthPool("max")(x, [3]).sum().backward()
+    assert x.grad.flatten().tolist() == [0.0, 0.5, 0.5, 0.0]
+
+
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_nan_among_the_real_steps_is_shown(mode):
     x = draw(4, 2, 1)

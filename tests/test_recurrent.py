@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
-import formulas
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
+import formulas
 import pellucid
 from pellucid import nn
 
