@@ -139,6 +139,8 @@ class Convolution(Windowed, _ConvNd):
     def _around(self, axis: int, size: Any) -> Any:
         """Return by how many entries ``padding="same"`` continues the input, before and after together."""
         stride, reach = self.stride[axis], self.reach[axis]
+        if stride == 1:
+            return reach - 1  # for inputs of every size
         missing = (-(-size // stride) - 1) * stride + reach - size
         return missing if reach >= stride else at_least_zero(missing)  # it is at least reach - stride
 
@@ -309,20 +311,27 @@ class Conv1d(Convolution, torch.nn.Conv1d):
             return super().forward(input)
         self._refuse_misfit(input)
         size, kept = self._sizes(input, lengths)
-        spanned = (kept.shape[-1] - 1) * self.stride[0] + self.reach[0]
-        before = self._placement(0, size)[0]
-        line = slide(size, spanned, 1, before=before, mode=self.padding_mode, device=input.device)
-        padded = Window((line,))(input).squeeze(-1)
         try:
-            y = F.conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+            y = self._conv_real(input, size, kept.shape[-1])
         except RuntimeError as error:
             self._explain(error, input, mismatch(input, self.weight))
             raise
         return torch.where(kept, y, 0)
 
+    def _conv_real(self, x: torch.Tensor, size: torch.Tensor, positions: int) -> torch.Tensor:
+        """Convolve sequences whose entries beyond ``size`` are read as padding."""
+        before = self._placement(0, size)[0]
+        if self.padding_mode == "zeros" and isinstance(before, int):  # the windows lie alike in every sequence
+            steps = real.mask(size, x.shape[-1]).reshape(*x.shape[:-2], 1, x.shape[-1])
+            return self._conv_forward(torch.where(steps, x, 0), self.weight, self.bias)
+        spanned = (positions - 1) * self.stride[0] + self.reach[0]
+        line = slide(size, spanned, 1, before=before, mode=self.padding_mode, device=x.device)
+        padded = Window((line,))(x).squeeze(-1)
+        return F.conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
     def output_lengths(self, lengths: real.Lengths) -> torch.Tensor:
-        """Return how many outputs belong to sequences of these lengths: none to an empty one."""
-        size = torch.as_tensor(lengths)
+        """Return how many outputs belong to sequences of these lengths, as int64: none to an empty one."""
+        size = real.whole(lengths, self)
         return torch.where(size > 0, at_least_zero(self._placement(0, size)[1]), 0)
 
     def bind(self, input: torch.Tensor, lengths: real.Lengths | None = None, **which: Any) -> dict[str, Any]:

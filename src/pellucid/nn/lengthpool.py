@@ -10,7 +10,7 @@ import torch
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real
 from pellucid.nn.component import Component, SymbolShape
-from pellucid.nn.pooling import Maximum, Mean, lowest, pool
+from pellucid.nn.pooling import Mean, lowest, pool
 
 Mode = Literal["mean", "max", "last"]
 
@@ -40,6 +40,11 @@ class LastStep:
         """Read the window."""
         x = x.movedim(self.axis, -1)
         return torch.where(self.kept, x.gather(-1, self.index.expand(*x.shape[:-1], 1)), 0.0)
+
+
+def greatest(entries: torch.Tensor) -> torch.Tensor:
+    """Take the greatest entry; equal ones share its gradient."""
+    return entries.amax(-1)
 
 
 def only(entries: torch.Tensor) -> torch.Tensor:
@@ -105,7 +110,7 @@ class LengthPool(Component, torch.nn.Module):
             return {"x": input, "window": RealSteps(axis, kept), "reduce": mean}
         if self.mode == "max":
             fill = torch.where(some, lowest(input.dtype), 0).to(input.dtype)
-            return {"x": input, "window": RealSteps(axis, kept, fill), "reduce": Maximum(1)}
+            return {"x": input, "window": RealSteps(axis, kept, fill), "reduce": greatest}
         last = (steps - 1).clamp(min=0)[..., None, None]
         return {"x": input, "window": LastStep(axis, last, some), "reduce": only}
 

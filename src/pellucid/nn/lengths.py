@@ -30,13 +30,8 @@ def check(
         TypeError: the lengths are no whole numbers.
         RuntimeError: there are not ``batch`` of them, or one is negative or greater than ``time``.
     """
-    given = lengths if isinstance(lengths, torch.Tensor) else _tensor(lengths, owner)
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise TypeError(
-            f"{label(owner)}: lengths are of {given.dtype}, but a length is a whole number of steps. "
-            f"Pass integers, as in lengths.long()."
-        )
-    given = given.to(device=device if device is not None else given.device, dtype=torch.int64)
+    given = whole(lengths, owner)
+    given = given if device is None else given.to(device)
     if given.ndim == 0 and batch == 1:
         given = given.reshape(1)
     if given.ndim != 1 or given.shape[0] != batch:
@@ -70,7 +65,8 @@ def known_any(condition: torch.Tensor) -> bool:
         return False
 
 
-def _tensor(lengths: Sequence[int] | int, owner: torch.nn.Module) -> torch.Tensor:
+def whole(lengths: Lengths, owner: torch.nn.Module) -> torch.Tensor:
+    """Return lengths as an int64 tensor, or raise a TypeError that says that they are no whole numbers."""
     try:
         given = torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -78,4 +74,9 @@ def _tensor(lengths: Sequence[int] | int, owner: torch.nn.Module) -> torch.Tenso
             f"{label(owner)}: lengths are {lengths!r}; pass an integer tensor or a list of integers, "
             f"one for each sequence of the batch."
         ) from error
-    return given if given.numel() else given.long()  # an empty list has no dtype of its own
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+        raise TypeError(
+            f"{label(owner)}: lengths are of {given.dtype}, but a length is a whole number of steps. "
+            f"Pass integers, as in lengths.long()."
+        )
+    return given.long()  # an empty list has no dtype of its own
