@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -79,7 +80,7 @@ def measure(row: Row, rounds: int, device: str = "cpu") -> Figure:
     """Compare values and gradients, then time forward + backward, the opponents taking turns."""
     torch.manual_seed(0)
     layer = row.make().to(device)
-    x = torch.randn(row.steps, row.batch, layer.input_size, device=device)  # type: ignore[arg-type]
+    x = torch.randn((row.steps, row.batch, int(layer.input_size)), device=device)  # type: ignore[arg-type]
     runs: dict[str, Callable[[], Any]] = {
         "ours": lambda: _train(layer, x, "auto"),
         "loop": lambda: _train(layer, x, "naive"),
@@ -90,14 +91,8 @@ def measure(row: Row, rounds: int, device: str = "cpu") -> Figure:
         theirs.load_state_dict(layer.state_dict())
         runs["torch.nn"] = lambda: _train(theirs, x, "auto")
     exact = _train(copy.deepcopy(theirs).double(), x.double(), by)
-    differences = [
-        max(_difference(a, b) for a, b in zip(results, exact, strict=True))
-        for results in (
-            _train(copy.deepcopy(layer).double(), x.double(), "auto"),
-            _train(layer, x, "auto"),
-            _train(theirs, x, by),
-        )
-    ]
+    in_double = _differences(_train(copy.deepcopy(layer).double(), x.double(), "auto"), exact)
+    in_single, opponent = _differences(_train(layer, x, "auto"), exact), _differences(_train(theirs, x, by), exact)
     backend = str(layer.backend)
     for run in runs.values():
         run()
@@ -106,7 +101,8 @@ def measure(row: Row, rounds: int, device: str = "cpu") -> Figure:
         for name, run in runs.items():
             times[name].append(_clock(run, device))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return Figure(row.name, backend, *differences, medians["ours"], medians.get("torch.nn"), medians["loop"])
+    found = (medians["ours"], medians.get("torch.nn"), medians["loop"])
+    return Figure(row.name, backend, in_double, in_single, opponent, *found)
 
 
 def _train(layer: torch.nn.Module, x: torch.Tensor, backend: str) -> list[torch.Tensor]:
@@ -119,8 +115,10 @@ def _train(layer: torch.nn.Module, x: torch.Tensor, backend: str) -> list[torch.
     return [output.detach(), *gradients]
 
 
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30))
+def _differences(results: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """The largest difference of any tensor, relative to its largest entry."""
+    pairs = zip(results, exact, strict=True)
+    return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
 def _clock(run: Callable[[], Any], device: str) -> float:
@@ -150,8 +148,10 @@ def machine() -> dict[str, Any]:
 
 def table(figures: list[Figure]) -> Table:
     """Lay the figures out for the terminal."""
-    shown = Table(title="forward + backward, float32, medians in ms (batch, steps, input→hidden)")
-    for column in ("row", "backend", "Δ f64", "Δ f32", "pellucid", "torch.nn", "× torch.nn", "Python loop", "× loop"):
+    shown = Table(
+        box=box.SIMPLE, padding=(0, 1), title="batch, steps, input→hidden: forward + backward, float32, medians in ms"
+    )
+    for column in ("row", "backend", "Δ f64", "Δ f32", "pellucid", "torch.nn", "× nn", "loop", "× loop"):
         shown.add_column(column, justify="left" if column in ("row", "backend") else "right", no_wrap=True)
     for f in figures:
         errors = (f"{f.difference:.0e}", f"{f.rounding:.0e}")
@@ -175,8 +175,8 @@ def bench(suite: str, rounds: int, threads: int | None, device: str, path: Path 
 
     Every row first compares output and all gradients with the opponent's in float64 (Δ, relative to the largest
     entry, of pellucid in float64 and in float32); a row that differs gets no figure and the command ends with an
-    error. Opponents take turns, medians are shown; "× torch.nn" above 1 means that pellucid is faster. "Python loop"
-    is the same formula as one would write it without pellucid.
+    error. Opponents take turns, medians are shown; "× nn" above 1 means that pellucid is faster. "loop" is the
+    same formula in a Python loop, as one would write it without pellucid.
 
     \b
     Examples:

@@ -150,13 +150,27 @@ def _trace(
         results, vjp, *_ = torch.func.vjp(forward, *values[:primals])
         return (*results, *vjp(tuple(values[primals + len(noise) :])))
 
-    decompositions: Any = core_aten_decompositions()
+    decompositions: Any = dict(core_aten_decompositions())
+    decompositions[torch.ops.aten.native_layer_norm_backward.default] = _layer_norm_backward
     with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
         module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
             *rows, *weights, *noise, *cotangents
         )
     module.graph.eliminate_dead_code()
     return module
+
+
+def _layer_norm_backward(
+    gradient: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any, mask: Sequence[bool]
+) -> Any:
+    """The gradient of the input apart from those of weight and bias: sums over rows, which can leave the loop."""
+    if not mask[1] and not mask[2]:
+        return NotImplemented  # the operation itself stays
+    backward = torch.ops.aten.native_layer_norm_backward.default
+    of_x = backward(gradient, x, shape, mean, rstd, weight, bias, [True, False, False])[0] if mask[0] else None
+    rows = tuple(range(x.dim() - len(shape)))
+    of_weight = (gradient * (x - mean) * rstd).sum(rows) if weight is not None and mask[1] else None
+    return of_x, of_weight, gradient.sum(rows) if bias is not None and mask[2] else None
 
 
 def _check_rows(source: Source, solution: Solution, hyperparameters: Mapping[str, Any], training: bool) -> None:
