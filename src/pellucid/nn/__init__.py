@@ -58,3 +58,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_torch_nn)})
+
+
+__all__ = [
+    name for name in __dir__() if not name.startswith("_") and name not in ("annotations", "sys", "Any", "ModuleType")
+]
