@@ -27,7 +27,7 @@ def signed(x, h, *, U, W, sign: "hidden" = pellucid.ones):
 
 @pellucid.cell
 def constant_sign(x, h, *, U, W):
-    return torch.tanh(x @ U + (h * SIGN) @ W)
+    return torch.tanh(x @ U + (h * SIGN.to(h.dtype)) @ W)
 
 
 @pellucid.cell
@@ -73,6 +73,13 @@ def no_recurrence(x, h, *, U):
 
 
 @pellucid.cell
+def unparameterised(x, h, *, rate: float = 0.1):
+    for _ in range(2):  # Python's own loops are unrolled
+        h = h + rate * (x - h)
+    return h if rate < 1 else x
+
+
+@pellucid.cell
 def counter(x, h, n, *, U, a: "hidden hidden"):
     n = 0.5 * n + 1.0
     return torch.tanh(x @ U) + F.linear(h, a) / n.exp(), n
@@ -99,6 +106,7 @@ WORKING = [
     (normalized, {}),
     (no_recurrence, {}),
     (counter, {}),
+    (unparameterised, {}),
     (multi_head, {"width": 2}),
 ]
 

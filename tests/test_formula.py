@@ -194,6 +194,16 @@ def test_the_same_name_defined_twice_is_two_cells():
     assert not torch.allclose(first(x)[0], second(x)[0])
 
 
+def test_a_trained_tensor_from_outside_is_refused():
+    outside = torch.nn.Linear(3, 4)
+
+    def borrowed(x, h, *, W):
+        return torch.tanh(x @ outside.weight.t() + h @ W)
+
+    with pytest.raises(pellucid.FormulaError, match=r"requires a gradient, shape \(4, 3\)"):
+        pellucid.cell(borrowed)(3, 4)(torch.randn(2, 1, 3))
+
+
 def test_solve_is_pure():
     source = read(formulas.leaky.function)
     sizes = {"input": 3, "hidden": 4}

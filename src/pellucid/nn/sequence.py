@@ -184,7 +184,7 @@ class SequenceLayer(torch.nn.Module):
             raise RuntimeError(
                 f"{label(self)}: the input is {shape_text(x.shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
-        dtype = next(iter(self.parameters())).dtype
+        dtype = next((p.dtype for p in self.parameters()), x.dtype)
         if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(
                 f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
