@@ -143,6 +143,13 @@ def test_empty_batch_and_no_steps():
         assert x.grad.shape == shape
 
 
+def test_the_meta_device_has_shapes_only():
+    layer = nn.LSTM(3, 4, 2, device="meta")
+    output, (h, _) = layer(torch.empty(5, 2, 3, device="meta"), lengths=torch.tensor([5, 2]))
+    assert output.is_meta
+    assert (output.shape, h.shape) == ((5, 2, 4), (2, 2, 4))
+
+
 def test_only_what_needs_a_gradient_gets_one():
     layer = nn.GRU(3, 4)
     layer.weight_ih_l0.requires_grad_(False)

@@ -139,7 +139,8 @@ def _trace(
     def fake(shape: Sequence[int], rows: bool) -> torch.Tensor:
         kinds = [DimDynamic.DUCK if rows and axis == 0 else DimDynamic.STATIC for axis in range(len(shape))]
         context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=kinds)
-        return mode.from_tensor(torch.empty(tuple(shape), dtype=dtype, device=device), symbolic_context=context)
+        real = torch.empty(tuple(shape), dtype=dtype, device="cpu" if device == "meta" else device)
+        return mode.from_tensor(real, symbolic_context=context)
 
     rows = [fake((ROWS_HINT, solution.symbols[s.name].shape[-1]), True) for s in (*source.inputs, *source.states)]
     weights = [fake(solution.symbols[p.name].shape, False) for p in source.parameters]

@@ -159,8 +159,15 @@ def _naive(
 
 def _no_autocast(x: Tensor) -> Any:
     """The layer has cast its tensors already; a traced program has no casts of its own inside."""
-    enabled = torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if enabled else contextlib.nullcontext()
+    return contextlib.nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type that autocast asks for on the device of ``x``, None where it is off."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _transformed() -> bool:

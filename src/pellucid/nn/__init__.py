@@ -10,6 +10,10 @@ import torch.nn as _torch_nn
 
 from pellucid.nn.alpha_dropout import AlphaDropout as AlphaDropout
 from pellucid.nn.alpha_dropout import FeatureAlphaDropout as FeatureAlphaDropout
+from pellucid.nn.batch_norm import BatchNorm1d as BatchNorm1d
+from pellucid.nn.batch_norm import BatchNorm2d as BatchNorm2d
+from pellucid.nn.batch_norm import BatchNorm3d as BatchNorm3d
+from pellucid.nn.batch_norm import SyncBatchNorm as SyncBatchNorm
 from pellucid.nn.convolution import Conv1d as Conv1d
 from pellucid.nn.convolution import Conv2d as Conv2d
 from pellucid.nn.convolution import Conv3d as Conv3d
@@ -21,7 +25,15 @@ from pellucid.nn.dropout import Dropout2d as Dropout2d
 from pellucid.nn.dropout import Dropout3d as Dropout3d
 from pellucid.nn.dropout import DropPath as DropPath
 from pellucid.nn.dropout import LockedDropout as LockedDropout
+from pellucid.nn.instance_norm import InstanceNorm1d as InstanceNorm1d
+from pellucid.nn.instance_norm import InstanceNorm2d as InstanceNorm2d
+from pellucid.nn.instance_norm import InstanceNorm3d as InstanceNorm3d
+from pellucid.nn.layer_norm import GroupNorm as GroupNorm
+from pellucid.nn.layer_norm import LayerNorm as LayerNorm
+from pellucid.nn.layer_norm import LocalResponseNorm as LocalResponseNorm
+from pellucid.nn.layer_norm import RMSNorm as RMSNorm
 from pellucid.nn.lengthpool import LengthPool as LengthPool
+from pellucid.nn.normalization import Normalization as Normalization
 from pellucid.nn.pooling import AdaptiveAvgPool1d as AdaptiveAvgPool1d
 from pellucid.nn.pooling import AdaptiveAvgPool2d as AdaptiveAvgPool2d
 from pellucid.nn.pooling import AdaptiveAvgPool3d as AdaptiveAvgPool3d

@@ -156,9 +156,9 @@ class SequenceLayer(torch.nn.Module):
 
     def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
         """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""
-        if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        dtype = launch.autocast_dtype(x)
+        if dtype is None or x.dtype == torch.float64:
             return x, states, None
-        dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), [s.to(dtype) for s in states], dtype
 
     # -- checks -------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class SequenceLayer(torch.nn.Module):
                 f"{label(self)}: the input is {shape_text(x.shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
         dtype = next((p.dtype for p in self.parameters()), x.dtype)
-        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        if x.dtype != dtype and not (x.is_floating_point() and launch.autocast_dtype(x) is not None):
             raise ValueError(
                 f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
                 f"input.to({dtype}) or layer.to({x.dtype})."

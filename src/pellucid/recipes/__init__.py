@@ -1,0 +1,1 @@
+"""Complete trainings on real data."""

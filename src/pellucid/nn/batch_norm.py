@@ -1,0 +1,213 @@
+"""Batch normalization: averages over all axes but the channels, remembered for eval, of one process or several."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pellucid.errors import label, shape_text
+from pellucid.nn.averages import Average, Over, Remembered, Synchronized
+from pellucid.nn.component import SymbolShape
+from pellucid.nn.lengths import known_any
+from pellucid.nn.normalization import ChannelFirst, space_axes
+
+
+class Remembering(ChannelFirst):
+    """A member that may keep running statistics, and take them for the averages in eval."""
+
+    num_features: int
+    momentum: float | None
+    affine: bool
+    training: bool
+    track_running_stats: bool
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def average(self, x: Tensor, real: Tensor | None = None) -> Average:
+        """Average the batch, or take what earlier batches left."""
+        if self._reads_batch() or self.running_mean is None or self.running_var is None:
+            return self._batch_average(x, real)
+        return Remembered(x, self._spread(self.running_mean, x), self._spread(self.running_var, x))
+
+    def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
+        """Return the shapes of γ, β and the running statistics; given an input, those of its averages too."""
+        shapes = super().symbols(*inputs)
+        for name, buffer in (("running_mean", self.running_mean), ("running_var", self.running_var)):
+            if buffer is not None:
+                shapes.append(SymbolShape(name, tuple(buffer.shape), ("channels",), f"norm.{name}", False))
+        return shapes
+
+    def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
+        if self._reads_batch():
+            return super()._by_formula(input, real)
+        return self.formula(**self._bind(input, real)).to(input.dtype)
+
+    def _reads_batch(self) -> bool:
+        raise NotImplementedError
+
+    def _batch_average(self, x: Tensor, real: Tensor | None) -> Over:
+        return Over(self._average_over(x), real)
+
+    def _update(self, mean: Tensor, var: Tensor, seen: Tensor, factor: float | Tensor) -> None:
+        """Move the running statistics towards a batch's, (channels,) each, where a variance was ``seen``."""
+        with torch.no_grad():
+            for running, value in ((self.running_mean, mean), (self.running_var, var)):
+                if running is not None:
+                    step = (value.to(running.dtype) - running) * factor
+                    running.add_(torch.where(seen, step, 0))
+
+
+class BatchNormFamily(Remembering):
+    """What BatchNorm1d, 2d, 3d and SyncBatchNorm share.
+
+    Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate
+    shift", ICML 2015. In training the mean and the biased variance of the batch normalize; running averages (of the
+    unbiased variance) are kept for eval. With lengths or a mask all counts are those of the real entries.
+
+    Arguments, parameters and buffers: those of torch.nn's layer of the same name.
+
+    Raises:
+        ValueError: the input has a wrong number of axes, or one value per channel in training.
+        RuntimeError: another number of channels than ``num_features``.
+    """
+
+    spaces: tuple[int, ...]  # how many axes of space there may be
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        names = space_axes(x.ndim)
+        if x.ndim - 2 not in self.spaces:
+            raise self._misfit(x, self._wanted(), _cure(x, max(self.spaces)), ValueError)
+        if self.training and math.prod((x.shape[0], *x.shape[2:])) == 1 and not self._is_synchronized():
+            raise ValueError(
+                f"{label(self)}: Expected more than 1 value per channel when training, but the input has the shape "
+                f"{shape_text(x.shape, names)}. Use a larger batch, or call eval()."
+            )
+        stored = self.weight if self.weight is not None else self.running_mean
+        if stored is not None and x.shape[1] != self.num_features:
+            raise self._misfit(x, self._wanted(), wrong_channels(x, self.num_features), RuntimeError, names)
+        return names
+
+    def _wanted(self) -> str:
+        names = [("batch", f"channels {self.num_features}", *space_axes(count + 2)[2:]) for count in self.spaces]
+        return " or ".join(f"({', '.join(axes)})" for axes in names)
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        return (0, *range(2, x.ndim))
+
+    def _reads_batch(self) -> bool:
+        return self.training or (self.running_mean is None and self.running_var is None)
+
+    def _is_synchronized(self) -> bool:
+        return False
+
+    def _remember(self, average: Any, x: Tensor, mu: Tensor, var: Tensor) -> None:
+        if not self.training:
+            return
+        count = average.count(x)
+        if known_any(count == 1):
+            raise ValueError(
+                f"{label(self)}: Expected more than 1 value per channel when training, but only one entry of "
+                f"{shape_text(x.shape, space_axes(x.ndim))} is real. Use a larger batch, or call eval()."
+            )
+        if not self.track_running_stats:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        factor: float | Tensor | None = self.momentum
+        if factor is None:  # the cumulative average
+            factor = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        self._update(mu.flatten(), unbiased.flatten(), (count > 1).flatten(), factor)
+
+
+class BatchNorm1d(BatchNormFamily, torch.nn.BatchNorm1d):
+    """Normalize each channel over the batch. Input and output: (batch, channels) or (batch, channels, length).
+
+    Arguments: those of ``torch.nn.BatchNorm1d``; ``lengths`` count along the last axis. See `BatchNormFamily`.
+    """
+
+    spaces = (0, 1)
+
+
+class BatchNorm2d(BatchNormFamily, torch.nn.BatchNorm2d):
+    """Normalize each channel over batch and space. Input and output: (batch, channels, height, width).
+
+    Arguments: those of ``torch.nn.BatchNorm2d``; ``mask`` is (batch, height, width). See `BatchNormFamily`.
+    """
+
+    spaces = (2,)
+
+
+class BatchNorm3d(BatchNormFamily, torch.nn.BatchNorm3d):
+    """Normalize each channel over batch and space. Input and output: (batch, channels, depth, height, width).
+
+    Arguments: those of ``torch.nn.BatchNorm3d``; ``mask`` is (batch, depth, height, width). See `BatchNormFamily`.
+    """
+
+    spaces = (3,)
+
+
+class SyncBatchNorm(BatchNormFamily, torch.nn.SyncBatchNorm):
+    """Normalize each channel over the batches of all processes. Input and output: (batch, channels, *space).
+
+    Arguments: those of ``torch.nn.SyncBatchNorm``. On the CPU too (gloo): the averages of the formula are then
+    all-reduced, differentiably; processes may have batches of different sizes. With a single process, and in eval,
+    it is BatchNorm. See `BatchNormFamily`.
+    """
+
+    spaces = (0, 1, 2, 3)
+    process_group: Any
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        if x.ndim >= 2 and x.shape[1] == 0:
+            cure = "number of input channels should be non-zero."
+            raise self._misfit(x, self._wanted(), cure, ValueError, space_axes(x.ndim))
+        return super().axes(x)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+        """Put a SyncBatchNorm in the place of every BatchNorm of a model, with its parameters and buffers."""
+        made = module
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            options = module.eps, module.momentum, module.affine, module.track_running_stats, process_group
+            made = cls(module.num_features, *options).train(module.training)
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(made, name, getattr(module, name))
+        for name, child in module.named_children():
+            made.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return made
+
+    def _is_synchronized(self) -> bool:
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return False
+        return dist.get_world_size(self.process_group) > 1
+
+    def _batch_average(self, x: Tensor, real: Tensor | None) -> Over:
+        axes = self._average_over(x)
+        return Synchronized(axes, real, self.process_group) if self._is_synchronized() else Over(axes, real)
+
+    def _plain(self, input: Tensor) -> Tensor:
+        if self._is_synchronized() and input.device.type == "cpu":
+            return self._by_formula(input, None)
+        return super()._plain(input)
+
+
+def wrong_channels(x: Tensor, wanted: int) -> str:
+    """Guess why the channels do not fit."""
+    axes = [axis for axis in range(2, x.ndim) if x.shape[axis] == wanted]
+    if axes:
+        return f"Axis {axes[-1]} has that size: if it holds the channels, pass x.movedim({axes[-1]}, 1)."
+    return f"Pass num_features={x.shape[1]}, or change what comes before."
+
+
+def _cure(x: Tensor, space: int) -> str:
+    if x.ndim == space + 1:
+        return "If it is one sample, x.unsqueeze(0) makes it a batch."
+    return "Is it another of BatchNorm1d, 2d and 3d?" if 2 <= x.ndim <= 5 else "Its axes can be joined by x.flatten()."

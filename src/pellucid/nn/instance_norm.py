@@ -1,0 +1,113 @@
+"""Instance normalization: averages over the space of each channel of each sample."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import label, shape_text
+from pellucid.nn import lengths as real_lengths
+from pellucid.nn.averages import Over
+from pellucid.nn.batch_norm import Remembering, wrong_channels
+from pellucid.nn.windowed import AXES, name_axes
+
+
+class InstanceNormFamily(Remembering):
+    """What InstanceNorm1d, 2d and 3d share.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance normalization: the missing ingredient for fast stylization", 2016.
+    Arguments, parameters and buffers: those of torch.nn's layer of the same name. The batch may be missing.
+
+    Raises:
+        ValueError: the input has a wrong number of axes; another number of channels than ``num_features`` of an
+            affine layer; or a single position of space, where all would become 0.
+        RuntimeError: another number of channels than the running statistics.
+    """
+
+    space: int  # how many axes of space there are
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        names = name_axes(x, self.space)
+        wanted = f"(batch, channels {self.num_features}, {', '.join(AXES[self.space])}), or without the batch"
+        if not names:
+            raise self._misfit(x, wanted, "Is it another of InstanceNorm1d, 2d and 3d?", ValueError)
+        channels = x.shape[-1 - self.space]
+        if channels != self.num_features:
+            if self.affine or self.track_running_stats:
+                kind = ValueError if self.affine else RuntimeError
+                batched = x if x.ndim == self.space + 2 else x.unsqueeze(0)
+                raise self._misfit(x, wanted, wrong_channels(batched, self.num_features), kind, names)
+            warnings.warn(
+                f"{label(self)}: the input {shape_text(x.shape, names)} has not num_features={self.num_features} "
+                f"channels; without affine parameters and running statistics the number is not used.",
+                stacklevel=5,
+            )
+        return names
+
+    def forward(self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalize; see `NormalizationFamily` for lengths and mask."""
+        if input.ndim == self.space + 1 and (lengths is not None or mask is not None):
+            return super().forward(input.unsqueeze(0), lengths, mask).squeeze(0)
+        return super().forward(input, lengths, mask)
+
+    def bind(
+        self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return what the formula's symbols stand for; a batch of one for an input without batch."""
+        return super().bind(input.unsqueeze(0) if input.ndim == self.space + 1 else input, lengths, mask)
+
+    def _plain(self, input: Tensor) -> Tensor:
+        if self._reads_batch() and math.prod(input.shape[-self.space :]) == 1:
+            raise ValueError(
+                f"{label(self)}: Expected more than 1 spatial element when training, but the input has the shape "
+                f"{shape_text(input.shape, name_axes(input, self.space))}. One value has no deviation from its mean."
+            )
+        return super()._plain(input)
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(range(x.ndim - self.space, x.ndim))
+
+    def _reads_batch(self) -> bool:
+        return self.training or not self.track_running_stats
+
+    def _remember(self, average: Any, x: Tensor, mu: Tensor, var: Tensor) -> None:
+        if not self.training or not self.track_running_stats or self.momentum is None:
+            return
+        count = average.count(x).expand(x.shape[0], x.shape[1], *(1,) * self.space)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        several = Over((0,), count > 1)  # samples that have a variance
+        seen = (count > 1).any(0).flatten()
+        self._update(several(mu).flatten(), several(unbiased).flatten(), seen, self.momentum)
+
+
+class InstanceNorm1d(InstanceNormFamily, torch.nn.InstanceNorm1d):
+    """Normalize each channel of each sample. Input and output: (batch, channels, length) or (channels, length).
+
+    Arguments: those of ``torch.nn.InstanceNorm1d``; ``lengths`` count along the last axis. See `InstanceNormFamily`.
+    """
+
+    space = 1
+
+
+class InstanceNorm2d(InstanceNormFamily, torch.nn.InstanceNorm2d):
+    """Normalize each channel of each sample. Input and output: (batch, channels, height, width), or unbatched.
+
+    Arguments: those of ``torch.nn.InstanceNorm2d``; ``mask`` is (batch, height, width). See `InstanceNormFamily`.
+    """
+
+    space = 2
+
+
+class InstanceNorm3d(InstanceNormFamily, torch.nn.InstanceNorm3d):
+    """Normalize each channel of each sample. Input and output: (batch, channels, depth, height, width), or unbatched.
+
+    Arguments: those of ``torch.nn.InstanceNorm3d``; ``mask`` is (batch, depth, height, width). See
+    `InstanceNormFamily`.
+    """
+
+    space = 3

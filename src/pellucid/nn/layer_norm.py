@@ -1,0 +1,198 @@
+"""Normalization within a sample: over its last axes, over groups of channels, over neighbouring channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import label, shape_text
+from pellucid.nn import lengths as real_lengths
+from pellucid.nn.averages import Average, Grouped, Neighbours
+from pellucid.nn.batch_norm import wrong_channels
+from pellucid.nn.normalization import ChannelFirst, NormalizationFamily, space_axes
+
+
+def normalize_by_root_mean_square(
+    x: Tensor, *, average: Callable[[Tensor], Tensor], gamma: Tensor | float, eps: float
+) -> Tensor:
+    """Bring ``x`` to mean square 1, without moving it: Zhang and Sennrich, NeurIPS 2019."""
+    mean_square = average(x**2)
+    return x / torch.sqrt(mean_square + eps) * gamma
+
+
+def normalize_by_neighbours(
+    x: Tensor, *, average: Callable[[Tensor], Tensor], alpha: float, beta: float, k: float
+) -> Tensor:
+    """Damp what has strong neighbours: Krizhevsky, Sutskever and Hinton, NeurIPS 2012, section 3.3."""
+    mean_square = average(x**2)
+    return x / (k + alpha * mean_square) ** beta
+
+
+class LastAxes(NormalizationFamily):
+    """A member that averages over the last axes, along which γ and β vary."""
+
+    normalized_shape: tuple[int, ...]
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        last = len(self.normalized_shape)
+        features = ("features",) if last == 1 else tuple(f"feature axis {axis}" for axis in range(1, last + 1))
+        first = max(0, x.ndim - last)
+        before = ("batch", "time") if first == 2 else ("batch", *(f"axis {axis}" for axis in range(1, first)))
+        names = (*before[:first], *features)
+        if tuple(x.shape[first:]) != tuple(self.normalized_shape):
+            wanted = f"(..., {', '.join(map(str, self.normalized_shape))}), its normalized_shape"
+            places = [axis for axis in range(x.ndim) if last == 1 and x.shape[axis] == self.normalized_shape[0]]
+            cure = f"Pass normalized_shape={tuple(x.shape[first:])}, or change what comes before."
+            if places:
+                cure = f"Axis {places[-1]} has that size: if it holds the features, pass x.movedim({places[-1]}, -1)."
+            raise self._misfit(x, wanted, cure, RuntimeError, names)
+        return names
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(range(x.ndim - len(self.normalized_shape), x.ndim))
+
+    def _affine_axes(self) -> tuple[str, ...]:
+        last = len(self.normalized_shape)
+        return ("features",) if last == 1 else tuple(f"feature axis {axis}" for axis in range(1, last + 1))
+
+    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
+        return parameter
+
+    def _feature_axis(self, x: Tensor) -> int:
+        return -1
+
+    def _time_axis(self, x: Tensor) -> int | None:
+        return 1 if x.ndim >= 3 else None
+
+
+class LayerNorm(LastAxes, torch.nn.LayerNorm):
+    """Normalize each sample, or each step of it, over its last axes. Input and output: (..., *normalized_shape).
+
+    Ba, Kiros and Hinton, "Layer normalization", 2016. Arguments: those of ``torch.nn.LayerNorm``. ``lengths`` count
+    along axis 1 of (batch, time, ..., features), ``mask`` is (batch, time, ...); see `NormalizationFamily`.
+
+    Raises:
+        RuntimeError: the last axes of the input are not of ``normalized_shape``.
+    """
+
+
+class RMSNorm(LastAxes, torch.nn.RMSNorm):
+    """Bring the last axes to mean square 1. Input and output: (..., *normalized_shape).
+
+    Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019. Arguments: those of
+    ``torch.nn.RMSNorm``. ``lengths`` count along axis 1 of (batch, time, ..., features), ``mask`` is (batch, time,
+    ...); see `NormalizationFamily`.
+
+    Raises:
+        RuntimeError: the last axes of the input are not of ``normalized_shape``.
+    """
+
+    formula = staticmethod(normalize_by_root_mean_square)  # type: ignore[assignment]
+    bias = None
+
+    def forward(self, x: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalize; torch.nn calls the input of this layer x."""
+        return super().forward(x, lengths, mask)
+
+    def _bind(self, input: Tensor, real: Tensor | None) -> dict[str, Any]:
+        bound = super()._bind(input, real)
+        del bound["beta"]
+        return bound | {"eps": torch.finfo(bound["x"].dtype).eps if self.eps is None else self.eps}
+
+    def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
+        return self.formula(**self._bind(input, real)).to(input.dtype)
+
+    def _averages(self) -> tuple[str, ...]:
+        return ("mean_square",)
+
+
+class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
+    """Normalize each group of channels of each sample. Input and output: (batch, channels, *space).
+
+    Wu and He, "Group normalization", ECCV 2018. Arguments: those of ``torch.nn.GroupNorm``. ``lengths`` count along
+    the last axis of (batch, channels, length), ``mask`` is (batch, *space); see `NormalizationFamily`.
+
+    Raises:
+        RuntimeError: the input has fewer than two axes, or another number of channels.
+        ValueError: a single value is to be normalized.
+    """
+
+    num_groups: int
+    num_channels: int
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        names, wanted = space_axes(x.ndim), f"(batch, channels {self.num_channels}, *space)"
+        if x.ndim < 2:
+            raise self._misfit(x, wanted, "If it is one sample, x.unsqueeze(0) makes it a batch.", RuntimeError)
+        if (self.affine and x.shape[1] != self.num_channels) or x.shape[1] % self.num_groups:
+            cure = wrong_channels(x, self.num_channels).replace("num_features", "num_channels")
+            raise self._misfit(x, wanted, cure, RuntimeError, names)
+        if math.prod((x.shape[0], x.shape[1] // self.num_groups, *x.shape[2:])) == 1:
+            raise ValueError(
+                f"{label(self)}: Expected more than 1 value per channel when training, but the input has the shape "
+                f"{shape_text(x.shape, names)}. One value has no deviation from its mean."
+            )
+        return names
+
+    def average(self, x: Tensor, real: Tensor | None = None) -> Average:
+        """Average each group of channels and its space."""
+        return Grouped(self.num_groups, real)
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(range(1, x.ndim))
+
+    def _average_shape(self, x: Tensor) -> tuple[int, ...]:
+        return (x.shape[0], x.shape[1], *(1,) * (x.ndim - 2))
+
+    def _facts(self, x: Tensor) -> dict[str, Any]:
+        return super()._facts(x) | {"groups": self.num_groups, "channels_of_a_group": x.shape[1] // self.num_groups}
+
+
+class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
+    """Divide by the strength of the neighbouring channels. Input and output: (batch, channels, *space).
+
+    Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural networks", NeurIPS
+    2012. Arguments: those of ``torch.nn.LocalResponseNorm``. ``lengths`` count along the last axis of (batch,
+    channels, length), ``mask`` is (batch, *space): what is masked comes out as 0; see `NormalizationFamily`.
+
+    Raises:
+        ValueError: the input has fewer than three axes.
+    """
+
+    formula = staticmethod(normalize_by_neighbours)  # type: ignore[assignment]
+    weight = bias = None
+    size: int
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        if x.ndim < 3:
+            cure = "If space is missing, x.unsqueeze(-1) adds it."
+            raise self._misfit(x, "(batch, channels, *space)", cure, ValueError)
+        return space_axes(x.ndim)
+
+    def average(self, x: Tensor, real: Tensor | None = None) -> Average:
+        """Average the channels around each."""
+        return Neighbours(self.size)
+
+    def _bind(self, input: Tensor, real: Tensor | None) -> dict[str, Any]:
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        x = x if real is None else x.masked_fill(~real, 0)
+        return {"x": x, "average": self.average(x, real), "alpha": self.alpha, "beta": self.beta, "k": self.k}
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        return (1,)
+
+    def _average_shape(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+    def _facts(self, x: Tensor) -> dict[str, Any]:
+        return super()._facts(x) | {"window": self.size}
+
+    def _averages(self) -> tuple[str, ...]:
+        return ("mean_square",)
