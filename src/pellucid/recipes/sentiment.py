@@ -1,0 +1,337 @@
+"""The training: real reviews, Lightning's Trainer, the best epoch kept by validation, its test accuracy reported."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from pellucid.recipes import checkpoint
+from pellucid.recipes.checkpoint import Settings, Trained
+from pellucid.recipes.data import Batch, Batches, Review, Vocabulary, read_reviews, split
+from pellucid.recipes.errors import RecipeError, Stopped
+from pellucid.recipes.files import write_json, write_whole
+from pellucid.recipes.network import lasting, recurrent_layer
+
+BEST, LAST, METRICS = "best.ckpt", "last.ckpt", "metrics.json"
+WARM_UP = 0.1  # of all steps
+LARGEST_GRADIENT = 1.0  # norm
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three parts, encoded with the vocabulary of the training part."""
+
+    vocabulary: Vocabulary
+    parts: Mapping[str, list[tuple[Tensor, int]]]
+    truncated: int  # texts longer than the settings' max_length
+
+    @classmethod
+    def load(cls, settings: Settings, vocabulary: Vocabulary | None = None) -> Data:
+        """Read, split and encode the reviews; ``limit`` keeps the first training reviews only."""
+        reviews: dict[str, list[Review]] = split(read_reviews())
+        reviews["train"] = reviews["train"][: settings.limit]
+        vocabulary = vocabulary or Vocabulary.of(review.text for review in reviews["train"])
+        longest = settings.max_length
+        parts = {
+            name: [(vocabulary.encode(review.text[:longest]), review.label) for review in part]
+            for name, part in reviews.items()
+        }
+        truncated = sum(len(review.text) > longest for part in reviews.values() for review in part)
+        return cls(vocabulary, parts, truncated)
+
+    def training(self, settings: Settings, epoch: int) -> Batches:
+        """Return the batches of an epoch, which seed and epoch decide."""
+        return Batches(self.parts["train"], settings.batch_size, seed=f"{settings.seed}/{epoch}")
+
+    def evaluation(self, part: str) -> Batches:
+        """Return the batches of the validation or the test part, from short to long."""
+        return Batches(self.parts[part], EVALUATION_BATCH)
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate's factor: a linear rise, then half a cosine down to 0."""
+    return (
+        min(1.0, (step + 1) / max(1, WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+    )
+
+
+def loss_of(network: torch.nn.Module, batch: Batch) -> Tensor:
+    """The mean cross-entropy of a batch."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(network(batch.ids, batch.lengths), batch.labels)
+
+
+class Training(lightning.LightningModule):
+    """What Lightning's Trainer runs.
+
+    Every epoch draws its dropout from seed and epoch alone, as its batches are; so a resumed training repeats what an
+    uninterrupted one would have done.
+    """
+
+    def __init__(self, trained: Trained, data: Data, out: Path) -> None:
+        super().__init__()
+        self.network, self.settings = trained.network, trained.settings
+        self.trained, self.data, self.out = trained, data, out
+        self.started = 0.0
+
+    def train_dataloader(self) -> Batches:
+        """The batches of this epoch; the Trainer asks before each one."""
+        return self.data.training(self.settings, self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Make the epoch's random draws its own, and start the clock."""
+        self.started = time.perf_counter()
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.current_epoch)
+
+    def on_train_epoch_end(self) -> None:
+        """Keep and print what the epoch reached, just before its checkpoint is written."""
+        metrics = self.trainer.callback_metrics
+        accuracy, before = float(metrics["validation_accuracy"]), self.trained.accuracies
+        self.trained = replace(self.trained, accuracies=(*before, accuracy))
+        (self.out / METRICS).unlink(missing_ok=True)  # its figures are those of an older network from now on
+        best = "  (best so far)" if accuracy > max(before, default=0.0) else ""
+        click.echo(
+            f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  loss {float(metrics['loss_epoch']):.3f}  "
+            f"validation accuracy {accuracy:.4f}  {time.perf_counter() - self.started:.1f} s{best}"
+        )
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss of a batch."""
+        loss = loss_of(self.network, batch)
+        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.labels))
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Count what is right."""
+        self._log_accuracy("validation_accuracy", batch)
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        """Count what is right."""
+        self._log_accuracy("test_accuracy", batch)
+
+    def _log_accuracy(self, name: str, batch: Batch) -> None:
+        right = (self.network(batch.ids, batch.lengths) > 0) == (batch.labels > 0.5)
+        self.log(name, right.double().mean(), on_step=False, on_epoch=True, batch_size=len(batch.labels))
+
+    def configure_optimizers(self) -> Any:
+        """Adam with the schedule of `rate`, over the steps of all epochs."""
+        steps = self.settings.epochs * len(self.train_dataloader())
+        optimizer = adam(self.network, self.settings.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, content: dict[str, Any]) -> None:
+        """Let vocabulary and settings travel with the weights."""
+        content[checkpoint.ENTRY] = checkpoint.entry(self.trained)
+
+
+def adam(network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimiser, in one kernel for all weights."""
+    return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoints, put in place in one move."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, whole or not at all."""
+        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def train(out: Path, settings: Settings, device: str = "auto") -> dict[str, Any]:
+    """Train, keep the epoch with the best validation accuracy, and measure that one on the test part.
+
+    Args:
+        out: the folder of ``best.ckpt``, ``last.ckpt`` and ``metrics.json``; made if it is not there. What an older
+            training left in it is replaced when the first epoch is done.
+        settings: what decides the outcome. The same settings give the same result on the same machine; torch's global
+            generator is seeded.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        RecipeError: an option or the folder cannot be used.
+        Stopped: the user stopped it; the checkpoints of the epochs so far are whole.
+    """
+    started, accelerator = time.perf_counter(), pick_device(device)
+    settings = replace(settings, cell=lasting(settings.cell))
+    recurrent_layer(settings.cell, 1, 1)  # a bad cell is refused before the reviews are read
+    _make_folder(out)
+    data = Data.load(settings)
+    torch.manual_seed(settings.seed)
+    return _run(Trained(settings.network(data.vocabulary), data.vocabulary, settings), data, out, accelerator, started)
+
+
+def resume(out: Path, epochs: int | None = None, cell: str | None = None, device: str = "auto") -> dict[str, Any]:
+    """Go on with a training from its ``last.ckpt``, as if it had not been interrupted.
+
+    Args:
+        out: the folder of that training.
+        epochs: how many there are to be in all; by default as many as were asked for.
+        cell: where the cell's file is now, if it has moved.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        What ``metrics.json`` holds; its seconds are those of this run.
+
+    Raises:
+        RecipeError: there is nothing to resume.
+        Stopped: see `train`.
+    """
+    started, accelerator = time.perf_counter(), pick_device(device)
+    trained = unfinished(out, cell)
+    settings = replace(trained.settings, epochs=epochs or trained.settings.epochs)
+    done = len(trained.accuracies)
+    if done >= settings.epochs:
+        raise RecipeError(f"{out / LAST} has done its {done} epochs; to go on: --resume --epochs {done + 1} or more")
+    data = Data.load(settings, trained.vocabulary)
+    return _run(replace(trained, settings=settings), data, out, accelerator, started)
+
+
+def unfinished(out: Path, cell: str | None = None) -> Trained:
+    """Read the training that `resume` goes on with.
+
+    Raises:
+        RecipeError: there is none in this folder, or its checkpoint cannot be used.
+    """
+    if not (out / LAST).is_file():
+        raise RecipeError(f"--resume: there is no {out / LAST}. Leave --resume out to start a training there.")
+    return checkpoint.load(out / LAST, cell and lasting(cell))
+
+
+def _run(trained: Trained, data: Data, out: Path, accelerator: str, started: float) -> dict[str, Any]:
+    """Fit, test the best epoch, report; ``trained`` has done as many epochs as it has accuracies."""
+    settings, sizes = trained.settings, {name: len(part) for name, part in data.parts.items()}
+    click.echo(
+        f"{sum(sizes.values()):,} reviews: {sizes['train']:,} to train on, {sizes['validation']:,} to choose the "
+        f"epoch, {sizes['test']:,} to test.\n"
+        f"{data.truncated:,} are longer than {settings.max_length} characters; of these the beginning is read.\n"
+        f"The network has {parameters(trained.network):,} weights; cell {settings.cell}, seed {settings.seed}, "
+        f"{accelerator}."
+    )
+    training = Training(trained, data, out)
+    with _quiet():
+        trainer = _trainer(out, settings.epochs, accelerator)
+        _fit(trainer, training, resume=bool(trained.accuracies))
+        best = Training(checkpoint.load(out / BEST), data, out)
+        (result,) = trainer.test(best, data.evaluation("test"), verbose=False)
+    accuracies = list(training.trained.accuracies)
+    metrics = {
+        "test_accuracy": result["test_accuracy"],
+        "seconds": round(time.perf_counter() - started, 1),
+        "epochs": len(accuracies),
+        "best_epoch": 1 + accuracies.index(max(accuracies)),
+        "validation_accuracy": accuracies,
+        **{name: value for name, value in asdict(settings).items() if name != "epochs"},
+        "parameters": parameters(trained.network),
+        "reviews": sizes,
+        "truncated": data.truncated,
+        "device": accelerator,
+        "threads": torch.get_num_threads(),
+        "backend": trained.network.recurrent.backend,
+        "torch": torch.__version__,
+    }
+    write_json(out / METRICS, metrics)
+    return metrics
+
+
+def parameters(network: torch.nn.Module) -> int:
+    """Count the weights."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def pick_device(name: str) -> str:
+    """Return "cpu" or "cuda".
+
+    Raises:
+        RecipeError: a GPU is asked for, and torch finds none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: torch finds no GPU here. Use --device auto, and see pellucid doctor.")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RecipeError(f"--out {out}: that is a file, or stands inside one; name a folder") from None
+    except OSError as error:
+        raise RecipeError(f"--out {out}: the folder cannot be made: {error.strerror}") from error
+
+
+def _trainer(out: Path, epochs: int, accelerator: str) -> lightning.Trainer:
+    """Make a Trainer that writes nothing but the two checkpoints."""
+    interactive = sys.stdout.isatty()
+    keep = ModelCheckpoint(
+        dirpath=out,
+        filename=Path(BEST).stem,
+        monitor="validation_accuracy",
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="gpu" if accelerator == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        callbacks=[keep, RichProgressBar()] if interactive else [keep],
+        plugins=[WholeFiles()],
+        enable_progress_bar=interactive,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=LARGEST_GRADIENT,
+        reload_dataloaders_every_n_epochs=1,
+        deterministic="warn" if accelerator == "cuda" else None,
+        default_root_dir=out,
+    )
+
+
+def _fit(trainer: lightning.Trainer, training: Training, resume: bool) -> None:
+    """Train. Lightning ends the process when the user interrupts it, or returns, by its version: both are `Stopped`."""
+    before = len(training.trained.accuracies)
+    try:
+        path = training.out / LAST if resume else None
+        trainer.fit(training, val_dataloaders=training.data.evaluation("validation"), ckpt_path=path)
+        interrupted = trainer.interrupted
+    except (SystemExit, KeyboardInterrupt):
+        interrupted = True
+    if interrupted:
+        done = len(training.trained.accuracies)
+        kept = f"{training.out / LAST} holds {done} of {trainer.max_epochs} epochs; go on with --resume"
+        raise Stopped(kept if done > before or resume else "no epoch was complete, nothing was changed")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what Lightning says of its own workings: devices, workers, tips, restored states."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
