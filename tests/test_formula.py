@@ -9,7 +9,7 @@ import formulas
 import pellucid
 from pellucid.formula.shapes import solve
 from pellucid.formula.source import read
-from pellucid.kernel import launch
+from pellucid.kernel import registry
 from pellucid.nn import cells
 
 
@@ -123,7 +123,7 @@ def test_constructor_arguments_are_checked():
 
 def program(cell, training=True, **sizes):
     layer = cell(3, 4, **sizes)
-    return launch.program(layer._keys[0], training, torch.float32, "cpu")
+    return registry.program(layer._keys[0], training, torch.float32, "cpu")
 
 
 def products(stage):

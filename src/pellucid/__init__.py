@@ -3,7 +3,7 @@
 from pellucid.errors import FormulaError, PellucidWarning
 from pellucid.formula.draws import dropout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
-from pellucid.kernel.launch import backend
+from pellucid.kernel.registry import backend
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.cell import Cell, cell
 

@@ -28,6 +28,7 @@ from pellucid.nn.dropout import LockedDropout as LockedDropout
 from pellucid.nn.instance_norm import InstanceNorm1d as InstanceNorm1d
 from pellucid.nn.instance_norm import InstanceNorm2d as InstanceNorm2d
 from pellucid.nn.instance_norm import InstanceNorm3d as InstanceNorm3d
+from pellucid.nn.layer import Recurrent as Recurrent
 from pellucid.nn.layer_norm import GroupNorm as GroupNorm
 from pellucid.nn.layer_norm import LayerNorm as LayerNorm
 from pellucid.nn.layer_norm import LocalResponseNorm as LocalResponseNorm
@@ -51,7 +52,6 @@ from pellucid.nn.recurrent import LSTM as LSTM
 from pellucid.nn.recurrent import RNN as RNN
 from pellucid.nn.recurrent import GRUCell as GRUCell
 from pellucid.nn.recurrent import LSTMCell as LSTMCell
-from pellucid.nn.recurrent import Recurrent as Recurrent
 from pellucid.nn.recurrent import RNNCell as RNNCell
 from pellucid.nn.transposed import ConvTranspose1d as ConvTranspose1d
 from pellucid.nn.transposed import ConvTranspose2d as ConvTranspose2d

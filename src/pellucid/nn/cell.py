@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pellucid.errors import FormulaError
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import read
-from pellucid.kernel import launch
-
-if TYPE_CHECKING:
-    from pellucid.nn.recurrent import Recurrent
+from pellucid.kernel import registry
+from pellucid.nn.layer import Recurrent
 
 
 class Cell:
@@ -26,13 +24,11 @@ class Cell:
         functools.update_wrapper(self, function)
         self.function = function
         self.source = read(function)
-        self.name = launch.register(f"{function.__module__}:{function.__qualname__}", self.source)
+        self.name = registry.register(f"{function.__module__}:{function.__qualname__}", self.source)
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Recurrent:
         """Make a layer; the arguments are those of `pellucid.nn.Recurrent`."""
-        from pellucid.nn.recurrent import Recurrent
-
         return Recurrent(self, input_size, hidden_size, num_layers, **options)
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop
 from pellucid.formula.shapes import Solution
-from pellucid.kernel import launch, random
+from pellucid.kernel import launch, random, registry
+from pellucid.kernel.autocast import autocast_dtype
 from pellucid.nn import lengths as real
-from pellucid.nn.cell import Cell
+
+if TYPE_CHECKING:
+    from pellucid.nn.cell import Cell
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -53,7 +56,7 @@ class SequenceLayer(torch.nn.Module):
     @property
     def backend(self) -> str:
         """The name of what ran the formula last; before the first run, of what would."""
-        return self.__dict__.get("_ran") or launch.chosen_backend()
+        return self.__dict__.get("_ran") or registry.chosen_backend()
 
     def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
@@ -63,7 +66,7 @@ class SequenceLayer(torch.nn.Module):
         for _ in range(min(self.num_layers, 2)):
             solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
             self._solutions.append(solution)
-            self._keys.append(launch.key(self.cell.name, inner, hyperparameters))
+            self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
             inner = {**inner, "input": solution.output * self._directions}
 
     @property
@@ -96,7 +99,7 @@ class SequenceLayer(torch.nn.Module):
             lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
         output, last = self._levels(x, states, lengths)
         if not torch.compiler.is_compiling():
-            self.__dict__["_ran"] = launch.chosen_backend()
+            self.__dict__["_ran"] = registry.chosen_backend()
         if not batched:
             output, last = output.squeeze(1), tuple(s.squeeze(1) for s in last)
         elif self.batch_first:
@@ -156,7 +159,7 @@ class SequenceLayer(torch.nn.Module):
 
     def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
         """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""
-        dtype = launch.autocast_dtype(x)
+        dtype = autocast_dtype(x)
         if dtype is None or x.dtype == torch.float64:
             return x, states, None
         return x.to(dtype), [s.to(dtype) for s in states], dtype
@@ -185,7 +188,7 @@ class SequenceLayer(torch.nn.Module):
                 f"{label(self)}: the input is {shape_text(x.shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
         dtype = next((p.dtype for p in self.parameters()), x.dtype)
-        if x.dtype != dtype and not (x.is_floating_point() and launch.autocast_dtype(x) is not None):
+        if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
             raise ValueError(
                 f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
                 f"input.to({dtype}) or layer.to({x.dtype})."

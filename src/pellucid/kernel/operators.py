@@ -1,0 +1,119 @@
+"""The torch.library operators: one node in a compiled or exported graph, whatever the length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pellucid.kernel import stepwise
+from pellucid.kernel.autocast import no_autocast
+from pellucid.kernel.program import Program
+from pellucid.kernel.registry import program
+
+Tensor = torch.Tensor
+
+
+@torch.library.custom_op("pellucid::recurrence", mutates_args=())
+def _operator(
+    x: Tensor,
+    states: list[Tensor],
+    parameters: list[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    text: str,
+    training: bool,
+    reverse: bool,
+    save: bool,
+) -> list[Tensor]:
+    built = program(text, training, x.dtype, x.device.type)
+    with no_autocast(x):
+        output, last, saved = stepwise.forward(built, x, states, parameters, lengths, seed, reverse, save)
+    return _apart([output, *last, *saved], [x, *states, *parameters])
+
+
+@_operator.register_fake
+def _(x, states, parameters, lengths, seed, text, training, reverse, save):
+    built = program(text, training, x.dtype, x.device.type)
+    time, batch = x.shape[:2]
+    results = [x.new_empty((time, batch, built.output_size)), *(torch.empty_like(s) for s in states)]
+    if save:
+        results += [
+            x.new_empty((time * batch * rows, *rest)) for rows, *rest in _saved_shapes(built, built.saved_folded)
+        ]
+        results += [x.new_empty((time, batch * rows, *rest)) for rows, *rest in _saved_shapes(built, built.saved_steps)]
+    return results
+
+
+def _saved_shapes(built: Program, names: Sequence[str]) -> list[tuple[int, ...]]:
+    states = {name: (1, size) for name, size in zip(built.states, built.state_sizes, strict=True)}
+    return [(states | dict(built.features))[name] for name in names]
+
+
+@torch.library.custom_op("pellucid::recurrence_backward", mutates_args=())
+def _backward_operator(
+    x: Tensor,
+    states: list[Tensor],
+    parameters: list[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    text: str,
+    training: bool,
+    reverse: bool,
+    saved: list[Tensor],
+    gradients: list[Tensor],
+) -> list[Tensor]:
+    built = program(text, training, x.dtype, x.device.type)
+    needed = [True] * (1 + len(parameters))
+    with no_autocast(x):
+        of_input, of_states, of_parameters = stepwise.backward(
+            built, x, parameters, lengths, seed, reverse, saved, gradients[0], gradients[1:], needed
+        )
+    results = [g for g in (of_input, *of_states, *of_parameters) if g is not None]
+    return _apart(results, [x, *states, *parameters, *saved, *gradients])
+
+
+@_backward_operator.register_fake
+def _(x, states, parameters, *_):
+    return [t.new_empty(t.shape) for t in (x, *states, *parameters)]
+
+
+def _apart(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Results of an operator share no memory with its arguments or with each other, and are contiguous."""
+    taken = {t.untyped_storage()._cdata for t in others}
+    apart = []
+    for result in results:
+        if not result.is_contiguous() or result.untyped_storage()._cdata in taken:
+            result = result.contiguous().clone()
+        taken.add(result.untyped_storage()._cdata)
+        apart.append(result)
+    return apart
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, states, parameters, lengths, seed, ctx.text, ctx.training, ctx.reverse, _ = inputs
+    ctx.counts = (len(states), len(parameters))
+    ctx.save_for_backward(lengths, seed, x, *states, *parameters, *output[1 + len(states) :])
+
+
+def _operator_backward(ctx: Any, gradients: list[Tensor]) -> Any:
+    lengths, seed, x, *rest = ctx.saved_tensors
+    states, parameters = ctx.counts
+    results = torch.ops.pellucid.recurrence_backward(
+        x,
+        rest[:states],
+        rest[states : states + parameters],
+        lengths,
+        seed,
+        ctx.text,
+        ctx.training,
+        ctx.reverse,
+        rest[states + parameters :],
+        gradients[: 1 + states],
+    )
+    of_states, of_parameters = results[1 : 1 + states], results[1 + states :]
+    return results[0], list(of_states), list(of_parameters), None, None, None, None, None, None
+
+
+_operator.register_autograd(_operator_backward, setup_context=_remember)
