@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 import pellucid
-from pellucid.kernel.launch import BACKENDS
+from pellucid.kernel.registry import BACKENDS
 
 EXTRAS = {
     "train": ("lightning", "snownlp", "mlxtend"),
