@@ -1,6 +1,7 @@
 """pellucid: neural-network components written once, as formulas."""
 
 from pellucid.errors import FormulaError, PellucidWarning
+from pellucid.explanation import explain
 from pellucid.formula.draws import dropout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
 from pellucid.kernel.registry import backend
@@ -15,6 +16,7 @@ __all__ = [
     "cell",
     "constant",
     "dropout",
+    "explain",
     "monte_carlo",
     "ones",
     "orthogonal",

@@ -1,0 +1,66 @@
+"""What a layer shows of itself: idea, formula, shapes and their reasons, counts, and worked steps with real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pellucid.explanation.report import Report
+
+__all__ = ["Report", "explain"]
+
+
+def explain(
+    subject: torch.nn.Module | str | Any,
+    *inputs: Any,
+    lang: str = "en",
+    show: bool = True,
+    width: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    tokens: Sequence[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Explain a layer with the real numbers that it computes, and print the explanation.
+
+    ::
+
+        pellucid.explain("rnn", "你个扑该!", input_size=256, hidden_size=128)
+        pellucid.explain("conv2d", kernel_size=3, dilation=2)
+        pellucid.explain(model.encoder, x, lang="zh")
+
+    Every number comes from running the layer's own formula, and the result is compared with the layer's output. The
+    layer is left as it was: its mode, its running statistics and its random draws. Of a batch the first sample is
+    worked out; large values are shown in part.
+
+    Args:
+        subject: a layer of pellucid, a layer of torch.nn that pellucid has a twin of, a cell, or a name such as
+            "lstm", "conv2d" or "layernorm".
+        inputs: what the layer reads. A recurrent layer and a 1-D convolution also take a sentence (a string, or a
+            list of words), whose characters get random vectors. By default an example is drawn.
+        lang: "en" or "zh".
+        show: whether to print the explanation.
+        width: the columns of the printed text; by default those of the terminal.
+        steps: how many steps of a sequence, or positions of a window, are worked out.
+        seed: decides what the explanation draws itself: example inputs, weights of a layer given by name, masks.
+        tokens: names of the steps of a sequence, for an input that is already made of vectors.
+        options: for a layer, further arguments of its forward (``lengths=``); for a name or a cell, the arguments of
+            its constructor (``hidden_size=128``).
+
+    Returns:
+        The report, a tree of strings and numbers; ``report.text(width)`` is the printed text.
+
+    Raises:
+        ValueError: an unknown name or language. TypeError: something that cannot be explained, or an argument that
+            the layer does not have. What the layer raises for a wrong input is passed on.
+    """
+    from pellucid.explanation.subject import report_on  # the families import all of pellucid.nn
+
+    report = report_on(subject, inputs, options, lang=lang, steps=steps, seed=seed, tokens=tokens)
+    if show:
+        from pellucid.explanation.terminal import show as print_report
+
+        print_report(report, width)
+    return report

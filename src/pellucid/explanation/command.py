@@ -1,0 +1,135 @@
+"""The command ``pellucid explain``."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pellucid.explanation.texts import lang_of_locale, languages
+
+EPILOG = """\b
+Examples
+  pellucid explain rnn --input-size 256 --hidden-size 128 --sentence "你个扑该!" --lang zh
+  pellucid explain lstm --sentence "a quick brown fox" --steps 3
+  pellucid explain conv2d --kernel-size 3 --dilation 2
+  pellucid explain textconv --in-channels 8 --kernel-size 3 --sentence "你好世界"
+  pellucid explain layernorm --input "1,2,3,4; 2,4,6,8"
+  pellucid explain dropout --p 0.5 --input 1,2,3,4,5,6
+  pellucid explain maxpool --input "1,5,2,0; 3,4,8,1; 0,2,6,6; 7,1,0,9"
+  pellucid explain my_cells.py:leaky --hidden-size 4 --tau 5
+"""
+
+
+@click.command(
+    "explain",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog=EPILOG,
+    options_metavar="[OPTIONS] [--ARGUMENT VALUE ...]",
+)
+@click.argument("name", metavar="NAME")
+@click.option("--input", "numbers", metavar="NUMBERS", help="What it reads: 1,2,3 or, in rows, '1,2; 3,4'.")
+@click.option("--sentence", metavar="TEXT", help="Read a sentence, character by character.")
+@click.option("--lang", metavar="LANG", help=f"The language: {', '.join(languages())}. Default: that of the locale.")
+@click.option("--steps", type=click.IntRange(min=0), help="How many steps or positions are worked out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides weights, example inputs and masks.")
+@click.option("--width", type=click.IntRange(min=40), help="Columns of the text. Default: those of the terminal.")
+@click.pass_context
+def command(
+    context: click.Context,
+    name: str,
+    numbers: str | None,
+    sentence: str | None,
+    lang: str | None,
+    steps: int | None,
+    seed: int,
+    width: int | None,
+) -> None:
+    """Explain a layer with real numbers.
+
+    NAME is a layer such as rnn, lstm, conv2d, batchnorm, layernorm, dropout or maxpool, or a cell of your own,
+    path/file.py:cell. Further options are the layer's own arguments: --hidden-size 128, --kernel-size 3, --p 0.5.
+    The weights are drawn from a seed; without --input or --sentence an example input is made up.
+    """
+    from pellucid.explanation import explain  # torch takes a while to load; --help does without
+
+    if numbers is not None and sentence is not None:
+        raise click.UsageError("--input and --sentence are both the input: give one of them")
+    try:
+        subject = load(name)
+        arguments = parse_arguments(context.args)
+        inputs = [sentence] if sentence is not None else [] if numbers is None else [parse_numbers(numbers)]
+        explain(subject, *inputs, lang=lang or lang_of_locale(), steps=steps, seed=seed, width=width, **arguments)
+    except (ValueError, TypeError, RuntimeError, IndexError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def parse_numbers(text: str) -> Any:
+    """Read ``1,2,3``, or rows ``1,2; 3,4``, as a tensor."""
+    import torch
+
+    rows = [[part.strip() for part in row.split(",") if part.strip()] for row in text.split(";") if row.strip()]
+    try:
+        values = [[float(part) for part in row] for row in rows]
+    except ValueError as error:
+        raise click.UsageError(f"--input: {error}; give numbers, 1,2,3 or in rows '1,2; 3,4'") from error
+    if not values or len({len(row) for row in values}) != 1:
+        raise click.UsageError("--input: every row needs the same number of numbers, at least one: '1,2; 3,4'")
+    return torch.tensor(values if ";" in text else values[0])
+
+
+def parse_arguments(rest: list[str]) -> dict[str, Any]:
+    """Read ``--kernel-size 3 --bias=false --bidirectional`` as arguments of a layer."""
+    found: dict[str, Any] = {}
+    waiting = list(rest)
+    while waiting:
+        option = waiting.pop(0)
+        if not option.startswith("--"):
+            raise click.UsageError(f"{option!r} belongs to no option; arguments of the layer are --name value")
+        key, equals, value = option[2:].partition("=")
+        if not equals:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        found[key.replace("-", "_")] = parse_value(value)
+    return found
+
+
+def parse_value(text: str) -> Any:
+    """Read a number, a tuple of numbers, true, false or none; anything else is a word."""
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def load(name: str) -> Any:
+    """Return what ``path/file.py:cell`` names; any other name as it is.
+
+    Raises:
+        ValueError: there is no such file, or nothing of that name in it.
+    """
+    path, colon, attribute = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        if name.endswith(".py"):
+            raise ValueError(f"{name}: which cell of it? Write {name}:cell")
+        return name
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        from pellucid.nn.cell import Cell
+
+        cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
+        raise ValueError(f"{path} has no {attribute!r}; its cells are {', '.join(cells) or 'none'}")
+    return getattr(module, attribute)

@@ -1,0 +1,206 @@
+"""Explains a layer that is one formula, by running the formula's lines on what its symbols stand for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.explanation import request as shared
+from pellucid.explanation.cost import bytes_of, count
+from pellucid.explanation.lines import Lines
+from pellucid.explanation.paper import letter
+from pellucid.explanation.report import Check, Cost, Report, Step, SymbolRow, Total, Values
+from pellucid.explanation.request import Request
+from pellucid.explanation.texts import Texts
+from pellucid.explanation.trace import Trace, Tracer
+from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.drawing import Drawing
+
+EACH = ("stride", "padding", "dilation")
+
+
+class ComponentExplained:
+    """The parts of the report on one component; families say more about their own."""
+
+    family = "component"
+
+    def __init__(self, request: Request) -> None:
+        assert isinstance(request.layer, Component)
+        self.request, self.texts, self.layer = request, request.texts, request.layer
+        self.kind = type(request.layer).__name__
+        with torch.no_grad():
+            self.bound = self.layer.bind(*request.inputs, **request.options)
+        numbers = [name for name, value in self.bound.items() if isinstance(value, (int, float))]
+        self.lines = Lines(self.layer.formula, numbers=numbers)
+        self.tracer = Tracer(self.lines)
+        self.paper = self.lines.paper()
+
+    def report(self) -> Report:
+        """Put everything together."""
+        texts = self.texts
+        formula = tuple(self.lines.on_paper(self.paper))
+        with torch.no_grad(), untouched(self.layer):
+            self.real = self.layer(*copied(self.request.inputs), **self.request.options)
+        steps = tuple(self.steps())
+        return Report(
+            lang=texts.lang,
+            title=self.title(),
+            subject=str(self.layer).splitlines()[0],
+            idea=self.idea(),
+            formula=formula,
+            code=tuple(self.lines.code),
+            notation=tuple(self.notation()),
+            symbols=tuple(self.row(symbol) for symbol in self.layer.symbols(*self.request.inputs)),
+            totals=tuple(self.totals()),
+            cost=self.cost(),
+            steps=steps,
+            check=self.check(),
+            notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes()),
+            words=shared.words(texts),
+        )
+
+    # -- words --------------------------------------------------------------------------------------------------
+
+    def title(self) -> str:
+        """Name the layer and what kind it is."""
+        key = f"title.{self.family}"
+        return self.texts(key if key in self.texts else "title.component", layer=self.kind)
+
+    def idea(self) -> tuple[str, ...]:
+        """What the family is for, and what this member of it does."""
+        keys = [f"idea.{self.family}", f"idea.{self.family}_{self.kind.lower()}"]
+        return tuple(part for key in keys if key in self.texts for part in self.texts.paragraphs(key))
+
+    def notation(self) -> Iterator[str]:
+        """The marks of the formula, and the numbers that are chosen and not learned."""
+        yield from shared.notation(self.paper, self.texts)
+        for name, value in self.bound.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                number = shared.number(value) if isinstance(value, float) else str(value)
+                yield self.texts("notation.hyperparameter", name=letter(name), value=number)
+
+    def notes(self) -> Iterator[str]:
+        """What else the reader should know."""
+        for name, value in self.request.options.items():
+            yield self.texts("note.option", name=name, value=str(value))
+
+    # -- symbols and counts -------------------------------------------------------------------------------------
+
+    def row(self, symbol: SymbolShape) -> SymbolRow:
+        """Translate one symbol."""
+        texts, key = self.texts, f"why.{symbol.reason}"
+        facts = {name: fact_text(name, fact, texts) for name, fact in self.facts(symbol).items()}
+        shape = shape_text(symbol.shape)
+        axes = tuple(texts.axis(axis) for axis in symbol.axes)
+        facts |= {"name": letter(symbol.name), "shape": shape, "axes": " × ".join(axes)}
+        reasons = (texts(key, **facts),) if key in texts else ()
+        role = "parameter" if symbol.trainable else {"x": "input", "y": "output"}.get(symbol.name, "given")
+        own = f"role.{symbol.name}"
+        return SymbolRow(
+            name=letter(symbol.name),
+            shape=symbol.shape,
+            shape_text=shape,
+            axes=axes,
+            count=prod(symbol.shape),
+            role=texts(own if own in texts else f"role.{role}"),
+            trainable=symbol.trainable,
+            reasons=reasons,
+        )
+
+    def facts(self, symbol: SymbolShape) -> dict[str, Any]:
+        """The facts that the reason of a symbol may quote."""
+        return dict(symbol.facts)
+
+    def totals(self) -> Iterator[Total]:
+        """The weights that are learned."""
+        learned = [s for s in self.layer.symbols() if s.trainable]
+        terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
+        key = "total.component" if learned else "total.none"
+        yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
+
+    def cost(self) -> Cost:
+        """One pass of the formula."""
+        tensors = [value for value in self.bound.values() if isinstance(value, Tensor)]
+        result = self.real[0] if isinstance(self.real, tuple) else self.real
+        tally = count(self.layer.formula, (), self.bound)
+        x = self.request.inputs[0]
+        facts = {"shape": "×".join(map(str, x.shape)) or "1", "dtype": str(x.dtype).removeprefix("torch.")}
+        scope = self.texts("cost.component", **facts)
+        return shared.cost(tally, bytes_of(tensors) + bytes_of(result), shared.trainable(self.layer), scope, self.texts)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[Step]:
+        """The formula's lines with the real numbers."""
+        self.trace = self.tracer(**self.bound)
+        given = [shared.values(letter(n), v) for n, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
+        yield Step(self.texts("step.lines"), (*given, *self.recorded(self.trace)))
+
+    def check(self) -> Check | None:
+        """The traced result against the layer's real output."""
+        traced, real = self.trace.result, self.real
+        if isinstance(real, tuple):
+            traced, real = traced[0], real[0]
+        return shared.check(traced.reshape(real.shape), real, getattr(self.layer, "backend", None), self.texts)
+
+    def recorded(self, trace: Trace) -> list[Values]:
+        """The values of a trace under their labels; what repeats is shown once."""
+        shown: dict[str, Tensor] = {}
+        found = []
+        for record in trace.records:
+            label = record.site.label(self.paper)
+            if label in shown and torch.equal(shown[label], record.value):
+                continue
+            shown[label] = record.value
+            found.append(shared.values(label, record.value, record.shape))
+        return found
+
+
+def fact_text(name: str, fact: Any, texts: Texts) -> Any:
+    """Write a fact of a symbol as a text quotes it; whole numbers stay countable.
+
+    Sizes along several axes are 3×3; a stride, padding or dilation that is the same along all axes is one number.
+    """
+    if isinstance(fact, (tuple, list)):
+        if name in EACH:
+            return str(fact[0]) if len(set(fact)) == 1 else f"({', '.join(map(str, fact))})"
+        numbers = all(isinstance(part, int) for part in fact)
+        parts = [str(part) if isinstance(part, int) else texts.axis(str(part)) for part in fact]
+        return ("×" if numbers else " × ").join(parts)
+    if isinstance(fact, float):
+        return shared.number(fact)
+    return fact
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Write a shape as on paper."""
+    return "×".join(map(str, shape)) or "1"
+
+
+def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the tensors, so that a layer may write into them."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+@contextlib.contextmanager
+def untouched(layer: torch.nn.Module) -> Iterator[None]:
+    """Run a layer so that neither its running statistics nor the sequence of its draws goes on."""
+    buffers = {name: value.clone() for name, value in layer.named_buffers()}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=()))
+        for module in layer.modules():
+            if isinstance(module, Drawing):
+                stack.enter_context(module.rehearsal())
+        yield
+    for name, value in layer.named_buffers():
+        value.copy_(buffers[name])
+
+
+def report(request: Request) -> Report:
+    """Explain a component of no known family."""
+    return ComponentExplained(request).report()

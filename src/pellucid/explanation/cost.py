@@ -1,0 +1,161 @@
+"""What a formula costs: floating-point operations and bytes, counted from the operations that it really runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Multiply-accumulates of a matrix product, from its tensor operands and its result.
+MATRIX: dict[str, Callable[[list[torch.Tensor], torch.Tensor], int]] = {
+    "mm": lambda tensors, out: out.numel() * tensors[0].shape[-1],
+    "bmm": lambda tensors, out: out.numel() * tensors[0].shape[-1],
+    "mv": lambda tensors, out: tensors[0].numel(),
+    "dot": lambda tensors, out: tensors[0].numel(),
+    "addmm": lambda tensors, out: out.numel() * tensors[1].shape[-1],
+    "baddbmm": lambda tensors, out: out.numel() * tensors[1].shape[-1],
+    "addmv": lambda tensors, out: tensors[1].numel(),
+    "convolution": lambda tensors, out: out.numel() * math.prod(tensors[1].shape[1:]),
+}
+PRIMS = {f"prims::{name}" for name in "add sub mul div neg sqrt rsqrt exp log pow maximum minimum".split()}
+WITH_SUMMAND = {"addmm", "baddbmm", "addmv"}
+# FLOPs of a reduction per entry read; a variance is a mean, a difference, a square and a sum.
+REDUCTIONS = dict.fromkeys(
+    "sum mean amax amin max min prod any all argmax argmin nansum cumsum cumprod linalg_vector_norm".split(), 1
+) | dict.fromkeys("var std var_mean std_mean".split(), 4)
+# A pooling reads kernel entries for every entry of its result; the number is that of its axes.
+POOLS = {"max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "avg_pool2d": 2, "avg_pool3d": 3}
+MOVES = set(
+    """
+    cat copy_ copy clone _to_copy index index_select gather repeat constant_pad_nd flip pad roll arange full
+    full_like zeros zeros_like ones ones_like empty empty_like rand rand_like bernoulli fill_ zero_ new_zeros
+    new_ones new_full new_empty scalar_tensor lift_fresh_copy reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d stack index_put scatter empty_strided randn random_
+    uniform_ bernoulli_ where masked_fill repeat_interleave sort topk slice_scatter
+    """.split()
+)
+RULED = {*MATRIX, *REDUCTIONS, *POOLS, *MOVES}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """``macs`` multiply-accumulates, ``other`` FLOPs beside them, ``moved`` bytes, and operations without a rule."""
+
+    macs: int
+    other: int
+    moved: int
+    uncounted: tuple[str, ...]
+
+    def times(self, factor: int) -> Tally:
+        """Return the tally of ``factor`` such runs."""
+        return Tally(self.macs * factor, self.other * factor, self.moved * factor, self.uncounted)
+
+    def __add__(self, other: Tally) -> Tally:
+        uncounted = tuple(dict.fromkeys((*self.uncounted, *other.uncounted)))
+        return Tally(self.macs + other.macs, self.other + other.other, self.moved + other.moved, uncounted)
+
+
+NOTHING = Tally(0, 0, 0, ())
+
+
+def count(
+    function: Callable[..., Any], arguments: Iterable[Any] = (), keywords: Mapping[str, Any] | None = None
+) -> Tally:
+    """Run a function on tensors without storage and count what its operations cost.
+
+    A matrix product of m×k and k×n is m·k·n multiply-accumulates (MACs), two FLOPs each; a product entry by entry
+    whose entries are then summed is counted likewise. Any other operation entry by entry is one FLOP per entry of the
+    result, a reduction one per entry read (a variance four); choosing and moving data is none. Every operation reads
+    its operands and writes its result; a view moves nothing.
+    """
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+
+        def faked(value: Any) -> Any:
+            return fake.from_tensor(value.detach()) if isinstance(value, torch.Tensor) else value
+
+        arguments, keywords = pytree.tree_map(faked, (tuple(arguments), dict(keywords or {})))
+        with _Counter() as counter:
+            function(*arguments, **keywords)
+    return Tally(counter.macs, counter.other, counter.moved, tuple(dict.fromkeys(counter.uncounted)))
+
+
+def bytes_of(values: Any) -> int:
+    """Return the bytes of all tensors in a structure; entries that a broadcast repeats are counted once."""
+    tensors = [v for v in pytree.tree_leaves(values) if isinstance(v, torch.Tensor)]
+    return sum(_entries(t) * t.element_size() for t in tensors)
+
+
+def _entries(tensor: torch.Tensor) -> int:
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in sizes if stride) if tensor.numel() else 0
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = self.other = self.moved = 0
+        self.uncounted: list[str] = []
+        self.products: list[torch.Tensor] = []  # results of entry-by-entry products, which a sum may consume
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function._overloadpacket.__name__
+        if function.namespace == "prim" or any(
+            r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns
+        ):
+            return function(*args, **kwargs)  # a question, or a view
+        if name in RULED or _entry_by_entry(function):
+            result = function(*args, **kwargs)
+            self.tally(name, args, kwargs, result)
+            return result
+        if function in decomposition_table:
+            with self:
+                result = decomposition_table[function](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = function(*args, **kwargs)
+        if not any(isinstance(value, torch.Tensor) for value in pytree.tree_leaves(result)):
+            return result
+        self.uncounted.append(name)
+        self.moved += bytes_of((args, kwargs)) + bytes_of(result)
+        return result
+
+    def tally(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        tensors = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        out = next(v for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor))
+        self.moved += bytes_of(tensors) + bytes_of(result)
+        if not any(t.is_floating_point() or t.is_complex() for t in (*tensors, out)):
+            return  # arithmetic of indices
+        if name in MATRIX:
+            self.macs += MATRIX[name](tensors, out)
+            biased = name == "convolution" and isinstance(args[2], torch.Tensor)
+            self.other += out.numel() * (name in WITH_SUMMAND or biased)
+        elif name in REDUCTIONS:
+            self.reduce(name, tensors[0])
+        elif name in POOLS:
+            kernel = args[1] if len(args[1]) > 1 else args[1] * POOLS[name]
+            self.other += out.numel() * math.prod(kernel)
+        elif name not in MOVES:
+            self.other += out.numel()
+            if name == "mul":
+                self.products.append(out)
+
+    def reduce(self, name: str, summed: torch.Tensor) -> None:
+        place = next((i for i, product in enumerate(self.products) if product is summed), None)
+        if name == "sum" and place is not None:
+            del self.products[place]
+            self.macs += summed.numel()
+            self.other -= summed.numel()
+        else:
+            self.other += REDUCTIONS[name] * summed.numel()
+
+
+def _entry_by_entry(function: Any) -> bool:
+    return torch.Tag.pointwise in function.tags or (function.namespace == "prims" and function._schema.name in PRIMS)

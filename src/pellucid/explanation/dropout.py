@@ -1,0 +1,90 @@
+"""Explains dropout: the draws, the mask, the scaled values, and the crowd of networks that the masks make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.explanation import request as shared
+from pellucid.explanation.component import ComponentExplained
+from pellucid.explanation.report import Report, Step, Values
+from pellucid.explanation.request import Request
+from pellucid.formula.drop import drop
+
+CROWD = 4  # masks that are shown
+MANY = 1000  # masks that are averaged, fewer where that would draw more than MOST numbers
+MOST = 10**7
+COUNTED = 40  # coin flips whose number of outcomes is written out
+
+
+def report(request: Request) -> Report:
+    """Explain a layer of the dropout family."""
+    return _Dropout(request).report()
+
+
+class _Dropout(ComponentExplained):
+    family = "dropout"
+    layer: Any
+
+    @property
+    def plain(self) -> bool:
+        """Whether the formula is x·mask/(1 − p) itself."""
+        return self.layer.formula is drop
+
+    def notes(self) -> Iterator[str]:
+        """Whether the layer drops at all now."""
+        yield from super().notes()
+        if not self.layer.training:
+            yield self.texts("note.dropout_off")
+
+    def steps(self) -> Iterator[Step]:
+        """The mask of this call; then what other calls would do; then eval."""
+        texts, p = self.texts, self.layer.p
+        self.trace = self.tracer(**self.bound)
+        x, draws = self.bound["x"], self.bound["draws"]
+        parts: list[Any] = [self.drawn()] if self.layer.training else []
+        parts += [shared.values("x", x), shared.values("draws", draws), *self.recorded(self.trace)]
+        if self.plain and self.layer.training and 0 < p < 1:
+            parts.append(texts("step.scaled", p=shared.number(p), scale=shared.number(1 / (1 - p))))
+        yield Step(texts("step.dropout_title"), tuple(parts))
+        if 0 < p < 1 and draws.numel():
+            yield self.crowd(x, draws)
+        with torch.no_grad(), shared.in_eval(self.layer):
+            y = self.layer(x.clone())
+        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values("y", y)))
+
+    def drawn(self) -> str:
+        """What the draws decide."""
+        if "gamma" in self.bound:
+            return self.texts("step.draws_corner", gamma=shared.number(self.bound["gamma"]))
+        return self.texts("step.draws", p=shared.number(self.layer.p))
+
+    def crowd(self, x: Tensor, draws: Tensor) -> Step:
+        """Other masks over the same input, and their average."""
+        texts, coins = self.texts, prod(draws.shape)
+        generator = torch.Generator().manual_seed(self.request.seed)
+        values = {**self.bound, "p": self.layer.p} if "p" in self.bound else dict(self.bound)
+
+        def once() -> Tensor:
+            values["draws"] = torch.rand(draws.shape, generator=generator).to(draws.device)
+            with torch.no_grad():
+                return self.layer.formula(**values)
+
+        masks = min(MANY, max(CROWD, MOST // max(1, x.numel())))
+        key = "step.crowd" if coins <= COUNTED else "step.crowd_big"
+        parts: list[str | Values] = [texts(key, coins=coins, number=2 ** min(coins, COUNTED))]
+        total = torch.zeros_like(x, dtype=torch.float64)
+        for index in range(masks):
+            y = once()
+            total += y
+            if index < CROWD:
+                parts.append(shared.values(texts("step.mask", number=index + 1), y))
+        parts.append(shared.values(texts("step.mean_of", masks=masks), total / masks))
+        if self.plain:
+            parts.append(shared.values("x", x))
+            parts.append(texts("step.crowd_mean"))
+        return Step(texts("step.crowd_title"), tuple(parts))

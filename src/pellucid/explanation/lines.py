@@ -1,0 +1,167 @@
+"""The author's lines: every name marked with its moment, every expression worth showing marked as a site."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import textwrap
+import tokenize
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from pellucid.explanation.paper import Paper, modules_of, subscript
+from pellucid.explanation.sites import Marker, Site, spelled_out
+from pellucid.formula.source import Source
+
+
+class Lines:
+    """The lines of one formula.
+
+    Args:
+        function: a plain function.
+        now: arguments that are new at this step (``xₜ``).
+        before: arguments that come from the step before (``hₜ₋₁``), in the order in which they are returned.
+        result: the names of what is returned; by default those in ``before``, and ``y``.
+        numbers: arguments that are plain numbers.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        now: Collection[str] = (),
+        before: Sequence[str] = (),
+        result: Sequence[str] = (),
+        numbers: Collection[str] = (),
+    ) -> None:
+        self.function = function
+        self.source = quote(function)
+        self.now, self.before = tuple(now), tuple(before)
+        self.result = tuple(result)
+        self.modules = modules_of(function)
+        self.tree = self.source.tree
+        self.sites: list[Site] = []
+        self.numbers = {*numbers, *_number_defaults(function)}
+        if self.tree is not None:
+            self.numbers |= _numbers_in(self.tree, self.numbers)
+            marker = Marker(self.now, self.before, self.named_results)
+            marker.block(self.tree.body)
+            self.sites = marker.sites
+
+    @property
+    def known(self) -> bool:
+        """Whether Python keeps the source of the function."""
+        return self.tree is not None
+
+    def paper(self, step: int | None = None) -> Paper:
+        """Return a printer; with a step's number t, times are written as numbers, ``x₁`` and ``h₀``."""
+        if step is None:
+            return Paper(self.modules, self.numbers)
+        return Paper(self.modules, self.numbers, subscript(str(step)), subscript(str(step - 1)))
+
+    def on_paper(self, paper: Paper | None = None) -> list[str]:
+        """Write the lines as on paper."""
+        return list(self._write(self._statements(), paper or self.paper(), "")) if self.tree else []
+
+    @property
+    def code(self) -> list[str]:
+        """The lines as they stand in the file, without comments."""
+        return [line for line in map(_without_comment, self.source.body) if line.strip()]
+
+    def _statements(self) -> list[ast.stmt]:
+        assert self.tree is not None
+        return self.tree.body[1:] if ast.get_docstring(self.tree) is not None else self.tree.body
+
+    def _write(self, statements: Sequence[ast.stmt], paper: Paper, indent: str) -> Iterator[str]:
+        for statement in statements:
+            if isinstance(statement, (ast.Pass, ast.Assert, ast.Import, ast.ImportFrom)):
+                continue
+            if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+                if statement.value is None:
+                    continue
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                names = " = ".join(paper.target(target) for target in targets)
+                yield f"{indent}{names} = {paper.expression(statement.value)}"
+            elif isinstance(statement, ast.AugAssign):
+                yield indent + self._augmented(statement, paper)
+            elif isinstance(statement, ast.Return):
+                yield from (indent + line for line in self._returned(statement, paper))
+            elif isinstance(statement, (ast.For, ast.If, ast.While, ast.With)):
+                yield from self._block(statement, paper, indent)
+            else:
+                yield indent + ast.unparse(statement)
+
+    def _augmented(self, statement: ast.AugAssign, paper: Paper) -> str:
+        return f"{paper.target(statement.target)} = {paper.expression(spelled_out(statement))}"
+
+    def _block(self, statement: ast.For | ast.If | ast.While | ast.With, paper: Paper, indent: str) -> Iterator[str]:
+        yield indent + ast.unparse(statement).splitlines()[0]
+        yield from self._write(statement.body, paper, indent + "    ")
+        if getattr(statement, "orelse", None):
+            yield indent + "else:"
+            yield from self._write(statement.orelse, paper, indent + "    ")  # type: ignore[union-attr]
+
+    def _returned(self, statement: ast.Return, paper: Paper) -> Iterator[str]:
+        for node, name, moment in self.named_results(statement.value):
+            text, label = paper.expression(node), paper.name(name, moment)
+            if text != label:
+                yield f"{label} = {text}"
+
+    def named_results(self, value: ast.expr | None) -> list[tuple[ast.expr, str, str]]:
+        """Pair what is returned with its names: (expression, name, moment)."""
+        if value is None:
+            return []
+        moment = "now" if self.now else ""
+        nodes = list(value.elts) if isinstance(value, ast.Tuple) else [value]
+        states = list(self.before)
+        if not states:
+            names = list(self.result) if len(self.result) == len(nodes) else []
+            names = names or (["y"] if len(nodes) == 1 else [f"y{i}" for i in range(1, len(nodes) + 1)])
+            return [(n, name, moment) for n, name in zip(nodes, names, strict=True)]
+        if len(nodes) == 2 and isinstance(nodes[1], (ast.Tuple, ast.List)):
+            nodes, states = [nodes[0], *nodes[1].elts], ["y", *states]
+        elif len(nodes) == len(states) + 1:
+            states = ["y", *states]
+        if len(nodes) != len(states):
+            return [(value, "(" + ", ".join(states) + ")", "")]
+        return [(n, name, moment) for n, name in zip(nodes, states, strict=True)]
+
+
+def quote(function: Callable[..., Any]) -> Source:
+    """Return a plain function with its lines; unlike `formula.source.read`, it need not be a cell."""
+    try:
+        lines, first = inspect.getsourcelines(function)
+        text = textwrap.dedent("".join(lines))
+        ast.parse(text)
+    except (OSError, TypeError, SyntaxError):  # a lambda inside an expression is no statement of its own
+        text, first = "", function.__code__.co_firstlineno
+    return Source(function, function.__name__, (), text, function.__code__.co_filename, first)
+
+
+def _number_defaults(function: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if isinstance(p.default, (int, float))}
+
+
+def _numbers_in(tree: ast.FunctionDef, numbers: set[str]) -> set[str]:
+    """Return the local names that are computed from numbers alone."""
+    paper = Paper(numbers=set(numbers))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if paper.is_number(node.value):
+                paper.numbers.add(name)
+            else:
+                paper.numbers.discard(name)
+    return paper.numbers
+
+
+def _without_comment(line: str) -> str:
+    """Cut off what follows a # that is not inside a string."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(line.lstrip()).readline))
+    except (tokenize.TokenError, IndentationError):  # a part of a statement over several lines
+        return line
+    indent = len(line) - len(line.lstrip())
+    start = next((t.start[1] + indent for t in tokens if t.type == tokenize.COMMENT), len(line))
+    return line[:start].rstrip()

@@ -1,0 +1,159 @@
+"""Explains normalization: its formulas one after the other, and the direction of the average, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.explanation import request as shared
+from pellucid.explanation.component import ComponentExplained, shape_text
+from pellucid.explanation.paper import letter
+from pellucid.explanation.report import Picture, Report, Step
+from pellucid.explanation.request import Request
+from pellucid.nn.averages import Over, Remembered
+from pellucid.nn.normalization import ChannelFirst, NormalizationFamily
+
+DRAWN = 8  # places of an axis that are drawn at most
+
+
+def report(request: Request) -> Report:
+    """Explain a layer of the normalization family."""
+    return _Normalization(request).report()
+
+
+class _Normalization(ComponentExplained):
+    family = "normalization"
+    layer: Any
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        assert isinstance(self.layer, NormalizationFamily)
+        self.x: Tensor = self.bound["x"]
+        self.average: Any = self.bound["average"]
+        self.remembered = isinstance(self.average, Remembered)
+
+    def idea(self) -> tuple[str, ...]:
+        """Normalization in general, and in which direction this one averages."""
+        kind = "".join(c for c in self.kind.lower() if not c.isdigit()).removesuffix("d")
+        key = f"idea.normalization_{kind}"
+        own = self.texts.paragraphs(key) if key in self.texts else ()
+        return (*self.texts.paragraphs("idea.normalization"), *own)
+
+    def notation(self) -> Iterator[str]:
+        """What ``average`` stands for."""
+        yield from super().notation()
+        yield self.texts("notation.remembered" if self.remembered else "notation.average", axes=self.direction())
+
+    def direction(self) -> str:
+        """Name the axes that are averaged."""
+        names = [self.texts.axis(name) for _, name in self.layer.averaged_axes(self.request.inputs[0])]
+        return " × ".join(names)
+
+    def notes(self) -> Iterator[str]:
+        """What training keeps for eval."""
+        yield from super().notes()
+        if getattr(self.layer, "running_mean", None) is None:
+            return
+        if self.remembered:
+            yield self.texts("note.running_eval")
+        elif self.layer.training and self.layer.momentum is not None:
+            count = int(self.averaged(self.average).sum())
+            facts = {"momentum": shared.number(self.layer.momentum), "n": count}
+            if count > 1:
+                yield self.texts("note.running", factor=shared.number(count / (count - 1)), **facts)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[Step]:
+        """The direction; then every formula with its numbers."""
+        self.trace = self.tracer(**self.bound)
+        yield from self.directions()
+        parts: list[Any] = [shared.values("x", self.x)]
+        for name in ("gamma", "beta"):
+            if isinstance(self.bound.get(name), Tensor):
+                parts.append(shared.values(letter(name), self.bound[name]))
+        number = 0
+        shown: set[str] = set()
+        for record in self.trace.records:
+            label = record.site.label(self.paper)
+            if label not in shown:
+                parts.append(shared.values(label, record.value, record.shape))
+            shown.add(label)
+            if record.site.name is None:
+                continue
+            number += 1
+            key = f"step.norm_{record.site.name}"
+            title = self.texts(key) if key in self.texts else letter(record.site.name)
+            if record.site.name == "x_hat" and not self.remembered:
+                parts += self.outcome(record.value)
+            yield Step(self.texts("step.norm_title", number=number, title=title), tuple(parts))
+            parts = []
+
+    def outcome(self, x_hat: Tensor) -> Iterator[Any]:
+        """The mean and variance of what has been normalized."""
+        if x_hat.shape != self.x.shape:  # a part of a large value
+            return
+        with torch.no_grad():
+            mean = self.average(x_hat)
+            variance = self.average((x_hat - mean) ** 2)
+        if mean.numel():
+            facts = {"mean": f"{float(mean.abs().max()):.3f}", "low": f"{float(variance.min()):.3f}"}
+            yield self.texts("step.norm_outcome", high=f"{float(variance.max()):.3f}", **facts)
+
+    def directions(self) -> Iterator[Step]:
+        """Draw which numbers one average takes, and which another kind of normalization would take."""
+        if not self.x.numel() or self.x.ndim == 0:
+            return
+        texts = self.texts
+        parts: list[str | Picture] = []
+        if self.remembered:
+            parts.append(texts("step.norm_remembered"))
+        own = Over(tuple(axis for axis, _ in self.layer.averaged_axes(self.x))) if self.remembered else self.average
+        mask = self.averaged(own)
+        facts = {"count": int(mask.sum()), "total": mask.numel()}
+        parts.append(self.picture(mask, texts("picture.average", axes=self.direction(), **facts)))
+        if self.x.ndim > 1:
+            within = not isinstance(own, Over) or 0 not in own.axes
+            other = texts("picture.other_batch" if within else "picture.other_layer")
+            parts.append(self.picture(self.averaged(self.contrast(within)), other))
+        yield Step(texts("step.norm_direction"), tuple(parts))
+
+    def contrast(self, within: bool) -> Over:
+        """The average of the other direction: over the batch for one within a sample, and the reverse."""
+        axes = set(range(self.x.ndim))
+        kept = (1 if isinstance(self.layer, ChannelFirst) else self.x.ndim - 1) if within else 0
+        return Over(tuple(sorted(axes - {kept})))
+
+    def averaged(self, average: Any) -> Tensor:
+        """Return which entries the first average depends on, told by its gradient."""
+        with torch.enable_grad():
+            ones = torch.ones_like(self.x, dtype=torch.float64, requires_grad=True)
+            first = average(ones).flatten()[0]
+            (gradient,) = torch.autograd.grad(first, ones)
+        return gradient != 0
+
+    def picture(self, mask: Tensor, title: str) -> Picture:
+        """Draw up to three axes: blocks of rows; all axes of space are one."""
+        names = [self.texts.axis(name) for name in self.layer.axes(self.request.inputs[0])]
+        names = names if len(names) == mask.ndim else ["", *names]  # the formula sees a batch of one
+        if mask.ndim > 3:
+            names = [*names[:2], " × ".join(names[2:])]
+            mask = mask.flatten(2)
+        shape = mask.shape
+        mask = mask[tuple(slice(DRAWN) for _ in shape)]
+        if mask.shape != shape:
+            title += self.texts("picture.cut", shown=shape_text(mask.shape), total=shape_text(shape))
+        *outer, rows, columns = [1, 1, *mask.shape][-3:]
+        cells = mask.reshape(outer[0], rows, columns).tolist()
+        blocks = tuple(tuple(tuple("averaged" if c else "other" for c in row) for row in block) for block in cells)
+        return Picture(
+            title=title,
+            blocks=blocks,
+            block_titles=tuple(f"{names[0]} {i + 1}" for i in range(outer[0])) if len(shape) == 3 else (),
+            across=names[-1],
+            down=names[-2] if len(names) > 1 else "",
+            legend={key: self.texts(f"legend.{key}") for key in ("averaged", "other")},
+        )

@@ -1,0 +1,199 @@
+"""A recurrent layer read once more by its author's own lines, level by level and step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from pellucid.explanation.cost import NOTHING, Tally, count
+from pellucid.explanation.lines import Lines
+from pellucid.explanation.request import Request, in_eval
+from pellucid.explanation.trace import Trace, Tracer
+from pellucid.formula import draws
+from pellucid.formula.shapes import split_result
+from pellucid.nn.sequence import SequenceLayer
+
+READ = 512  # a longer sequence is read this far
+
+
+class Provider:
+    """Answers the draws of a cell: none in eval; in training numbers of its own, the same for the same seed."""
+
+    def __init__(self, training: bool, seed: int = 0) -> None:
+        self.training = training
+        self.generator = torch.Generator().manual_seed(seed)
+        self.first: list[Tensor] = []  # what each site drew at the first step
+        self.site = 0
+
+    def draw(self, like: Tensor, shared: str | None) -> Tensor:
+        """Return numbers in [0, 1) of the shape of ``like``."""
+        fresh = torch.rand(like.shape, generator=self.generator, dtype=like.dtype).to(like.device)
+        if len(self.first) == self.site:
+            self.first.append(fresh)
+        self.site += 1
+        return self.first[self.site - 1] if shared == "time" else fresh
+
+
+@dataclass
+class Sequence_:
+    """The first sequence of a batch: x (steps, 1, features), and the initial state of every level and direction.
+
+    ``batch`` is how many sequences there are, ``output`` what the layer itself gave for this one.
+    """
+
+    x: Tensor
+    states: list[list[Tensor]]
+    batch: int
+    output: Tensor
+
+    @property
+    def steps(self) -> int:
+        """How many steps it has."""
+        return self.x.shape[0]
+
+
+class Reading:
+    """A layer and how its cell is run by itself."""
+
+    def __init__(self, layer: SequenceLayer) -> None:
+        self.layer, self.source = layer, layer.cell.source
+        self.directions = 2 if layer.bidirectional else 1
+        now = [symbol.name for symbol in self.source.inputs]
+        before = [symbol.name for symbol in self.source.states]
+        self.lines = Lines(layer.cell.function, now, before, numbers=layer.hyperparameters)
+        self.tracer = Tracer(self.lines)
+
+    @property
+    def places(self) -> list[tuple[int, bool]]:
+        """Every level and direction: (level, whether it reads from the end)."""
+        return [(level, r) for level in range(self.layer.num_layers) for r in (False, True)[: self.directions]]
+
+    def keywords(self, level: int = 0, reverse: bool = False) -> dict[str, Any]:
+        """Return the parameters and hyperparameters of a level and direction."""
+        return {**self.layer.symbol_values(level, reverse), **self.layer.hyperparameters}
+
+    def run(self, sequence: Sequence_, worked: int) -> tuple[Tensor, list[Trace], list[Tensor]]:
+        """Run every level by the author's lines, without draws.
+
+        Returns:
+            The top's output (steps, features); the traces of the ``worked`` first steps of the first level, forward;
+            and that level's last state.
+        """
+        traces: list[Trace] = []
+        last: list[Tensor] = []
+        x, outputs = list(sequence.x), []
+        with draws.provided_by(Provider(False)):
+            for place, (level, reverse) in enumerate(self.places):
+                first = place == 0
+                states = sequence.states[place]
+                output, states = self.loop(x, level, reverse, states, traces, worked if first else 0)
+                last = states if first else last
+                outputs.append(output)
+                if len(outputs) == self.directions:
+                    x, outputs = [torch.cat(row, -1) for row in zip(*outputs, strict=True)], []
+        top = torch.cat(x) if x else sequence.output
+        return top, traces, last
+
+    def loop(
+        self, x: Sequence[Tensor], level: int, reverse: bool, states: list[Tensor], traces: list[Trace], worked: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the steps of one level and direction, the first ``worked`` of them recorded."""
+        keywords, outputs = self.keywords(level, reverse), []
+        for step, row in enumerate(reversed(x) if reverse else x):
+            if step < worked:
+                traces.append(self.tracer(row, *states, **keywords))
+                result = traces[-1].result
+            else:
+                with torch.no_grad():
+                    result = self.layer.cell.function(row, *states, **keywords)
+            output, new = split_result(self.source, result)
+            states = list(new)
+            outputs.append(output)
+        return (outputs[::-1] if reverse else outputs), states
+
+    def train(self, sequence: Sequence_, worked: int, seed: int) -> tuple[list[Trace], list[Tensor]]:
+        """Take the worked steps of the first level in training, with draws of the explanation's own."""
+        provider, states = Provider(True, seed), sequence.states[0]
+        traces: list[Trace] = []
+        with draws.provided_by(provider):
+            for row in sequence.x[:worked]:
+                provider.site = 0
+                _, states = self.loop([row], 0, False, states, traces, 1)
+        return traces, states
+
+    def tally(self, sequence: Sequence_) -> Tally:
+        """Count what the whole batch costs, over all levels and directions."""
+        total = NOTHING
+        for level, reverse in self.places:
+            solved = self.layer.solution(level).symbols
+            names = [s.name for s in (*self.source.inputs, *self.source.states)]
+            sizes = [(sequence.batch, solved[name].shape[-1]) for name in names]
+            rows = [torch.empty(size, dtype=sequence.x.dtype, device="meta") for size in sizes]
+            keywords = self.keywords(level, reverse)
+            values = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in keywords.items()}
+            with draws.provided_by(Provider(False)):
+                total = total + count(self.layer.cell.function, rows, values).times(sequence.steps)
+        return total
+
+
+def read(request: Request) -> Sequence_:
+    """Run the layer itself and pick the first sequence of what it read; a wrong input gets the layer's own error."""
+    layer = request.layer
+    assert isinstance(layer, SequenceLayer)
+    one_step = isinstance(layer, torch.nn.RNNCellBase)
+    x, *rest = request.inputs
+    options = dict(request.options)
+    state = options.pop("state", options.pop("hx", rest[0] if rest else None))
+    lengths = options.pop("lengths", rest[1] if len(rest) > 1 else None)
+    x, lengths = _cut(request, x, lengths, one_step)
+    given = {} if lengths is None else {"lengths": lengths}
+    with torch.no_grad(), in_eval(layer):
+        result = layer(x, state, **given, **options)
+    if one_step:
+        output = result if isinstance(result, Tensor) else result[0]
+        output, x = output.unsqueeze(0), x.unsqueeze(0)
+        state = None if state is None else [entry.unsqueeze(0) for entry in _entries(state)]
+    else:
+        output = result[0]
+    if isinstance(x, PackedSequence):
+        x, lengths = pad_packed_sequence(x)
+        output, _ = pad_packed_sequence(output)  # type: ignore[arg-type]
+    elif x.ndim == 3 and layer.batch_first and not one_step:
+        x, output = x.transpose(0, 1), output.transpose(0, 1)
+    states = None if state is None else list(_entries(state))
+    if x.ndim == 2:
+        x, output = x.unsqueeze(1), output.unsqueeze(1)
+        states = None if states is None else [entry.unsqueeze(1) for entry in states]
+    return _first(layer, x, output, states, lengths)
+
+
+def _cut(request: Request, x: Any, lengths: Any, one_step: bool) -> tuple[Any, Any]:
+    """Keep the first READ steps of a long input."""
+    if not isinstance(x, Tensor) or one_step or x.ndim not in (2, 3):
+        return x, lengths
+    axis = 1 if x.ndim == 3 and request.layer.batch_first else 0
+    if x.shape[axis] <= READ:
+        return x, lengths
+    request.notes.append(request.texts("note.cut", read=READ, steps=x.shape[axis]))
+    lengths = None if lengths is None else torch.as_tensor(lengths).clamp(max=READ)
+    return x.narrow(axis, 0, READ), lengths
+
+
+def _first(layer: SequenceLayer, x: Tensor, output: Tensor, states: list[Tensor] | None, lengths: Any) -> Sequence_:
+    """Pick the first sequence; x and output are (steps, batch, features), states (rows, batch, size)."""
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    if states is None:
+        sizes = layer.solution().state_sizes(layer.cell.source)
+        states = [x.new_zeros(rows, x.shape[1], size) for size in sizes]
+    steps = x.shape[0] if lengths is None else int(torch.as_tensor(lengths).reshape(-1)[0])
+    initial = [[entry[row, :1] for entry in states] for row in range(rows)]
+    return Sequence_(x[:steps, :1], initial, x.shape[1], output[:steps, 0])
+
+
+def _entries(state: Any) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else tuple(state)

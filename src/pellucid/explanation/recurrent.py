@@ -1,0 +1,251 @@
+"""Explains a recurrent layer: one worked step for every element of the sequence, by the cell's own lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.explanation import request as shared
+from pellucid.explanation.cost import bytes_of
+from pellucid.explanation.paper import letter
+from pellucid.explanation.reading import Reading, Sequence_, read
+from pellucid.explanation.reasons import dim_text, sentences, shape_of
+from pellucid.explanation.report import Cost, Report, Step, SymbolRow, Total, Values
+from pellucid.explanation.request import Request
+from pellucid.explanation.trace import Trace
+from pellucid.formula.shapes import split_result
+from pellucid.nn import cells
+from pellucid.nn.sequence import SequenceLayer
+
+WORKED = 8  # steps that are worked out unless the caller says otherwise
+TWINS = {"rnn": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "lstm_projected": "LSTM", "gru": "GRU"}
+THEIRS = {"U": "weight_ih", "W": "weight_hh", "P": "weight_hr"}
+
+
+def report(request: Request) -> Report:
+    """Explain a recurrent layer."""
+    return _Explained(request).report()
+
+
+class _Explained:
+    """The parts of the report on one layer."""
+
+    def __init__(self, request: Request) -> None:
+        assert isinstance(request.layer, SequenceLayer)
+        self.request, self.texts, self.layer = request, request.texts, request.layer
+        self.source = self.layer.cell.source
+        self.reading = Reading(self.layer)
+        self.lines = self.reading.lines
+        self.paper = self.lines.paper()
+        self.built_in = getattr(cells, self.source.name, None) is self.layer.cell
+        with torch.enable_grad():
+            values = self.layer.symbol_values()
+            self.learned = {name for name, value in values.items() if value.requires_grad}
+        self.twin = self.torch_twin() if self.built_in and self.source.name in TWINS else None
+
+    def report(self) -> Report:
+        """Put everything together."""
+        texts = self.texts
+        formula = tuple(self.lines.on_paper(self.paper))
+        sequence = read(self.request)
+        worked = min(sequence.steps, WORKED if self.request.steps is None else self.request.steps)
+        traced, traces, last = self.reading.run(sequence, worked)
+        check = shared.check(traced, sequence.output, self.layer.backend, texts)
+        if self.layer.training and self.layer.solution().sites:
+            traces, last = self.reading.train(sequence, worked, self.request.seed)
+        name = type(self.layer).__name__
+        return Report(
+            lang=texts.lang,
+            title=texts("title.recurrent", layer=self.source.name if name == "Recurrent" else name),
+            subject=str(self.layer).splitlines()[0],
+            idea=self.idea(),
+            formula=formula,
+            code=tuple(self.lines.code),
+            notation=tuple(self.notation()),
+            symbols=tuple(self.symbols()),
+            totals=tuple(self.totals()),
+            cost=self.cost(sequence),
+            steps=tuple(self.steps(sequence, traces, last)),
+            check=check,
+            notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes(sequence)),
+            words=shared.words(texts),
+        )
+
+    def torch_twin(self) -> torch.nn.Module:
+        """Return torch's layer of the same kind and sizes, without storage."""
+        layer, name = self.layer, TWINS[self.source.name]
+        sizes = (layer.input_size, layer.hidden_size)
+        if isinstance(layer, torch.nn.RNNCellBase):
+            return getattr(torch.nn, name + "Cell")(*sizes, device="meta")
+        options = {"proj_size": layer.solution().sizes["proj"]} if self.source.name == "lstm_projected" else {}
+        bidirectional = layer.bidirectional
+        return getattr(torch.nn, name)(*sizes, layer.num_layers, bidirectional=bidirectional, device="meta", **options)
+
+    # -- words --------------------------------------------------------------------------------------------------
+
+    def idea(self) -> tuple[str, ...]:
+        texts, name = self.texts, self.source.name
+        own: tuple[str, ...] = ()
+        if self.built_in and f"idea.cell.{name}" in texts:
+            own = texts.paragraphs(f"idea.cell.{name}")
+        elif self.source.doc:
+            own = (texts("idea.author", name=name, doc=" ".join(self.source.doc.split())),)
+        return (*texts.paragraphs("idea.recurrent"), *own)
+
+    def notation(self) -> list[str]:
+        first, *states = (letter(s.name) for s in (*self.source.inputs, *self.source.states))
+        found = [self.texts("notation.time", x=first, h=states[0])]
+        found += shared.notation(self.paper, self.texts)
+        for name, value in self.layer.hyperparameters.items():
+            shown = shared.number(value) if isinstance(value, float) else str(value)
+            found.append(self.texts("notation.hyperparameter", name=letter(name), value=shown))
+        return found
+
+    def notes(self, sequence: Sequence_) -> list[str]:
+        texts, layer, found = self.texts, self.layer, []
+        if sequence.batch > 1:
+            found.append(texts("note.batch", batch=sequence.batch))
+        if len(self.reading.places) > 1:
+            found.append(texts("note.levels", levels=layer.num_layers, directions=self.reading.directions))
+        if layer.num_layers > 1:
+            first, above = layer.solution(0).symbols, layer.solution(1).symbols
+            other = [f"{letter(n)} {shape_of(s.shape)}" for n, s in above.items() if s.shape != first[n].shape]
+            if other:
+                found.append(texts("note.above", shapes=", ".join(other)))
+        if layer.training and layer.solution().sites:
+            found.append(texts("note.training"))
+        if layer.num_layers > 1 and layer.dropout > 0:
+            found.append(texts("note.between", p=shared.number(layer.dropout)))
+        return found
+
+    # -- symbols and counts -------------------------------------------------------------------------------------
+
+    def symbols(self) -> Iterator[SymbolRow]:
+        solution, texts = self.layer.solution(), self.texts
+        for symbol in self.source.symbols:
+            if symbol.role == "hyperparameter":
+                continue
+            solved = solution.symbols[symbol.name]
+            axes = tuple(dim_text(dim, texts) for dim in solved.dims)
+            yield SymbolRow(
+                name=letter(symbol.name),
+                shape=solved.shape,
+                shape_text=shape_of(solved.shape),
+                axes=("1", *axes) if len(axes) == 1 else axes,
+                count=prod(solved.shape),
+                role=texts(f"role.{symbol.role}"),
+                trainable=symbol.name in self.learned,
+                reasons=(*sentences(solved, solution, symbol.role, texts), *self.transposed(symbol.name)),
+            )
+
+    def transposed(self, name: str) -> Iterator[str]:
+        """Say where torch keeps a matrix of the formula."""
+        ours, theirs = self.layer.solution().symbols[name], THEIRS.get(name, "")
+        names = dict(self.twin.named_parameters()) if self.twin is not None else {}
+        for key in (f"{theirs}_l0", theirs):
+            if key in names:
+                facts = {"shape": shape_of(ours.shape), "theirs_shape": shape_of(names[key].shape)}
+                layer = f"torch.nn.{type(self.twin).__name__}"
+                yield self.texts("reason.transposed", ours=letter(name), layer=layer, theirs=key, **facts)
+
+    def totals(self) -> Iterator[Total]:
+        """The formula's weights; and where torch.nn has the layer, their number under the other bias convention."""
+        texts, places = self.texts, self.reading.places
+        sizes = []
+        for level, _ in places:
+            shapes = self.layer.solution(level).symbols
+            sizes.append({name: prod(shapes[name].shape) for name in shapes if name in self.learned})
+        total = sum(sum(of_place.values()) for of_place in sizes)
+        terms = " + ".join(f"{letter(name)} {size:,}" for name, size in sizes[0].items())
+        key = "total.formula" if len(places) == 1 else "total.formula_levels"
+        yield Total(texts(key, terms=terms, places=len(places)), total)
+        if self.twin is None:
+            return
+        numbers = {name: p.numel() for name, p in self.twin.named_parameters()}
+        both = sum(numbers.values())
+        one = both - sum(n for name, n in numbers.items() if name.startswith("bias_hh"))
+        layer = f"torch.nn.{type(self.twin).__name__}"
+        for convention, number in (("one_bias", one), ("two_biases", both)):
+            if number != total:
+                yield Total(texts(f"total.{convention}", layer=layer), number)
+
+    def cost(self, sequence: Sequence_) -> Cost:
+        """One pass over the whole batch."""
+        read_and_written = sequence.x.shape[-1] + sequence.output.shape[-1]
+        least = sequence.x.element_size() * sequence.batch * sequence.steps * read_and_written
+        least += sum(bytes_of(self.layer.symbol_values(level, reverse)) for level, reverse in self.reading.places)
+        facts = {"steps": sequence.steps, "batch": sequence.batch}
+        dtype = str(sequence.x.dtype).removeprefix("torch.")
+        scope = self.texts("cost.recurrent", dtype=dtype, **facts)
+        return shared.cost(self.reading.tally(sequence), least, shared.trainable(self.layer), scope, self.texts)
+
+    # -- worked steps -------------------------------------------------------------------------------------------
+
+    def steps(self, sequence: Sequence_, traces: list[Trace], last: list[Tensor]) -> Iterator[Step]:
+        states = sequence.states[0]
+        for t, trace in enumerate(traces, 1):
+            _, new = split_result(self.source, trace.result)
+            parts = [*self.entering(t, sequence.x[t - 1], states), *self.recorded(trace, t)]
+            states = list(new)
+            yield Step(self.title(t, sequence.steps), (*parts, *self.unnamed(parts, states, t)))
+        yield self.ending(sequence.steps, len(traces), last)
+
+    def title(self, t: int, steps: int) -> str:
+        token = self.token(t)
+        if token is None:
+            return self.texts("step.title", t=t, steps=steps)
+        return self.texts("step.title_token", t=t, steps=steps, token=token)
+
+    def token(self, t: int) -> str | None:
+        tokens = self.request.tokens
+        return tokens[t - 1] if tokens is not None and t <= len(tokens) else None
+
+    def entering(self, t: int, x: Tensor, states: list[Tensor]) -> list[str | Values]:
+        """What a step starts from."""
+        texts, paper, token = self.texts, self.lines.paper(t), self.token(t)
+        name = paper.name(self.source.inputs[0].name, "now")
+        parts: list[str | Values] = []
+        if token is not None:
+            parts.append(texts("step.enters_token", x=name, token=token))
+        parts.append(shared.values(name, x))
+        for symbol, state in zip(self.source.states, states, strict=True):
+            note = texts("step.zeros") if t == 1 and not bool(state.any()) else ""
+            parts.append(shared.values(paper.name(symbol.name, "before"), state, note=note))
+        return parts
+
+    def recorded(self, trace: Trace, t: int) -> list[Values]:
+        """The recorded values of a step under their labels; what repeats or never changes is shown once."""
+        paper = self.lines.paper(t)
+        shown: dict[str, Tensor] = {}
+        found = []
+        for record in trace.records:
+            label = record.site.label(paper)
+            repeated = label in shown and torch.equal(shown[label], record.value)
+            if repeated or (record.site.constant and t > 1):
+                continue
+            shown[label] = record.value
+            found.append(shared.values(label, record.value, record.shape))
+        return found
+
+    def unnamed(self, parts: list[Any], states: list[Tensor], t: int) -> Iterator[Values]:
+        """The new state entries that no line has shown under their own names."""
+        named = {part.name.split(" = ")[0] for part in parts if isinstance(part, Values)}
+        paper = self.lines.paper(t)
+        for symbol, state in zip(self.source.states, states, strict=True):
+            name = paper.name(symbol.name, "now")
+            if name not in named:
+                yield shared.values(name, state)
+
+    def ending(self, steps: int, worked: int, last: list[Tensor]) -> Step:
+        texts: Any = self.texts
+        if not steps:
+            return Step(texts("step.last_title"), (texts("step.empty"),))
+        name = self.lines.paper(steps).name(self.source.states[0].name, "now")
+        parts: list[str | Values] = [texts("step.last", h=name, steps=steps)]
+        if worked < steps:
+            parts = [texts("step.rest", first=worked + 1, last=steps), *parts, shared.values(name, last[0])]
+        return Step(texts("step.last_title"), tuple(parts))

@@ -1,0 +1,148 @@
+"""The tree of an explanation: strings in one language and numbers; renderers know nothing else of the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+KEPT = 4096  # a larger value is kept as its first KEPT_AXIS entries along every axis
+KEPT_AXIS = 16
+
+
+@dataclass(frozen=True)
+class SymbolRow:
+    """One symbol of the formula: its name, shape, the meaning of its axes, how many entries, and why that shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    shape_text: str
+    axes: tuple[str, ...]
+    count: int
+    role: str
+    trainable: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Total:
+    """A number of trainable weights and what it counts."""
+
+    label: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pass of the formula over the input costs.
+
+    ``macs`` multiply-accumulates stand in the matrix products, two FLOPs each; ``other_flops`` are the entry-by-entry
+    operations and the sums. ``bytes_least`` counts every input, weight and output once; ``bytes_moved`` lets every
+    operation read its operands and write its result. ``uncounted`` names operations without a rule.
+    """
+
+    scope: str
+    parameters: int
+    macs: int
+    other_flops: int
+    bytes_least: int
+    bytes_moved: int
+    convention: str
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> int:
+        """All floating-point operations."""
+        return 2 * self.macs + self.other_flops
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape."""
+
+    name: str
+    numbers: np.ndarray
+    shape: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing on a grid: blocks of rows of cells. A cell is a key of ``legend``, which says what it means.
+
+    ``across`` and ``down`` name the axes; ``columns`` are the heads of the columns, if they have any.
+    """
+
+    title: str
+    blocks: tuple[tuple[tuple[str, ...], ...], ...]
+    block_titles: tuple[str, ...]
+    across: str
+    down: str
+    legend: Mapping[str, str]
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A worked step: sentences, values and drawings in their order."""
+
+    title: str
+    parts: tuple[str | Values | Picture, ...]
+
+    @property
+    def values(self) -> dict[str, Values]:
+        """The values of the step by name."""
+        return {part.name: part for part in self.parts if isinstance(part, Values)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The traced result against the layer's real output: their largest difference, and whether they agree."""
+
+    difference: float
+    agrees: bool
+    text: str
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """An explanation of one layer in one language.
+
+    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``code`` the same
+    lines as they stand in the file; ``words`` are the headings and labels that a renderer needs.
+    """
+
+    lang: str
+    title: str
+    subject: str
+    idea: tuple[str, ...]
+    formula: tuple[str, ...]
+    code: tuple[str, ...]
+    notation: tuple[str, ...]
+    symbols: tuple[SymbolRow, ...]
+    totals: tuple[Total, ...]
+    cost: Cost | None
+    steps: tuple[Step, ...]
+    check: Check | None
+    notes: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def symbol(self, name: str) -> SymbolRow:
+        """Return the row of a symbol."""
+        for row in self.symbols:
+            if row.name == name:
+                return row
+        raise KeyError(f"no symbol {name!r}; the formula has {', '.join(row.name for row in self.symbols)}")
+
+    def text(self, width: int = 100) -> str:
+        """Return the explanation as plain text of at most ``width`` columns."""
+        from pellucid.explanation.terminal import text  # rich is imported where something is rendered
+
+        return text(self, width)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<Report on {self.subject}>"

@@ -1,0 +1,233 @@
+"""From what the user names to the layer and the input that are explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid import nn
+from pellucid.explanation import component, dropout, normalization, recurrent, windowed
+from pellucid.explanation import examples as known
+from pellucid.explanation.report import Report
+from pellucid.explanation.request import Request
+from pellucid.explanation.texts import Texts
+from pellucid.nn.cell import Cell
+from pellucid.nn.component import Component
+from pellucid.nn.drop_connect import DropConnect
+from pellucid.nn.dropout import DropoutFamily
+from pellucid.nn.normalization import NormalizationFamily
+from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.windowed import Windowed
+
+SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name
+
+
+def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], **about: Any) -> Report:
+    """Explain a layer, a cell or a name; ``about`` are lang, steps, seed and tokens of `pellucid.explain`."""
+    texts = Texts(about.pop("lang"))
+    if isinstance(subject, Cell):
+        maker: _Maker | None = _Maker.of_cell(subject)
+    elif isinstance(subject, str):
+        maker = _Maker.of_name(subject)
+    elif isinstance(subject, torch.nn.Module):
+        maker = None
+    else:
+        raise TypeError(
+            f"explain: a layer, a cell or a name is explained, not a {type(subject).__name__}. A function becomes a "
+            f"cell by @pellucid.cell."
+        )
+    request = Request(subject if maker is None else torch.nn.Module(), inputs, texts, **about)
+    if maker is None:
+        request.layer, request.options = _own(subject, request), dict(options)
+    else:
+        maker.make(request, options)
+    _read_sentence(request)
+    return family(request.layer)(request)
+
+
+def family(layer: torch.nn.Module) -> Callable[[Request], Report]:
+    """Return what explains this kind of layer."""
+    if isinstance(layer, SequenceLayer):
+        return recurrent.report
+    if isinstance(layer, Windowed):
+        return windowed.report
+    if isinstance(layer, DropoutFamily) and not isinstance(layer, DropConnect):
+        return dropout.report
+    if isinstance(layer, NormalizationFamily):
+        return normalization.report
+    if isinstance(layer, Component):
+        return component.report
+    raise TypeError(_not_ours(layer))
+
+
+def _not_ours(layer: torch.nn.Module) -> str:
+    children = [name for name, _ in layer.named_children()]
+    inside = f" It holds {', '.join(children[:5])}: explain one of these." if children else ""
+    return (
+        f"explain: pellucid has no layer of its own for {type(layer).__name__}, so there is no formula to show."
+        f"{inside} It explains {', '.join(known.names())}, their torch.nn twins, and every cell made by @pellucid.cell."
+    )
+
+
+class _Maker:
+    """Builds a layer that is given by name, with what the input says of its sizes."""
+
+    def __init__(
+        self, make: Callable[..., Any], name: str, arguments: Mapping[str, Any], example: known.Example | None = None
+    ) -> None:
+        self.construct, self.name, self.arguments, self.example = make, name, dict(arguments), example
+
+    @staticmethod
+    def of_cell(cell: Cell) -> _Maker:
+        return _Maker(cell, cell.source.name, SIZES | dict.fromkeys(cell.size_names, 2))
+
+    @staticmethod
+    def of_name(name: str) -> _Maker:
+        cell = known.known_cells().get(name)
+        if cell is not None:
+            return _Maker.of_cell(cell)
+        layer = known.class_name(name)
+        if layer is None or layer not in vars(nn):
+            raise known.unknown_name(name)
+        example = known.example_of(layer)
+        arguments = dict(SIZES) if example is None else dict(example.arguments)
+        if name.lower() == "textconv":
+            arguments |= {"in_channels": 4, "kernel_size": 2}
+        return _Maker(getattr(nn, layer), name, arguments, example)
+
+    def make(self, request: Request, options: Mapping[str, Any]) -> None:
+        """Put the layer and its input into the request."""
+        arguments = {**self.arguments, **options}
+        if request.inputs and not _is_text(request.inputs[0]):
+            x = self.fitted(_tensor(request.inputs[0]))
+            request.inputs = (x, *request.inputs[1:])
+            size = ("input_size", -1) if self.example is None else self.example.size
+            if size is not None and size[0] not in options and x.ndim:
+                arguments[size[0]] = x.shape[size[1]]
+        if "seed" in known.parameters_of(self.construct) and "generator" not in options:
+            arguments.setdefault("seed", request.seed)
+        request.layer = known.build(self.construct, self.name, arguments, request.seed)
+        if self.example is not None:
+            request.options = dict(self.example.options) if not request.inputs else {}
+        if not request.inputs:
+            request.inputs = (_example_input(request, self.example, arguments, self.name.lower() == "textconv"),)
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """Add the axes, batch and channels of one, that plain numbers lack."""
+        if self.example is None:
+            return x.unsqueeze(0) if x.ndim == 1 else x
+        while x.ndim < self.example.ndim():
+            x = x.unsqueeze(0)
+        return x
+
+
+def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
+    """Return a layer of pellucid: the one given, or the twin of one of torch.nn."""
+    layer = getattr(layer, "_orig_mod", layer)  # what torch.compile has wrapped
+    twin = layer if isinstance(layer, (SequenceLayer, Component)) else twin_of(layer)
+    if twin is None:
+        raise TypeError(_not_ours(layer))
+    if twin is not layer:
+        name = type(layer).__name__
+        request.notes.append(request.texts("note.twin", theirs=f"torch.nn.{name}", ours=f"pellucid.nn.{name}"))
+    if request.inputs:
+        first = request.inputs[0]
+        request.inputs = (first if _is_text(first) else _tensor(first), *request.inputs[1:])
+    else:
+        example = known.example_of(type(twin).__name__)
+        if example is None and not isinstance(twin, SequenceLayer):
+            raise TypeError(f"explain: give {type(twin).__name__} an input to read, explain(layer, x)")
+        arguments = {} if example is None else _arguments_of(twin, example)
+        request.inputs = (_example_input(request, example, arguments, False),)
+    return twin
+
+
+def _arguments_of(layer: torch.nn.Module, example: known.Example) -> dict[str, Any]:
+    found = {name: getattr(layer, name) for name in ("kernel_size", "dilation", "stride") if hasattr(layer, name)}
+    return found | {name: getattr(layer, name, value) for name, value in example.arguments.items()}
+
+
+def _example_input(
+    request: Request, example: known.Example | None, arguments: Mapping[str, Any], text: bool
+) -> Tensor | str:
+    if isinstance(request.layer, torch.nn.RNNCellBase):
+        request.notes.append(request.texts("note.example", seed=request.seed))
+        return known.draw((1, request.layer.input_size), request.seed)
+    if example is None or text:
+        return request.texts("example.sentence")
+    shape = example.shape(arguments)
+    request.notes.append(request.texts("note.example", seed=request.seed))
+    if isinstance(request.layer, DropoutFamily) and len(shape) == 1:
+        return torch.arange(1.0, shape[0] + 1)
+    return known.draw(shape, request.seed)
+
+
+def twin_of(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """Build pellucid's layer of the same name, with the same arguments, weights and mode; None where there is none."""
+    kind = type(layer)
+    ours = vars(nn).get(kind.__name__)
+    if not kind.__module__.startswith("torch.nn.") or not isinstance(ours, type):
+        return None
+    arguments = {}
+    for name in known.parameters_of(ours):
+        value = getattr(layer, name, None)
+        if name == "bias" and not isinstance(value, bool):
+            value = value is not None
+        if name not in ("device", "dtype") and hasattr(layer, name):
+            arguments[name] = value
+    twin = ours(**arguments)
+    for weight in layer.parameters():
+        twin = twin.to(device=weight.device, dtype=weight.dtype)
+        break
+    twin.load_state_dict(layer.state_dict())
+    for theirs, own in zip(layer.parameters(), twin.parameters(), strict=True):
+        own.requires_grad_(theirs.requires_grad)
+    return twin.train(layer.training)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Sequence) and bool(value) and all(isinstance(part, str) for part in value)
+    )
+
+
+def _tensor(value: Any) -> Any:
+    """Make a tensor of plain numbers; leave tensors and packed sequences as they are."""
+    if isinstance(value, (list, int, float)):
+        return torch.tensor(value, dtype=torch.float32)
+    return value
+
+
+def _read_sentence(request: Request) -> None:
+    """Turn a sentence into vectors, one a character or word, and bring numbers to the layer's dtype and device."""
+    first, layer = request.inputs[0], request.layer
+    weight = next(layer.parameters(), None)
+    dtype = torch.float32 if weight is None else weight.dtype
+    if not _is_text(first):
+        if (
+            isinstance(first, Tensor)
+            and request.tokens is None
+            and weight is not None
+            and not first.is_floating_point()
+        ):
+            request.inputs = (first.to(dtype), *request.inputs[1:])
+        return
+    if not first:
+        raise ValueError("explain: the sentence is empty; a sequence has at least one step")
+    along_time = isinstance(layer, SequenceLayer) and not isinstance(layer, torch.nn.RNNCellBase)
+    if not along_time and not isinstance(layer, nn.Conv1d):
+        raise TypeError(
+            f"explain: {type(layer).__name__} does not read sentences; recurrent layers and Conv1d do. Give it numbers."
+        )
+    tokens = list(first)
+    size: Any = layer.input_size if isinstance(layer, SequenceLayer) else layer.in_channels
+    x = known.embed(tokens, int(size), request.seed, dtype)
+    if weight is not None:
+        x = x.to(weight.device)
+    x = x if along_time else x.t().unsqueeze(0)
+    different = len(dict.fromkeys(tokens))
+    request.notes.append(request.texts("note.embedding", n=different, size=size, seed=request.seed))
+    request.inputs, request.tokens = (x, *request.inputs[1:]), tokens

@@ -1,0 +1,299 @@
+"""Renders a report as text for a terminal; alignment, not color, carries the meaning."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from math import prod
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
+from pellucid.explanation.typesetting import columns, layout, numbers_of, pad, starts_block, wrapped
+
+WIDEST = 120
+CELLS = {
+    "free": "·",
+    "touched": "■",
+    "greatest": "▲",
+    "padding": "○",
+    "padding touched": "□",
+    "averaged": "■",
+    "other": "·",
+}
+
+
+def text(report: Report, width: int = 100) -> str:
+    """Return the report as plain text of at most ``width`` columns."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    write(report, console)
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in written.splitlines()) + "\n"
+
+
+def show(report: Report, width: int | None = None) -> None:
+    """Print the report."""
+    console = Console(width=width, highlight=False)
+    write(report, console)
+
+
+def write(report: Report, console: Console) -> None:
+    """Write the report to a console."""
+    page = _Page(console, min(console.width, WIDEST), report)
+    page.all()
+
+
+class _Page:
+    def __init__(self, console: Console, width: int, report: Report) -> None:
+        self.console, self.width, self.report = console, width, report
+        self.words = report.words
+
+    def line(self, content: str = "", style: str = "") -> None:
+        self.console.print(Text(content, style=style), no_wrap=True, overflow="ignore", crop=False)
+
+    def paragraph(self, content: str, indent: str = "", hanging: str | None = None) -> None:
+        for line in wrapped(content, self.width, indent, indent if hanging is None else hanging):
+            self.line(line)
+
+    def title(self, content: str) -> None:
+        for line in wrapped(content, self.width, "", "  "):
+            self.line(line, "bold")
+
+    def heading(self, key: str) -> None:
+        self.line()
+        self.line(self.words[key], "bold")
+        self.line("─" * cell_len(self.words[key]))
+
+    def all(self) -> None:
+        report = self.report
+        self.title(report.title)
+        self.line("═" * min(self.width, cell_len(report.title)))
+        self.paragraph(report.subject)
+        self.ideas()
+        self.formula()
+        self.symbols()
+        self.totals()
+        self.cost()
+        if report.steps:
+            self.heading("steps")
+            for index, step in enumerate(report.steps):
+                if index:
+                    self.line()
+                self.step(step)
+        if report.check is not None:
+            self.heading("check")
+            self.paragraph(report.check.text)
+        if report.notes:
+            self.heading("notes")
+            for note in report.notes:
+                self.paragraph(note, "• ", "  ")
+
+    def ideas(self) -> None:
+        self.heading("idea")
+        for index, part in enumerate(self.report.idea):
+            if index:
+                self.line()
+            self.paragraph(part)
+
+    def formula(self) -> None:
+        if not self.report.formula:
+            return
+        self.heading("formula")
+        for line in self.report.formula:
+            self.paragraph(line, "    ", "        ")
+        if self.report.notation:
+            self.line()
+            for line in self.report.notation:
+                self.paragraph(line, "  ", "    ")
+        self.line()
+        self.line("  " + self.words["code"])
+        for line in self.report.code:
+            self.line("    " + line)
+
+    def symbols(self) -> None:
+        rows = self.report.symbols
+        if not rows:
+            return
+        self.heading("symbols")
+        head = tuple(self.words[key] for key in ("symbol", "shape", "axes", "count", "role"))
+        table = [head, *(self.cells(row) for row in rows)]
+        lines = columns(table, "lllrl")
+        named = any(row.axes for row in rows)
+        beside = named and max(map(cell_len, lines)) + 2 <= self.width
+        if not beside:
+            lines = columns([(*row[:2], *row[3:]) for row in table], "llrl")
+        for line, row in zip(lines, table, strict=True):
+            self.line("  " + line)
+            if named and not beside:
+                self.paragraph(row[2], "      ", "      ")
+        if any(row.reasons for row in rows):
+            self.heading("why")
+            longest = max(cell_len(row.name) for row in rows)
+            for symbol in rows:
+                for index, reason in enumerate(symbol.reasons):
+                    name = pad(symbol.name if index == 0 else "", longest)
+                    self.paragraph(reason, f"  {name}  ", " " * (longest + 4))
+
+    def cells(self, row: SymbolRow) -> tuple[str, ...]:
+        return (row.name, row.shape_text, " × ".join(row.axes), f"{row.count:,}", row.role)
+
+    def totals(self) -> None:
+        if not self.report.totals:
+            return
+        self.heading("totals")
+        longest = max(len(f"{total.count:,}") for total in self.report.totals)
+        for total in self.report.totals:
+            lead = "  " + f"{total.count:,}".rjust(longest) + "  "
+            self.paragraph(total.label, lead, " " * len(lead))
+
+    def cost(self) -> None:
+        cost = self.report.cost
+        if cost is None:
+            return
+        self.heading("cost")
+        self.paragraph(cost.scope, "  ", "  ")
+        table = [
+            (f"{cost.flops:,}", self.words["flops"]),
+            (f"{cost.macs:,}", self.words["macs"]),
+            (f"{cost.other_flops:,}", self.words["other"]),
+            (f"{cost.parameters:,}", self.words["parameters"]),
+            (f"{cost.bytes_least:,}", self.words["bytes_least"]),
+            (f"{cost.bytes_moved:,}", self.words["bytes_moved"]),
+        ]
+        longest = max(len(number) for number, _ in table)
+        for number, word in table:
+            self.paragraph(word, "  " + number.rjust(longest) + "  ", " " * (longest + 4))
+        if cost.uncounted:
+            self.paragraph(f"{self.words['uncounted']}: {', '.join(cost.uncounted)}", "  ", "  ")
+        self.paragraph(cost.convention, "  ", "  ")
+
+    # -- worked steps -------------------------------------------------------------------------------------------
+
+    def step(self, step: Step) -> None:
+        self.title(step.title)
+        group: list[Values] = []
+        for part in (*step.parts, None):
+            if isinstance(part, Values):
+                group.append(part)
+                continue
+            self.values(group)
+            group = []
+            if isinstance(part, Picture):
+                self.picture(part)
+            elif part is not None:
+                self.paragraph(part, "  ", "  ")
+
+    def values(self, group: Sequence[Values]) -> None:
+        """Write values one under the other: beside their names where they fit, else under them."""
+        if not group:
+            return
+        tables = self.aligned(group)
+        notes = [self.shown(v, t) for v, t in zip(group, tables, strict=True)]
+        sizes = [
+            max((cell_len("  ".join(row)) for row in table), default=0) + (cell_len(note) + 2 if note else 0)
+            for table, note in zip(tables, notes, strict=True)
+        ]
+        label = self.label_width([cell_len(v.name) for v in group], sizes)
+        for value, table, note, size in zip(group, tables, notes, sizes, strict=True):
+            if label and label + 4 + size <= self.width:
+                self.beside(value, table, note, label)
+            else:
+                self.under(value, table, note)
+
+    def label_width(self, names: Sequence[int], sizes: Sequence[int]) -> int:
+        """Return the width of a column of names beside which the most values find room; 0 if few do."""
+        best, most = 0, len(names) // 2
+        for width in sorted(set(names)):
+            fitting = sum(n <= width and width + 4 + size <= self.width for n, size in zip(names, sizes, strict=True))
+            if fitting >= most:
+                best, most = width, fitting
+        return best
+
+    def aligned(self, group: Sequence[Values]) -> list[list[list[str]]]:
+        """Write the numbers so that values of as many columns stand under one another."""
+        tables = [numbers_of(v) for v in group]
+        widths: dict[int, int] = {}
+        for table in tables:
+            for row in table:
+                widths[len(row)] = max([widths.get(len(row), 0), *map(cell_len, row)])
+        found = []
+        for table in tables:
+            fit = [max(1, (self.width - 6 + 2) // (widths[len(row)] + 2)) for row in table]
+            found.append([[n.rjust(widths[len(row)]) for n in row[:f]] for row, f in zip(table, fit, strict=True)])
+        return found
+
+    def beside(self, value: Values, table: Sequence[Sequence[str]], note: str, label: int) -> None:
+        name = value.name
+        if cell_len(name) > label:
+            self.paragraph(name, "  ", "      ")
+            name = ""
+        for index, row in enumerate(table):
+            if starts_block(value, index):
+                self.line()
+            tail = f"  {note}" if note and index == len(table) - 1 else ""
+            self.line(f"  {pad(name if index == 0 else '', label)}  {'  '.join(row)}{tail}")
+
+    def under(self, value: Values, table: Sequence[Sequence[str]], note: str) -> None:
+        name = value.name
+        if cell_len(name) + cell_len(note) + 4 <= self.width:
+            self.line(f"  {pad(name, self.width - 4 - cell_len(note))}  {note}".rstrip())
+        else:
+            self.paragraph(name, "  ", "      ")
+            self.paragraph(note, "      ", "      ")
+        for index, row in enumerate(table):
+            if starts_block(value, index):
+                self.line()
+            self.line("      " + "  ".join(row))
+
+    def shown(self, value: Values, table: Sequence[Sequence[str]]) -> str:
+        """Say what part of a value is shown, and the value's own note."""
+        notes = []
+        _, shape = layout(value)
+        if shape and table:
+            parts = [("showing_rows", len(table), prod(shape[:-1])), ("showing", len(table[0]), shape[-1])]
+            notes += [self.words[key].format(shown=f"{s:,}", total=f"{t:,}") for key, s, t in parts if s < t]
+        return self.words["comma"].join([*notes, *([value.note] if value.note else [])])
+
+    def picture(self, picture: Picture) -> None:
+        if picture.title:
+            self.paragraph(picture.title, "  ", "  ")
+        blocks = [_drawn(block, picture.columns) for block in picture.blocks]
+        titles = picture.block_titles or ("",) * len(blocks)
+        widths = [max(map(cell_len, (title, *block))) for title, block in zip(titles, blocks, strict=True)]
+        for band in _bands(widths, self.width - 4):
+            rows = [titles, *zip(*blocks, strict=True)] if picture.block_titles else list(zip(*blocks, strict=True))
+            for row in rows:
+                self.line("    " + "    ".join(pad(row[i], widths[i]) for i in band).rstrip())
+        axes = [f"→ {picture.across}"] if picture.across else []
+        axes += [f"↓ {picture.down}"] if picture.down else []
+        used = {cell for block in picture.blocks for row in block for cell in row}
+        legend = [f"{CELLS.get(key, key)} {meaning}" for key, meaning in picture.legend.items() if key in used]
+        line = ""
+        for item in [*axes, *legend]:
+            if line and cell_len(f"    {line}   {item}") > self.width:
+                self.line("    " + line)
+                line = ""
+            line += ("   " if line else "") + item
+        self.line("    " + line)
+
+
+def _drawn(block: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
+    """Draw a block of cells, under the heads of its columns if it has any."""
+    rows = [[CELLS.get(cell, cell) for cell in row] for row in block]
+    table = [list(heads), *rows] if heads else rows
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    return [" ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in table]
+
+
+def _bands(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Share blocks out over bands that fit the width."""
+    band: list[int] = []
+    for index in range(len(widths)):
+        if band and sum(widths[i] + 4 for i in [*band, index]) - 4 > room:
+            yield band
+            band = []
+        band.append(index)
+    if band:
+        yield band

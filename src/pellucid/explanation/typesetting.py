@@ -1,0 +1,108 @@
+"""Text in columns: numbers with sensible digits, aligned tables, and lines broken where Chinese allows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+from rich.cells import cell_len
+
+from pellucid.explanation.report import Values
+
+COLUMNS = 8  # numbers of a row that are shown; a few more where those are all
+ROWS = 8
+SLACK = 2
+CLOSING = "，。；：！？、）】》」』”’…"
+OPENING = "（【《「『“‘"
+WIDE = r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # characters between which a line may break
+
+
+def layout(value: Values) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return a value's numbers and shape as they are laid out: of many axes, those of size 1 are left out."""
+    if len(value.shape) < 3:
+        return value.numbers, value.shape
+    kept = [axis for axis, size in enumerate(value.shape) if size != 1]
+    shape = tuple(value.shape[axis] for axis in kept)
+    return value.numbers.reshape([value.numbers.shape[axis] for axis in kept]), shape
+
+
+def numbers_of(value: Values) -> list[list[str]]:
+    """Write a value's first numbers, aligned: as many decimals as give the greatest four significant digits."""
+    array, shape = layout(value)
+    table = array.reshape(1, 1) if array.ndim == 0 else array.reshape(prod(array.shape[:-1]), array.shape[-1])
+    rows, columns = prod(shape[:-1]), shape[-1] if shape else 1
+    table = table[: ROWS if rows > ROWS + SLACK else rows, : COLUMNS if columns > COLUMNS + SLACK else columns]
+    places = decimals(table)
+    return [[written(float(n), places) for n in row] for row in table]
+
+
+def starts_block(value: Values, row: int) -> bool:
+    """Whether a row of a value with more than two axes begins another of its matrices."""
+    array, _ = layout(value)
+    return array.ndim > 2 and row > 0 and row % array.shape[-2] == 0
+
+
+def decimals(table: np.ndarray) -> int | None:
+    """Return how many decimals to write: 0 for whole numbers, None where only powers of ten will do."""
+    if table.dtype.kind in "iub":
+        return 0
+    finite = np.abs(table[np.isfinite(table)].astype(np.float64))
+    greatest = float(finite.max(initial=0.0))
+    if greatest == 0 or (np.all(finite == np.round(finite)) and greatest < 1e4):
+        return 0
+    if greatest >= 1e4 or greatest < 1e-2:
+        return None
+    return int(np.clip(3 - np.floor(np.log10(float(f"{greatest:.3e}"))), 0, 4))
+
+
+def written(number: float, places: int | None) -> str:
+    """Write one number."""
+    if number == 0:
+        return "0"
+    if not np.isfinite(number):
+        return str(number)
+    written = f"{number:.2e}" if places is None else f"{number:.{places}f}"
+    return written.lstrip("-") if float(written) == 0 else written
+
+
+def pad(content: str, width: int) -> str:
+    """Fill up with spaces to a width in columns."""
+    return content + " " * max(0, width - cell_len(content))
+
+
+def columns(table: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Align the rows of a table; ``sides`` says "l" or "r" for every column."""
+    widths = [max(cell_len(row[i]) for row in table) for i in range(len(sides))]
+    lines = []
+    for row in table:
+        cells = [
+            pad(cell, width) if side == "l" else " " * (width - cell_len(cell)) + cell
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def wrapped(content: str, width: int, first: str, rest: str) -> list[str]:
+    """Break a text into lines: at spaces, and between Chinese characters, but not before a closing mark."""
+    lines, line, free = [], first, True  # free: no space is due before the next piece
+    for space, piece in _pieces(content):
+        gap = "" if free else space
+        if not free and cell_len(line + gap + piece) > width:
+            lines.append(line)
+            line, gap = rest, ""
+        line += gap + piece
+        free = False
+    lines.append(line)
+    return lines
+
+
+def _pieces(content: str) -> Iterator[tuple[str, str]]:
+    """Cut a text into (space before, unbreakable piece)."""
+    opening, closing = re.escape(OPENING), re.escape(CLOSING)
+    word = rf"(?:(?!{WIDE})[^\s{opening}])+"
+    pattern = rf"(\s*)([{opening}]*(?:{WIDE}|{word}|[{opening}])[{closing}]*)"
+    for match in re.finditer(pattern, content):
+        yield match.group(1), match.group(2)

@@ -1,0 +1,290 @@
+"""Explains convolution and pooling: the first positions of the window, where it lies and what it computes there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.explanation import request as shared
+from pellucid.explanation.component import ComponentExplained, fact_text, shape_text
+from pellucid.explanation.paper import letter
+from pellucid.explanation.report import Check, Picture, Report, Step, Values
+from pellucid.explanation.request import Request
+from pellucid.explanation.trace import Trace
+from pellucid.nn.component import SymbolShape
+from pellucid.nn.convolution import Convolution
+from pellucid.nn.pooling import Average
+from pellucid.nn.windowed import AXES, Windowed, WindowView
+
+WORKED = 2  # positions that are worked out unless the caller says otherwise
+DRAWN = 12  # places of an axis that are drawn at most, beside those that a window touches
+Marks = dict[tuple[int, ...], str]
+WHOLE = 10**7  # entries under all windows up to which the whole formula is run for the check
+
+
+def report(request: Request) -> Report:
+    """Explain a convolution or a pooling."""
+    kind = _Convolution if isinstance(request.layer, Convolution) else _Pooling
+    return kind(request).report()
+
+
+class _WindowedExplained(ComponentExplained):
+    layer: Any
+
+    def __init__(self, request: Request) -> None:
+        assert isinstance(request.layer, Windowed)
+        super().__init__(request)
+        self.x: Tensor = request.inputs[0]
+        self.batched = self.x.ndim == self.layer.spatial + 2
+        self.traces: list[tuple[tuple[int, ...], Trace]] = []
+        self.named = {"input": "x"}
+
+    @property
+    def output(self) -> Tensor:
+        """What the layer returned, without the places of the greatest entries."""
+        return self.real[0] if isinstance(self.real, tuple) else self.real
+
+    def positions(self) -> list[tuple[int, ...]]:
+        """The first positions of the window, along the last axis and then on to the next row."""
+        counts = self.output.shape[-self.layer.spatial :]
+        wanted = WORKED if self.request.steps is None else self.request.steps
+        return list(itertools.islice(itertools.product(*map(range, counts)), max(wanted, 1)))
+
+    def steps(self) -> Iterator[Step]:
+        """One step for each position."""
+        texts, total = self.texts, prod(self.output.shape[-self.layer.spatial :])
+        if not self.output.numel():
+            return
+        for number, position in enumerate(self.positions(), 1):
+            view = self.layer.window_at(self.x, position, **self.request.options)
+            bound = self.layer.bind(self.x, position=position, **self.request.options)
+            trace = self.tracer(**bound)
+            self.traces.append((view.output, trace))
+            place = ", ".join(map(str, position))
+            title = texts("step.position", number=number, total=total, place=place)
+            parts: list[Any] = [] if number == 1 else [self.moved()]
+            parts += [self.picture(view), *self.entries(view, bound), *self.recorded(trace), *self.said(view, trace)]
+            yield Step(title, tuple(parts))
+        if total > len(self.traces):
+            shape = shape_text(self.output.shape)
+            yield Step(texts("step.all_title"), (texts(f"step.all_{self.family}", total=total, shape=shape),))
+
+    def facts(self, symbol: SymbolShape) -> dict[str, Any]:
+        """A size of the window that is one number holds along every axis."""
+        found = dict(symbol.facts)
+        for name in ("kernel_size", "reach", "output_size"):
+            if isinstance(found.get(name), int):
+                found[name] = (found[name],) * self.layer.spatial
+        return found
+
+    def moved(self) -> str:
+        """How the window came here from the position before."""
+        stride = getattr(self.layer, "stride", None)
+        if stride is None:
+            return self.texts("step.moved_on")
+        if getattr(self.layer, "transposed", False):
+            return self.texts("step.moved_spread")
+        step = stride if isinstance(stride, int) else stride[-1]
+        return self.texts("step.moved", stride=step)
+
+    def entries(self, view: WindowView, bound: dict[str, Any]) -> Iterator[Values]:
+        """What the formula starts from, where its lines do not show it."""
+        for name, value in bound.items():
+            if isinstance(value, Tensor) and name != "x":
+                yield shared.values(letter(name), value)
+
+    def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
+        """A sentence on the result."""
+        return iter(())
+
+    def check(self) -> Check | None:
+        """The whole formula where that is small, else the worked windows, against the layer's real output."""
+        window = self.bound["window"]
+        inner = getattr(window, "window", window)
+        entries = self.output.numel() * prod(line.coordinates.shape[-1] for line in inner.lines)
+        if entries <= WHOLE:
+            traced = self.tracer(**self.bound).result
+            traced = traced[0] if isinstance(traced, tuple) else traced
+            return shared.check(traced.reshape(self.output.shape), self.output, None, self.texts)
+        results = [trace.result[0] if isinstance(trace.result, tuple) else trace.result for _, trace in self.traces]
+        real = torch.stack([self.output[place] for place, _ in self.traces])
+        return shared.check(torch.stack(results), real, None, self.texts)
+
+    def notes(self) -> Iterator[str]:
+        """Which sample and channel are worked out."""
+        yield from super().notes()
+        if self.batched and self.x.shape[0] > 1:
+            yield self.texts("note.first_sample", batch=self.x.shape[0])
+        if self.output.ndim > self.layer.spatial and self.output.shape[-1 - self.layer.spatial] > 1:
+            yield self.texts("note.first_channel", channels=self.output.shape[-1 - self.layer.spatial])
+
+    # -- drawing ------------------------------------------------------------------------------------------------
+
+    def drawn(self, view: WindowView) -> tuple[Marks, tuple[int, ...], tuple[str, ...]]:
+        """Return the marked places, the sizes and the names of the axes that are drawn."""
+        return self.marks(view), tuple(self.x.shape[-self.layer.spatial :]), AXES[self.layer.spatial]
+
+    def picture(self, view: WindowView) -> Picture:
+        """Draw which places of the input the window touches."""
+        marks, size, names = self.drawn(view)
+        ranges = []
+        for axis, extent in enumerate(size):
+            low = min([0, *(place[axis] for place in marks)])
+            high = max([0, *(place[axis] + 1 for place in marks)])
+            ranges.append(range(low, max(high, min(extent, DRAWN))))
+        *outer, rows, columns = [range(1), range(1), *ranges][-3:]
+        blocks = []
+        for block in outer[0]:
+            places = [[(block, row, column)[3 - len(size) :] for column in columns] for row in rows]
+            blocks.append(tuple(tuple(self.cell(marks, place, size) for place in row) for row in places))
+        axes = [self.texts.axis(name) for name in names]
+        tokens = self.request.tokens
+        heads = [tokens[c] if tokens and 0 <= c < len(tokens) else "" for c in columns]
+        return Picture(
+            title=self.texts("picture.window", shape="×".join(map(str, size)), axes=" × ".join(axes)),
+            blocks=tuple(blocks),
+            block_titles=tuple(f"{axes[0]} {block}" for block in outer[0]) if len(size) == 3 else (),
+            across=axes[-1],
+            down=axes[-2] if len(size) > 1 else "",
+            legend=self.legend(),
+            columns=tuple(heads) if tokens else (),
+        )
+
+    def cell(self, marks: Marks, place: tuple[int, ...], size: Sequence[int]) -> str:
+        """What is drawn at a place."""
+        inside = all(0 <= p < n for p, n in zip(place, size, strict=True))
+        return marks.get(place, "free" if inside else "padding")
+
+    def legend(self) -> dict[str, str]:
+        """What the marks mean."""
+        keys = ("touched", "greatest", "padding touched", "free", "padding")
+        return {key: self.texts(f"legend.{key.replace(' ', '_')}") for key in keys}
+
+    def marks(self, view: WindowView) -> Marks:
+        """Return the places that a window touches; those in a padding of zeros where they can be told."""
+        entries = view.coordinates.flatten(0, -2)
+        padded = view.padding.flatten()
+        found = {
+            tuple(c.tolist()): "touched" for c, out in zip(entries, padded, strict=True) if not out and c.min() >= 0
+        }
+        for place in self.outside(view):
+            found.setdefault(place, "padding touched")
+        return found
+
+    def outside(self, view: WindowView) -> list[tuple[int, ...]]:
+        """Return the places outside the input: told from an entry inside it and the dilation."""
+        if not bool(view.padding.any()) or getattr(self.layer, "transposed", False):
+            return []
+        spatial, dilation = self.layer.spatial, getattr(self.layer, "dilation", 1)
+        steps = (dilation,) * spatial if isinstance(dilation, int) else tuple(dilation)
+        axes: list[list[int]] = []
+        for axis, size in enumerate(view.padding.shape):
+            inside = (~view.padding & (view.coordinates.min(-1).values >= 0)).movedim(axis, 0).reshape(size, -1).any(1)
+            if not bool(inside.any()):
+                return []
+            first = int(inside.nonzero()[0])
+            row = view.coordinates[..., axis].movedim(axis, 0).reshape(size, -1)[first]
+            anchor = int(row[row >= 0][0])
+            axes.append([anchor + (k - first) * steps[axis % len(steps)] for k in range(size)])
+        places = list(itertools.product(*axes))
+        return [place for place, out in zip(places, view.padding.flatten().tolist(), strict=True) if out]
+
+
+class _Convolution(_WindowedExplained):
+    family = "convolution"
+
+    def idea(self) -> tuple[str, ...]:
+        """Convolution in general, and what is special about this one."""
+        layer, texts = self.layer, self.texts
+        keys = []
+        if layer.transposed:
+            keys.append("transposed")
+        if max(layer.dilation) > 1:
+            keys.append("dilated")
+        if layer.groups > 1:
+            keys.append("grouped")
+        if layer.spatial == 1:
+            keys.append("text")
+        facts = {
+            "kernel": _each(layer.kernel_size),
+            "dilation": fact_text("dilation", layer.dilation, texts),
+            "reach": _each(layer.reach),
+            "groups": layer.groups,
+            "channels": layer.in_channels,
+            "stride": fact_text("stride", layer.stride, texts),
+        }
+        special = [part for key in keys for part in texts.paragraphs(f"idea.convolution_{key}", **facts)]
+        return (*texts.paragraphs("idea.convolution"), *special)
+
+    def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
+        """The sum written out."""
+        assert view.kernel is not None
+        assert view.bias is not None
+        entries, kernel = view.entries.flatten().tolist(), view.kernel.flatten().tolist()
+        if len(entries) > 9:
+            return
+        terms = " + ".join(f"{_signed(e)}·{_signed(k)}" for e, k in zip(entries, kernel, strict=True))
+        total = float(trace.result)
+        bias = f" + {_signed(float(view.bias.detach()))}" if self.layer.bias is not None else ""
+        yield f"{terms}{bias} = {shared.number(total)}"
+
+    def drawn(self, view: WindowView) -> tuple[Marks, tuple[int, ...], tuple[str, ...]]:
+        """Along one axis, as over a text, the channels that the window spans are drawn one under the other."""
+        marks, size, names = super().drawn(view)
+        if self.layer.spatial > 1 or self.layer.in_channels == 1:
+            return marks, size, names
+        spread = {(channel, *place): mark for channel in view.channels for place, mark in marks.items()}
+        return spread, (self.layer.in_channels, *size), ("in channels", *names)
+
+
+class _Pooling(_WindowedExplained):
+    family = "pooling"
+
+    def idea(self) -> tuple[str, ...]:
+        """Pooling in general, and by what this one reduces."""
+        kind = "average" if isinstance(self.layer, Average) else "greatest"
+        return (*self.texts.paragraphs("idea.pooling"), *self.texts.paragraphs(f"idea.pooling_{kind}"))
+
+    def notation(self) -> Iterator[str]:
+        """What ``reduce`` stands for."""
+        yield from super().notation()
+        yield self.texts(f"notation.{'mean' if isinstance(self.layer, Average) else 'greatest'}")
+
+    def entries(self, view: WindowView, bound: dict[str, Any]) -> Iterator[Values]:
+        """The lines show the window themselves."""
+        return iter(())
+
+    def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
+        """The result in a sentence."""
+        read = view.entries[view.coordinates.min(-1).values >= 0].tolist()
+        entries = ", ".join(map(shared.number, read[:9])) + ("…" if len(read) > 9 else "")
+        result = trace.result[0] if isinstance(trace.result, tuple) else trace.result
+        facts: dict[str, Any] = {"entries": entries, "result": shared.number(float(result))}
+        if not isinstance(self.layer, Average):
+            yield self.texts("step.greatest", **facts)
+            return
+        position = view.output[-self.layer.spatial :]
+        divisor = int(self.layer.bind(self.x, position=position)["reduce"].divisor)
+        yield self.texts("step.mean", divisor=divisor, **facts)
+
+    def marks(self, view: WindowView) -> Marks:
+        """The greatest entry has a mark of its own."""
+        found = super().marks(view)
+        if not isinstance(self.layer, Average):
+            best = int(view.entries.flatten().argmax())
+            found[tuple(view.coordinates.flatten(0, -2)[best].tolist())] = "greatest"
+        return found
+
+
+def _each(value: Sequence[int]) -> str:
+    return "×".join(map(str, value))
+
+
+def _signed(number: float) -> str:
+    text = shared.number(number)
+    return f"({text})" if text.startswith("-") else text
