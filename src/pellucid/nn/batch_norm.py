@@ -42,10 +42,8 @@ class Remembering(ChannelFirst):
                 shapes.append(SymbolShape(name, tuple(buffer.shape), ("channels",), f"norm.{name}", False))
         return shapes
 
-    def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
-        if self._reads_batch():
-            return super()._by_formula(input, real)
-        return self.formula(**self._bind(input, real)).to(input.dtype)
+    def _mixed(self, x: Tensor) -> tuple[int, ...]:
+        return self._average_over(x) if self._reads_batch() else ()
 
     def _reads_batch(self) -> bool:
         raise NotImplementedError
@@ -53,13 +51,11 @@ class Remembering(ChannelFirst):
     def _batch_average(self, x: Tensor, real: Tensor | None) -> Over:
         return Over(self._average_over(x), real)
 
-    def _update(self, mean: Tensor, var: Tensor, seen: Tensor, factor: float | Tensor) -> None:
-        """Move the running statistics towards a batch's, (channels,) each, where a variance was ``seen``."""
-        with torch.no_grad():
-            for running, value in ((self.running_mean, mean), (self.running_var, var)):
-                if running is not None:
-                    step = (value.to(running.dtype) - running) * factor
-                    running.add_(torch.where(seen, step, 0))
+    def _update(self, running: Tensor | None, value: Tensor, seen: Tensor, factor: float | Tensor) -> None:
+        """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one."""
+        if running is not None:
+            with torch.no_grad():
+                running.add_(torch.where(seen, (value.to(running.dtype) - running) * factor, 0))
 
 
 class BatchNormFamily(Remembering):
@@ -82,7 +78,7 @@ class BatchNormFamily(Remembering):
         """Name the axes."""
         names = space_axes(x.ndim)
         if x.ndim - 2 not in self.spaces:
-            raise self._misfit(x, self._wanted(), _cure(x, max(self.spaces)), ValueError)
+            raise self._misfit(x, self._wanted(), _cure(x, self.spaces), ValueError)
         if self.training and math.prod((x.shape[0], *x.shape[2:])) == 1 and not self._is_synchronized():
             raise ValueError(
                 f"{label(self)}: Expected more than 1 value per channel when training, but the input has the shape "
@@ -123,7 +119,9 @@ class BatchNormFamily(Remembering):
         if factor is None:  # the cumulative average
             factor = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked
         unbiased = var * (count / (count - 1).clamp(min=1))
-        self._update(mu.flatten(), unbiased.flatten(), (count > 1).flatten(), factor)
+        seen = (count > 1).flatten()
+        self._update(self.running_mean, mu.flatten(), seen, factor)
+        self._update(self.running_var, unbiased.flatten(), seen, factor)
 
 
 class BatchNorm1d(BatchNormFamily, torch.nn.BatchNorm1d):
@@ -207,7 +205,7 @@ def wrong_channels(x: Tensor, wanted: int) -> str:
     return f"Pass num_features={x.shape[1]}, or change what comes before."
 
 
-def _cure(x: Tensor, space: int) -> str:
-    if x.ndim == space + 1:
+def _cure(x: Tensor, spaces: tuple[int, ...]) -> str:
+    if x.ndim - 1 in spaces:
         return "If it is one sample, x.unsqueeze(0) makes it a batch."
     return "Is it another of BatchNorm1d, 2d and 3d?" if 2 <= x.ndim <= 5 else "Its axes can be joined by x.flatten()."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -36,17 +35,10 @@ class InstanceNormFamily(Remembering):
         wanted = f"(batch, channels {self.num_features}, {', '.join(AXES[self.space])}), or without the batch"
         if not names:
             raise self._misfit(x, wanted, "Is it another of InstanceNorm1d, 2d and 3d?", ValueError)
-        channels = x.shape[-1 - self.space]
-        if channels != self.num_features:
-            if self.affine or self.track_running_stats:
-                kind = ValueError if self.affine else RuntimeError
-                batched = x if x.ndim == self.space + 2 else x.unsqueeze(0)
-                raise self._misfit(x, wanted, wrong_channels(batched, self.num_features), kind, names)
-            warnings.warn(
-                f"{label(self)}: the input {shape_text(x.shape, names)} has not num_features={self.num_features} "
-                f"channels; without affine parameters and running statistics the number is not used.",
-                stacklevel=5,
-            )
+        if x.shape[-1 - self.space] != self.num_features and (self.affine or self.track_running_stats):
+            kind = ValueError if self.affine else RuntimeError
+            batched = x if x.ndim == self.space + 2 else x.unsqueeze(0)
+            raise self._misfit(x, wanted, wrong_channels(batched, self.num_features), kind, names)
         return names
 
     def forward(self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
@@ -80,9 +72,10 @@ class InstanceNormFamily(Remembering):
             return
         count = average.count(x).expand(x.shape[0], x.shape[1], *(1,) * self.space)
         unbiased = var * (count / (count - 1).clamp(min=1))
-        several = Over((0,), count > 1)  # samples that have a variance
-        seen = (count > 1).any(0).flatten()
-        self._update(several(mu).flatten(), several(unbiased).flatten(), seen, self.momentum)
+        # A sample without steps has no mean, one with a single step no unbiased variance.
+        for running, value, least in ((self.running_mean, mu, 1), (self.running_var, unbiased, 2)):
+            seen = count >= least
+            self._update(running, Over((0,), seen)(value).flatten(), seen.any(0).flatten(), self.momentum)
 
 
 class InstanceNorm1d(InstanceNormFamily, torch.nn.InstanceNorm1d):

@@ -66,7 +66,7 @@ class NormalizationFamily(Component, torch.nn.Module):
         real = self._real(input, axes, lengths, mask)
         if real is None:
             return self._plain(input)
-        if all(real.shape[axis] == 1 for axis in self._average_over(input)):  # the statistics never mix two entries
+        if all(real.shape[axis] == 1 for axis in self._mixed(input)):  # no statistic sees both real entries and others
             return self._plain(input.masked_fill(~real, 0)).masked_fill(~real, 0)
         return self._by_formula(input, real)
 
@@ -95,6 +95,10 @@ class NormalizationFamily(Component, torch.nn.Module):
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         """Axes that are averaged."""
         raise NotImplementedError
+
+    def _mixed(self, x: Tensor) -> tuple[int, ...]:
+        """Axes along which the entries of this input change each other."""
+        return self._average_over(x)
 
     def _average_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of an average."""
