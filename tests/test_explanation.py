@@ -180,24 +180,26 @@ def test_large_values_are_kept_in_part_with_their_shape():
 # -- every layer ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL])
-def test_every_case_is_explained(case: Case):
-    for lang, training, width in (("en", True, 80), ("zh", False, 60)):
-        layer = case.build().train(training)
-        x = case.input()
-        state = {name: value.clone() for name, value in layer.state_dict().items()}
-        random = torch.get_rng_state()
-        report = quietly(layer, x, lang=lang, steps=1, **case.call)
-        assert report.check.agrees, report.check.text
-        assert not report.cost.uncounted
-        assert sum(p.numel() for p in layer.parameters()) in [total.count for total in report.totals]
-        assert all(row.reasons for row in report.symbols), "a symbol without a reason"
-        text = report.text(width)
-        assert all(cell_len(line) <= width for line in text.splitlines() if not line.startswith("    "))
-        assert layer.training is training
-        assert torch.equal(torch.get_rng_state(), random), "the random numbers of the program went on"
-        for name, value in layer.state_dict().items():
-            assert torch.equal(value, state[name]), name
+@pytest.mark.parametrize(
+    ("case", "lang", "training", "width"),
+    [pytest.param(case, ("en", "zh")[i % 2], i % 4 < 2, (80, 60)[i % 2], id=case.name) for i, case in enumerate(ALL)],
+)
+def test_every_case_is_explained(case: Case, lang: str, training: bool, width: int):
+    layer = case.build().train(training)
+    x = case.input()
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    random = torch.get_rng_state()
+    report = quietly(layer, x, lang=lang, steps=1, **case.call)
+    assert report.check.agrees, report.check.text
+    assert not report.cost.uncounted
+    assert sum(p.numel() for p in layer.parameters()) in [total.count for total in report.totals]
+    assert all(row.reasons for row in report.symbols), "a symbol without a reason"
+    text = report.text(width)
+    assert all(cell_len(line) <= width for line in text.splitlines() if not line.startswith("    "))
+    assert layer.training is training
+    assert torch.equal(torch.get_rng_state(), random), "the random numbers of the program went on"
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize("name", examples.names())
@@ -221,6 +223,29 @@ def test_every_cell_is_explained(name: str):
         assert row.shape == solution.symbols[symbol.name].shape
         assert row.trainable
         assert row.reasons
+
+
+def test_the_check_finds_a_layer_that_is_not_its_formula():
+    class Wrong(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x) + 0.01
+
+    check = quietly(Wrong(4), torch.randn(3, 4)).check
+    assert not check.agrees
+    assert check.difference == pytest.approx(0.01, rel=1e-3)
+    assert "DIFFER" in check.text
+    x = torch.randn(3, 4)
+    x[1, 2] = float("nan")
+    assert quietly(nn.LayerNorm(4), x).check.agrees  # both have it in the same places
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_every_dtype(dtype):
+    for layer, shape in ((nn.LSTM(4, 3), (5, 4)), (nn.Conv1d(2, 3, 2), (1, 2, 6)), (nn.LayerNorm(4), (3, 4))):
+        report = quietly(layer.to(dtype), torch.randn(shape).to(dtype))
+        assert report.check.agrees
+        assert str(dtype).removeprefix("torch.") in report.cost.scope
+        assert report.text(80)
 
 
 # -- recurrent layers ---------------------------------------------------------------------------------------------

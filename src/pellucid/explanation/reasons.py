@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from pellucid.explanation.texts import Texts
 from pellucid.formula.dims import Reason
 from pellucid.formula.shapes import Solution, SolvedShape
 
-OPERATIONS: dict[type[ast.operator], str] = {
-    ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide",
-}  # fmt: skip
+OPERATIONS: dict[type[ast.operator], tuple[str, str]] = {
+    ast.Add: ("+", "add"),
+    ast.Sub: ("-", "subtract"),
+    ast.Mult: ("*", "multiply"),
+    ast.Div: ("/", "divide"),
+    ast.MatMult: ("@", "product"),
+}
 
 
 def shape_of(shape: Sequence[int]) -> str:
@@ -61,15 +66,14 @@ def _given(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
 
 
 def _annotated(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
-    return texts("reason.annotated", name=name, dims=facts["dims"])
+    return texts("reason.annotated", name=name, dims=facts["dims"], shape=shape_of(solution.symbols[name].shape))
 
 
 def _product(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
     expression = _short(facts["expression"])
-    pair = _operands(expression, ast.MatMult)
-    if pair is None:
+    operation, left, right = _operands(expression)
+    if operation != "product":
         return texts("reason.product.call", expression=expression)
-    left, right = pair
     if facts["left"] and left != name:
         return texts("reason.product.right", left=left, shape=facts["left"], name=right, expression=expression)
     shape = shape_of(solution.symbols[right].shape) if right in solution.symbols else ""
@@ -80,11 +84,10 @@ def _product(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
 
 def _agree(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
     expression = _short(facts["expression"])
-    node = _parsed(expression)
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-        left, right = ast.unparse(node.left), ast.unparse(node.right)
-        return texts(f"reason.agree.{OPERATIONS[type(node.op)]}", left=left, right=right)
-    return texts("reason.agree.other", expression=expression)
+    operation, left, right = _operands(expression)
+    if operation in ("", "product"):
+        return texts("reason.agree.other", expression=expression)
+    return texts(f"reason.agree.{operation}", left=left, right=right)
 
 
 def _returned(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
@@ -111,33 +114,20 @@ CLAUSES: dict[str, Callable[[Facts, str, Solution, Texts], str]] = {
 }
 
 
-def _parsed(expression: str) -> ast.expr | None:
+def _operands(expression: str) -> tuple[str, str, str]:
+    """Return the operation of an expression and its two operands as they are written; ("", "", "") for others."""
     try:
-        return ast.parse(expression, mode="eval").body
+        node = ast.parse(expression, mode="eval").body
     except SyntaxError:
-        return None
-
-
-def _operands(expression: str, operator: type[ast.operator]) -> tuple[str, str] | None:
-    node = _parsed(expression)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, operator):
-        return ast.unparse(node.left), ast.unparse(node.right)
-    return None
-
-
-class _Shortened(ast.NodeTransformer):
-    """torch.tanh and F.tanh are tanh."""
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        self.generic_visit(node)
-        root = node.value
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        if isinstance(root, ast.Name) and root.id in ("torch", "F", "pellucid", "math", "nn"):
-            return ast.copy_location(ast.Name(node.attr, node.ctx), node)
-        return node
+        node = None
+    if not isinstance(node, ast.BinOp) or type(node.op) not in OPERATIONS:
+        return "", "", ""
+    sign, operation = OPERATIONS[type(node.op)]
+    text = expression.encode()
+    place = text.index(sign.encode(), node.left.end_col_offset or 0)
+    return operation, text[:place].decode().strip(), text[place + 1 :].decode().strip()
 
 
 def _short(expression: str) -> str:
-    node = _parsed(expression)
-    return expression if node is None else ast.unparse(_Shortened().visit(node))
+    """torch.tanh and F.tanh are tanh."""
+    return re.sub(r"\b(torch|nn|functional|F|pellucid|math)\.(?=[A-Za-z])", "", expression)
