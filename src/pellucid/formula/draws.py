@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from pellucid.errors import FormulaError
+from pellucid.formula.drop import drop
 
 
 class Provider(Protocol):
@@ -62,6 +63,4 @@ def dropout(x: torch.Tensor, p: float = 0.5, shared: str | None = None) -> torch
         )
     if not provider.training or p == 0:
         return x
-    from pellucid.nn.dropout import drop  # the family's one formula; nn imports the cells, which import this
-
     return drop(x, provider.draw(x, shared), p=p)

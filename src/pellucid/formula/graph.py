@@ -53,7 +53,7 @@ class Given:
         self._values = iter(values)
 
     def draw(self, like: torch.Tensor, shared: str | None) -> torch.Tensor:
-        """Return the next numbers, in the type of what they act on."""
+        """Return the next numbers."""
         return next(self._values).expand_as(like)
 
 
@@ -136,7 +136,7 @@ def _trace(
 ) -> fx.GraphModule:
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
-    def fake(shape: Sequence[int], rows: bool) -> torch.Tensor:
+    def fake(shape: Sequence[int], rows: bool, dtype: torch.dtype = dtype) -> torch.Tensor:
         kinds = [DimDynamic.DUCK if rows and axis == 0 else DimDynamic.STATIC for axis in range(len(shape))]
         context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=kinds)
         real = torch.empty(tuple(shape), dtype=dtype, device="cpu" if device == "meta" else device)
@@ -144,7 +144,7 @@ def _trace(
 
     rows = [fake((ROWS_HINT, solution.symbols[s.name].shape[-1]), True) for s in (*source.inputs, *source.states)]
     weights = [fake(solution.symbols[p.name].shape, False) for p in source.parameters]
-    noise = [fake((ROWS_HINT, size), True) for size, _ in (solution.sites if training else ())]
+    noise = [fake((ROWS_HINT, size), True, torch.float32) for size, _ in (solution.sites if training else ())]
     cotangents = [fake((ROWS_HINT, size), True) for size in (solution.output, *solution.state_sizes(source))]
     primals = len(rows) + len(weights)
 

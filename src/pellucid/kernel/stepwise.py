@@ -201,11 +201,11 @@ def _folded_inputs(program: Program, x: Tensor, seed: Tensor | None) -> Values:
 
 
 def site_draws(x: Tensor, size: int, shared: str | None, seed: Tensor | None, site: int) -> Tensor:
-    """The numbers of a random site of the formula at every step, (time, batch, size)."""
+    """The numbers of a random site of the formula at every step, float32 (time, batch, size)."""
     if seed is None:
         raise ValueError("a formula that draws random numbers needs a seed")
     shape = (1 if shared == "time" else x.shape[0], x.shape[1], size)
-    drawn = random.uniform(shape, seed, device=x.device, dtype=x.dtype, stream=site)
+    drawn = random.uniform(shape, seed, device=x.device, stream=site)
     return drawn.expand(x.shape[0], *shape[1:])
 
 

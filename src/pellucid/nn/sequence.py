@@ -138,7 +138,7 @@ class SequenceLayer(torch.nn.Module):
                     entry.append(value)
             x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
             if level + 1 < self.num_layers and self.training and self.dropout > 0:
-                draws = random.uniform(x.shape, random.draw_seed(), device=x.device, dtype=x.dtype)
+                draws = random.uniform(x.shape, random.draw_seed(), device=x.device)
                 x = drop(x, draws, p=self.dropout)
         return x, tuple(torch.stack(entry) for entry in last)
 
