@@ -89,9 +89,9 @@ def split(reviews: Iterable[Review]) -> dict[str, list[Review]]:
     bad ones mixed, the same everywhere.
     """
     parts: dict[str, list[Review]] = {name: [] for name in PARTS}
-    for review in sorted(reviews, key=lambda review: (fingerprint(review.text), review.text)):
-        tenth = int.from_bytes(fingerprint(review.text)[-8:], "big") % 10
-        parts["train" if tenth < 8 else "validation" if tenth == 8 else "test"].append(review)
+    for prints, text, label in sorted((fingerprint(review.text), *review) for review in reviews):
+        tenth = int.from_bytes(prints[-8:], "big") % 10
+        parts["train" if tenth < 8 else "validation" if tenth == 8 else "test"].append(Review(text, label))
     return parts
 
 

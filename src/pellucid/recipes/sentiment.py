@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -31,6 +31,7 @@ BEST, LAST, METRICS = "best.ckpt", "last.ckpt", "metrics.json"
 WARM_UP = 0.1  # of all steps
 LARGEST_GRADIENT = 1.0  # norm
 EVALUATION_BATCH = 256
+OF_NO_CONCERN = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,15 @@ class Training(lightning.LightningModule):
         (self.out / METRICS).unlink(missing_ok=True)  # its figures are those of an older network from now on
         best = "  (best so far)" if accuracy > max(before, default=0.0) else ""
         click.echo(
-            f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  loss {float(metrics['loss_epoch']):.3f}  "
+            f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  loss {float(metrics['mean_loss']):.3f}  "
             f"validation accuracy {accuracy:.4f}  {time.perf_counter() - self.started:.1f} s{best}"
         )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a batch."""
         loss = loss_of(self.network, batch)
-        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.labels))
+        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log("mean_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -151,6 +153,23 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint, whole or not at all."""
         write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+class Keep(Checkpoint):
+    """After every epoch ``last.ckpt`` is written, and before it ``best.ckpt`` where none was better.
+
+    What the best accuracy was is read from the training itself, so that a folder may be moved and resumed.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write; Lightning calls checkpoints after everything else."""
+        *before, accuracy = cast(Training, pl_module).trained.accuracies
+        if accuracy > max(before, default=-1.0):
+            trainer.save_checkpoint(self.out / BEST)
+        trainer.save_checkpoint(self.out / LAST)
 
 
 def train(out: Path, settings: Settings, device: str = "auto") -> dict[str, Any]:
@@ -199,7 +218,7 @@ def resume(out: Path, epochs: int | None = None, cell: str | None = None, device
     trained = unfinished(out, cell)
     settings = replace(trained.settings, epochs=epochs or trained.settings.epochs)
     done = len(trained.accuracies)
-    if done >= settings.epochs:
+    if done >= settings.epochs and (out / METRICS).is_file():
         raise RecipeError(f"{out / LAST} has done its {done} epochs; to go on: --resume --epochs {done + 1} or more")
     data = Data.load(settings, trained.vocabulary)
     return _run(replace(trained, settings=settings), data, out, accelerator, started)
@@ -226,10 +245,15 @@ def _run(trained: Trained, data: Data, out: Path, accelerator: str, started: flo
         f"The network has {parameters(trained.network):,} weights; cell {settings.cell}, seed {settings.seed}, "
         f"{accelerator}."
     )
+    trained.network.train()  # one from a checkpoint is in eval mode
     training = Training(trained, data, out)
-    with _quiet():
+    with _quiet(), _stoppable(training):
         trainer = _trainer(out, settings.epochs, accelerator)
-        _fit(trainer, training, resume=bool(trained.accuracies))
+        if len(trained.accuracies) < settings.epochs:  # not stopped after the last one
+            path = out / LAST if trained.accuracies else None
+            trainer.fit(training, val_dataloaders=data.evaluation("validation"), ckpt_path=path)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
         best = Training(checkpoint.load(out / BEST), data, out)
         (result,) = trainer.test(best, data.evaluation("test"), verbose=False)
     accuracies = list(training.trained.accuracies)
@@ -280,21 +304,12 @@ def _make_folder(out: Path) -> None:
 def _trainer(out: Path, epochs: int, accelerator: str) -> lightning.Trainer:
     """Make a Trainer that writes nothing but the two checkpoints."""
     interactive = sys.stdout.isatty()
-    keep = ModelCheckpoint(
-        dirpath=out,
-        filename=Path(BEST).stem,
-        monitor="validation_accuracy",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
     return lightning.Trainer(
         max_epochs=epochs,
         accelerator="gpu" if accelerator == "cuda" else "cpu",
         devices=1,
         logger=False,
-        callbacks=[keep, RichProgressBar()] if interactive else [keep],
+        callbacks=[Keep(out), RichProgressBar()] if interactive else [Keep(out)],
         plugins=[WholeFiles()],
         enable_progress_bar=interactive,
         enable_model_summary=False,
@@ -306,31 +321,28 @@ def _trainer(out: Path, epochs: int, accelerator: str) -> lightning.Trainer:
     )
 
 
-def _fit(trainer: lightning.Trainer, training: Training, resume: bool) -> None:
-    """Train. Lightning ends the process when the user interrupts it, or returns, by its version: both are `Stopped`."""
-    before = len(training.trained.accuracies)
+@contextmanager
+def _stoppable(training: Training) -> Iterator[None]:
+    """Turn the user's interruption, which Lightning turns into the end of the process, into `Stopped`."""
     try:
-        path = training.out / LAST if resume else None
-        trainer.fit(training, val_dataloaders=training.data.evaluation("validation"), ckpt_path=path)
-        interrupted = trainer.interrupted
+        yield
     except (SystemExit, KeyboardInterrupt):
-        interrupted = True
-    if interrupted:
-        done = len(training.trained.accuracies)
-        kept = f"{training.out / LAST} holds {done} of {trainer.max_epochs} epochs; go on with --resume"
-        raise Stopped(kept if done > before or resume else "no epoch was complete, nothing was changed")
+        done, asked = len(training.trained.accuracies), training.settings.epochs
+        kept = f"{training.out / LAST} holds {done} of {asked} epochs; go on with --resume"
+        raise Stopped(kept if done else "no epoch was complete, nothing was changed") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what Lightning says of its own workings: devices, workers, tips, restored states."""
+    """Keep to itself what Lightning says of its own workings: devices, restored states, its own old habits."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+            for message in OF_NO_CONCERN:
+                warnings.filterwarnings("ignore", message)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
