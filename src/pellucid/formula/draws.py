@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from pellucid.errors import FormulaError
-from pellucid.formula.drop import drop
+from pellucid.formula.drop import dropping
 
 
 class Provider(Protocol):
@@ -63,4 +63,4 @@ def dropout(x: torch.Tensor, p: float = 0.5, shared: str | None = None) -> torch
         )
     if not provider.training or p == 0:
         return x
-    return drop(x, provider.draw(x, shared), p=p)
+    return dropping(p)(x, provider.draw(x, shared), p)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 
@@ -12,4 +14,14 @@ def drop(x: Tensor, draws: Tensor, p: float) -> Tensor:
     [0, 1); where they have size 1, one coin flip is shared.
     """
     mask = draws >= p
-    return x * mask / (1 - p or 1)  # with p = 1 nothing is kept, and any divisor but 0 will do
+    return x * mask / (1 - p)
+
+
+def drop_all(x: Tensor, draws: Tensor, p: float) -> Tensor:
+    """Keep nothing: what dropping with ``p = 1`` means, where the formula would divide by 0."""
+    return x * 0
+
+
+def dropping(p: float) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return the formula that drops with probability ``p``."""
+    return drop_all if p == 1 else drop

@@ -44,7 +44,7 @@ class DropBlock2d(DropoutFamily):
         RuntimeError: the input has another number of axes.
     """
 
-    formula = staticmethod(drop_block)  # type: ignore[assignment]
+    formula = staticmethod(drop_block)
 
     def __init__(
         self,

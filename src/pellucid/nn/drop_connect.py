@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import label
-from pellucid.formula.drop import drop
+from pellucid.formula.drop import dropping
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.dropout import DropoutFamily
 
@@ -24,7 +24,7 @@ def drop_connect(
     p: float,
 ) -> Any:
     """Run a layer with some entries of its weights dropped: Wan et al., ICML 2013."""
-    dropped = {name: drop(weights[name], draws[name], p) for name in weights}
+    dropped = {name: dropping(p)(weights[name], draws[name], p) for name in weights}
     return torch.func.functional_call(layer, dropped, inputs, dict(options))
 
 
@@ -51,7 +51,7 @@ class DropConnect(DropoutFamily):
         ValueError: p is no probability, a name is unknown, or there is nothing to drop from.
     """
 
-    formula = staticmethod(drop_connect)  # type: ignore[assignment]
+    formula = staticmethod(drop_connect)
 
     def __init__(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import label, shape_text
-from pellucid.formula.drop import drop
+from pellucid.formula.drop import drop, dropping
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing
 from pellucid.nn.windowed import AXES, name_axes
@@ -31,8 +32,6 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         ValueError: p is no probability, or seed and generator are both given.
     """
 
-    formula = staticmethod(drop)
-
     def __init__(
         self,
         p: float = 0.5,
@@ -45,6 +44,11 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         super().__init__(p, inplace)
         self.draw_from(seed, generator)
+
+    @property
+    def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
+        """The family's formula; what drops everything has one of its own."""
+        return dropping(self.p if self.training else 0.0)
 
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes of an input; () where the layer does not know. Raises what a wrong input deserves."""
@@ -68,7 +72,7 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         if self.formula is not drop or input.dtype != draws.dtype:
             y = self.formula(**self._symbol_values(input, draws, self.p))
             return input.copy_(y) if self.inplace else y
-        scale = draws.copy_(draws >= self.p).div_(1 - self.p or 1)  # the draws' memory, already at hand
+        scale = draws.copy_(draws >= self.p).div_(1 - self.p)  # the draws' memory, already at hand
         return input.mul_(scale) if self.inplace else input * scale
 
     def bind(self, input: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pellucid.errors import label, shape_text
-from pellucid.formula.drop import drop
+from pellucid.formula.drop import dropping
 from pellucid.formula.shapes import Solution
 from pellucid.kernel import launch, random, registry
 from pellucid.kernel.autocast import autocast_dtype
@@ -139,7 +139,7 @@ class SequenceLayer(torch.nn.Module):
             x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
             if level + 1 < self.num_layers and self.training and self.dropout > 0:
                 draws = random.uniform(x.shape, random.draw_seed(), device=x.device)
-                x = drop(x, draws, p=self.dropout)
+                x = dropping(self.dropout)(x, draws, self.dropout)
         return x, tuple(torch.stack(entry) for entry in last)
 
     def _direction(
