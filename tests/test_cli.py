@@ -209,9 +209,9 @@ def test_expectation(trained, tmp_path):
 def test_resume(trained, tmp_path):
     for name in ("best.ckpt", "last.ckpt", "metrics.json"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
-    message = refused("train", "sentiment", "--resume", "--out", tmp_path, "--batch-size", "32")
-    assert "--batch-size 32" in message
-    assert "has 64" in message
+    message = refused("train", "sentiment", "--resume", "--out", tmp_path, "--batch-size", "64")
+    assert "--batch-size 64" in message
+    assert "has 32" in message
     assert "--epochs 2 or more" in refused("train", "sentiment", "--resume", "--out", tmp_path)
     result = run("train", "sentiment", "--resume", "--out", tmp_path, "--epochs", "2", "--limit", "200")
     assert result.exit_code == 0, result.output

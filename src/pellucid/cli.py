@@ -16,8 +16,10 @@ from rich.console import Console
 import pellucid
 from pellucid.benchmark import bench
 from pellucid.explanation.command import command as explain
+from pellucid.recipes.checkpoint import Settings
 from pellucid.recipes.errors import RecipeError, Stopped
 
+USUAL = Settings()
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 FOLDER = click.Path(path_type=Path)
 PLAIN_WIDTH = 100  # columns where there is no terminal
@@ -73,15 +75,23 @@ def train() -> None:
 
 @train.command()
 @click.option(
-    "--cell", default="gru", show_default=True, help="rnn, gru, lstm, another cell of pellucid, or FILE.py:NAME."
+    "--cell", default=USUAL.cell, show_default=True, help="rnn, gru, lstm, another cell of pellucid, or FILE.py:NAME."
 )
-@click.option("--hidden-size", default=64, show_default=True, type=click.IntRange(1), help="Size of the state.")
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="Passes over the training part.")
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Reviews in a step.")
 @click.option(
-    "--lr", default=0.01, show_default=True, type=click.FloatRange(0, min_open=True), help="Highest learning rate."
+    "--hidden-size", default=USUAL.hidden_size, show_default=True, type=click.IntRange(1), help="Size of the state."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Decides every draw.")
+@click.option(
+    "--epochs", default=USUAL.epochs, show_default=True, type=click.IntRange(1), help="Passes over the training part."
+)
+@click.option(
+    "--batch-size", default=USUAL.batch_size, show_default=True, type=click.IntRange(1), help="Reviews in a step."
+)
+@click.option(
+    "--lr", default=USUAL.lr, show_default=True, type=click.FloatRange(0, min_open=True), help="Highest learning rate."
+)
+@click.option(
+    "--seed", default=USUAL.seed, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Decides every draw."
+)
 @click.option("--device", default="auto", show_default=True, type=DEVICES, help="auto takes a GPU if there is one.")
 @click.option("--out", default="runs/sentiment", show_default=True, type=FOLDER, help="Folder of the results.")
 @click.option("--limit", type=click.IntRange(1), help="Train on the first N reviews only, for trials.", metavar="N")
@@ -119,13 +129,13 @@ def sentiment(
     if compare:
         from pellucid.recipes.compare import compare as side_by_side
 
-        result = side_by_side(training.Settings(**options), training.pick_device(device), steps)
+        result = side_by_side(Settings(**options), training.pick_device(device), steps)
         click.echo(result.text())
         return
     if resume:
         metrics = _resume(ctx, training, out, device, options)
     else:
-        metrics = training.train(out, training.Settings(**options), device)
+        metrics = training.train(out, Settings(**options), device)
     reached = metrics["test_accuracy"]
     click.echo(
         f"test accuracy {reached:.4f} (seed {metrics['seed']}, epoch {metrics['best_epoch']} of {metrics['epochs']}, "

@@ -23,9 +23,9 @@ class Settings:
     cell: str = "gru"
     embedding_size: int = 64
     hidden_size: int = 64
-    batch_size: int = 64
-    lr: float = 0.01
-    epochs: int = 5
+    batch_size: int = 32
+    lr: float = 0.006
+    epochs: int = 4
     seed: int = 0
     limit: int | None = None
     max_length: int = 200

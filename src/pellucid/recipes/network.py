@@ -41,7 +41,7 @@ class ReviewNetwork(nn.Module):
         cell: str = "gru",
         embedding_size: int = 64,
         hidden_size: int = 64,
-        drop_grams: float = 0.3,
+        drop_grams: float = 0.4,
         drop_input: float = 0.5,
         drop_output: float = 0.5,
     ) -> None:
