@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_ARGS := --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test install lint format bench clean
@@ -10,12 +11,12 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) torch
+	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
 	touch $@
 
 demo: install
-	$(BIN)/pellucid train sentiment --out runs/sentiment
+	$(BIN)/pellucid train sentiment --out runs/sentiment --expect 0.83
 	$(BIN)/pellucid predict runs/sentiment/best.ckpt --explain
 
 test: install

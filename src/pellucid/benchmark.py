@@ -168,7 +168,9 @@ def table(figures: list[Figure]) -> Table:
 @click.argument("suite", type=click.Choice(sorted(SUITES)), default="recurrent")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(1), help="Timed runs of each opponent.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice.")
-@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+@click.option(
+    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where the layers run."
+)
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
 def bench(suite: str, rounds: int, threads: int | None, device: str, path: Path | None) -> None:
     """Time pellucid's layers beside torch.nn's, in one run.

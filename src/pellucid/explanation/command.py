@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -56,6 +53,7 @@ def command(
     The weights are drawn from a seed; without --input or --sentence an example input is made up.
     """
     from pellucid.explanation import explain  # torch takes a while to load; --help does without
+    from pellucid.nn.cell import load
 
     if numbers is not None and sentence is not None:
         raise click.UsageError("--input and --sentence are both the input: give one of them")
@@ -105,31 +103,3 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def load(name: str) -> Any:
-    """Return what ``path/file.py:cell`` names; any other name as it is.
-
-    Raises:
-        ValueError: there is no such file, or nothing of that name in it.
-    """
-    path, colon, attribute = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        if name.endswith(".py"):
-            raise ValueError(f"{name}: which cell of it? Write {name}:cell")
-        return name
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        from pellucid.nn.cell import Cell
-
-        cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
-        raise ValueError(f"{path} has no {attribute!r}; its cells are {', '.join(cells) or 'none'}")
-    return getattr(module, attribute)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FormulaError
@@ -105,3 +108,29 @@ def cell(function: Callable[..., Any]) -> Cell:
         FormulaError: the signature does not follow this contract.
     """
     return Cell(function)
+
+
+def load(name: str) -> Any:
+    """Return what ``path/file.py:cell`` names; any other name as it is.
+
+    Raises:
+        ValueError: there is no such file, or nothing of that name in it.
+    """
+    path, colon, attribute = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        if name.endswith(".py"):
+            raise ValueError(f"{name}: which cell of it? Write {name}:cell")
+        return name
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
+        raise ValueError(f"{path} has no {attribute!r}; its cells are {', '.join(cells) or 'none'}")
+    return getattr(module, attribute)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid import nn
 from pellucid.nn import cells
-from pellucid.nn.cell import Cell
+from pellucid.nn.cell import Cell, load
 from pellucid.recipes.data import PAD
 from pellucid.recipes.errors import RecipeError
 
@@ -124,8 +124,6 @@ def recurrent_layer(name: str, input_size: int, hidden_size: int) -> torch.nn.Mo
 
 def _of_file(name: str) -> Any:
     """Run the author's file and return what the name after the colon stands for."""
-    from pellucid.explanation.command import load
-
     try:
         return load(name)
     except Exception as error:  # the author's file may raise anything
