@@ -14,30 +14,33 @@ from cases import ALL, Case, Wrong
 from pellucid.nn.sequence import SequenceLayer
 
 EVERY = [pytest.param(case, id=case.name) for case in ALL]
+SHARED = [pytest.param(case, id=case.name) for case in ALL if case.build_reference() is not None]  # torch.nn has it
+COMPARED = [  # in training, drawn layers are compared in distribution, by test_dropout.py
+    pytest.param(case, training, id=f"{case.name}-{'train' if training else 'eval'}")
+    for case in (param.values[0] for param in SHARED)
+    for training in ((False,) if case.random else (True, False))
+]
 TRAINED = [pytest.param(case, id=case.name) for case in ALL if not case.random]
 REFUSED = [pytest.param(case, wrong, id=f"{case.name}!{wrong.shape}") for case in ALL for wrong in case.wrong]
 
 
 def run(layer: torch.nn.Module, x: torch.Tensor, **call):
-    """Return output and the gradients of the input and of every parameter, by name."""
+    """Return every result (output, states, indices) and the gradients of the input and of every parameter, by name."""
     x = x.detach().requires_grad_()
-    y = layer(x, **call)
-    y = y[0] if isinstance(y, tuple) else y
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y.dtype)
-    y.backward(cotangent)
+    results = tree_leaves(layer(x, **call))
+    generator = torch.Generator().manual_seed(2)
+    differentiable = [y for y in results if y.is_floating_point()]
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in differentiable]
+    torch.autograd.backward(differentiable, weights)
     grads = {"input": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
-    return y.detach(), grads
+    return [y.detach() for y in results], grads
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("case", EVERY)
-def test_equals_reference(case: Case, dtype: torch.dtype, training: bool):
+@pytest.mark.parametrize(("case", "training"), COMPARED)
+def test_equals_reference(case: Case, training: bool, dtype: torch.dtype):
     reference = case.build_reference(dtype)
-    if reference is None:
-        pytest.skip("pellucid's own: its formula is its reference (test_formula_is_the_layer)")
-    if case.random and training:
-        pytest.skip("drawn: compared in distribution by test_dropout.py")
+    assert reference is not None
     layer = case.build(dtype).train(training)
     layer.load_state_dict(reference.state_dict())
     reference.train(training)
@@ -62,10 +65,10 @@ def test_formula_is_the_layer(case: Case, training: bool):
     if isinstance(layer, SequenceLayer):  # a loop over its formula: the naive one is the definition
         with pellucid.backend("naive"):
             bound = twin(x, **case.call)
-        bound, y = (value[0] if isinstance(value, tuple) else value for value in (bound, y))
     else:
         bound = twin.formula(**twin.bind(x, **case.call))
-    torch.testing.assert_close(bound.reshape(y.shape), y)
+        bound = bound.reshape(y.shape)
+    torch.testing.assert_close(bound, y)
 
 
 @pytest.mark.parametrize("case", TRAINED)
@@ -85,11 +88,9 @@ def test_gradients_are_right(case: Case):
         assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize("case", SHARED)
 def test_state_dict_both_ways(case: Case):
     layer, reference = case.build(), case.build_reference()
-    if reference is None:
-        pytest.skip("no layer of torch.nn to exchange weights with")
     assert list(layer.state_dict()) == list(reference.state_dict())
     for name, value in reference.state_dict().items():  # the same seed draws the same weights
         torch.testing.assert_close(layer.state_dict()[name], value)
