@@ -105,6 +105,7 @@ def test_dropout_stands_between_levels_only():
         (torch.zeros(2, 2, 4), "layers × directions 2"),
         (torch.zeros(2, 4), r"\(2, 4\)"),
         ((torch.zeros(1, 2, 4),) * 2, "1 entries, but 2"),
+        (torch.zeros(1, 2, 4, dtype=torch.float64), "torch.float64, the input is of torch.float32"),
     ],
 )
 def test_a_wrong_state_is_named(state, word):

@@ -49,7 +49,8 @@ def recurrence(
         return results[0], list(results[1 : 1 + len(states)])
     with no_autocast(x):
         if chosen_backend() == "naive":
-            return _naive(text, training, reverse, x, states, parameters, lengths, seed)
+            source, hyperparameters, sites = definition(text, training)
+            return naive.forward(source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse)
         built = program(text, training, x.dtype, x.device.type)
         if not differentiable or _transformed():
             # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
@@ -57,20 +58,6 @@ def recurrence(
             return output, last
         output, *last = _Recurrence.apply(built, reverse, lengths, seed, len(states), *tensors)
         return output, last
-
-
-def _naive(
-    text: str,
-    training: bool,
-    reverse: bool,
-    x: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-) -> tuple[Tensor, list[Tensor]]:
-    source, hyperparameters, sites = definition(text, training)
-    return naive.forward(source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse)
 
 
 def _transformed() -> bool:

@@ -13,15 +13,16 @@ from pellucid.kernel.program import Program
 from pellucid.kernel.registry import program
 
 Tensor = torch.Tensor
+ARGUMENTS = "Tensor x, Tensor[] states, Tensor[] parameters, Tensor? lengths, Tensor? seed, str text, bool training, bool reverse"
 
 
-@torch.library.custom_op("pellucid::recurrence", mutates_args=())
+@torch.library.custom_op("pellucid::recurrence", mutates_args=(), schema=f"({ARGUMENTS}, bool save) -> Tensor[]")
 def _operator(
     x: Tensor,
-    states: list[Tensor],
-    parameters: list[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
+    states: Any,
+    parameters: Any,
+    lengths: Any,
+    seed: Any,
     text: str,
     training: bool,
     reverse: bool,
@@ -51,18 +52,22 @@ def _saved_shapes(built: Program, names: Sequence[str]) -> list[tuple[int, ...]]
     return [(states | dict(built.features))[name] for name in names]
 
 
-@torch.library.custom_op("pellucid::recurrence_backward", mutates_args=())
+@torch.library.custom_op(
+    "pellucid::recurrence_backward",
+    mutates_args=(),
+    schema=f"({ARGUMENTS}, Tensor[] saved, Tensor[] gradients) -> Tensor[]",
+)
 def _backward_operator(
     x: Tensor,
-    states: list[Tensor],
-    parameters: list[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
+    states: Any,
+    parameters: Any,
+    lengths: Any,
+    seed: Any,
     text: str,
     training: bool,
     reverse: bool,
-    saved: list[Tensor],
-    gradients: list[Tensor],
+    saved: Any,
+    gradients: Any,
 ) -> list[Tensor]:
     built = program(text, training, x.dtype, x.device.type)
     needed = [True] * (1 + len(parameters))

@@ -215,5 +215,10 @@ class SequenceLayer(torch.nn.Module):
                     f"{label(self)}: the state {name} is {shape_text(entry.shape, axes)}, expected "
                     f"{shape_text(expected, axes)}. The batch is the second axis of a state, with batch_first too."
                 )
+            if entry.dtype != x.dtype and autocast_dtype(x) is None:
+                raise RuntimeError(
+                    f"{label(self)}: the state {name} is of {entry.dtype}, the input is of {x.dtype}. Convert it: "
+                    f"state.to({x.dtype})."
+                )
             checked.append(entry if batched else entry.unsqueeze(1))
         return checked
