@@ -13,7 +13,8 @@ from pellucid.kernel.program import Program
 from pellucid.kernel.registry import program
 
 Tensor = torch.Tensor
-ARGUMENTS = "Tensor x, Tensor[] states, Tensor[] parameters, Tensor? lengths, Tensor? seed, str text, bool training, bool reverse"
+TENSORS = "Tensor x, Tensor[] states, Tensor[] parameters, Tensor? lengths, Tensor? seed"
+ARGUMENTS = f"{TENSORS}, str text, bool training, bool reverse"
 
 
 @torch.library.custom_op("pellucid::recurrence", mutates_args=(), schema=f"({ARGUMENTS}, bool save) -> Tensor[]")
