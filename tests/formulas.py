@@ -176,6 +176,14 @@ def uneven_chunk(x, h, *, U: "input 5", W: "5 hidden"):
     return h + a @ W + b @ W
 
 
+def too_many_indices(x, h, *, b: "hidden"):
+    return h + b[:, 1:]
+
+
+def open_state(x, h, c, *, U):
+    return h + c[:, 1:].sum(-1, keepdim=True) + x @ U, c
+
+
 # function, extra sizes, words of the message, the part of the line under which the carets stand
 BROKEN = [
     (unknown_name, {}, ("'V' is not defined",), "V"),
@@ -190,5 +198,52 @@ BROKEN = [
     (mixes_batch, {}, ("the batch", "dim=-1"), "z.mean(0)"),
     (in_place, {}, ("in place", "c = c + i * g"), "h += x @ U"),
     (in_place_method, {}, ("in place", "use add"), "(x @ U).add_(h @ W)"),
+    (too_many_indices, {}, ("2 indices into 1×4, which has 1 axes",), "b[:, 1:]"),
+    (open_state, {}, ("still open", 'c: "hidden"'), "c[:, 1:]"),
     (uneven_chunk, {}, ("1×5 cannot be split into 2 equal parts",), "(x @ U).chunk(2, -1)"),
 ]
+
+
+# Pieces of random formulas: each is hidden wide, made of pieces that are hidden (4) wide.
+LEAVES = ["h", "c", "x @ U", "h @ W", "c @ W.t()", "(h * g) @ W", "F.linear(h, W, b)", "g * h + b", "h @ (W.abs() * g)"]
+ONE = [
+    "torch.tanh({})",
+    "torch.sigmoid({})",
+    "torch.relu({})",
+    "F.gelu({})",
+    "F.softplus({})",
+    "torch.exp(-({}) ** 2)",
+    "torch.softmax({}, -1)",
+    "F.layer_norm({}, (4,), g, b)",
+    "F.normalize(({}) + 1, dim=-1)",
+    "torch.clamp({}, -1, 1)",
+    "torch.cumsum({}, -1)",
+    "torch.flip({}, (-1,))",
+    "torch.roll({}, 1, -1)",
+    "torch.sort({}, -1).values",
+    "({}).pow(2).sum(-1, keepdim=True).add(1).rsqrt() * h",
+    "torch.logsumexp({}, -1, keepdim=True) - c",
+    "torch.std({}, -1, keepdim=True) + b",
+    "torch.cat([({})[:, 2:], h[:, :2]], -1)",
+    "({}).unflatten(-1, (2, 2)).flip(-2).flatten(-2)",
+    "({}).chunk(2, -1)[1].repeat(1, 2)",
+    "pellucid.dropout({}, 0.3)",
+    "pellucid.dropout({}, 0.3, shared='time')",
+]
+TWO = ["({}) + ({})", "({}) - ({})", "({}) * ({})", "({}) / (1 + ({}) ** 2)", "torch.maximum({}, {})"]
+TWO += ["torch.where(({}) > 0, {}, g * c)"]
+
+
+def written(new_h: str, new_c: str, output: str | None) -> pellucid.Cell:
+    """Make a cell of expressions, as if its author had written them."""
+    result = "new_h, new_c" if output is None else "y, (new_h, new_c)"
+    lines = [
+        "def random_formula(x, h, c: 'hidden', *, U: 'input hidden', W: 'hidden hidden', b: 'hidden', g: 'hidden'):",
+        f"    new_h = {new_h}",
+        f"    new_c = torch.tanh({new_c})",
+        *([] if output is None else [f"    y = {output}"]),
+        f"    return {result}",
+    ]
+    space = {"torch": torch, "F": F, "pellucid": pellucid}
+    exec("\n".join(lines), space)
+    return pellucid.cell(space["random_formula"])

@@ -115,6 +115,27 @@ def test_any_size_and_any_lengths(cell, time, batch, sizes, reverse, data):
         compare(layer, time, batch, lengths)
 
 
+EXPRESSIONS = st.recursive(
+    st.sampled_from(formulas.LEAVES),
+    lambda inner: (
+        st.tuples(st.sampled_from(formulas.ONE), inner).map(lambda parts: parts[0].format(parts[1]))
+        | st.tuples(st.sampled_from(formulas.TWO), inner, inner).map(lambda parts: parts[0].format(*parts[1:]))
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    new_h=EXPRESSIONS,
+    new_c=EXPRESSIONS,
+    output=st.none() | EXPRESSIONS,
+    lengths=st.none() | st.lists(st.integers(0, 3), min_size=2, max_size=2),
+)
+def test_any_formula(new_h, new_c, output, lengths):
+    compare(make(formulas.written(new_h, new_c, output), {}), 3, 2, lengths)
+
+
 def test_padding_is_never_read():
     layer = make(cells.gru, {}, bidirectional=True)
     x = torch.randn(5, 3, 3, dtype=torch.float64)

@@ -303,6 +303,8 @@ def _getitem(tracer: Tracer, value: Any, index: Any) -> Traced:
         place = items.index(Ellipsis)
         real = sum(item is not None for item in items) - 1
         items[place : place + 1] = [slice(None)] * (len(dims) - real)
+    if sum(item is not None for item in items) > len(dims):
+        tracer.fail(f"{len(items)} indices into {tracer.text(value)}, which has {len(dims)} axes")
     rest = list(dims)
     result: list[Dim] = []
     for item in items:
