@@ -172,8 +172,8 @@ class Tracer:
         value = self.unifier.value(dim)
         if value is None:
             self.fail(
-                "this needs a size that is still open at this point. Name it in an annotation of the parameter or state "
-                'that it comes from, as in U: "input rank" or c: "hidden"'
+                "this needs a size that is still open at this point. Name it in an annotation of the parameter or "
+                'state that it comes from, as in U: "input rank" or c: "hidden"'
             )
         return value
 
