@@ -136,6 +136,14 @@ def test_any_formula(new_h, new_c, output, lengths):
     compare(make(formulas.written(new_h, new_c, output), {}), 3, 2, lengths)
 
 
+def test_a_large_and_sensitive_formula_is_not_taken_for_one_that_mixes_rows():
+    def wave(x, h, *, U, W):
+        return torch.sin(x @ U + h @ W)
+
+    layer = pellucid.cell(wave)(5000, 3)
+    assert layer(torch.randn(2, 1, 5000))[0].shape == (2, 1, 3)
+
+
 def test_padding_is_never_read():
     layer = make(cells.gru, {}, bidirectional=True)
     x = torch.randn(5, 3, 3, dtype=torch.float64)

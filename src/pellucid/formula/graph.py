@@ -199,7 +199,8 @@ def _check_rows(
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     rows = [draw(3, solution.symbols[s.name].shape[-1]) for s in (*source.inputs, *source.states)]
-    weights = [draw(*solution.symbols[p.name].shape) for p in source.parameters]
+    shapes = [solution.symbols[p.name].shape for p in source.parameters]
+    weights = [draw(*s) / (s[0] if len(s) > 1 else 1) for s in shapes]  # products of about 1, whatever the size
     noise = [draw(3, size) for size, _ in (solution.sites if training else ())]
 
     def run(pick: slice) -> list[torch.Tensor]:
