@@ -123,17 +123,18 @@ class _Loop:
         fixed = [values[name] for name in self.fixed]
         real = None if masks is None else masks.unbind()
         count, function = len(states), self.function
+        places = [(*self.outputs, *self.states).index(name) for name in wanted]
         seen: list[Any] = [None] * len(order)
         for t in order:
             given = states
             if real is not None and zero_masked:
                 given = [torch.where(real[t], state, 0) for state in states]
             produced = function(rows, *given, *[step[t] for step in steps], *fixed)
-            seen[t] = (*produced, *given)
+            every = (*produced, *given)
+            seen[t] = [every[place] for place in places]
             new = produced[:count]
             states = [torch.where(real[t], n, o) for n, o in zip(new, states, strict=True)] if real else list(new)
-        names = (*self.outputs, *self.states)
-        return states, {name: [values[names.index(name)] for values in seen] for name in wanted}
+        return states, {name: [values[i] for values in seen] for i, name in enumerate(wanted)}
 
 
 @functools.cache
