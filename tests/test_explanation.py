@@ -3,52 +3,27 @@
 from __future__ import annotations
 
 import ast
-import os
-import re
-import string
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
 from rich.cells import cell_len
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
 from cases import ALL, Case
+from explaining import SENTENCE, leaky, noisy, quietly
 from pellucid import nn
-from pellucid.explanation import examples, explain
-from pellucid.explanation.command import command, parse_arguments
+from pellucid.explanation import examples
 from pellucid.explanation.cost import count
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import Paper
 from pellucid.explanation.report import Picture, Report
-from pellucid.explanation.texts import Count, Texts, lang_of_locale, languages, load
 from pellucid.explanation.trace import Tracer
 from pellucid.nn import cells
-
-GOLDEN = Path(__file__).parent / "golden"
-SENTENCE = "你个扑该!"
-
-
-def quietly(subject, *inputs, **options) -> Report:
-    return explain(subject, *inputs, show=False, **options)
-
-
-@pellucid.cell
-def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
-    """The state moves slowly."""
-    return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
-
-
-@pellucid.cell
-def noisy(x, h, *, U, W):
-    return torch.tanh(x @ U + pellucid.dropout(h, 0.5, shared="time") @ W)
-
 
 # -- the formula on paper -----------------------------------------------------------------------------------------
 
@@ -538,209 +513,3 @@ def test_errors(arguments, options, error, words):
         quietly(*arguments, **options)
     for word in words:
         assert word in str(caught.value)
-
-
-# -- texts ----------------------------------------------------------------------------------------------------------
-
-
-def blanks(text: str) -> set[str]:
-    return {field for _, field, _, _ in string.Formatter().parse(text) if field}
-
-
-def test_the_languages_say_the_same():
-    english = load("en")
-    for lang in languages():
-        texts = load(lang)
-        assert set(texts) == set(english), set(texts) ^ set(english)
-        for key, text in texts.items():
-            assert blanks(text) == blanks(english[key]), key
-            assert text.strip() or key.startswith("punctuation"), key
-    assert any("\u4e00" <= character <= "\u9fff" for character in load("zh")["idea.recurrent"])
-
-
-def test_texts_of_one_language_have_no_other():
-    for key, text in load("en").items():
-        assert not re.search("[\u3000-\u9fff\uff00-\uffef]", text), key
-    for key, text in load("zh").items():
-        words = re.findall(r"[A-Za-z]{3,}(?: [a-z]+){3,}", text)
-        assert not words or key.startswith("total"), (key, words)
-
-
-def test_numbers_agree_with_their_nouns():
-    assert f"{Count(1):row|rows}, {Count(2000):row|rows}, {Count(2000)}" == "1 row, 2,000 rows, 2,000"
-    with pytest.raises(ValueError, match="'en' and 'zh'"):
-        Texts("de")
-
-
-@pytest.mark.parametrize(
-    ("environment", "lang"),
-    [
-        ({"LANG": "zh_CN.UTF-8"}, "zh"),
-        ({"LANG": "zh_TW"}, "zh"),
-        ({"LANG": "de_DE.UTF-8"}, "en"),
-        ({}, "en"),
-        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
-    ],
-)
-def test_language_of_the_locale(environment, lang, monkeypatch):
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert lang_of_locale() == lang
-
-
-# -- the terminal ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-@pytest.mark.parametrize("lang", ["en", "zh"])
-def test_lines_keep_to_the_width(lang: str, width: int):
-    for report in (quietly("lstm", SENTENCE, lang=lang, input_size=40, hidden_size=30), quietly("conv3d", lang=lang)):
-        for line in report.text(width).splitlines():
-            assert cell_len(line) <= width or (report.code and line.strip() in report.code), line
-            assert line == line.rstrip()
-
-
-def test_chinese_lines_break_where_they_may():
-    report = quietly("lstm", lang="zh")
-    lines = report.text(60).splitlines()
-    assert not any(line.strip().startswith(tuple("，。；：）")) for line in lines)
-    full = [line for line in lines if cell_len(line) >= 57]
-    assert len(full) > 10, "lines of Chinese are filled, not broken at spaces only"
-
-
-def test_columns_are_aligned():
-    lines = quietly("rnn", lang="zh").text(100).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("  符号")) + 1
-    ends = {cell_len(re.match(r"(.*?\d)  \S+$", line).group(1)) for line in lines[start : start + 5]}
-    assert len(ends) == 1
-
-
-def test_numbers_have_four_digits_at_most():
-    text = quietly("gru", SENTENCE, input_size=6, hidden_size=5).text(100)
-    for number in re.findall(r"-?\d+\.\d+", text):
-        assert len(number.replace("-", "").replace(".", "").lstrip("0")) <= 4, number
-
-
-def test_slices_say_what_they_show():
-    text = quietly("rnn", SENTENCE, input_size=256, hidden_size=128).text(80)
-    assert "showing 8 of 256" in text
-    assert "showing 8 of 128" in text
-
-
-# -- golden texts ---------------------------------------------------------------------------------------------------
-
-
-def steady(layer: torch.nn.Module) -> torch.nn.Module:
-    """Give a layer float64 weights that are the same on every machine."""
-    layer = layer.double()
-    with torch.no_grad():
-        for index, weight in enumerate(layer.parameters()):
-            weight.copy_(torch.sin(torch.arange(1.0, weight.numel() + 1) * (index + 1.37)).reshape(weight.shape) / 2)
-    return layer
-
-
-def picture(*shape: int) -> torch.Tensor:
-    numbers = torch.arange(torch.Size(shape).numel())
-    return (numbers * 7 % 10).reshape(shape).double()
-
-
-GOLDENS = {
-    "rnn": lambda: ((steady(cells.rnn(256, 128)), SENTENCE), {}),
-    "gru": lambda: ((steady(nn.GRU(4, 3)), "ab"), {}),
-    "lstm": lambda: ((steady(nn.LSTM(4, 3)), SENTENCE), {"steps": 2}),
-    "leaky": lambda: ((steady(leaky(4, 3, tau=5.0)), SENTENCE), {"steps": 2}),
-    "conv2d": lambda: ((steady(nn.Conv2d(1, 2, 3, dilation=2, padding=1)), picture(1, 1, 6, 6)), {}),
-    "textconv": lambda: ((steady(nn.Conv1d(4, 2, 2)), SENTENCE), {}),
-    "batchnorm": lambda: ((steady(nn.BatchNorm2d(2)), picture(3, 2, 2, 2)), {}),
-    "layernorm": lambda: ((steady(nn.LayerNorm(4)), picture(3, 4)), {}),
-    "dropout": lambda: ((nn.Dropout(0.5, seed=3), torch.arange(1.0, 7.0)), {}),
-    "maxpool": lambda: ((nn.MaxPool2d(2), picture(1, 2, 4, 4)), {}),
-}
-
-
-@pytest.mark.parametrize("lang", ["en", "zh"])
-@pytest.mark.parametrize("name", GOLDENS)
-def test_golden(name: str, lang: str):
-    """The whole text; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
-    arguments, options = GOLDENS[name]()
-    report = quietly(*arguments, lang=lang, **options)
-    rounding = re.sub(r"(differ by|最大相差) \S+?(?=[ （])", r"\1 …", report.check.text)  # another on other machines
-    text = replace(report, check=replace(report.check, text=rounding)).text(80)
-    path = GOLDEN / f"{name}.{lang}.txt"
-    if os.environ.get("PELLUCID_GOLDEN") == "write":
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
-
-
-# -- the command ----------------------------------------------------------------------------------------------------
-
-
-def run(*arguments: str, env: dict[str, str] | None = None):
-    return CliRunner().invoke(command, list(arguments), env=env)
-
-
-def test_command_in_chinese():
-    sizes = ("--input-size", "256", "--hidden-size", "128")
-    result = run("rnn", *sizes, "--sentence", SENTENCE, "--lang", "zh", "--width", "80")
-    assert result.exit_code == 0, result.output
-    for words in ("49,280", "256×128", "128×128", "1×128", *(f"第 {t} 步，共 5 步：" for t in range(1, 6))):
-        assert words in result.output
-    assert run("rnn", *sizes, env={"LC_ALL": "zh_CN.UTF-8"}).output.startswith("rnn：循环层")
-
-
-def test_command_for_dropout():
-    result = run("dropout", "--p", "0.5", "--input", "1,2,3,4,5,6", "--lang", "en")
-    assert result.exit_code == 0, result.output
-    line = next(line for line in result.output.splitlines() if re.match(r"  y = x ⊙ mask.*\)  ", line))
-    kept = [int(number) for number in line.split(")")[-1].split()]
-    assert all(y in (0, 2 * x) for x, y in zip(range(1, 7), kept, strict=True))
-    assert 0 < kept.count(0) < 6
-
-
-def test_command_reads_a_cell_from_a_file(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "import torch, pellucid\n\n@pellucid.cell\ndef slow(x, h, *, U, W, tau: float = 2.0):\n"
-        "    return h + (torch.tanh(x @ U + h @ W) - h) / tau\n"
-    )
-    result = run(f"{file}:slow", "--tau", "4", "--hidden-size=2", "--lang", "en", "--steps", "1")
-    assert result.exit_code == 0, result.output
-    assert "τ = 4" in result.output
-    for name, words in ((f"{file}:fast", "its cells are slow"), (f"{file}", "which cell"), ("no.py:x", "no such file")):
-        result = run(name)
-        assert result.exit_code != 0
-        assert words in result.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("dropuot",), "Did you mean 'dropout'?"),
-        (("dropout", "--input", "1,x"), "give numbers"),
-        (("dropout", "--input", "1,2;3"), "same number"),
-        (("rnn", "--input", "1", "--sentence", "a"), "both the input"),
-        (("rnn", "--lang", "fr"), "'en' and 'zh'"),
-        (("conv2d", "--kernel", "3"), "Did you mean 'kernel_size'?"),
-        (("conv2d", "3"), "belongs to no option"),
-        (("conv2d", "--input", "1,2"), "nn.Conv2d"),
-    ],
-)
-def test_command_errors(arguments, words):
-    result = run(*arguments)
-    assert result.exit_code != 0
-    assert words in result.output
-    assert "Traceback" not in result.output
-
-
-def test_command_teaches():
-    result = run("--help")
-    assert result.exit_code == 0
-    assert result.output.count("pellucid explain ") >= 6
-
-
-def test_arguments_of_a_layer():
-    given = ["--kernel-size", "3,5", "--bias=false", "--p", "0.5", "--bidirectional", "--mode", "max", "--shift", "-2"]
-    expected = {"kernel_size": (3, 5), "bias": False, "p": 0.5, "bidirectional": True, "mode": "max", "shift": -2}
-    assert parse_arguments(given) == expected

@@ -1,0 +1,29 @@
+"""What the tests of the explanations share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import pellucid
+from pellucid.explanation import explain
+from pellucid.explanation.report import Report
+
+GOLDEN = Path(__file__).parent / "golden"
+SENTENCE = "你个扑该!"
+
+
+def quietly(subject, *inputs, **options) -> Report:
+    return explain(subject, *inputs, show=False, **options)
+
+
+@pellucid.cell
+def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
+    """The state moves slowly."""
+    return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
+
+
+@pellucid.cell
+def noisy(x, h, *, U, W):
+    return torch.tanh(x @ U + pellucid.dropout(h, 0.5, shared="time") @ W)

@@ -1,0 +1,150 @@
+"""How an explanation reads: two languages, the terminal's lines, and whole golden texts."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.cells import cell_len
+
+from explaining import GOLDEN, SENTENCE, leaky, quietly
+from pellucid import nn
+from pellucid.explanation.texts import Count, Texts, lang_of_locale, languages, load
+from pellucid.nn import cells
+
+# -- texts ----------------------------------------------------------------------------------------------------------
+
+
+def blanks(text: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(text) if field}
+
+
+def test_the_languages_say_the_same():
+    english = load("en")
+    for lang in languages():
+        texts = load(lang)
+        assert set(texts) == set(english), set(texts) ^ set(english)
+        for key, text in texts.items():
+            assert blanks(text) == blanks(english[key]), key
+            assert text.strip() or key.startswith("punctuation"), key
+    assert any("\u4e00" <= character <= "\u9fff" for character in load("zh")["idea.recurrent"])
+
+
+def test_texts_of_one_language_have_no_other():
+    for key, text in load("en").items():
+        assert not re.search("[\u3000-\u9fff\uff00-\uffef]", text), key
+    for key, text in load("zh").items():
+        words = re.findall(r"[A-Za-z]{3,}(?: [a-z]+){3,}", text)
+        assert not words or key.startswith("total"), (key, words)
+
+
+def test_numbers_agree_with_their_nouns():
+    assert f"{Count(1):row|rows}, {Count(2000):row|rows}, {Count(2000)}" == "1 row, 2,000 rows, 2,000"
+    with pytest.raises(ValueError, match="'en' and 'zh'"):
+        Texts("de")
+
+
+@pytest.mark.parametrize(
+    ("environment", "lang"),
+    [
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_TW"}, "zh"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({}, "en"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
+    ],
+)
+def test_language_of_the_locale(environment, lang, monkeypatch):
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert lang_of_locale() == lang
+
+
+# -- the terminal ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_lines_keep_to_the_width(lang: str, width: int):
+    for report in (quietly("lstm", SENTENCE, lang=lang, input_size=40, hidden_size=30), quietly("conv3d", lang=lang)):
+        for line in report.text(width).splitlines():
+            assert cell_len(line) <= width or (report.code and line.strip() in report.code), line
+            assert line == line.rstrip()
+
+
+def test_chinese_lines_break_where_they_may():
+    report = quietly("lstm", lang="zh")
+    lines = report.text(60).splitlines()
+    assert not any(line.strip().startswith(tuple("，。；：）")) for line in lines)
+    full = [line for line in lines if cell_len(line) >= 57]
+    assert len(full) > 10, "lines of Chinese are filled, not broken at spaces only"
+
+
+def test_columns_are_aligned():
+    lines = quietly("rnn", lang="zh").text(100).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("  符号")) + 1
+    ends = {cell_len(re.match(r"(.*?\d)  \S+$", line).group(1)) for line in lines[start : start + 5]}
+    assert len(ends) == 1
+
+
+def test_numbers_have_four_digits_at_most():
+    text = quietly("gru", SENTENCE, input_size=6, hidden_size=5).text(100)
+    for number in re.findall(r"-?\d+\.\d+", text):
+        assert len(number.replace("-", "").replace(".", "").lstrip("0")) <= 4, number
+
+
+def test_slices_say_what_they_show():
+    text = quietly("rnn", SENTENCE, input_size=256, hidden_size=128).text(80)
+    assert "showing 8 of 256" in text
+    assert "showing 8 of 128" in text
+
+
+# -- golden texts ---------------------------------------------------------------------------------------------------
+
+
+def steady(layer: torch.nn.Module) -> torch.nn.Module:
+    """Give a layer float64 weights that are the same on every machine."""
+    layer = layer.double()
+    with torch.no_grad():
+        for index, weight in enumerate(layer.parameters()):
+            weight.copy_(torch.sin(torch.arange(1.0, weight.numel() + 1) * (index + 1.37)).reshape(weight.shape) / 2)
+    return layer
+
+
+def picture(*shape: int) -> torch.Tensor:
+    numbers = torch.arange(torch.Size(shape).numel())
+    return (numbers * 7 % 10).reshape(shape).double()
+
+
+GOLDENS = {
+    "rnn": lambda: ((steady(cells.rnn(256, 128)), SENTENCE), {}),
+    "gru": lambda: ((steady(nn.GRU(4, 3)), "ab"), {}),
+    "lstm": lambda: ((steady(nn.LSTM(4, 3)), SENTENCE), {"steps": 2}),
+    "leaky": lambda: ((steady(leaky(4, 3, tau=5.0)), SENTENCE), {"steps": 2}),
+    "conv2d": lambda: ((steady(nn.Conv2d(1, 2, 3, dilation=2, padding=1)), picture(1, 1, 6, 6)), {}),
+    "textconv": lambda: ((steady(nn.Conv1d(4, 2, 2)), SENTENCE), {}),
+    "batchnorm": lambda: ((steady(nn.BatchNorm2d(2)), picture(3, 2, 2, 2)), {}),
+    "layernorm": lambda: ((steady(nn.LayerNorm(4)), picture(3, 4)), {}),
+    "dropout": lambda: ((nn.Dropout(0.5, seed=3), torch.arange(1.0, 7.0)), {}),
+    "maxpool": lambda: ((nn.MaxPool2d(2), picture(1, 2, 4, 4)), {}),
+}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("name", GOLDENS)
+def test_golden(name: str, lang: str):
+    """The whole text; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
+    arguments, options = GOLDENS[name]()
+    report = quietly(*arguments, lang=lang, **options)
+    rounding = re.sub(r"(differ by|最大相差) \S+?(?=[ （])", r"\1 …", report.check.text)  # another on other machines
+    text = replace(report, check=replace(report.check, text=rounding)).text(80)
+    path = GOLDEN / f"{name}.{lang}.txt"
+    if os.environ.get("PELLUCID_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
