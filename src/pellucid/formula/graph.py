@@ -100,10 +100,10 @@ def trace(
     Raises:
         FormulaError: torch cannot trace the formula, or it mixes the rows of the batch.
     """
-    sites = solution.sites if training else ()
+    tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device(device))
     try:
-        _check_rows(source, solution, hyperparameters, training, dtype, device)
-        module = _trace(source, solution, hyperparameters, training, dtype, device)
+        tracing.check_rows()
+        module = tracing.joint()
     except FormulaError:
         raise
     except Exception as error:
@@ -123,49 +123,97 @@ def trace(
                 f"{tuple(constant.shape)}, which would never be trained. Make it a parameter of the formula (a keyword "
                 f"argument), or detach it.\n  in {source.where}"
             )
-    return Joint(module.graph, constants, 1, len(source.states), len(source.parameters), sites)
+    return Joint(module.graph, constants, 1, len(source.states), len(source.parameters), tracing.sites)
 
 
-def _trace(
-    source: Source,
-    solution: Solution,
-    hyperparameters: Mapping[str, Any],
-    training: bool,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> fx.GraphModule:
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+@dataclass(frozen=True)
+class _Tracing:
+    source: Source
+    solution: Solution
+    hyperparameters: Mapping[str, Any]
+    training: bool
+    dtype: torch.dtype
+    device: torch.device
 
-    def fake(shape: Sequence[int], rows: bool, dtype: torch.dtype = dtype) -> torch.Tensor:
-        kinds = [DimDynamic.DUCK if rows and axis == 0 else DimDynamic.STATIC for axis in range(len(shape))]
-        context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=kinds)
-        real = torch.empty(tuple(shape), dtype=dtype, device="cpu" if device == "meta" else device)
-        return mode.from_tensor(real, symbolic_context=context)
+    @property
+    def sites(self) -> tuple[tuple[int, str | None], ...]:
+        """The random draws that take place."""
+        return self.solution.sites if self.training else ()
 
-    rows = [fake((ROWS_HINT, solution.symbols[s.name].shape[-1]), True) for s in (*source.inputs, *source.states)]
-    weights = [fake(solution.symbols[p.name].shape, False) for p in source.parameters]
-    noise = [fake((ROWS_HINT, size), True, torch.float32) for size, _ in (solution.sites if training else ())]
-    cotangents = [fake((ROWS_HINT, size), True) for size in (solution.output, *solution.state_sizes(source))]
-    primals = len(rows) + len(weights)
+    @property
+    def row_sizes(self) -> list[int]:
+        """The features of the input and of every state entry."""
+        return [self.solution.symbols[s.name].shape[-1] for s in (*self.source.inputs, *self.source.states)]
 
-    def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        drawn = values[primals : primals + len(noise)]
+    @property
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every parameter."""
+        return [self.solution.symbols[p.name].shape for p in self.source.parameters]
 
-        def forward(*inner: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            output, states = step(source, hyperparameters, training, (*inner, *drawn))
-            return (output, *states)
+    def run(self, values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run the author's function once; return output and new states."""
+        output, states = step(self.source, self.hyperparameters, self.training, values)
+        return (output, *states)
 
-        results, vjp, *_ = torch.func.vjp(forward, *values[:primals])
-        return (*results, *vjp(tuple(values[primals + len(noise) :])))
+    def joint(self) -> fx.GraphModule:
+        """Trace the step together with the product of its Jacobian."""
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
-    decompositions: Any = dict(core_aten_decompositions())
-    decompositions[torch.ops.aten.native_layer_norm_backward.default] = _layer_norm_backward
-    with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
-        module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
-            *rows, *weights, *noise, *cotangents
-        )
-    module.graph.eliminate_dead_code()
-    return module
+        def fake(shape: Sequence[int], rows: bool, dtype: torch.dtype = self.dtype) -> torch.Tensor:
+            kinds = [DimDynamic.DUCK if rows and axis == 0 else DimDynamic.STATIC for axis in range(len(shape))]
+            context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=kinds)
+            real = torch.empty(tuple(shape), dtype=dtype, device="cpu" if self.device.type == "meta" else self.device)
+            return mode.from_tensor(real, symbolic_context=context)
+
+        rows = [fake((ROWS_HINT, size), True) for size in self.row_sizes]
+        weights = [fake(shape, False) for shape in self.weight_shapes]
+        noise = [fake((ROWS_HINT, size), True, torch.float32) for size, _ in self.sites]
+        results = (self.solution.output, *self.solution.state_sizes(self.source))
+        cotangents = [fake((ROWS_HINT, size), True) for size in results]
+        primals = len(rows) + len(weights)
+
+        def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            drawn = values[primals : primals + len(noise)]
+
+            outcome, vjp, *_ = torch.func.vjp(lambda *inner: self.run((*inner, *drawn)), *values[:primals])
+            return (*outcome, *vjp(tuple(values[primals + len(noise) :])))
+
+        decompositions: Any = dict(core_aten_decompositions())
+        decompositions[torch.ops.aten.native_layer_norm_backward.default] = _layer_norm_backward
+        with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
+            module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
+                *rows, *weights, *noise, *cotangents
+            )
+        module.graph.eliminate_dead_code()
+        return module
+
+    def check_rows(self) -> None:
+        """Run three rows together and one by one: a cell must not know of the batch."""
+        if self.device.type == "meta":
+            return  # no values to compare
+        generator = torch.Generator().manual_seed(0)
+        tolerance = 100 * torch.finfo(self.dtype).eps
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.rand(shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+
+        rows = [draw(3, size) for size in self.row_sizes]
+        scales = [shape[0] if len(shape) > 1 else 1 for shape in self.weight_shapes]  # for products of about 1
+        weights = [draw(*shape) / scale for shape, scale in zip(self.weight_shapes, scales, strict=True)]
+        noise = [draw(3, size) for size, _ in self.sites]
+
+        def of(pick: slice) -> tuple[torch.Tensor, ...]:
+            return self.run([*(r[pick] for r in rows), *weights, *(n[pick] for n in noise)])
+
+        with torch.no_grad():
+            alone = [torch.cat(results) for results in zip(*(of(slice(row, row + 1)) for row in range(3)), strict=True)]
+            for one, together in zip(alone, of(slice(None)), strict=True):
+                if not torch.allclose(together, one, rtol=tolerance, atol=tolerance, equal_nan=True):
+                    raise FormulaError(
+                        f"cell {self.source.name}: a sample's result depends on the other samples of the batch. The "
+                        f"batch is invisible to a cell: reduce, sort and index over the features (dim=-1) only.\n"
+                        f"  in {self.source.where}"
+                    )
 
 
 def _layer_norm_backward(
@@ -179,42 +227,3 @@ def _layer_norm_backward(
     rows = tuple(range(x.dim() - len(shape)))
     of_weight = (gradient * (x - mean) * rstd).sum(rows) if weight is not None and mask[1] else None
     return of_x, of_weight, gradient.sum(rows) if bias is not None and mask[2] else None
-
-
-def _check_rows(
-    source: Source,
-    solution: Solution,
-    hyperparameters: Mapping[str, Any],
-    training: bool,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> None:
-    """Run three rows together and one by one: a cell must not know of the batch."""
-    if torch.device(device).type == "meta":
-        return  # no values to compare
-    generator = torch.Generator().manual_seed(0)
-    tolerance = 100 * torch.finfo(dtype).eps
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64).to(device, dtype)
-
-    rows = [draw(3, solution.symbols[s.name].shape[-1]) for s in (*source.inputs, *source.states)]
-    shapes = [solution.symbols[p.name].shape for p in source.parameters]
-    weights = [draw(*s) / (s[0] if len(s) > 1 else 1) for s in shapes]  # products of about 1, whatever the size
-    noise = [draw(3, size) for size, _ in (solution.sites if training else ())]
-
-    def run(pick: slice) -> list[torch.Tensor]:
-        values = [*(r[pick] for r in rows), *weights, *(n[pick] for n in noise)]
-        output, states = step(source, hyperparameters, training, values)
-        return [output, *states]
-
-    with torch.no_grad():
-        together = run(slice(None))
-        for row in range(3):
-            for all_rows, one in zip(together, run(slice(row, row + 1)), strict=True):
-                if not torch.allclose(all_rows[row : row + 1], one, rtol=tolerance, atol=tolerance, equal_nan=True):
-                    raise FormulaError(
-                        f"cell {source.name}: a sample's result depends on the other samples of the batch. The batch "
-                        f"is invisible to a cell: reduce, sort and index over the features (dim=-1) only.\n"
-                        f"  in {source.where}"
-                    )
