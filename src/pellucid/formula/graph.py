@@ -9,10 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx
-from torch._decomp import core_aten_decompositions
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
@@ -157,6 +153,12 @@ class _Tracing:
 
     def joint(self) -> fx.GraphModule:
         """Trace the step together with the product of its Jacobian."""
+        # Here, and not above: torch's tracer brings sympy, which who only normalizes or convolves need not wait for.
+        from torch._decomp import core_aten_decompositions
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
         def fake(shape: Sequence[int], rows: bool, dtype: torch.dtype = self.dtype) -> torch.Tensor:

@@ -17,17 +17,16 @@ from torch import fx
 
 from pellucid.errors import FormulaError
 from pellucid.formula.graph import ROWS_HINT, Joint
-from pellucid.formula.shapes import Solution
 from pellucid.formula.source import Source
 from pellucid.kernel.program import Program, Stage
 
 ONCE, INPUT, STEP = range(3)
 
 
-def schedule(source: Source, solution: Solution, joint: Joint) -> Program:
+def schedule(source: Source, joint: Joint) -> Program:
     """Cut the joint graph of a step into a program."""
-    _Scheduler(source, solution, joint).regroup()
-    return _Scheduler(source, solution, joint).program()
+    _Scheduler(source, joint).regroup()
+    return _Scheduler(source, joint).program()
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -35,8 +34,8 @@ def _is_size(node: fx.Node) -> bool:
 
 
 class _Scheduler:
-    def __init__(self, source: Source, solution: Solution, joint: Joint) -> None:
-        self.source, self.solution, self.joint = source, solution, joint
+    def __init__(self, source: Source, joint: Joint) -> None:
+        self.source, self.joint = source, joint
         self.nodes = [n for n in joint.graph.nodes if n.op != "output"]
         placeholders = iter([n for n in self.nodes if n.op == "placeholder"])
         groups = [[next(placeholders) for _ in range(count)] for count in joint.counts]
@@ -197,7 +196,7 @@ class _Scheduler:
         carried = set(self.state_results)
         loop_out = self._used_by(loop | set(self.state_grads), after, carried)
         step_wanted = list(dict.fromkeys([*results, *(n for n in step if n in saved)]))
-        features = {n.name: self._features(n) for n in saved}
+        features = {n.name: self._features(n) for n in (*saved, *self.states, *self.output)}
         return Program(
             name=self.source.name,
             input=self.inputs[0].name,
@@ -224,8 +223,6 @@ class _Scheduler:
             parameter_gradients=tuple(n.name for n in self.parameter_results),
             fixed=frozenset(n.name for n in self.nodes if self.kind[n] == ONCE),
             features=features,
-            output_size=self.solution.output,
-            state_sizes=self.solution.state_sizes(self.source),
         )
 
     def _features(self, node: fx.Node) -> tuple[int, ...]:

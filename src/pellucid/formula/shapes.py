@@ -31,15 +31,13 @@ class Solution:
     """Everything that the shapes of a formula say.
 
     ``symbols`` holds inputs, states and parameters; ``output`` is the size of what the layer returns at each step;
-    ``sites`` are the random draws, each with its size and "time" or None; ``separate`` tells whether the formula
-    returns an output of its own, ``return y, (h, c)``.
+    ``sites`` are the random draws, each with its size and "time" or None.
     """
 
     sizes: Mapping[str, int]
     symbols: Mapping[str, SolvedShape]
     output: int
     sites: tuple[tuple[int, str | None], ...]
-    separate: bool
 
     def state_sizes(self, source: Source) -> tuple[int, ...]:
         """The size of every state entry."""
@@ -122,7 +120,7 @@ class _Solver(Tracer):
         size = self._row_size(output, "the output")
         symbols = {name: self._solved(name, value) for name, value in values.items()}
         sites = tuple((self._number(dim), shared) for dim, shared in self.sites)
-        return Solution(dict(self.sizes), symbols, size, sites, output is not states[0])
+        return Solution(dict(self.sizes), symbols, size, sites)
 
     def draw(self, like: Any, shared: str | None) -> Any:
         """Note a random site; its numbers have the shape of what they act on."""

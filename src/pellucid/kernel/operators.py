@@ -9,7 +9,6 @@ import torch
 
 from pellucid.kernel import stepwise
 from pellucid.kernel.autocast import no_autocast
-from pellucid.kernel.program import Program
 from pellucid.kernel.registry import program
 
 Tensor = torch.Tensor
@@ -39,18 +38,12 @@ def _operator(
 def _(x, states, parameters, lengths, seed, text, training, reverse, save):
     built = program(text, training, x.dtype, x.device.type)
     time, batch = x.shape[:2]
-    results = [x.new_empty((time, batch, built.output_size)), *(torch.empty_like(s) for s in states)]
+    results = [x.new_empty((time, batch, *built.features[built.output][1:])), *(torch.empty_like(s) for s in states)]
     if save:
-        results += [
-            x.new_empty((time * batch * rows, *rest)) for rows, *rest in _saved_shapes(built, built.saved_folded)
-        ]
-        results += [x.new_empty((time, batch * rows, *rest)) for rows, *rest in _saved_shapes(built, built.saved_steps)]
+        folded, steps = ([built.features[n] for n in names] for names in (built.saved_folded, built.saved_steps))
+        results += [x.new_empty((time * batch * rows, *rest)) for rows, *rest in folded]
+        results += [x.new_empty((time, batch * rows, *rest)) for rows, *rest in steps]
     return results
-
-
-def _saved_shapes(built: Program, names: Sequence[str]) -> list[tuple[int, ...]]:
-    states = {name: (1, size) for name, size in zip(built.states, built.state_sizes, strict=True)}
-    return [(states | dict(built.features))[name] for name in names]
 
 
 @torch.library.custom_op(

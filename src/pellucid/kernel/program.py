@@ -80,6 +80,4 @@ class Program:
     old_state_gradients: tuple[str, ...]
     parameter_gradients: tuple[str, ...]
     fixed: frozenset[str]  # values without rows: what depends on parameters alone
-    features: Mapping[str, tuple[int, ...]]  # of saved values: rows per row of the batch, then the other axes
-    output_size: int
-    state_sizes: tuple[int, ...]
+    features: Mapping[str, tuple[int, ...]]  # output, states, saved values: rows per row of the batch, other axes

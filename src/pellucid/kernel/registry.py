@@ -77,7 +77,7 @@ def program(text: str, training: bool, dtype: torch.dtype, device: str) -> Progr
     def build() -> Program:
         source = _find(name)
         solution = solve(source, sizes, hyperparameters)
-        return schedule(source, solution, trace(source, solution, hyperparameters, training, dtype, device))
+        return schedule(source, trace(source, solution, hyperparameters, training, dtype, device))
 
     with _building:
         return in_plain_torch(build)

@@ -50,9 +50,7 @@ def forward(
     order = range(time - 1, -1, -1) if reverse else range(time)
     wanted = (program.output, *(program.saved_steps if save else ()))
     last, kept = loop.run(order, batch, list(states), values | folded, masks, wanted)
-    shapes = {program.output: (1, program.output_size)} | dict(program.features)
-    shapes |= {name: (1, size) for name, size in zip(program.states, program.state_sizes, strict=True)}
-    output, *saved = (_stack(kept[name], x, shapes[name]) for name in wanted)
+    output, *saved = (_stack(kept[name], x, program.features[name]) for name in wanted)
     if masks is not None:
         output = output.masked_fill(~masks, 0)
     return output, last, [folded[name] for name in program.saved_folded if save] + saved
