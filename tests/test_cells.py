@@ -165,6 +165,38 @@ def test_padding_is_never_read():
         assert not output[length:, row].any()
 
 
+def logarithmic(x, h, *, U, W):
+    return torch.tanh(torch.log(x.abs()) @ U + h @ W) + 0.1 * h
+
+
+@pytest.mark.parametrize("lengths", [[5, 0, 2], [0, 0, 3], [0, 0, 0]])
+def test_padding_meets_no_slope_that_real_steps_do_not(lengths):
+    layer = make(pellucid.cell(logarithmic), {}, num_layers=2, bidirectional=True)
+    x = torch.rand(5, 3, 3, dtype=torch.float64) + 0.1
+    for row, length in enumerate(lengths):
+        x[length:, row] = torch.nan
+    if any(lengths):
+        compare_to_single_sequences(layer, x, lengths)
+    else:
+        output, _ = layer(x, lengths=lengths)
+        assert not output.any()
+
+
+def compare_to_single_sequences(layer, x, lengths):
+    """Output and gradients of a padded batch are those of its sequences, one after the other."""
+    results = []
+    for padded in (True, False):
+        layer.zero_grad()
+        if padded:
+            output = layer(x, lengths=lengths)[0]
+            parts = [output[:length, row] for row, length in enumerate(lengths)]
+        else:
+            parts = [layer(x[:length, row])[0] for row, length in enumerate(lengths)]
+        sum(part.square().sum() for part in parts).backward()
+        results.append([*(p.detach() for p in parts), *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(*results)
+
+
 def test_draws_follow_the_seed_and_stop_in_eval():
     layer = make(formulas.variational, {})
     x = torch.randn(6, 2, 3, dtype=torch.float64)

@@ -65,6 +65,22 @@ def known_any(condition: torch.Tensor) -> bool:
         return False
 
 
+def fill(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Put real steps where padding is: x (time, batch, features) with each sequence's last step repeated to the end.
+
+    What a formula computes at padding is thrown away, but its gradient there is 0 times a slope, and log(0) has none.
+    At a real step it has one. An empty sequence borrows from another; zeros stand where there is no real step at all.
+    """
+    time, batch = x.shape[:2]
+    if time == 0 or batch == 0:
+        return x
+    filled = lengths > 0
+    donor = torch.where(filled, torch.arange(batch, device=x.device), filled.int().argmax())
+    step = (lengths[donor] - 1).clamp(min=0)
+    real = torch.where(filled.any(), x.detach()[step, donor], 0)
+    return torch.where(mask(lengths, time).t().unsqueeze(-1), x, real)
+
+
 def whole(lengths: Lengths, owner: torch.nn.Module) -> torch.Tensor:
     """Return lengths as an int64 tensor, or raise a TypeError that says that they are no whole numbers."""
     try:

@@ -125,10 +125,10 @@ class SequenceLayer(torch.nn.Module):
     def _levels(self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All levels and directions; x is (time, batch, features)."""
         x, states, cast = self._autocast(x, states)
-        if lengths is not None:  # padding may hold anything, NaN too: it must not reach a sum over time
-            x = x.masked_fill(~real.mask(lengths, x.shape[0]).t().unsqueeze(-1), 0)
         last: list[list[Tensor]] = [[] for _ in states]
         for level in range(self.num_layers):
+            if lengths is not None:  # padding may hold anything, NaN too: it must not reach a sum over time
+                x = real.fill(x, lengths)
             outputs = []
             for reverse in (False, True)[: self._directions]:
                 place = level * self._directions + reverse
