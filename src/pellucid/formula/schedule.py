@@ -16,17 +16,31 @@ import torch
 from torch import fx
 
 from pellucid.errors import FormulaError
-from pellucid.formula.graph import ROWS_HINT, Joint
+from pellucid.formula.graph import Joint
 from pellucid.formula.source import Source
-from pellucid.kernel.program import Program, Stage
+from pellucid.kernel.lower import lowerable
+from pellucid.kernel.program import Program, Stage, has_rows, row_multiple
 
 ONCE, INPUT, STEP = range(3)
+aten = torch.ops.aten
+PRODUCTS = {aten.mm.default, aten.addmm.default}  # of all steps at once they run at the machine's full rate
+CHEAP = {
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.relu.default, aten.where.self),
+    *(aten.split_with_sizes.default, aten.slice.Tensor, aten.select.int, aten.cat.default, aten.expand.default),
+    *(aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.clone.default),
+    *(aten.le.Scalar, aten.lt.Scalar, aten.ge.Scalar, aten.gt.Scalar, aten.eq.Scalar, aten.ne.Scalar),
+}
 
 
-def schedule(source: Source, joint: Joint) -> Program:
-    """Cut the joint graph of a step into a program."""
+def schedule(source: Source, joint: Joint, fused: bool = False) -> Program:
+    """Cut the joint graph of a step into a program.
+
+    Without ``fused`` the loop holds as few operations as possible, each of which is a call. With ``fused`` the loop is
+    one kernel: all arithmetic on rows stands in it, where it costs nothing beside the memory that it would read and
+    write outside; only products of all steps at once, and what they are made of, stay outside.
+    """
     _Scheduler(source, joint).regroup()
-    return _Scheduler(source, joint).program()
+    return _Scheduler(source, joint, fused).program()
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -34,8 +48,8 @@ def _is_size(node: fx.Node) -> bool:
 
 
 class _Scheduler:
-    def __init__(self, source: Source, joint: Joint) -> None:
-        self.source, self.joint = source, joint
+    def __init__(self, source: Source, joint: Joint, fused: bool = False) -> None:
+        self.source, self.joint, self.fused = source, joint, fused
         self.nodes = [n for n in joint.graph.nodes if n.op != "output"]
         placeholders = iter([n for n in self.nodes if n.op == "placeholder"])
         groups = [[next(placeholders) for _ in range(count)] for count in joint.counts]
@@ -45,10 +59,26 @@ class _Scheduler:
         starts = [sum(ends[:i]) for i in range(len(ends))]
         parts = [results[a : a + n] for a, n in zip(starts, ends, strict=True)]
         self.output, self.new_states, self.input_result, self.state_results, self.parameter_results = parts
+        self._name_placeholders()
         self.kind = self._kinds()
         self.of_state_grad = self._descendants(self.state_grads)
         self.of_grad = self._descendants([*self.state_grads, *self.output_grad])
         self.forward = self._forward()
+
+    def _name_placeholders(self) -> None:
+        """Give them the author's names, which stand in what is generated."""
+        for nodes, symbols in (
+            (self.inputs, self.source.inputs),
+            (self.states, self.source.states),
+            (self.parameters, self.source.parameters),
+        ):
+            for node, symbol in zip(nodes, symbols, strict=True):
+                node._rename(symbol.name)
+        for node in self.draws:
+            node._rename("draws")
+        self.output_grad[0]._rename("output_gradient")
+        for node, symbol in zip(self.state_grads, self.source.states, strict=True):
+            node._rename(f"{symbol.name}_gradient")
 
     # -- which value belongs where ------------------------------------------------------------------------------
 
@@ -93,7 +123,7 @@ class _Scheduler:
     def _check_rows(self, node: fx.Node) -> None:
         """A legality check: time can be folded into the rows only of values that have rows."""
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and (value.dim() == 0 or isinstance(value.shape[0], int)):
+        if isinstance(value, torch.Tensor) and not has_rows(value):
             raise FormulaError(
                 f"cell {self.source.name}: {node.target} gives a value without the axis of the batch "
                 f"({tuple(value.shape)}), so samples would be mixed. Keep rows: reduce over the features with dim=-1, "
@@ -158,6 +188,7 @@ class _Scheduler:
         outside = dict.fromkeys(n for n in (*taken, *wanted) if n not in members and not _is_size(n))
         for node in outside:
             copies[node] = graph.placeholder(node.name)
+            copies[node].meta = dict(node.meta)
         for node in self.nodes:
             if _is_size(node) and node.op != "placeholder":
                 is_size_of = node.target is torch.ops.aten.sym_size.int
@@ -187,12 +218,20 @@ class _Scheduler:
         loop = backward & self.of_state_grad & self._ancestors(self.state_results)
         before = (backward - loop) & self._ancestors(loop | set(self.state_results)) - self.of_state_grad
         after = backward - loop - before
+        again: set[fx.Node] = set()
         results = [*self.output, *self.new_states]
+        if self.fused:
+            self._move_into_loop(forward[INPUT], forward[STEP])
+            self._move_into_loop(before, loop)
+            self._move_after_into_loop(after, loop)
+            again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
+            loop |= again
+        backward = backward | again
 
         once = self._used_by(forward[ONCE], computed - forward[ONCE], results)
         per_input = self._used_by(forward[INPUT], forward[STEP] | backward, results)
         step = self._used_by(forward[STEP], backward, results)
-        saved = [n for n in per_input + step if any(user in backward for user in n.users)]
+        saved = [n for n in per_input + step if n not in again and any(user in backward for user in n.users)]
         carried = set(self.state_results)
         loop_out = self._used_by(loop | set(self.state_grads), after, carried)
         step_wanted = list(dict.fromkeys([*results, *(n for n in step if n in saved)]))
@@ -210,8 +249,8 @@ class _Scheduler:
             step=self._stage(forward[STEP], step_wanted),
             output=self.output[0].name,
             new_states=tuple(n.name for n in self.new_states),
-            saved_folded=tuple(n.name for n in saved if self.kind[n] == INPUT),
-            saved_steps=tuple(n.name for n in saved if self.kind[n] == STEP)
+            saved_folded=tuple(n.name for n in saved if n in forward[INPUT]),
+            saved_steps=tuple(n.name for n in saved if n in forward[STEP])
             + tuple(n.name for n in self.states if any(user in backward for user in n.users)),
             output_gradient=self.output_grad[0].name,
             state_gradients=tuple(n.name for n in self.state_grads),
@@ -225,7 +264,51 @@ class _Scheduler:
             features=features,
         )
 
+    # -- the fused loop -------------------------------------------------------------------------------------------
+
+    def _fits(self, node: fx.Node) -> bool:
+        """Whether a value of all steps can as well be computed step by step inside a fused loop."""
+        value = node.meta.get("val")
+        tensors = [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
+        outside = self.kind[node] == ONCE or node.target in PRODUCTS
+        return not outside and all(map(has_rows, tensors)) and lowerable(node)
+
+    def _move_into_loop(self, stage: set[fx.Node], loop: set[fx.Node]) -> None:
+        """Leave before the loop only what has to be there, and what that is made of."""
+        stay = {n for n in stage if not self._fits(n)}
+        moved = stage - self._ancestors(stay)
+        stage -= moved
+        loop |= moved
+
+    def _move_after_into_loop(self, after: set[fx.Node], loop: set[fx.Node]) -> None:
+        """Take arithmetic on rows from behind the loop, as far as nothing before it has to stay behind."""
+        for node in self.nodes:
+            if node in after and self._fits(node) and not any(a in after for a in node.all_input_nodes):
+                after.discard(node)
+                loop.add(node)
+
+    def _computed_again(self, forward: set[fx.Node], backward: set[fx.Node], loop: set[fx.Node]) -> set[fx.Node]:
+        """What backward computes again instead of reading it: one cheap operation on what is saved anyway."""
+        needed = {n for n in forward if any(user in backward for user in n.users)}
+        again: set[fx.Node] = set()
+
+        def there(node: fx.Node) -> bool:
+            placeholder = node.op == "placeholder" and (
+                node not in self.states or any(u in backward for u in node.users)
+            )
+            return placeholder or self.kind[node] == ONCE or _is_size(node) or (node in needed | again)
+
+        for node in self.nodes:
+            if node in needed and not isinstance(node.meta.get("val"), (tuple, list)):
+                parts = [node, *(a for a in node.all_input_nodes if node.target is operator.getitem)]
+                inputs = [a for n in parts for a in n.all_input_nodes if a not in parts]
+                only_loop = all(user in loop for user in node.users if user in backward)
+                if only_loop and parts[-1].target in CHEAP and self._fits(node) and all(map(there, inputs)):
+                    needed.discard(node)
+                    again.update(parts)
+        return again
+
     def _features(self, node: fx.Node) -> tuple[int, ...]:
         """How many rows the value has for a row of the batch, and its other axes."""
         value: Any = node.meta["val"]
-        return (value.shape[0].node.hint // ROWS_HINT, *map(int, value.shape[1:]))
+        return (row_multiple(value), *map(int, value.shape[1:]))

@@ -11,6 +11,20 @@ import torch
 from torch import fx
 
 
+ROWS_HINT = 37  # what the tracer takes for the open number of rows
+
+
+def has_rows(value: torch.Tensor) -> bool:
+    """Whether the first axis of a traced value is the batch: its size is open."""
+    return value.dim() > 0 and not isinstance(value.shape[0], int)
+
+
+def row_multiple(value: torch.Tensor) -> int:
+    """How many rows a traced value has for a row of the batch."""
+    size: Any = value.shape[0]
+    return size.node.hint // ROWS_HINT
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A straight piece of the program: named values in, named values out.
@@ -21,6 +35,12 @@ class Stage:
     graph: fx.Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def placeholders(self) -> dict[str, fx.Node]:
+        """The graph's placeholders by the names of the inputs, and "rows"."""
+        nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
+        return dict(zip(("rows", *self.inputs), nodes, strict=True))
 
     @functools.cached_property
     def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:

@@ -70,14 +70,14 @@ def key(name: str, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any])
 
 
 @functools.lru_cache(maxsize=512)
-def program(text: str, training: bool, dtype: torch.dtype, device: str) -> Program:
+def program(text: str, training: bool, dtype: torch.dtype, device: str, fused: bool = False) -> Program:
     """Build the program of a key, once."""
     name, sizes, hyperparameters = json.loads(text)
 
     def build() -> Program:
         source = _find(name)
         solution = solve(source, sizes, hyperparameters)
-        return schedule(source, trace(source, solution, hyperparameters, training, dtype, device))
+        return schedule(source, trace(source, solution, hyperparameters, training, dtype, device), fused)
 
     with _building:
         return in_plain_torch(build)

@@ -142,7 +142,7 @@ def _loop(stage: Stage, states: tuple[str, ...], new: tuple[str, ...], fixed: fr
     same = tuple(n for n in stage.inputs if n in fixed)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    placeholders = {n.name: n for n in stage.graph.nodes if n.op == "placeholder"}
+    placeholders = stage.placeholders
     for name in ("rows", *states, *by_step, *same):
         made = graph.placeholder(name)
         if name in placeholders:

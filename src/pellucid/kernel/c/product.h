@@ -1,0 +1,95 @@
+// Products of rows with a packed matrix.
+//
+// A matrix (depth × width) is packed into panels of PANEL columns, filled up with zeros: panel after panel, row after
+// row, so that a tile of the result reads it from front to end. A tile of TILE rows and VECTORS vectors of columns stays
+// in registers while the depth runs.
+
+#if defined(__AVX512F__)
+#define VECTORS 4
+#else
+#define VECTORS 2
+#endif
+#define TILE 6
+#define PANEL (VECTORS * LANES)
+#define PADDED(width) (((width) + PANEL - 1) / PANEL * PANEL)
+
+#define UNUSED __attribute__((unused))
+#define INLINE static inline __attribute__((always_inline, unused))
+
+// Panels first to last - 1 of a matrix of any strides.
+#define DEFINE_PACK(type)                                                                                              \
+  UNUSED static void pack_##type(const type##_storage *matrix, int64_t row_stride, int64_t column_stride,             \
+                                 int64_t depth, int64_t width, real *packed, int64_t first, int64_t last)             \
+  {                                                                                                                    \
+    for (int64_t panel = first; panel < last; panel++) {                                                              \
+      real *to = packed + panel * depth * PANEL;                                                                       \
+      const type##_storage *from = matrix + panel * PANEL * column_stride;                                            \
+      const int64_t columns = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;                          \
+      for (int64_t block = 0; block < depth; block += 16) {                                                           \
+        const int64_t end = block + 16 < depth ? block + 16 : depth;                                                  \
+        if (column_stride == 1) {                                                                                      \
+          for (int64_t k = block; k < end; k++)                                                                        \
+            for (int64_t c = 0; c < columns; c++)                                                                      \
+              to[k * PANEL + c] = read_##type(from + k * row_stride + c);                                              \
+        } else {                                                                                                       \
+          for (int64_t c = 0; c < columns; c++)                                                                        \
+            for (int64_t k = block; k < end; k++)                                                                      \
+              to[k * PANEL + c] = read_##type(from + k * row_stride + c * column_stride);                              \
+        }                                                                                                              \
+        for (int64_t k = block; k < end; k++)                                                                          \
+          for (int64_t c = columns; c < PANEL; c++)                                                                    \
+            to[k * PANEL + c] = 0;                                                                                     \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }
+
+// count panels side by side (more than one only for a single row, whose few sums would wait for each other).
+INLINE void tile(const int rows, const int count, const real *a, int64_t a_stride, int64_t depth, const real *panels,
+                 real *out, int64_t out_stride)
+{
+  vec sums[TILE][2 * VECTORS];
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < count * VECTORS; v++)
+      sums[r][v] = splat(0);
+  for (int64_t k = 0; k < depth; k++) {
+    vec b[2 * VECTORS];
+    for (int v = 0; v < count * VECTORS; v++)
+      b[v] = *(const vec *)(panels + (v / VECTORS * depth + k) * PANEL + v % VECTORS * LANES);
+    for (int r = 0; r < rows; r++)
+      for (int v = 0; v < count * VECTORS; v++)
+        sums[r][v] += a[r * a_stride + k] * b[v];
+  }
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < count * VECTORS; v++)
+      *(vec *)(out + r * out_stride + v * LANES) = sums[r][v];
+}
+
+// out (rows × PADDED(width)) = a (rows × depth) times a packed matrix.
+UNUSED static void product(int64_t rows, int64_t depth, int64_t width, const real *a, int64_t a_stride,
+                           const real *packed, real *out)
+{
+  const int64_t panels = PADDED(width) / PANEL, out_stride = PADDED(width);
+  if (rows == 1) {
+    int64_t p = 0;
+    for (; p + 2 <= panels; p += 2)
+      tile(1, 2, a, a_stride, depth, packed + p * depth * PANEL, out + p * PANEL, out_stride);
+    if (p < panels)
+      tile(1, 1, a, a_stride, depth, packed + p * depth * PANEL, out + p * PANEL, out_stride);
+    return;
+  }
+  for (int64_t p = 0; p < panels; p++) {
+    const real *panel = packed + p * depth * PANEL;
+    for (int64_t r = 0; r < rows; r += TILE) {
+      const real *from = a + r * a_stride;
+      real *to = out + r * out_stride + p * PANEL;
+      switch (rows - r < TILE ? rows - r : TILE) {
+      case 1: tile(1, 1, from, a_stride, depth, panel, to, out_stride); break;
+      case 2: tile(2, 1, from, a_stride, depth, panel, to, out_stride); break;
+      case 3: tile(3, 1, from, a_stride, depth, panel, to, out_stride); break;
+      case 4: tile(4, 1, from, a_stride, depth, panel, to, out_stride); break;
+      case 5: tile(5, 1, from, a_stride, depth, panel, to, out_stride); break;
+      default: tile(6, 1, from, a_stride, depth, panel, to, out_stride);
+      }
+    }
+  }
+}
