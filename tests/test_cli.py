@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 import pellucid
 from pellucid.cli import main
+from pellucid.kernel import build
 from pellucid.recipes.checkpoint import load
 
 TINY = ["--limit", "200", "--epochs", "1", "--hidden-size", "8", "--device", "cpu"]
@@ -70,27 +72,51 @@ def test_version():
     assert pellucid.__version__ in run("--version").output
 
 
-def test_doctor():
+def test_doctor(monkeypatch, tmp_path):
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
+    build.load("int kept(void) { return 1; }")
     found = json.loads(run("doctor", "--json").output)
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["pellucid"] == pellucid.__version__
     assert set(found["extras"]) == {"train", "compiler", "notebook"}
     assert "stepwise" in found["backends"]
     assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
+    assert found["machine"]["compiler"] == shlex.join(build.compiler())
+    kernels = found["kernels"]
+    assert kernels["version"] == build.version(build.compiler())
+    assert kernels["milliseconds"] > 0
+    assert (kernels["folder"], kernels["kept"]) == (str(tmp_path / "kernels"), 1)
+    assert kernels["bytes"] == sum(path.stat().st_size for path in (tmp_path / "kernels").iterdir())
+    assert kernels["error"] is kernels["folder error"] is None
     shown = run("doctor").output
     assert torch.__version__ in shown
+    assert "(kept: 1," in " ".join(shown.split())
     assert ("pip install 'pellucid[compiler]'" in shown) == (not found["extras"]["compiler"])
 
 
-def test_doctor_without_a_compiler(monkeypatch):
+def test_doctor_without_a_compiler(monkeypatch, tmp_path):
     from pellucid import doctor
 
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "compiler", lambda: None)
     monkeypatch.setattr(doctor, "_installed", lambda module: False)
     found = json.loads(run("doctor", "--json").output)
-    assert found["machine"]["compiler"] is None
+    assert found["machine"]["compiler"] is found["kernels"]["milliseconds"] is None
+    assert found["kernels"]["error"] == build.MISSING
     assert not any(found["extras"].values())
-    assert "pip install 'pellucid[train]'" in run("doctor").output
+    shown = run("doctor").output
+    assert "pip install 'pellucid[train]'" in shown
+    assert "no C compiler was found" in shown
+
+
+def test_doctor_names_the_cure_of_a_cache_that_others_can_write_to(monkeypatch, tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels").chmod(0o777)
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
+    kernels = json.loads(run("doctor", "--json").output)["kernels"]
+    assert kernels["folder"] is None
+    assert "set PELLUCID_CACHE to a folder of your own" in kernels["folder error"]
+    assert kernels["error"] is None
 
 
 # -- what cannot be used -----------------------------------------------------------------------------------------

@@ -6,14 +6,16 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 import pellucid
+from pellucid.kernel import build
 from pellucid.kernel.registry import BACKENDS
 
 EXTRAS = {
@@ -21,17 +23,18 @@ EXTRAS = {
     "compiler": ("ziglang",),
     "notebook": ("IPython",),
 }
-COMPILERS = ("cc", "gcc", "clang")
 
 
 def findings() -> dict[str, Any]:
     """Return everything as plain values; what is missing is None or False."""
+    command = build.compiler()
     return {
         "versions": {
             "pellucid": pellucid.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "lightning": _version("lightning"),
+            "ziglang": _version("ziglang"),
         },
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -39,9 +42,10 @@ def findings() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "vector instructions": torch.backends.cpu.get_cpu_capability(),
-            "compiler": compiler(),
+            "compiler": shlex.join(command) if command else None,
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "kernels": _kernels(command),
         "extras": {name: all(map(_installed, modules)) for name, modules in EXTRAS.items()},
         "backends": [name for name in BACKENDS if name != "auto"],
     }
@@ -52,6 +56,8 @@ def table(found: dict[str, Any]) -> Table:
     shown = Table("", "found", "if you need it", show_lines=False)
     for name, value in {**found["versions"], **found["machine"]}.items():
         shown.add_row(name, "—" if value is None else str(value), _cure(name) if value is None else "")
+    for row in _kernel_rows(found["kernels"]):
+        shown.add_row(*map(escape, row))
     for name, present in found["extras"].items():
         cure = "" if present else f"pip install 'pellucid\\[{name}]'"
         shown.add_row(f"extra {name}", "installed" if present else "—", cure)
@@ -62,19 +68,53 @@ def table(found: dict[str, Any]) -> Table:
 def _cure(name: str) -> str:
     return {
         "lightning": "pip install 'pellucid\\[train]'",
-        "compiler": "a C compiler (gcc, clang), or pip install 'pellucid\\[compiler]'",
         "gpu": "a build of torch for your GPU: pytorch.org/get-started",
     }.get(name, "")
 
 
-def compiler() -> str | None:
-    """Return the C compiler that would be used: $CC, one on the path, or the one of the package ziglang."""
-    wanted = os.environ.get("CC", "").split()
-    for name in (*wanted[:1], *COMPILERS):
-        path = shutil.which(name)
-        if path:
-            return path
-    return "ziglang" if _installed("ziglang") else None
+def _kernel_rows(kernels: dict[str, Any]) -> list[tuple[str, str, str]]:
+    milliseconds, kept = kernels["milliseconds"], kernels["kept"]
+    size = "—" if kept is None else f"{kernels['folder']} (kept: {kept}, {kernels['bytes'] / 1e6:.1f} MB)"
+    return [
+        ("version of the compiler", kernels["version"] or "—", ""),
+        ("a kernel compiles in", "—" if milliseconds is None else f"{milliseconds:.0f} ms", kernels["error"] or ""),
+        ("cache of kernels", size, kernels["folder error"] or ""),
+    ]
+
+
+def _kernels(command: tuple[str, ...] | None) -> dict[str, Any]:
+    """Compile a trivial kernel, and look at those that are kept.
+
+    Returns:
+        The compiler's version, the milliseconds of the compile, the cache's folder, its count of kernels and its
+        bytes; what does not work is None, with the reason and the cure under "error" and "folder error".
+    """
+    found: dict[str, Any] = {
+        "version": None,
+        "milliseconds": None,
+        "error": None,
+        "folder": None,
+        "kept": None,
+        "bytes": None,
+        "folder error": None,
+    }
+    try:
+        found["version"] = build.version(command) if command else None
+        found["milliseconds"] = round(build.trial(), 1)
+    except build.BuildError as error:
+        found["error"] = str(error)
+    try:
+        folder = build.usable_cache()
+        sizes = [(path.suffix, path.stat().st_size) for path in folder.iterdir()]
+        found |= {"folder": str(folder), "kept": sum(suffix == ".so" for suffix, _ in sizes)}
+        found["bytes"] = sum(size for _, size in sizes)
+        if not os.access(folder, os.W_OK):
+            found["folder error"] = f"{folder} cannot be written to; set PELLUCID_CACHE to a folder of your own"
+    except build.BuildError as error:
+        found["folder error"] = str(error)
+    except OSError as error:
+        found["folder error"] = f"{error}; set PELLUCID_CACHE to a folder of your own"
+    return found
 
 
 def _installed(module: str) -> bool:
