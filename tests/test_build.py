@@ -126,13 +126,27 @@ def test_the_library_is_the_same_to_the_byte_wherever_it_is_compiled(monkeypatch
 def test_flags_arguments_and_libraries_make_another_library(monkeypatch, tmp_path):
     text = "int answer(void) { return ANSWER; }\n"
     plain = shlex.join(FOUND)
-    for answer, variable, value in ((3, "PELLUCID_CFLAGS", "-DANSWER=3"), (4, "CC", f"{plain} -DANSWER=4")):
+    settings = (
+        (3, "PELLUCID_CFLAGS", "-DANSWER=3"),
+        (4, "PELLUCID_CFLAGS", "-DANSWER=4"),
+        (5, "CC", f"{plain} -DANSWER=5"),
+    )
+    for answer, variable, value in settings:
         with monkeypatch.context() as changed:
             changed.setenv(variable, value)
             build._loaded.clear()
             assert load(text).answer() == answer
             load(text, libraries=())
-    assert len(kernels(tmp_path)) == 4
+    assert len(kernels(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("name", ["version", "_processor"])
+def test_another_compiler_or_processor_makes_another_library(monkeypatch, tmp_path, name):
+    load(TEXT)
+    monkeypatch.setattr(build, name, lambda *_: "another")
+    build._loaded.clear()
+    load(TEXT)
+    assert len(kernels(tmp_path)) == 2
 
 
 def test_the_least_recently_used_are_removed(monkeypatch, tmp_path):
