@@ -297,7 +297,7 @@ def reference(name: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def units(result: np.ndarray, high: np.ndarray, low: np.ndarray | float = 0.0) -> np.ndarray:
-    """The error in units in the last place of the exact value; infinite where NaN, infinity or a zero's sign differs."""
+    """The error in units in the last place of the exact value; infinite where NaN, infinity or a sign of 0 differs."""
     info = np.finfo(result.dtype)
     rounded = high.astype(result.dtype)
     _, exponent = np.frexp(high)

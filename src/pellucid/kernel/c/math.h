@@ -76,7 +76,7 @@ INLINE vec vec_reciprocal(vec x) { return 1 / x; }
     EACH_LANE a[i] = (real)function(a[i], b[i]);                                                                       \
     return a;                                                                                                          \
   }
-// Single instructions.
+// Single instructions, where there are such.
 DEFINE_LANEWISE(floor, OF_REAL(floor))
 DEFINE_LANEWISE(ceil, OF_REAL(ceil))
 DEFINE_LANEWISE(trunc, OF_REAL(trunc))
@@ -106,7 +106,8 @@ DEFINE_LANEWISE_OF_TWO(atan2, atan2)
 
 // Exponentials: x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite), e^x = 2^n e^r.
 //
-// The sum with ROUNDER rounds to an integer n and leaves it in the low bits, from where a shift moves it to the exponent.
+// The sum with ROUNDER rounds to an integer n and leaves it in the low bits, from where a shift brings it to the
+// exponent.
 
 #define ROUNDER NUMBER(3LL << (MANTISSA - 1))
 #define POWER(k) ((vec)((bits)(k) << MANTISSA)) // 2^(k - BIAS), of the low bits of k
@@ -137,9 +138,9 @@ INLINE vec scaled(vec x, vec n)                                // x 2^n
 #define LN2_LOW 1.90821492927058770002e-10
 #define LIFT 512
 #define UNLIFT 0x1p-512
-static const real EXPM1[] = {0.5000000000000006,     0.16666666666666588,   0.04166666666657646,   0.008333333333389738,
-                             0.001388888893166915,   0.0001984126971868579, 2.4801505140696445e-05, 2.755740771983197e-06,
-                             2.762609350159776e-07,  2.5053762160181396e-08};
+static const real EXPM1[] = {
+  0.5000000000000006,     0.16666666666666588,   0.04166666666657646,   0.008333333333389738, 0.001388888893166915,
+  0.0001984126971868579,  2.4801505140696445e-05, 2.755740771983197e-06, 2.762609350159776e-07, 2.5053762160181396e-08};
 #else
 #define EXP_LOWEST -104.0f
 #define EXP_HIGHEST 89.0f
@@ -179,25 +180,14 @@ INLINE vec vec_exp(vec x)
   return times_power(1 + expm1_reduced(r), k);
 }
 
-// e^x for x < LIFT ln 2.
-INLINE vec exp_of_small(vec x)
-{
-  vec k;
-  const vec r = reduced(greater(splat(EXP_LOWEST), x), BIAS + LIFT, &k), y = 1 + expm1_reduced(r);
-#if defined(__AVX512F__)
-  return scaled(y, k - (ROUNDER + BIAS + LIFT));
-#else
-  return y * POWER(k) * UNLIFT;
-#endif
-}
-
-// 2^n (expm1 r + 1 - 2^-n); past n = LIFT the last term does not count.
+// 2^n (expm1 r + 1 - 2^-n); past n = LIFT the last term does not count. The sum of r with 1 - 2^-n is exact where the
+// two nearly cancel.
 INLINE vec vec_expm1(vec x)
 {
   vec k;
   const vec r = reduced(greater(splat(EXPM1_LOWEST), lesser(splat(EXP_HIGHEST), x)), 2 * BIAS, &k);
-  const vec n = lesser(splat(LIFT), k - (ROUNDER + 2 * BIAS)), small = expm1_reduced(r);
-  return with_sign(times_power(small + (1 - POWER(ROUNDER + BIAS - n)), k), x);
+  const vec n = lesser(splat(LIFT), k - (ROUNDER + 2 * BIAS)), offset = r + (1 - POWER(ROUNDER + BIAS - n));
+  return with_sign(times_power(r * r * POLYNOMIAL(r, EXPM1) + offset, k), x);
 }
 
 // 1 / (1 + e^-x) with e^-x = s (1 + p): 1 + s p is the smaller part of the sum, s the exact one. All is taken times
@@ -292,12 +282,21 @@ INLINE vec vec_log1p(vec x)
 #endif
 }
 
-// max(x, 0) + log(1 + y) with y = e^-|x|; 1 + y is halved above 3/2.
+// max(x, 0) + log(1 + y) with y = e^-|x| = s (1 + p), s = 2^n. Above y = 1/2, where n is 0 or -1, 1 + y is halved. In
+// either case f = a p + b with exact a and b, and b is added last: f itself is known to one rounding less.
 INLINE vec vec_softplus(vec x)
 {
-  const vec y = exp_of_small(-vec_abs(x));
-  const ivec above = y > NUMBER(0.5);
-  const vec logarithm = log1p_reduced(choose(above, y * NUMBER(0.5) - NUMBER(0.5), y));
+  vec k;
+  const vec r = reduced(greater(splat(EXP_LOWEST), -vec_abs(x)), BIAS + LIFT, &k), p = expm1_reduced(r);
+  const vec n = k - (ROUNDER + BIAS + LIFT);
+#if defined(__AVX512F__)
+  const vec s = scaled(splat(1), n);
+#else
+  const vec s = POWER(k) * UNLIFT;
+#endif
+  const ivec above = s * p + s > NUMBER(0.5);
+  const vec half = n * NUMBER(0.25) + NUMBER(0.5), a = choose(above, half, s), b = choose(above, n * half, s);
+  const vec f = a * p + b, logarithm = (a * p + f * f * POLYNOMIAL(f, LOG1P)) + b;
   return vec_relu(x) + (logarithm + (vec)(above & (ivec)splat(LN2)));
 }
 
@@ -305,9 +304,10 @@ INLINE vec vec_softplus(vec x)
 
 #if DOUBLE
 #define ERF_HIGHEST NUMBER(5.95)
-static const real ERF[] = {0.12837916709551256,    -0.37612638903183077,  0.11283791670918115,    -0.026866170637468826,
-                           0.005223977544742955,   -0.0008548322075235417, 0.00012055143686927539, -1.4920985916209356e-05,
-                           1.638782787929331e-06,  -1.5621877628371248e-07, 1.0463280912634085e-08};
+static const real ERF[] = {
+  0.12837916709551256,    -0.37612638903183077,   0.11283791670918115,    -0.026866170637468826,
+  0.005223977544742955,   -0.0008548322075235417, 0.00012055143686927539, -1.4920985916209356e-05,
+  1.638782787929331e-06,  -1.5621877628371248e-07, 1.0463280912634085e-08};
 static const real LOG_ERFC[] = {-1.1283791683782498,    -0.6366197128869004,   -0.10277317724815217,
                                 0.019131268033553295,   0.0002003745380975404, -0.0016768167350967856,
                                 0.000558455876819708,   1.384095015004285e-05, -0.00010349021394118385,

@@ -1,7 +1,7 @@
 // Uniform random numbers by a counter: Philox-4x32-10, the same bits as pellucid.kernel.random.uniform.
 //
-// A block of the counter gives elements 4b to 4b + 3; each lane of 64 bits mixes one block. Words are in the low halves,
-// the high halves are arbitrary.
+// A block b of the counter gives elements 4b to 4b + 3; each lane of 64 bits mixes one block. Words are in the low
+// halves, the high halves are arbitrary.
 
 #define PHILOX_BLOCKS (VECTOR_BYTES / 8)
 #define PHILOX_NUMBERS (4 * PHILOX_BLOCKS)

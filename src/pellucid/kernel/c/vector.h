@@ -163,7 +163,8 @@ INLINE half_lanes to_float16(vec v)
 
 INLINE ivec from_bool(bool_lanes v) // in steps of twice the width, for which there are instructions
 {
-  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, half_lanes), bits_lanes), ivec) != 0;
+  const bits_lanes words = __builtin_convertvector(__builtin_convertvector(v, half_lanes), bits_lanes);
+  return __builtin_convertvector(words, ivec) != 0;
 }
 INLINE bool_lanes to_bool(ivec mask) { return __builtin_convertvector(mask & 1, bool_lanes); }
 
@@ -197,13 +198,13 @@ INLINE bool_lanes to_bool(ivec mask) { return __builtin_convertvector(mask & 1, 
   {                                                                                                                    \
     vec v;                                                                                                             \
     const uint16_t mask = (uint16_t)((1u << count) - 1);                                                               \
-    __asm__("vmovu" SUFFIX " %1, %0%{%2%}%{z%}" : "=v"(v) : "m"(*(const real(*)[count])p), "Yk"(mask));                 \
+    __asm__("vmovu" SUFFIX " %1, %0%{%2%}%{z%}" : "=v"(v) : "m"(*(const real(*)[count])p), "Yk"(mask));                \
     return v;                                                                                                          \
   }                                                                                                                    \
   INLINE void store_##type##_part(real *p, vec v, int count)                                                           \
   {                                                                                                                    \
     const uint16_t mask = (uint16_t)((1u << count) - 1);                                                               \
-    __asm__("vmovu" SUFFIX " %1, %0%{%2%}" : "=m"(*(real(*)[count])p) : "v"(v), "Yk"(mask));                            \
+    __asm__("vmovu" SUFFIX " %1, %0%{%2%}" : "=m"(*(real(*)[count])p) : "v"(v), "Yk"(mask));                           \
   }
 #define DEFINE_SCALARS(type, element, lanes)                                                                           \
   INLINE real read_##type(const element *p)                                                                            \
