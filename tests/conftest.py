@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+if "PELLUCID_CACHE" not in os.environ:  # what the tests compile stays out of the user's cache
+    _folder = tempfile.TemporaryDirectory(prefix="pellucid-kernels-")
+    os.environ["PELLUCID_CACHE"] = _folder.name
 # CI repeats the same examples at every run; elsewhere every run tries new ones.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("patient"), derandomize=True)

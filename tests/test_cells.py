@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import formulas
 import pellucid
+from pellucid.kernel import memory
 from pellucid.nn import cells
 
 BUILT_IN = [
@@ -19,7 +20,11 @@ BUILT_IN = [
     for value in vars(cells).values()
     if isinstance(value, pellucid.Cell)
 ]
-CELLS = [pytest.param(cell, sizes, id=cell.source.name) for cell, sizes in BUILT_IN + formulas.WORKING]
+NO_KERNEL = pytest.mark.filterwarnings("ignore:cell multi_head runs stepwise")  # values of three axes
+CELLS = [
+    pytest.param(cell, sizes, id=cell.source.name, marks=[NO_KERNEL] if cell is formulas.multi_head else [])
+    for cell, sizes in BUILT_IN + formulas.WORKING
+]
 
 
 def make(cell, sizes, input_size=None, hidden_size=4, **options):
@@ -40,7 +45,7 @@ def results(layer, x, state, lengths, backend):
     torch.manual_seed(5)
     with pellucid.backend(backend):
         output, last = layer(x, state if len(state) > 1 else state[0], lengths)
-    assert layer.backend == backend
+    assert layer.backend == ("stepwise" if layer.cell is formulas.multi_head and backend == "c" else backend)
     last = last if isinstance(last, tuple) else (last,)
     generator = torch.Generator().manual_seed(6)
     loss = sum((t * torch.rand(t.shape, generator=generator, dtype=t.dtype)).sum() for t in (output, *last))
@@ -49,15 +54,20 @@ def results(layer, x, state, lengths, backend):
     return {"output": output, **{f"last state {i}": s for i, s in enumerate(last)}, **named}
 
 
-def compare(layer, time, batch, lengths=None):
+def compare(layer, time, batch, lengths=None, backends=("stepwise", "c")):
     x = torch.randn(time, batch, layer.input_size, dtype=torch.float64)
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     state = tuple(
         torch.rand(rows, batch, size, dtype=torch.float64) for size in layer.solution().state_sizes(layer.cell.source)
     )
     expected = results(layer, x, state, lengths, "naive")
-    for name, value in results(layer, x, state, lengths, "stepwise").items():
-        torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+    for backend in backends:
+        with memory.poison():
+            found = results(layer, x, state, lengths, backend)
+        for name, value in found.items():
+            torch.testing.assert_close(
+                value, expected[name], msg=lambda text, name=name, backend=backend: f"{backend}, {name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("options", [{}, {"lengths": [0, 5, 2]}], ids=["whole", "lengths"])
@@ -252,7 +262,7 @@ def test_state_of_several_entries_is_checked():
 
 def test_backend_names_are_checked():
     with (
-        pytest.raises(ValueError, match="backends are auto, stepwise, naive, not 'fast'"),
+        pytest.raises(ValueError, match="backends are auto, c, stepwise, naive, not 'fast'"),
         pellucid.backend("fast"),
     ):
         pass

@@ -222,8 +222,8 @@ class _Scheduler:
         results = [*self.output, *self.new_states]
         if self.fused:
             self._move_into_loop(forward[INPUT], forward[STEP])
-            self._move_into_loop(before, loop)
             self._move_after_into_loop(after, loop)
+            self._move_into_loop(before, loop, {n for n in before if any(user in after for user in n.users)})
             again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
             loop |= again
         backward = backward | again
@@ -232,7 +232,7 @@ class _Scheduler:
         per_input = self._used_by(forward[INPUT], forward[STEP] | backward, results)
         step = self._used_by(forward[STEP], backward, results)
         saved = [n for n in per_input + step if n not in again and any(user in backward for user in n.users)]
-        carried = set(self.state_results)
+        carried = {*self.state_results, *self.input_result, *self.parameter_results}
         loop_out = self._used_by(loop | set(self.state_grads), after, carried)
         step_wanted = list(dict.fromkeys([*results, *(n for n in step if n in saved)]))
         features = {n.name: self._features(n) for n in (*saved, *self.states, *self.output)}
@@ -271,11 +271,15 @@ class _Scheduler:
         value = node.meta.get("val")
         tensors = [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
         outside = self.kind[node] == ONCE or node.target in PRODUCTS
-        return not outside and all(map(has_rows, tensors)) and lowerable(node)
+        stored = all(has_rows(t) and (t.is_floating_point() or t.dtype == torch.bool) for t in tensors)
+        return not outside and stored and lowerable(node)
 
-    def _move_into_loop(self, stage: set[fx.Node], loop: set[fx.Node]) -> None:
-        """Leave before the loop only what has to be there, and what that is made of."""
-        stay = {n for n in stage if not self._fits(n)}
+    def _move_into_loop(self, stage: set[fx.Node], loop: set[fx.Node], read_after: Iterable[fx.Node] = ()) -> None:
+        """Leave before the loop only what has to be there, and what that is made of.
+
+        What is ``read_after`` the loop stays: at steps that are not real the loop leaves zeros, right for gradients.
+        """
+        stay = {*read_after} | {n for n in stage if not self._fits(n)}
         moved = stage - self._ancestors(stay)
         stage -= moved
         loop |= moved
@@ -283,7 +287,8 @@ class _Scheduler:
     def _move_after_into_loop(self, after: set[fx.Node], loop: set[fx.Node]) -> None:
         """Take arithmetic on rows from behind the loop, as far as nothing before it has to stay behind."""
         for node in self.nodes:
-            if node in after and self._fits(node) and not any(a in after for a in node.all_input_nodes):
+            ready = node in after and node in self.of_grad and not any(a in after for a in node.all_input_nodes)
+            if ready and self._fits(node):
                 after.discard(node)
                 loop.add(node)
 

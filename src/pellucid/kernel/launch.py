@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from pellucid.kernel import naive, operators, stepwise  # noqa: F401 (operators registers torch.ops.pellucid)
+from pellucid.kernel import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.autocast import no_autocast
-from pellucid.kernel.program import Program
-from pellucid.kernel.registry import chosen_backend, definition, program
+from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner
 
 Tensor = torch.Tensor
 
@@ -24,7 +24,7 @@ def recurrence(
     parameters: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], str]:
     """Run a cell over a sequence, differentiable in input, states and parameters.
 
     Args:
@@ -38,7 +38,7 @@ def recurrence(
         seed: int64 scalar, None where nothing is drawn.
 
     Returns:
-        Output (time, batch, features) and the last state.
+        Output (time, batch, features), the last state, and the name of the backend that ran ("" where a compiler asks).
     """
     tensors = [x, *states, *parameters]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -46,18 +46,21 @@ def recurrence(
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, differentiable
         )
-        return results[0], list(results[1 : 1 + len(states)])
+        return results[0], list(results[1 : 1 + len(states)]), ""
     with no_autocast(x):
         if chosen_backend() == "naive":
             source, hyperparameters, sites = definition(text, training)
-            return naive.forward(source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse)
-        built = program(text, training, x.dtype, x.device.type)
-        if not differentiable or _transformed():
+            results = naive.forward(source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse)
+            return *results, "naive"
+        plain = _transformed()
+        run = (reference if plain else runner)(text, training, x.dtype, x.device.type)
+        if plain or not differentiable:
             # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
-            output, last, _ = stepwise.forward(built, x, states, parameters, lengths, seed, reverse)
-            return output, last
-        output, *last = _Recurrence.apply(built, reverse, lengths, seed, len(states), *tensors)
-        return output, last
+            output, last, _ = run.forward(x, states, parameters, lengths, seed, reverse)
+        else:
+            again = functools.partial(reference, text, training, x.dtype, x.device.type)
+            output, *last = _Recurrence.apply(run, again, reverse, lengths, seed, len(states), *tensors)
+        return output, last, run.name
 
 
 def _transformed() -> bool:
@@ -69,23 +72,24 @@ class _Recurrence(torch.autograd.Function):
     """The program with its derived gradient."""
 
     @staticmethod
-    def forward(ctx: Any, built: Program, reverse: bool, lengths: Any, seed: Any, count: int, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, run: Runner, again: Any, reverse: bool, lengths: Any, seed: Any, count: int, *tensors: Tensor
+    ) -> Any:
         x, states, parameters = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
-        output, last, saved = stepwise.forward(built, x, states, parameters, lengths, seed, reverse, save=True)
-        ctx.built, ctx.reverse, ctx.count = built, reverse, count
+        output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save=True)
+        ctx.run, ctx.again, ctx.reverse, ctx.count = run, again, reverse, count
         ctx.save_for_backward(lengths, seed, *tensors, *saved)
         return (output, *last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         lengths, seed, *rest = ctx.saved_tensors
-        split = 1 + ctx.count + len(ctx.built.parameters)
+        split = 1 + ctx.count + len(ctx.run.program.parameters)
         tensors, saved = rest[:split], rest[split:]
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():
-            return (None,) * 5 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
-        of_input, of_states, of_parameters = stepwise.backward(
-            ctx.built,
+            return (None,) * 6 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
+        of_input, of_states, of_parameters = ctx.run.backward(
             tensors[0],
             tensors[1 + ctx.count :],
             lengths,
@@ -96,7 +100,7 @@ class _Recurrence(torch.autograd.Function):
             gradients[1:],
             (needed[0], *needed[1 + ctx.count :]),
         )
-        return (None, None, None, None, None, of_input, *of_states, *of_parameters)
+        return (*(None,) * 6, of_input, *of_states, *of_parameters)
 
 
 def _differentiable_backward(
@@ -104,7 +108,7 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradient where it will be differentiated again: torch differentiates the reference's own operations."""
     states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
-    output, last, _ = stepwise.forward(ctx.built, tensors[0], states, parameters, lengths, seed, ctx.reverse)
+    output, last, _ = ctx.again().forward(tensors[0], states, parameters, lengths, seed, ctx.reverse)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
     found = iter(

@@ -55,6 +55,7 @@ class Lowered:
     inputs: Mapping[str, Value]
     matrices: Mapping[str, tuple[int, int]]  # depth × width
     outputs: Mapping[str, Value]
+    names: frozenset[str]  # of all values, each its own
 
 
 def lower(stage: Stage, draws: tuple[str, ...]) -> Lowered:
@@ -63,7 +64,7 @@ def lower(stage: Stage, draws: tuple[str, ...]) -> Lowered:
     Raises:
         Unsupported: an operation without a line in the table, or used in a way that has none.
     """
-    lowering = _Lowering(draws)
+    lowering = _Lowering(draws, {node.name for node in stage.graph.nodes} | set(stage.inputs))
     for name, node in stage.placeholders.items():
         lowering.placeholder(name, node)
     for node in stage.graph.nodes:
@@ -71,7 +72,8 @@ def lower(stage: Stage, draws: tuple[str, ...]) -> Lowered:
             results = [lowering.value(a) for a in node.args[0]]
         elif node.op != "placeholder":
             lowering.call(node)
-    return Lowered(lowering.inputs, lowering.matrices, dict(zip(stage.outputs, results, strict=True)))
+    outputs = dict(zip(stage.outputs, results, strict=True))
+    return Lowered(lowering.inputs, lowering.matrices, outputs, frozenset(lowering.names))
 
 
 def lowerable(node: fx.Node) -> bool:
@@ -86,13 +88,13 @@ def lowerable(node: fx.Node) -> bool:
 
 
 class _Lowering:
-    def __init__(self, draws: tuple[str, ...]) -> None:
-        self.draws = draws
+    def __init__(self, draws: tuple[str, ...], names: set[str]) -> None:
+        self.draws, self.names = draws, names
         self.inputs: dict[str, Value] = {}
         self.matrices: dict[str, tuple[int, int]] = {}
         self.matrix_names: dict[fx.Node, str] = {}
         self.made: dict[fx.Node, Any] = {}
-        self.count: dict[str, int] = {}
+        self.results: set[str] = set()  # names of nodes that a value has got
         self.node: fx.Node
 
     # -- nodes ----------------------------------------------------------------------------------------------------
@@ -114,10 +116,11 @@ class _Lowering:
             self.made[node] = "rows"
             return
         rows = has_rows(meta)
-        if not rows and meta.dim() == 2 and meta.shape[0] != 1:
-            self.made[node] = None  # a matrix: read by products alone
+        if not rows and meta.dim() == 2:
             self.matrix_names[node] = name
-            return
+            if meta.shape[0] != 1:  # one row is a vector too
+                self.made[node] = None
+                return
         if not (meta.dtype.is_floating_point or meta.dtype == torch.bool):
             raise Unsupported(f"a value of {meta.dtype}")
         if meta.dim() > 2 or (rows and not _plain_rows(meta)):
@@ -147,10 +150,15 @@ class _Lowering:
     # -- making values --------------------------------------------------------------------------------------------
 
     def name(self, text: str = "") -> str:
-        """A name: that of the node for its result, numbered for what it needs on the way."""
-        base = f"{self.node.name}_{text}" if text else self.node.name
-        count = self.count[base] = self.count.get(base, -1) + 1
-        return f"{base}_{count}" if count else base
+        """A name of its own: that of the node for its result, with ``text`` for what it needs on the way."""
+        name = f"{self.node.name}_{text}" if text else self.node.name
+        if not text and name not in self.results:
+            self.results.add(name)
+            return name
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
 
     def math(self, operation: str, *operands: Any, name: str = "", mask: bool = False, width: int | None = None) -> Any:
         widths = [o.width for o in operands if isinstance(o, Value)]
@@ -485,7 +493,7 @@ def _matrix_product(low: _Lowering, a: fx.Node, matrix: fx.Node) -> Value:
 
 
 def _product(low: _Lowering, a: fx.Node, matrix: fx.Node, name: str = "") -> Value:
-    if low.made.get(matrix, "") is not None:
+    if matrix not in low.matrix_names:
         raise Unsupported(f"{low.node.target} of two values of the loop")
     depth, width = map(int, matrix.meta["val"].shape)
     low.matrices[low.matrix_names[matrix]] = (depth, width)
@@ -501,8 +509,8 @@ def _added_product(
 
 
 _UNARY = (
-    "neg abs exp expm1 log log1p log2 log10 exp2 tanh sigmoid relu erf erfc sqrt rsqrt reciprocal sin cos tan asin acos "
-    "atan sinh cosh asinh acosh atanh floor ceil round trunc sign square"
+    "neg abs exp expm1 log log1p log2 log10 exp2 tanh sigmoid relu erf erfc sqrt rsqrt reciprocal sin cos tan asin "
+    "acos atan sinh cosh asinh acosh atanh floor ceil round trunc sign square"
 )
 _COMPARISONS = "eq ne lt le gt ge"
 _WITH_MATRIX = {aten.mm.default, aten.addmm.default}
@@ -531,7 +539,7 @@ OPERATIONS: dict[Any, Rule] = {
     aten.clamp_min.default: lambda low, x, end: _clamp(low, x, end),
     aten.clamp_max.default: lambda low, x, end: _clamp(low, x, None, end),
     aten._to_copy.default: _copy,
-    **{op: _same for op in (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)},
+    **dict.fromkeys((aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default), _same),
     **{aten.full.default: _filled(None), aten.full_like.default: _filled(None), aten.zeros.default: _filled(0)},
     **{aten.zeros_like.default: _filled(0), aten.ones_like.default: _filled(1), aten.new_zeros.default: _filled(0)},
     aten.scalar_tensor.default: lambda low, number, **_: low.constant(number, 1),
@@ -544,8 +552,8 @@ OPERATIONS: dict[Any, Rule] = {
     aten.select_scatter.default: _select_scatter,
     aten.repeat.default: _repeat,
     aten.expand.default: _expand,
-    **{op: _reshape for op in (aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default)},
-    **{op: _reshape for op in (aten.squeeze.dim, aten.squeeze.dims, aten.reshape.default)},
+    **dict.fromkeys((aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default), _reshape),
+    **dict.fromkeys((aten.squeeze.dim, aten.squeeze.dims, aten.reshape.default), _reshape),
     **{aten.sum.dim_IntList: _reduction("sum"), aten.mean.dim: _mean, aten.var.correction: _variance},
     **{aten.amax.default: _reduction("largest"), aten.amin.default: _reduction("smallest")},
     aten.linalg_vector_norm.default: _norm,

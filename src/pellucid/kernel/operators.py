@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from pellucid.kernel import stepwise
 from pellucid.kernel.autocast import no_autocast
-from pellucid.kernel.registry import program
+from pellucid.kernel.registry import runner
 
 Tensor = torch.Tensor
 TENSORS = "Tensor x, Tensor[] states, Tensor[] parameters, Tensor? lengths, Tensor? seed"
@@ -28,15 +27,15 @@ def _operator(
     reverse: bool,
     save: bool,
 ) -> list[Tensor]:
-    built = program(text, training, x.dtype, x.device.type)
+    run = runner(text, training, x.dtype, x.device.type)
     with no_autocast(x):
-        output, last, saved = stepwise.forward(built, x, states, parameters, lengths, seed, reverse, save)
+        output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save)
     return _apart([output, *last, *saved], [x, *states, *parameters])
 
 
 @_operator.register_fake
 def _(x, states, parameters, lengths, seed, text, training, reverse, save):
-    built = program(text, training, x.dtype, x.device.type)
+    built = runner(text, training, x.dtype, x.device.type).program
     time, batch = x.shape[:2]
     results = [x.new_empty((time, batch, *built.features[built.output][1:])), *(torch.empty_like(s) for s in states)]
     if save:
@@ -63,11 +62,11 @@ def _backward_operator(
     saved: Any,
     gradients: Any,
 ) -> list[Tensor]:
-    built = program(text, training, x.dtype, x.device.type)
+    run = runner(text, training, x.dtype, x.device.type)
     needed = [True] * (1 + len(parameters))
     with no_autocast(x):
-        of_input, of_states, of_parameters = stepwise.backward(
-            built, x, parameters, lengths, seed, reverse, saved, gradients[0], gradients[1:], needed
+        of_input, of_states, of_parameters = run.backward(
+            x, parameters, lengths, seed, reverse, saved, gradients[0], gradients[1:], needed
         )
     results = [g for g in (of_input, *of_states, *of_parameters) if g is not None]
     return _apart(results, [x, *states, *parameters, *saved, *gradients])

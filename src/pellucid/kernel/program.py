@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import fx
 
-
 ROWS_HINT = 37  # what the tracer takes for the open number of rows
 
 

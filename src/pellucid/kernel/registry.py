@@ -8,18 +8,24 @@ import functools
 import importlib
 import json
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from pellucid.errors import PellucidWarning
 from pellucid.formula.graph import in_plain_torch, trace
 from pellucid.formula.schedule import schedule
 from pellucid.formula.shapes import solve
 from pellucid.formula.source import Source
+from pellucid.kernel.build import BuildError
+from pellucid.kernel.compiled import Compiled
+from pellucid.kernel.lower import Unsupported
 from pellucid.kernel.program import Program
+from pellucid.kernel.stepwise import Stepwise
 
-BACKENDS = ("auto", "stepwise", "naive")
+BACKENDS = ("auto", "c", "stepwise", "naive")
 _sources: dict[str, Source] = {}
 _backend: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
 _building = threading.RLock()
@@ -29,8 +35,9 @@ _building = threading.RLock()
 def backend(name: str) -> Iterator[None]:
     """Run recurrent layers by this backend inside a ``with`` block.
 
-    "stepwise" is the scheduled program in plain torch; "naive" is the author's function in a Python loop, the
-    definition itself; "auto" picks the fastest that can run the program.
+    "c" is the formula compiled for the CPU; "stepwise" is the scheduled program in plain torch; "naive" is the author's
+    function in a Python loop, the definition itself; "auto" picks the fastest that can run the program. What "c" cannot
+    run, "stepwise" runs, with one warning that says why.
 
     Raises:
         ValueError: an unknown name.
@@ -45,9 +52,8 @@ def backend(name: str) -> Iterator[None]:
 
 
 def chosen_backend() -> str:
-    """The name of the backend that runs now."""
-    name = _backend.get()
-    return "stepwise" if name == "auto" else name
+    """The name of the backend that is asked for."""
+    return _backend.get()
 
 
 def register(name: str, source: Source) -> str:
@@ -81,6 +87,58 @@ def program(text: str, training: bool, dtype: torch.dtype, device: str, fused: b
 
     with _building:
         return in_plain_torch(build)
+
+
+class Runner(Protocol):
+    """What runs a program: `stepwise.Stepwise` says what the methods take and return."""
+
+    name: str
+
+    @property
+    def program(self) -> Program:
+        """What it runs."""
+        ...
+
+    def forward(self, *arguments: Any, **options: Any) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Run the whole sequence: output, last state, and what backward reads."""
+        ...
+
+    def backward(self, *arguments: Any) -> tuple[Any, list[torch.Tensor], list[Any]]:
+        """Return the gradients of input, initial state and parameters."""
+        ...
+
+
+def runner(text: str, training: bool, dtype: torch.dtype, device: str) -> Runner:
+    """The fastest backend for a program, as far as `backend` lets it be chosen."""
+    if chosen_backend() in ("auto", "c") and device == "cpu":
+        compiled = _compiled(text, training, dtype, device)
+        if compiled is not None:
+            return compiled
+    return reference(text, training, dtype, device)
+
+
+@functools.lru_cache(maxsize=512)
+def reference(text: str, training: bool, dtype: torch.dtype, device: str) -> Runner:
+    """The program in plain torch: any device, any transform."""
+    return Stepwise(program(text, training, dtype, device))
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(text: str, training: bool, dtype: torch.dtype, device: str) -> Runner | None:
+    """The program in C; None, with a warning, where that cannot be."""
+    try:
+        return Compiled(program(text, training, dtype, device, fused=True), dtype)
+    except (Unsupported, BuildError) as error:
+        name = json.loads(text)[0].split(":")[-1]
+        reason = f"{error} has no C kernel" if isinstance(error, Unsupported) else str(error)
+        _warn_once(f"cell {name} runs stepwise, in plain torch and slower, because {reason}")
+        return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    cure = 'Nothing is wrong with the result; with pellucid.backend("stepwise"): asks for it without this warning.'
+    warnings.warn(f"{message}. {cure}", PellucidWarning, stacklevel=2)
 
 
 def definition(text: str, training: bool) -> tuple[Source, dict[str, Any], Sequence[tuple[int, str | None]]]:

@@ -17,80 +17,110 @@ Tensor = torch.Tensor
 Values = dict[str, Any]
 
 
-def forward(
+@dataclass(frozen=True, eq=False)
+class Stepwise:
+    """A program run by torch's own operations."""
+
+    program: Program
+    name = "stepwise"
+
+    def forward(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        lengths: Tensor | None = None,
+        seed: Tensor | None = None,
+        reverse: bool = False,
+        save: bool = False,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Run the whole sequence.
+
+        Args:
+            x: (time, batch, features).
+            states: every entry (batch, features), before the first step.
+            parameters: in the order of the formula, in its row convention.
+            lengths: (batch,) int64: steps at or beyond a sample's length keep its state and give 0; None: all are real.
+            seed: int64 scalar, keys the random draws; needed where the program has draws.
+            reverse: from the last step to the first.
+            save: whether to return what `backward` reads.
+
+        Returns:
+            The output (time, batch, features), the last state, and the saved values.
+        """
+        program, (time, batch) = self.program, x.shape[:2]
+        values = fixed_values(program, parameters, x.device)
+        values |= folded_inputs(program, x, seed, (program.per_input, program.step))
+        folded = program.per_input.run(time * batch, values)
+        masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
+        loop = _loop(program.step, program.states, program.new_states, program.fixed)
+        order = range(time - 1, -1, -1) if reverse else range(time)
+        wanted = (program.output, *(program.saved_steps if save else ()))
+        last, kept = loop.run(order, batch, list(states), values | folded, masks, wanted)
+        output, *saved = (_stack(kept[name], x, program.features[name]) for name in wanted)
+        if masks is not None:
+            output = output.masked_fill(~masks, 0)
+        return output, last, [folded[name] for name in program.saved_folded if save] + saved
+
+    def backward(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        lengths: Tensor | None,
+        seed: Tensor | None,
+        reverse: bool,
+        saved: Sequence[Tensor],
+        output_gradient: Tensor,
+        state_gradients: Sequence[Tensor],
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
+        """Return the gradients of input, initial state and parameters, None where ``needed`` (input first) is False."""
+        program, (time, batch) = self.program, x.shape[:2]
+        if time == 0:
+            return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
+        stages = (program.before, program.back_step, program.after)
+        values = before_loop(program, stages, x, parameters, lengths, seed, saved, output_gradient)
+        masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
+        loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
+        order = range(time) if reverse else range(time - 1, -1, -1)
+        wanted = tuple(name for name in program.back_step.outputs if name in program.after.inputs)
+        last, kept = loop.run(order, batch, list(state_gradients), values, masks, wanted, zero_masked=True)
+        for name in wanted:
+            values[name] = torch.cat(kept[name])
+        of_input, of_parameters = after_loop(program, values, needed, x)
+        return of_input, last, of_parameters
+
+
+def before_loop(
     program: Program,
-    x: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    lengths: Tensor | None = None,
-    seed: Tensor | None = None,
-    reverse: bool = False,
-    save: bool = False,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Run the whole sequence.
-
-    Args:
-        program: the scheduled cell.
-        x: (time, batch, features).
-        states: every entry (batch, features), before the first step.
-        parameters: in the order of the formula, in its row convention.
-        lengths: (batch,) int64: steps at or beyond a sample's length keep its state and give 0; None: all are real.
-        seed: int64 scalar, keys the random draws; needed where the program has draws.
-        reverse: from the last step to the first.
-        save: whether to return what `backward` reads.
-
-    Returns:
-        The output (time, batch, features), the last state, and the saved values.
-    """
-    time, batch = x.shape[:2]
-    values = _fixed(program, parameters, x.device) | _folded_inputs(program, x, seed)
-    folded = program.per_input.run(time * batch, values)
-    masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
-    loop = _loop(program.step, program.states, program.new_states, program.fixed)
-    order = range(time - 1, -1, -1) if reverse else range(time)
-    wanted = (program.output, *(program.saved_steps if save else ()))
-    last, kept = loop.run(order, batch, list(states), values | folded, masks, wanted)
-    output, *saved = (_stack(kept[name], x, program.features[name]) for name in wanted)
-    if masks is not None:
-        output = output.masked_fill(~masks, 0)
-    return output, last, [folded[name] for name in program.saved_folded if save] + saved
-
-
-def backward(
-    program: Program,
+    stages: Sequence[Stage],
     x: Tensor,
     parameters: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
-    reverse: bool,
     saved: Sequence[Tensor],
     output_gradient: Tensor,
-    state_gradients: Sequence[Tensor],
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
-    """Return the gradients of input, initial state and parameters (None where ``needed``, input first, says no)."""
+) -> Values:
+    """Everything that backward's loop and ``stages`` can read, time folded into the rows."""
     time, batch = x.shape[:2]
-    if time == 0:
-        return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
-    masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
-    if masks is not None:
-        output_gradient = output_gradient.masked_fill(~masks, 0)
-    values = _fixed(program, parameters, x.device) | _folded_inputs(program, x, seed)
+    if lengths is not None:
+        output_gradient = output_gradient.masked_fill(~_mask(time, lengths).unsqueeze(-1), 0)
+    values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages)
     for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
         values[name] = value if name in program.saved_folded else value.flatten(0, 1)
     values[program.output_gradient] = output_gradient.flatten(0, 1)
-    values |= program.before.run(time * batch, values)
-    loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
-    order = range(time) if reverse else range(time - 1, -1, -1)
-    wanted = tuple(name for name in program.back_step.outputs if name in program.after.inputs)
-    last, kept = loop.run(order, batch, list(state_gradients), values, masks, wanted, zero_masked=True)
-    for name in wanted:
-        values[name] = torch.cat(kept[name])
+    return values | program.before.run(time * batch, values)
+
+
+def after_loop(
+    program: Program, values: Values, needed: Sequence[bool], x: Tensor
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of input and parameters from what backward's loop has left."""
     names = (program.input_gradient, *program.parameter_gradients)
     after = program.after.only(tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need)))
-    results = values | after.run(time * batch, values)
+    results = values | after.run(x.shape[0] * x.shape[1], values)
     of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
-    return None if of_input is None else of_input.reshape(x.shape), last, of_parameters
+    return None if of_input is None else of_input.reshape(x.shape), of_parameters
 
 
 @dataclass(frozen=True)
@@ -184,18 +214,19 @@ def _shorten(graph: fx.Graph) -> None:
             node.target = _AS_TORCH[node.target]
 
 
-def _fixed(program: Program, parameters: Sequence[Tensor], device: torch.device) -> Values:
+def fixed_values(program: Program, parameters: Sequence[Tensor], device: torch.device) -> Values:
     """Parameters, constants, and what depends on them alone."""
     values: Values = dict(zip(program.parameters, parameters, strict=True))
     values |= {name: constant.to(device) for name, constant in program.constants.items()}
     return values | program.once.run(0, values)
 
 
-def _folded_inputs(program: Program, x: Tensor, seed: Tensor | None) -> Values:
-    """The input and the random draws of all steps, time folded into the rows."""
+def folded_inputs(program: Program, x: Tensor, seed: Tensor | None, stages: Sequence[Stage]) -> Values:
+    """The input of all steps, and the random draws that some stages read, time folded into the rows."""
     values: Values = {program.input: x.flatten(0, 1)}
     for site, (name, (size, shared)) in enumerate(zip(program.draws, program.sites, strict=True)):
-        values[name] = site_draws(x, size, shared, seed, site).flatten(0, 1)
+        if any(name in stage.inputs for stage in stages):
+            values[name] = site_draws(x, size, shared, seed, site).flatten(0, 1)
     return values
 
 

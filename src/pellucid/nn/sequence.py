@@ -98,8 +98,6 @@ class SequenceLayer(torch.nn.Module):
         if lengths is not None:
             lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
         output, last = self._levels(x, states, lengths)
-        if not torch.compiler.is_compiling():
-            self.__dict__["_ran"] = registry.chosen_backend()
         if not batched:
             output, last = output.squeeze(1), tuple(s.squeeze(1) for s in last)
         elif self.batch_first:
@@ -155,7 +153,10 @@ class SequenceLayer(torch.nn.Module):
         parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]
         seed = random.draw_seed() if self.training and self.solution(level).sites else None
         key = self._keys[min(level, 1)]
-        return launch.recurrence(key, self.training, reverse, x, states, parameters, lengths, seed)
+        output, last, ran = launch.recurrence(key, self.training, reverse, x, states, parameters, lengths, seed)
+        if ran:
+            self.__dict__["_ran"] = ran
+        return output, last
 
     def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
         """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""

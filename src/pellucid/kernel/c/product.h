@@ -13,33 +13,28 @@
 #define PANEL (VECTORS * LANES)
 #define PADDED(width) (((width) + PANEL - 1) / PANEL * PANEL)
 
-#define UNUSED __attribute__((unused))
-#define INLINE static inline __attribute__((always_inline, unused))
-
-// Panels first to last - 1 of a matrix of any strides.
+// One panel of a matrix of any strides.
 #define DEFINE_PACK(type)                                                                                              \
   UNUSED static void pack_##type(const type##_storage *matrix, int64_t row_stride, int64_t column_stride,             \
-                                 int64_t depth, int64_t width, real *packed, int64_t first, int64_t last)             \
+                                 int64_t depth, int64_t width, real *packed, int64_t panel)             \
   {                                                                                                                    \
-    for (int64_t panel = first; panel < last; panel++) {                                                              \
-      real *to = packed + panel * depth * PANEL;                                                                       \
-      const type##_storage *from = matrix + panel * PANEL * column_stride;                                            \
-      const int64_t columns = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;                          \
-      for (int64_t block = 0; block < depth; block += 16) {                                                           \
-        const int64_t end = block + 16 < depth ? block + 16 : depth;                                                  \
-        if (column_stride == 1) {                                                                                      \
-          for (int64_t k = block; k < end; k++)                                                                        \
-            for (int64_t c = 0; c < columns; c++)                                                                      \
-              to[k * PANEL + c] = read_##type(from + k * row_stride + c);                                              \
-        } else {                                                                                                       \
-          for (int64_t c = 0; c < columns; c++)                                                                        \
-            for (int64_t k = block; k < end; k++)                                                                      \
-              to[k * PANEL + c] = read_##type(from + k * row_stride + c * column_stride);                              \
-        }                                                                                                              \
+    real *to = packed + panel * depth * PANEL;                                                                         \
+    const type##_storage *from = matrix + panel * PANEL * column_stride;                                              \
+    const int64_t columns = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;                            \
+    for (int64_t block = 0; block < depth; block += 16) {                                                             \
+      const int64_t end = block + 16 < depth ? block + 16 : depth;                                                    \
+      if (column_stride == 1) {                                                                                        \
         for (int64_t k = block; k < end; k++)                                                                          \
-          for (int64_t c = columns; c < PANEL; c++)                                                                    \
-            to[k * PANEL + c] = 0;                                                                                     \
+          for (int64_t c = 0; c < columns; c++)                                                                        \
+            to[k * PANEL + c] = read_##type(from + k * row_stride + c);                                                \
+      } else {                                                                                                         \
+        for (int64_t c = 0; c < columns; c++)                                                                          \
+          for (int64_t k = block; k < end; k++)                                                                        \
+            to[k * PANEL + c] = read_##type(from + k * row_stride + c * column_stride);                                \
       }                                                                                                                \
+      for (int64_t k = block; k < end; k++)                                                                            \
+        for (int64_t c = columns; c < PANEL; c++)                                                                      \
+          to[k * PANEL + c] = 0;                                                                                       \
     }                                                                                                                  \
   }
 
