@@ -244,8 +244,9 @@ def test_operators_keep_their_promises():
     x = torch.randn(5, 2, 3, requires_grad=True)
     state = [torch.zeros(2, 4, requires_grad=True)]
     lengths = torch.tensor([5, 2])
-    arguments = (x, state, values, lengths, None, layer._keys[0], True, False, True)
-    torch.library.opcheck(torch.ops.pellucid.recurrence.default, arguments)
+    for division in ((0, 0), (2, 0), (0, 2), (2, 4)):
+        arguments = (x, state, values, lengths, None, layer._keys[0], True, False, *division, True)
+        torch.library.opcheck(torch.ops.pellucid.recurrence.default, arguments)
 
 
 def test_inference_mode_and_threads():

@@ -1,11 +1,9 @@
 """Real numbers: the author's own lines run one by one, the value of every expression worth showing recorded."""
 
 from __future__ import annotations
-import __future__
 
 import ast
 import copy
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +12,9 @@ import torch
 
 from pellucid.explanation.lines import Lines, Site
 from pellucid.explanation.report import KEPT, KEPT_AXIS
+from pellucid.formula.rewrite import rewritten
 
 RECORD = "__pellucid_record__"
-OUTER = "__pellucid_outer__"
 
 
 @dataclass(frozen=True)
@@ -72,28 +70,11 @@ def kept(value: torch.Tensor) -> torch.Tensor:
 
 def recording(lines: Lines, record: Callable[[int, Any], Any]) -> Callable[..., Any]:
     """Compile the author's function anew, every site passing its value through ``record``."""
-    function, source = lines.function, lines.source
+    source = lines.source
     tree = copy.deepcopy(source.tree)
     assert tree is not None
-    tree.decorator_list, tree.returns = [], None
     tree.body = [statement for node in tree.body for statement in _recorded(node)]
-    outer = ast.parse(f"def {OUTER}({', '.join((RECORD, *function.__code__.co_freevars))}): pass").body[0]
-    assert isinstance(outer, ast.FunctionDef)
-    outer.body = [tree]
-    module = ast.increment_lineno(ast.Module([outer], []), source.first_line - 1)
-    flags = function.__code__.co_flags & __future__.annotations.compiler_flag
-    code = compile(ast.fix_missing_locations(module), source.filename, "exec", flags=flags, dont_inherit=True)
-    inner = _code(_code(code, OUTER), tree.name)
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    cells[RECORD] = types.CellType(record)
-    closure = tuple(cells[name] for name in inner.co_freevars)
-    twin = types.FunctionType(inner, function.__globals__, function.__name__, function.__defaults__, closure)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
-
-
-def _code(code: types.CodeType, name: str) -> types.CodeType:
-    return next(c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
+    return rewritten(source, tree, {RECORD: record})
 
 
 def _recorded(statement: ast.stmt) -> list[ast.stmt]:

@@ -63,6 +63,13 @@ def step(source: Source, hyperparameters: Mapping[str, Any], training: bool, val
     return split_result(source, result)
 
 
+def output_size(source: Source, solution: Solution, hyperparameters: Mapping[str, Any]) -> int:
+    """Run one step on zeros and return the columns of its output."""
+    rows = [torch.zeros(2, solution.symbols[s.name].shape[-1]) for s in (*source.inputs, *source.states)]
+    weights = [torch.zeros(solution.symbols[p.name].shape) for p in source.parameters]
+    return step(source, hyperparameters, False, [*rows, *weights])[0].shape[-1]
+
+
 def in_plain_torch(function: Callable[[], Result]) -> Result:
     """Call a function as if nothing surrounded the call: in a thread of its own, which has none of the caller's
     transforms, fake tensors, default device, autocast, inference mode or disabled gradients."""

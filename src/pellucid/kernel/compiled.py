@@ -40,7 +40,10 @@ class _Call(ctypes.Structure):
     """``struct call`` of c/call.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("time", "batch", "begin", "end", "backwards", "block", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "threads")
+        ),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("lengths", "strides", "slots", "parallel", "work", "buffers")),
     )
@@ -80,11 +83,14 @@ class Compiled:
         seed: Tensor | None = None,
         reverse: bool = False,
         save: bool = False,
+        start: int = 0,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the whole sequence: as `stepwise.Stepwise.forward`."""
         program, (time, batch) = self.program, x.shape[:2]
         loop = self.loops(save)["forward"]
-        values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, (program.per_input,))
+        values = fixed_values(program, parameters, x.device) | folded_inputs(
+            program, x, seed, (program.per_input,), start
+        )
         values |= program.per_input.run(time * batch, values)
         saved = program.saved_steps if save else ()
         kept = {new: state for state, new in zip(program.states, program.new_states, strict=True)}
@@ -96,7 +102,7 @@ class Compiled:
         outputs = loop.buffers(time, batch)
         if output_state is not None and lengths is not None:
             outputs["output"] = memory.empty((time, batch, states[output_state].shape[-1]), x.dtype)
-        history, last = loop.run(values, states, outputs, slots, time, batch, reverse, lengths, seed)
+        history, last = loop.run(values, states, outputs, slots, time, batch, reverse, lengths, seed, start)
         output = outputs.get("output", outputs.get(program.output))
         before, after = (slice(1, None), slice(0, time)) if reverse else (slice(0, time), slice(1, None))
         for state, new, steps in zip(program.states, program.new_states, history, strict=True):
@@ -118,6 +124,7 @@ class Compiled:
         output_gradient: Tensor,
         state_gradients: Sequence[Tensor],
         needed: Sequence[bool],
+        start: int = 0,
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
         """Return the gradients of input, initial state and parameters: as `stepwise.Stepwise.backward`."""
         program, (time, batch) = self.program, x.shape[:2]
@@ -125,11 +132,11 @@ class Compiled:
             return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
         loop = self.loops(True)["backward"]
         values = before_loop(
-            program, (program.before, program.after), x, parameters, lengths, seed, saved, output_gradient
+            program, (program.before, program.after), x, parameters, lengths, seed, saved, output_gradient, start
         )
         outputs = loop.buffers(time, batch)
         slots = [2] * len(program.states)
-        _, last = loop.run(values, state_gradients, outputs, slots, time, batch, not reverse, lengths, seed)
+        _, last = loop.run(values, state_gradients, outputs, slots, time, batch, not reverse, lengths, seed, start)
         values |= {name: value.flatten(0, 1) for name, value in outputs.items()}
         of_input, of_parameters = after_loop(program, values, needed, x)
         return of_input, [g.to(x.dtype) for g in last], of_parameters
@@ -164,6 +171,7 @@ class _Loop:
         backwards: bool,
         lengths: Tensor | None,
         seed: Tensor | None,
+        start: int,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Fill the outputs; return the slots of every state, and the last states."""
         layout = self.layout
@@ -184,7 +192,7 @@ class _Loop:
         work = memory.empty((self._work(block, threads) + ALIGNMENT,), torch.uint8)
         real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
         call = _Call(
-            *(time, batch, 0, 0, backwards, block, threads),
+            *(time, batch, start, 0, 0, backwards, block, threads),
             0 if seed is None else int(seed) % 2**64,
             None if real is None else real.data_ptr(),
             ctypes.addressof(strides),

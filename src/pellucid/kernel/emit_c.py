@@ -385,7 +385,7 @@ class _Function:
         for value in self.draws:
             site, width, kind = self.sites[value.name]
             if kind == shared:
-                place, row = self.places[value], "first + r" if shared else "at + r"
+                place, row = self.places[value], "first + r" if shared else "call->start * call->batch + at + r"
                 yield "for (int64_t r = 0; r < rows; r++)"
                 to = f"{place.pointer} + r * {place.stride}"
                 yield f"  philox_uniform({to}, {width}, call->seed, {site}, (uint64_t)({row}) * {width});"

@@ -10,6 +10,7 @@ import torch
 
 from pellucid.kernel import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.autocast import no_autocast
+from pellucid.kernel.chunks import WHOLE, Division, divided, plainly
 from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner
 
 Tensor = torch.Tensor
@@ -24,6 +25,7 @@ def recurrence(
     parameters: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
+    division: Division = WHOLE,
 ) -> tuple[Tensor, list[Tensor], str]:
     """Run a cell over a sequence, differentiable in input, states and parameters.
 
@@ -36,6 +38,7 @@ def recurrence(
         parameters: in the formula's order and row convention.
         lengths: (batch,) int64 or None.
         seed: int64 scalar, None where nothing is drawn.
+        division: whether the sequence is taken in chunks.
 
     Returns:
         Output (time, batch, features), the last state, and the name of the backend that ran ("" where a compiler asks).
@@ -44,23 +47,45 @@ def recurrence(
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if torch.compiler.is_compiling():
         results = torch.ops.pellucid.recurrence(
-            x, list(states), list(parameters), lengths, seed, text, training, reverse, differentiable
+            x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
         return results[0], list(results[1 : 1 + len(states)]), ""
     with no_autocast(x):
         if chosen_backend() == "naive":
             source, hyperparameters, sites = definition(text, training)
-            results = naive.forward(source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse)
-            return *results, "naive"
+
+            def define(x: Tensor, states: Any, lengths: Tensor | None, start: int) -> Any:
+                return naive.forward(
+                    source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse, start
+                )
+
+            return *plainly(define, division, x, states, lengths, reverse), "naive"
         plain = _transformed()
         run = (reference if plain else runner)(text, training, x.dtype, x.device.type)
         if plain or not differentiable:
             # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
-            output, last, _ = run.forward(x, states, parameters, lengths, seed, reverse)
-        else:
-            again = functools.partial(reference, text, training, x.dtype, x.device.type)
-            output, *last = _Recurrence.apply(run, again, reverse, lengths, seed, len(states), *tensors)
+            return *_plain(run, division, x, states, parameters, lengths, seed, reverse), run.name
+        again = functools.partial(reference, text, training, x.dtype, x.device.type)
+        output, *last = _Recurrence.apply(run, again, division, reverse, lengths, seed, len(states), *tensors)
         return output, last, run.name
+
+
+def _plain(
+    run: Runner,
+    division: Division,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and last state by a runner's own operations."""
+
+    def forward(x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, start: int) -> Any:
+        return run.forward(x, states, parameters, lengths, seed, reverse, start=start)
+
+    return plainly(forward, division, x, states, lengths, reverse)
 
 
 def _transformed() -> bool:
@@ -73,11 +98,20 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Runner, again: Any, reverse: bool, lengths: Any, seed: Any, count: int, *tensors: Tensor
+        ctx: Any,
+        run: Runner,
+        again: Any,
+        division: Division,
+        reverse: bool,
+        lengths: Any,
+        seed: Any,
+        count: int,
+        *tensors: Tensor,
     ) -> Any:
         x, states, parameters = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
+        run = divided(run, division)
         output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save=True)
-        ctx.run, ctx.again, ctx.reverse, ctx.count = run, again, reverse, count
+        ctx.run, ctx.again, ctx.division, ctx.reverse, ctx.count = run, again, division, reverse, count
         ctx.save_for_backward(lengths, seed, *tensors, *saved)
         return (output, *last)
 
@@ -86,9 +120,9 @@ class _Recurrence(torch.autograd.Function):
         lengths, seed, *rest = ctx.saved_tensors
         split = 1 + ctx.count + len(ctx.run.program.parameters)
         tensors, saved = rest[:split], rest[split:]
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[7:]
         if torch.is_grad_enabled():
-            return (None,) * 6 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
+            return (None,) * 7 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
         of_input, of_states, of_parameters = ctx.run.backward(
             tensors[0],
             tensors[1 + ctx.count :],
@@ -100,7 +134,7 @@ class _Recurrence(torch.autograd.Function):
             gradients[1:],
             (needed[0], *needed[1 + ctx.count :]),
         )
-        return (*(None,) * 6, of_input, *of_states, *of_parameters)
+        return (*(None,) * 7, of_input, *of_states, *of_parameters)
 
 
 def _differentiable_backward(
@@ -108,7 +142,7 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradient where it will be differentiated again: torch differentiates the reference's own operations."""
     states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
-    output, last, _ = ctx.again().forward(tensors[0], states, parameters, lengths, seed, ctx.reverse)
+    output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
     found = iter(

@@ -23,13 +23,14 @@ def forward(
     lengths: Tensor | None = None,
     seed: Tensor | None = None,
     reverse: bool = False,
+    start: int = 0,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return output (time, batch, features) and last state; torch's autograd differentiates the loop.
 
     Nothing is derived here: no shapes, no schedule, no gradient. ``sites`` are the random draws that take place, none
     in eval. Used as the definition that every backend is compared with, and as its opponent in benchmarks.
     """
-    draws = [site_draws(x, size, shared, seed, site) for site, (size, shared) in enumerate(sites)]
+    draws = [site_draws(x, size, shared, seed, site, start) for site, (size, shared) in enumerate(sites)]
     outputs: list[Any] = [None] * x.shape[0]
     current = list(states)
     for t in reversed(range(x.shape[0])) if reverse else range(x.shape[0]):

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from pellucid.kernel.autocast import no_autocast
+from pellucid.kernel.chunks import Division, divided
 from pellucid.kernel.registry import runner
 
 Tensor = torch.Tensor
 TENSORS = "Tensor x, Tensor[] states, Tensor[] parameters, Tensor? lengths, Tensor? seed"
-ARGUMENTS = f"{TENSORS}, str text, bool training, bool reverse"
+ARGUMENTS = f"{TENSORS}, str text, bool training, bool reverse, int checkpoint_every, int truncate"
 
 
 @torch.library.custom_op("pellucid::recurrence", mutates_args=(), schema=f"({ARGUMENTS}, bool save) -> Tensor[]")
@@ -25,20 +26,24 @@ def _operator(
     text: str,
     training: bool,
     reverse: bool,
+    checkpoint_every: int,
+    truncate: int,
     save: bool,
 ) -> list[Tensor]:
-    run = runner(text, training, x.dtype, x.device.type)
+    run = divided(runner(text, training, x.dtype, x.device.type), Division(checkpoint_every, truncate))
     with no_autocast(x):
         output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save)
     return _apart([output, *last, *saved], [x, *states, *parameters])
 
 
 @_operator.register_fake
-def _(x, states, parameters, lengths, seed, text, training, reverse, save):
+def _(x, states, parameters, lengths, seed, text, training, reverse, checkpoint_every, truncate, save):
     built = runner(text, training, x.dtype, x.device.type).program
     time, batch = x.shape[:2]
     results = [x.new_empty((time, batch, *built.features[built.output][1:])), *(torch.empty_like(s) for s in states)]
-    if save:
+    if save and checkpoint_every:
+        results += [s.new_empty((-(-time // checkpoint_every), *s.shape)) for s in states]
+    elif save:
         folded, steps = ([built.features[n] for n in names] for names in (built.saved_folded, built.saved_steps))
         results += [x.new_empty((time * batch * rows, *rest)) for rows, *rest in folded]
         results += [x.new_empty((time, batch * rows, *rest)) for rows, *rest in steps]
@@ -59,10 +64,12 @@ def _backward_operator(
     text: str,
     training: bool,
     reverse: bool,
+    checkpoint_every: int,
+    truncate: int,
     saved: Any,
     gradients: Any,
 ) -> list[Tensor]:
-    run = runner(text, training, x.dtype, x.device.type)
+    run = divided(runner(text, training, x.dtype, x.device.type), Division(checkpoint_every, truncate))
     needed = [True] * (1 + len(parameters))
     with no_autocast(x):
         of_input, of_states, of_parameters = run.backward(
@@ -90,7 +97,7 @@ def _apart(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, states, parameters, lengths, seed, ctx.text, ctx.training, ctx.reverse, _ = inputs
+    x, states, parameters, lengths, seed, *ctx.options, _ = inputs
     ctx.counts = (len(states), len(parameters))
     ctx.save_for_backward(lengths, seed, x, *states, *parameters, *output[1 + len(states) :])
 
@@ -104,14 +111,12 @@ def _operator_backward(ctx: Any, gradients: list[Tensor]) -> Any:
         rest[states : states + parameters],
         lengths,
         seed,
-        ctx.text,
-        ctx.training,
-        ctx.reverse,
+        *ctx.options,
         rest[states + parameters :],
         gradients[: 1 + states],
     )
     of_states, of_parameters = results[1 : 1 + states], results[1 + states :]
-    return results[0], list(of_states), list(of_parameters), None, None, None, None, None, None
+    return results[0], list(of_states), list(of_parameters), *(None,) * 8
 
 
 _operator.register_autograd(_operator_backward, setup_context=_remember)

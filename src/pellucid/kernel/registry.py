@@ -6,18 +6,21 @@ import contextlib
 import contextvars
 import functools
 import importlib
+import itertools
 import json
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
 from pellucid.errors import PellucidWarning
-from pellucid.formula.graph import in_plain_torch, trace
+from pellucid.formula.graph import in_plain_torch, output_size, trace
+from pellucid.formula.record import recording
 from pellucid.formula.schedule import schedule
-from pellucid.formula.shapes import solve
+from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Source
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.compiled import Compiled
@@ -72,17 +75,24 @@ def register(name: str, source: Source) -> str:
 
 def key(name: str, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> str:
     """Write what determines a program as text: it stands in compiled and exported graphs."""
-    return json.dumps([name, dict(sizes), dict(hyperparameters)], sort_keys=True)
+    return json.dumps([name, dict(sizes), dict(hyperparameters), []], sort_keys=True)
+
+
+@torch.compiler.assume_constant_result
+def recording_keys(text: str, names: tuple[str, ...]) -> tuple[str, list[int]]:
+    """The key of the same program whose output is followed by the values of these names, and their columns."""
+    *cell, _ = json.loads(text)
+    keys = [json.dumps([*cell, names[:count]], sort_keys=True) for count in range(len(names) + 1)]
+    whole = [_solved(key)[2].output for key in keys]
+    return keys[-1], [whole[0], *(after - before for before, after in itertools.pairwise(whole))]
 
 
 @functools.lru_cache(maxsize=512)
 def program(text: str, training: bool, dtype: torch.dtype, device: str, fused: bool = False) -> Program:
     """Build the program of a key, once."""
-    name, sizes, hyperparameters = json.loads(text)
 
     def build() -> Program:
-        source = _find(name)
-        solution = solve(source, sizes, hyperparameters)
+        source, hyperparameters, solution = _solved(text)
         return schedule(source, trace(source, solution, hyperparameters, training, dtype, device), fused)
 
     with _building:
@@ -92,7 +102,10 @@ def program(text: str, training: bool, dtype: torch.dtype, device: str, fused: b
 class Runner(Protocol):
     """What runs a program: `stepwise.Stepwise` says what the methods take and return."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name of the backend."""
+        ...
 
     @property
     def program(self) -> Program:
@@ -143,9 +156,20 @@ def _warn_once(message: str) -> None:
 
 def definition(text: str, training: bool) -> tuple[Source, dict[str, Any], Sequence[tuple[int, str | None]]]:
     """Return the cell of a key, its hyperparameters, and the random draws that take place."""
-    name, sizes, hyperparameters = json.loads(text)
+    source, hyperparameters, solution = _solved(text)
+    return source, hyperparameters, solution.sites if training else ()
+
+
+@functools.lru_cache(maxsize=512)
+def _solved(text: str) -> tuple[Source, dict[str, Any], Solution]:
+    """The cell of a key, its hyperparameters and its solved shapes."""
+    name, sizes, hyperparameters, recorded = json.loads(text)
     source = _find(name)
-    return source, hyperparameters, solve(source, sizes, hyperparameters).sites if training else ()
+    solution = solve(source, sizes, hyperparameters)
+    if recorded:
+        source = recording(source, recorded)
+        solution = replace(solution, output=in_plain_torch(lambda: output_size(source, solution, hyperparameters)))
+    return source, hyperparameters, solution
 
 
 def _find(name: str) -> Source:

@@ -33,6 +33,7 @@ class Stepwise:
         seed: Tensor | None = None,
         reverse: bool = False,
         save: bool = False,
+        start: int = 0,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the whole sequence.
 
@@ -44,13 +45,14 @@ class Stepwise:
             seed: int64 scalar, keys the random draws; needed where the program has draws.
             reverse: from the last step to the first.
             save: whether to return what `backward` reads.
+            start: the number of the first step, where this is a chunk of a longer sequence: it decides the draws.
 
         Returns:
             The output (time, batch, features), the last state, and the saved values.
         """
         program, (time, batch) = self.program, x.shape[:2]
         values = fixed_values(program, parameters, x.device)
-        values |= folded_inputs(program, x, seed, (program.per_input, program.step))
+        values |= folded_inputs(program, x, seed, (program.per_input, program.step), start)
         folded = program.per_input.run(time * batch, values)
         masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
         loop = _loop(program.step, program.states, program.new_states, program.fixed)
@@ -73,13 +75,14 @@ class Stepwise:
         output_gradient: Tensor,
         state_gradients: Sequence[Tensor],
         needed: Sequence[bool],
+        start: int = 0,
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
         """Return the gradients of input, initial state and parameters, None where ``needed`` (input first) is False."""
         program, (time, batch) = self.program, x.shape[:2]
         if time == 0:
             return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
         stages = (program.before, program.back_step, program.after)
-        values = before_loop(program, stages, x, parameters, lengths, seed, saved, output_gradient)
+        values = before_loop(program, stages, x, parameters, lengths, seed, saved, output_gradient, start)
         masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
         loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
         order = range(time) if reverse else range(time - 1, -1, -1)
@@ -100,12 +103,13 @@ def before_loop(
     seed: Tensor | None,
     saved: Sequence[Tensor],
     output_gradient: Tensor,
+    start: int,
 ) -> Values:
     """Everything that backward's loop and ``stages`` can read, time folded into the rows."""
     time, batch = x.shape[:2]
     if lengths is not None:
         output_gradient = output_gradient.masked_fill(~_mask(time, lengths).unsqueeze(-1), 0)
-    values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages)
+    values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages, start)
     for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
         values[name] = value if name in program.saved_folded else value.flatten(0, 1)
     values[program.output_gradient] = output_gradient.flatten(0, 1)
@@ -221,21 +225,22 @@ def fixed_values(program: Program, parameters: Sequence[Tensor], device: torch.d
     return values | program.once.run(0, values)
 
 
-def folded_inputs(program: Program, x: Tensor, seed: Tensor | None, stages: Sequence[Stage]) -> Values:
+def folded_inputs(program: Program, x: Tensor, seed: Tensor | None, stages: Sequence[Stage], start: int) -> Values:
     """The input of all steps, and the random draws that some stages read, time folded into the rows."""
     values: Values = {program.input: x.flatten(0, 1)}
     for site, (name, (size, shared)) in enumerate(zip(program.draws, program.sites, strict=True)):
         if any(name in stage.inputs for stage in stages):
-            values[name] = site_draws(x, size, shared, seed, site).flatten(0, 1)
+            values[name] = site_draws(x, size, shared, seed, site, start).flatten(0, 1)
     return values
 
 
-def site_draws(x: Tensor, size: int, shared: str | None, seed: Tensor | None, site: int) -> Tensor:
-    """The numbers of a random site of the formula at every step, float32 (time, batch, size)."""
+def site_draws(x: Tensor, size: int, shared: str | None, seed: Tensor | None, site: int, start: int) -> Tensor:
+    """The numbers of a random site of the formula at every step from ``start``, float32 (time, batch, size)."""
     if seed is None:
         raise ValueError("a formula that draws random numbers needs a seed")
     shape = (1 if shared == "time" else x.shape[0], x.shape[1], size)
-    drawn = random.uniform(shape, seed, device=x.device, stream=site)
+    before = 0 if shared == "time" else start * x.shape[1] * size
+    drawn = random.uniform(shape, seed, device=x.device, stream=site, offset=before)
     return drawn.expand(x.shape[0], *shape[1:])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,8 +89,15 @@ class Recurrent(SequenceLayer):
         return {symbol.name: getattr(self, symbol.name + suffix) for symbol in self.cell.source.parameters}
 
     def forward(
-        self, x: Tensor | PackedSequence, state: State | None = None, lengths: Lengths | None = None
-    ) -> tuple[Any, State]:
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None = None,
+        lengths: Lengths | None = None,
+        *,
+        record: Sequence[str] = (),
+        checkpoint_every: int | None = None,
+        truncate: int | None = None,
+    ) -> Any:
         """Read sequences.
 
         Args:
@@ -99,14 +107,21 @@ class Recurrent(SequenceLayer):
                 zeros by default.
             lengths: (batch,) the number of real steps of each sequence, from 0; all by default. What stands behind
                 them is never read, the output there is 0, the last state is that of the last real step.
+            record: names of the formula, a state entry ("c") or an intermediate value ("i"): their values at every step
+                are returned too, differentiable like the output.
+            checkpoint_every: in training keep the state of every so many steps only, and compute the steps between
+                again in backward: memory for long sequences at the price of a second forward pass.
+            truncate: let no gradient pass from a part of so many steps to the one before (truncated backpropagation
+                through time); values stay as they are.
 
         Returns:
-            The output of the top level at every step, and the last state of every level.
+            The output of the top level at every step, and the last state of every level. With ``record`` also a
+            dictionary of (layers × directions, time, batch, size), batch before time with ``batch_first``.
 
         Raises:
             RuntimeError: sizes that do not fit. ValueError: wrong number of axes, or another dtype.
         """
-        return self.run(x, state, lengths)
+        return self.run(x, state, lengths, record, checkpoint_every, truncate)
 
     def _get_name(self) -> str:
         return self.cell.source.name

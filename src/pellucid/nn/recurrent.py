@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,10 +33,17 @@ class _TorchLayout(SequenceLayer):
         self._solve({"input": self.input_size, "hidden": self.hidden_size, **named}, {})
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: State | None = None, lengths: Lengths | None = None
-    ) -> tuple[Any, State]:
-        """Read sequences: as torch.nn's layer of this name, and with ``lengths`` as `Recurrent.forward`."""
-        return self.run(input, hx, lengths)
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        lengths: Lengths | None = None,
+        *,
+        record: Sequence[str] = (),
+        checkpoint_every: int | None = None,
+        truncate: int | None = None,
+    ) -> Any:
+        """Read sequences: as torch.nn's layer of this name; what comes after ``hx`` is as in `Recurrent.forward`."""
+        return self.run(input, hx, lengths, record, checkpoint_every, truncate)
 
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's: U = weight_ihᵀ, W = weight_hhᵀ, b = bias_ih + bias_hh."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +11,24 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pellucid.errors import label, shape_text
 from pellucid.formula.drop import dropping
+from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
 from pellucid.kernel import launch, random, registry
 from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.chunks import Division
 from pellucid.nn import lengths as real
 
 if TYPE_CHECKING:
     from pellucid.nn.cell import Cell
 
 State = Tensor | tuple[Tensor, ...]
+
+
+class _Options(NamedTuple):
+    """What a call asks for beside output and last state."""
+
+    record: tuple[str, ...]
+    division: Division
 
 
 class SequenceLayer(torch.nn.Module):
@@ -79,10 +88,19 @@ class SequenceLayer(torch.nn.Module):
 
     # -- running ------------------------------------------------------------------------------------------------
 
-    def run(self, x: Tensor | PackedSequence, state: State | None, lengths: real.Lengths | None) -> tuple[Any, State]:
+    def run(
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None,
+        lengths: real.Lengths | None,
+        record: Sequence[str] = (),
+        checkpoint_every: int | None = None,
+        truncate: int | None = None,
+    ) -> Any:
         """Run the layer; the forward of every subclass."""
+        options = _Options(self._recorded(record), self._division(checkpoint_every, truncate))
         if isinstance(x, PackedSequence):
-            return self._run_packed(x, state, lengths)
+            return self._run_packed(x, state, lengths, options)
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
@@ -97,22 +115,30 @@ class SequenceLayer(torch.nn.Module):
         states = self._states(x, state, batched)
         if lengths is not None:
             lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
-        output, last = self._levels(x, states, lengths)
+        output, last, recorded = self._levels(x, states, lengths, options)
         if not batched:
             output, last = output.squeeze(1), tuple(s.squeeze(1) for s in last)
+            recorded = {name: value.squeeze(2) for name, value in recorded.items()}
         elif self.batch_first:
             output = output.transpose(0, 1)
-        return output, last[0] if len(last) == 1 else last
+            recorded = {name: value.transpose(1, 2) for name, value in recorded.items()}
+        result = (output, last[0] if len(last) == 1 else last)
+        return (*result, recorded) if record else result
 
     def _run_packed(
-        self, x: PackedSequence, state: State | None, lengths: real.Lengths | None
+        self, x: PackedSequence, state: State | None, lengths: real.Lengths | None, options: _Options
     ) -> tuple[PackedSequence, State]:
+        if options.record:
+            raise ValueError(
+                f"{label(self)}: record= gives values of padded steps; pass a padded tensor with lengths= instead of a "
+                "PackedSequence (torch.nn.utils.rnn.pad_packed_sequence makes both)"
+            )
         if lengths is not None:
             raise ValueError(f"{label(self)}: a PackedSequence brings its own lengths; pass it without lengths=")
         padded, given = pad_packed_sequence(x)
         self._check_features(padded, True)
         states = self._states(padded, state, True)
-        output, last = self._levels(padded, states, given.to(padded.device))
+        output, last, _ = self._levels(padded, states, given.to(padded.device), options)
         if x.sorted_indices is not None:
             output = output.index_select(1, x.sorted_indices)
             given = given[x.sorted_indices.cpu()]
@@ -120,25 +146,33 @@ class SequenceLayer(torch.nn.Module):
         result = PackedSequence(packed, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
         return result, last[0] if len(last) == 1 else last
 
-    def _levels(self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _levels(
+        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: _Options
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """All levels and directions; x is (time, batch, features)."""
         x, states, cast = self._autocast(x, states)
         last: list[list[Tensor]] = [[] for _ in states]
+        recorded: dict[str, list[Tensor]] = {name: [] for name in options.record}
         for level in range(self.num_layers):
             if lengths is not None:  # padding may hold anything, NaN too: it must not reach a sum over time
                 x = real.fill(x, lengths)
             outputs = []
             for reverse in (False, True)[: self._directions]:
                 place = level * self._directions + reverse
-                output, new = self._direction(x, [s[place] for s in states], level, reverse, lengths, cast)
+                output, new, values = self._direction(
+                    x, [s[place] for s in states], level, reverse, lengths, cast, options
+                )
                 outputs.append(output)
+                for entry, value in zip(recorded.values(), values, strict=True):
+                    entry.append(value)
                 for entry, value in zip(last, new, strict=True):
                     entry.append(value)
             x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
             if level + 1 < self.num_layers and self.training and self.dropout > 0:
                 draws = random.uniform(x.shape, random.draw_seed(), device=x.device)
                 x = dropping(self.dropout)(x, draws, self.dropout)
-        return x, tuple(torch.stack(entry) for entry in last)
+        top = {name: torch.stack(values) for name, values in recorded.items()}
+        return x, tuple(torch.stack(entry) for entry in last), top
 
     def _direction(
         self,
@@ -148,15 +182,23 @@ class SequenceLayer(torch.nn.Module):
         reverse: bool,
         lengths: Tensor | None,
         cast: torch.dtype | None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        options: _Options,
+    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
         values = self.symbol_values(level, reverse)
         parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]
         seed = random.draw_seed() if self.training and self.solution(level).sites else None
         key = self._keys[min(level, 1)]
-        output, last, ran = launch.recurrence(key, self.training, reverse, x, states, parameters, lengths, seed)
+        if options.record:
+            key, columns = registry.recording_keys(key, options.record)
+        output, last, ran = launch.recurrence(
+            key, self.training, reverse, x, states, parameters, lengths, seed, options.division
+        )
         if ran:
             self.__dict__["_ran"] = ran
-        return output, last
+        recorded: Sequence[Tensor] = ()
+        if options.record:
+            output, *recorded = output.split(columns, -1)
+        return output, last, recorded
 
     def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
         """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""
@@ -166,6 +208,27 @@ class SequenceLayer(torch.nn.Module):
         return x.to(dtype), [s.to(dtype) for s in states], dtype
 
     # -- checks -------------------------------------------------------------------------------------------------
+
+    def _recorded(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names that a call wants recorded, checked."""
+        if isinstance(names, str):
+            names = (names,)
+        known = recordable(self.cell.source)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"{label(self)}: record has no {unknown[0]!r}; its formula computes {', '.join(known)}")
+        return tuple(dict.fromkeys(names))
+
+    def _division(self, checkpoint_every: int | None, truncate: int | None) -> Division:
+        for name, steps in (("checkpoint_every", checkpoint_every), ("truncate", truncate)):
+            if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+                raise ValueError(f"{label(self)}: {name} is a number of steps from 1, not {steps!r}")
+        if checkpoint_every and truncate and truncate % checkpoint_every:
+            raise ValueError(
+                f"{label(self)}: the gradient is cut where a checkpoint is, so truncate={truncate} must be a multiple "
+                f"of checkpoint_every={checkpoint_every}"
+            )
+        return Division(checkpoint_every or 0, truncate or 0)
 
     def _axes_text(self) -> str:
         return "(batch, time, features)" if self.batch_first else "(time, batch, features)"

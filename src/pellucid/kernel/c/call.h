@@ -4,6 +4,7 @@
 
 struct call {
   int64_t time, batch;         // of the whole sequence
+  int64_t start;               // the number of the first step, where this is a chunk of a longer sequence
   int64_t begin, end;          // the steps of this call, counted in the order in which they are taken
   int64_t backwards;           // 1: from the last step to the first
   int64_t block;               // rows that one thread takes at a time
