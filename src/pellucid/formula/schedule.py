@@ -221,7 +221,7 @@ class _Scheduler:
         again: set[fx.Node] = set()
         results = [*self.output, *self.new_states]
         if self.fused:
-            self._move_into_loop(forward[INPUT], forward[STEP])
+            self._move_into_loop(forward[INPUT], forward[STEP], products=True)
             self._move_after_into_loop(after, loop)
             self._move_into_loop(before, loop, {n for n in before if any(user in after for user in n.users)})
             again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
@@ -266,20 +266,25 @@ class _Scheduler:
 
     # -- the fused loop -------------------------------------------------------------------------------------------
 
-    def _fits(self, node: fx.Node) -> bool:
-        """Whether a value of all steps can as well be computed step by step inside a fused loop."""
+    def _fits(self, node: fx.Node, products: bool = False) -> bool:
+        """Whether a value of all steps can as well be computed step by step inside a fused loop.
+
+        Forward's products can, for the loop takes them a chunk of steps at a time, which stays in cache.
+        """
         value = node.meta.get("val")
         tensors = [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
-        outside = self.kind[node] == ONCE or node.target in PRODUCTS
+        outside = self.kind[node] == ONCE or (node.target in PRODUCTS and not products)
         stored = all(has_rows(t) and (t.is_floating_point() or t.dtype == torch.bool) for t in tensors)
         return not outside and stored and lowerable(node)
 
-    def _move_into_loop(self, stage: set[fx.Node], loop: set[fx.Node], read_after: Iterable[fx.Node] = ()) -> None:
+    def _move_into_loop(
+        self, stage: set[fx.Node], loop: set[fx.Node], read_after: Iterable[fx.Node] = (), products: bool = False
+    ) -> None:
         """Leave before the loop only what has to be there, and what that is made of.
 
         What is ``read_after`` the loop stays: at steps that are not real the loop leaves zeros, right for gradients.
         """
-        stay = {*read_after} | {n for n in stage if not self._fits(n)}
+        stay = {*read_after} | {n for n in stage if not self._fits(n, products)}
         moved = stage - self._ancestors(stay)
         stage -= moved
         loop |= moved

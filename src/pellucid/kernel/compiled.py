@@ -20,6 +20,7 @@ from pellucid.kernel.stepwise import Values, after_loop, before_loop, fixed_valu
 
 ALIGNMENT = 64
 BLOCK = 48  # rows that a thread takes through all steps together: their scratch stays in the second cache
+AHEAD = 2**16  # numbers that a chunk of steps computes ahead: they stay in the second cache
 OPERATIONS_WITHOUT_A_PAUSE = 4e9  # about 50 ms: then Python looks after signals
 OPERATIONS_FOR_A_THREAD = 2e5  # below that, waking another one costs more than it helps
 
@@ -42,7 +43,7 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int64)
-            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "threads")
+            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "chunk", "threads")
         ),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("lengths", "strides", "slots", "parallel", "work", "buffers")),
@@ -151,7 +152,7 @@ class _Loop:
         self._run = getattr(library, layout.name)
         self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
         self._work = getattr(library, f"{layout.name}_work")
-        self._work.argtypes, self._work.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
+        self._work.argtypes, self._work.restype = [ctypes.c_int64] * 3, ctypes.c_int64
 
     def buffers(self, time: int, batch: int) -> dict[str, Tensor]:
         """Memory for the outputs."""
@@ -188,11 +189,11 @@ class _Loop:
         buffers = _array(ctypes.c_void_p, [None if place is None else place.data_ptr() for place in places])
         strides = _array(ctypes.c_int64, [stride for matrix in matrices for stride in matrix.stride()])
         kept = _array(ctypes.c_int64, slots)
-        threads, block = self._division(batch, time)
-        work = memory.empty((self._work(block, threads) + ALIGNMENT,), torch.uint8)
+        threads, block, chunk = self._division(batch, time)
+        work = memory.empty((self._work(block, chunk, threads) + ALIGNMENT,), torch.uint8)
         real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
         call = _Call(
-            *(time, batch, start, 0, 0, backwards, block, threads),
+            *(time, batch, start, 0, 0, backwards, block, chunk, threads),
             0 if seed is None else int(seed) % 2**64,
             None if real is None else real.data_ptr(),
             ctypes.addressof(strides),
@@ -209,12 +210,13 @@ class _Loop:
             result.copy_(steps[(0 if backwards else time) % n])
         return history, last
 
-    def _division(self, batch: int, time: int) -> tuple[int, int]:
-        """How many threads share the rows, and how many rows one takes at a time."""
+    def _division(self, batch: int, time: int) -> tuple[int, int, int]:
+        """How many threads share the rows, how many rows one takes at a time, and how many steps at a time."""
         useful = int(batch * time * self.layout.operations / OPERATIONS_FOR_A_THREAD)
         threads = 1 if _forked else max(1, min(torch.get_num_threads(), batch, useful))
         share = -(-batch // threads)
-        return threads, -(-share // -(-share // BLOCK))
+        block = -(-share // -(-share // BLOCK))
+        return threads, block, max(1, min(time, AHEAD // max(1, block * self.layout.ahead)))
 
 
 def _array(kind: Any, values: Sequence[Any]) -> Any:

@@ -16,7 +16,7 @@ import operator
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ class Loop:
     states: tuple[str, ...]  # each a buffer of slots (batch, width), and how many slots there are
     state_storage: str
     outputs: Mapping[str, tuple[int, str]]  # (time · batch, width), without the new states: width and storage
+    ahead: int  # columns of what is computed for a chunk of steps at once
     output_is_state: int | None  # the state that is the output too; its buffer may be NULL
     operations: int  # multiplications and additions of a row's step, about
 
@@ -181,6 +182,7 @@ class _Function:
             states=states,
             state_storage=storage,
             outputs={n: (v.width, results[n]) for n, v in outputs.items()},
+            ahead=0,
             output_is_state=new_states.index(output) if output in new_states else None,
             operations=sum(2 * depth * width for depth, width in self.lowered.matrices.values())
             + 20 * sum(value.width for value in self.lowered.outputs.values()),
@@ -198,6 +200,7 @@ class _Function:
         self.reduces: dict[Level, list[Value]] = defaultdict(list)
         self.products: dict[int, list[Value]] = defaultdict(list)
         self.draws: list[Value] = []
+        self.ahead: list[tuple[Value, _Place]] = []  # products of inputs, and where a chunk of steps of them lies
         self.sweeps: list[str] = []
         self.now_places = {state: self._slot(state, "now") for state in states}
         self.next_places: dict[str, _Place] = {}
@@ -211,6 +214,7 @@ class _Function:
             self.output_places[output_name] = self._output(output_name, value)
             self._keep(value, self.output_places[output_name])
         self._plan()
+        self.loop = replace(self.loop, ahead=sum(value.width for value, _ in self.ahead))
 
     # -- places ---------------------------------------------------------------------------------------------------
 
@@ -247,9 +251,9 @@ class _Function:
         )
         return self._place(f"{state}_{when}", made, self.state_storage, width)
 
-    def _scratch(self, value: Value, storage: str) -> _Place:
+    def _scratch(self, value: Value, storage: str, name: str = "kept") -> _Place:
         alone = value.width == 1 and value.kind != "product"
-        place = self._place(f"{value.name}_kept", "", storage, 1 if alone else f"PADDED({value.width})")
+        place = self._place(f"{value.name}_{name}", "", storage, 1 if alone else f"PADDED({value.width})")
         self.scratch.append(place)
         return place
 
@@ -266,12 +270,20 @@ class _Function:
         """How many products, and since the last of them how many reductions, come before a value."""
         if value not in self.levels:
             level = max((self.level(v) for v in value.values), default=(0, 0))
-            if value.kind == "product":
+            if value.kind == "product" and not self._of_input(value):
                 level = (level[0] + 1, 0)
             elif value.kind == "reduce":
                 level = (level[0], level[1] + 1)
             self.levels[value] = level
         return self.levels[value]
+
+    def _of_input(self, product: Value) -> bool:
+        """Whether a product's operand is there, as real numbers, for all steps before the loop."""
+        operand = product.values[0]
+        while operand.kind == "slice":
+            operand = operand.values[0]
+        memory = operand.kind == "memory" and operand.rows and operand.name in self.loop.inputs
+        return memory and self.storage[operand.name] == self.real
 
     def _plan(self) -> None:
         """From the last level to the first: keep what a later level reads."""
@@ -297,7 +309,12 @@ class _Function:
                 self.draws.append(value)
                 self.places[value] = self._scratch(value, "float32")
         elif value.kind == "product":
-            if value not in self.places:
+            if value not in self.places and self._of_input(value):
+                chunk = self._scratch(value, "real", "chunk")
+                made = f"{chunk.pointer} + (t - ahead) * rows * {chunk.stride}"
+                self.places[value] = self._place(f"{value.name}_kept", made, "real", chunk.stride)
+                self.ahead.append((value, chunk))
+            elif value not in self.places:
                 self.products[own[0]].append(value)
                 self.places[value] = self._scratch(value, "real")
                 operand = value.values[0]
@@ -347,8 +364,14 @@ class _Function:
             *_indented(self._scratches()),
             *_indented(self._packed()),
             *_indented(self._fill_draws("time")),
+            *(
+                ["  int64_t ahead = 0; // the first step of the chunk whose input products are there"]
+                if self.ahead
+                else []
+            ),
             "  for (int64_t step = call->begin; step < call->end; step++) {",
             "    const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;",
+            *_indented(self._products_ahead(), 2),
             *_indented(self._slots(), 2),
             *_indented((f"UNUSED {self._declared(place)}" for place in self.pointers if place.made), 2),
             *(["    if (any_real(call, first, rows, t)) {"] if self.zeros else ["    {"]),
@@ -365,9 +388,16 @@ class _Function:
         const = "const " if place in self.places.values() else ""
         return f"{const}{place.storage}_storage *const {place.pointer} = {place.made};"
 
+    def _size(self, place: _Place) -> str:
+        """Bytes of scratch."""
+        steps = "chunk * " if any(place is chunk for _, chunk in self.ahead) else ""
+        return f"ROUNDED({steps}block * {place.stride} * (int64_t)sizeof({place.storage}_storage))"
+
     def _scratches(self) -> Iterator[str]:
+        if self.scratch:
+            yield "UNUSED const int64_t block = call->block, chunk = call->chunk;"
         for place in self.scratch:
-            size = f"ROUNDED(call->block * {place.stride} * (int64_t)sizeof({place.storage}_storage))"
+            size = self._size(place)
             yield f"{place.storage}_storage *const {place.pointer} = (void *)scratch; scratch += {size};"
 
     def _packed(self) -> Iterator[str]:
@@ -400,6 +430,29 @@ class _Function:
             to = self.places[value].pointer
             yield f"// {value.name} = {operand.name} @ {value.operation}"
             yield f"product(rows, {depth}, {width}, {found[0]}, {found[1]}, packed_{matrix}, {to});"
+
+    def _products_ahead(self) -> Iterator[str]:
+        """Products of the input, for a chunk of steps: a matrix is read once for all of them."""
+        if not self.ahead:
+            return
+        yield "if ((step - call->begin) % call->chunk == 0) {"
+        yield "  const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;"
+        yield "  ahead = call->backwards ? t - steps + 1 : t;"
+        yield "  if (any_real(call, first, rows, ahead)) {" if self.zeros else "  {"
+        for value, chunk in self.ahead:
+            operand, start = value.values[0], 0
+            while operand.kind == "slice":
+                operand, start = operand.values[0], start + operand.start
+            matrix = list(self.lowered.matrices).index(value.operation)
+            depth, width = self.lowered.matrices[value.operation]
+            whole = f"(const real *){self._buffer(operand.name)}"
+            shift = f" + {start}" if start else ""
+            yield f"    // {value.name} = {value.values[0].name} @ {value.operation}"
+            yield f"    products(steps, call->batch, rows, {depth}, {width},"
+            yield f"      {whole} + (ahead * call->batch + first) * {operand.width}{shift}, {operand.width},"
+            yield f"      packed_{matrix}, {chunk.pointer});"
+        yield "  }"
+        yield "}"
 
     def _rows(self, stage: int) -> list[str]:
         """What is done to one row after another between two products."""
@@ -446,7 +499,7 @@ class _Function:
     def _entry(self) -> list[str]:
         name, matrices = self.name, self.lowered.matrices
         packed = [f"ROUNDED({depth} * PADDED({width}) * (int64_t)sizeof(real))" for depth, width in matrices.values()]
-        scratch = [f"ROUNDED(block * {p.stride} * (int64_t)sizeof({p.storage}_storage))" for p in self.scratch]
+        scratch = [self._size(place) for place in self.scratch]
         packing: list[str] = []
         for i, (matrix, (depth, width)) in enumerate(matrices.items()):
             strides = f"call->strides[{2 * i}], call->strides[{2 * i + 1}]"
@@ -461,7 +514,7 @@ class _Function:
         panels = " + ".join(f"PADDED({width}) / PANEL" for _, width in matrices.values())
         return [
             "// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.",
-            f"int64_t {name}_work(UNUSED int64_t block, int64_t threads)",
+            f"int64_t {name}_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)",
             "{",
             f"  return {' + '.join(packed) or '0'} + threads * ({' + '.join(scratch) or '0'});",
             "}",
@@ -476,7 +529,7 @@ class _Function:
             f"static void {name}_task(const struct call *call, int64_t task, int64_t worker)",
             "{",
             "  const int64_t first = task * call->block, rest = call->batch - first;",
-            f"  char *scratch = call->work + {name}_work(call->block, worker);",
+            f"  char *scratch = call->work + {name}_work(call->block, call->chunk, worker);",
             f"  {name}_block(call, first, rest < call->block ? rest : call->block, scratch);",
             "}",
             "",
@@ -664,7 +717,8 @@ def _number(number: float | bool) -> str:
 
 
 _WORDS = (
-    "auto default enum extern goto long register signed volatile row rows first step t r j n at call scratch output"
+    "auto default enum extern goto long register signed volatile "
+    "row rows first step t r j n at call scratch output ahead left steps chunk block"
 )
 
 

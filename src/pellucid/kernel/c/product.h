@@ -59,32 +59,47 @@ INLINE void tile(const int rows, const int count, const real *a, int64_t a_strid
       *(vec *)(out + r * out_stride + v * LANES) = sums[r][v];
 }
 
+// Rows of one panel.
+UNUSED static void panel_product(int64_t rows, int64_t depth, const real *a, int64_t a_stride, const real *panel,
+                                 real *out, int64_t out_stride)
+{
+  for (int64_t r = 0; r < rows; r += TILE) {
+    const real *from = a + r * a_stride;
+    real *to = out + r * out_stride;
+    switch (rows - r < TILE ? rows - r : TILE) {
+    case 1: tile(1, 1, from, a_stride, depth, panel, to, out_stride); break;
+    case 2: tile(2, 1, from, a_stride, depth, panel, to, out_stride); break;
+    case 3: tile(3, 1, from, a_stride, depth, panel, to, out_stride); break;
+    case 4: tile(4, 1, from, a_stride, depth, panel, to, out_stride); break;
+    case 5: tile(5, 1, from, a_stride, depth, panel, to, out_stride); break;
+    default: tile(6, 1, from, a_stride, depth, panel, to, out_stride);
+    }
+  }
+}
+
 // out (rows × PADDED(width)) = a (rows × depth) times a packed matrix.
 UNUSED static void product(int64_t rows, int64_t depth, int64_t width, const real *a, int64_t a_stride,
                            const real *packed, real *out)
 {
   const int64_t panels = PADDED(width) / PANEL, out_stride = PADDED(width);
-  if (rows == 1) {
-    int64_t p = 0;
-    for (; p + 2 <= panels; p += 2)
-      tile(1, 2, a, a_stride, depth, packed + p * depth * PANEL, out + p * PANEL, out_stride);
-    if (p < panels)
-      tile(1, 1, a, a_stride, depth, packed + p * depth * PANEL, out + p * PANEL, out_stride);
+  int64_t p = 0;
+  for (; rows == 1 && p + 2 <= panels; p += 2)
+    tile(1, 2, a, a_stride, depth, packed + p * depth * PANEL, out + p * PANEL, out_stride);
+  for (; p < panels; p++)
+    panel_product(rows, depth, a, a_stride, packed + p * depth * PANEL, out + p * PANEL, out_stride);
+}
+
+// The same for steps, each of which takes its rows from a batch; out is contiguous.
+UNUSED static void products(int64_t steps, int64_t batch, int64_t rows, int64_t depth, int64_t width, const real *a,
+                            int64_t a_stride, const real *packed, real *out)
+{
+  if (rows == batch || steps == 1) {
+    product(steps * rows, depth, width, a, a_stride, packed, out);
     return;
   }
-  for (int64_t p = 0; p < panels; p++) {
-    const real *panel = packed + p * depth * PANEL;
-    for (int64_t r = 0; r < rows; r += TILE) {
-      const real *from = a + r * a_stride;
-      real *to = out + r * out_stride + p * PANEL;
-      switch (rows - r < TILE ? rows - r : TILE) {
-      case 1: tile(1, 1, from, a_stride, depth, panel, to, out_stride); break;
-      case 2: tile(2, 1, from, a_stride, depth, panel, to, out_stride); break;
-      case 3: tile(3, 1, from, a_stride, depth, panel, to, out_stride); break;
-      case 4: tile(4, 1, from, a_stride, depth, panel, to, out_stride); break;
-      case 5: tile(5, 1, from, a_stride, depth, panel, to, out_stride); break;
-      default: tile(6, 1, from, a_stride, depth, panel, to, out_stride);
-      }
-    }
-  }
+  const int64_t panels = PADDED(width) / PANEL, out_stride = PADDED(width);
+  for (int64_t p = 0; p < panels; p++)
+    for (int64_t s = 0; s < steps; s++)
+      panel_product(rows, depth, a + s * batch * a_stride, a_stride, packed + p * depth * PANEL,
+                    out + s * rows * out_stride + p * PANEL, out_stride);
 }
