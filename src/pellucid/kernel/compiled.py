@@ -175,14 +175,28 @@ class _Loop:
         start: int,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Fill the outputs; return the slots of every state, and the last states."""
-        layout = self.layout
         history = [memory.empty((n, *s.shape), self.state_dtype) for n, s in zip(slots, states, strict=True)]
         first = time if backwards else 0
         for steps, state, n in zip(history, states, slots, strict=True):
             steps[first % n].copy_(state)
-        last = [steps[(0 if backwards else time) % n].clone() for steps, n in zip(history, slots, strict=True)]
-        if time == 0 or batch == 0:
-            return history, last
+        if time and batch:
+            self._fill(values, history, outputs, slots, time, batch, backwards, lengths, seed, start)
+        return history, [steps[(0 if backwards else time) % n].clone() for steps, n in zip(history, slots, strict=True)]
+
+    def _fill(
+        self,
+        values: Values,
+        history: Sequence[Tensor],
+        outputs: Mapping[str, Tensor],
+        slots: Sequence[int],
+        time: int,
+        batch: int,
+        backwards: bool,
+        lengths: Tensor | None,
+        seed: Tensor | None,
+        start: int,
+    ) -> None:
+        layout = self.layout
         inputs = [values[name].contiguous() for name in layout.inputs]
         matrices = [values[name] for name in layout.matrices]
         places = [*inputs, *history, *(outputs[name] for name in layout.outputs), outputs.get("output"), *matrices]
@@ -206,9 +220,6 @@ class _Loop:
         for begin in range(0, time, at_once):
             call.begin, call.end = begin, min(begin + at_once, time)
             self._run(ctypes.addressof(call))
-        for result, steps, n in zip(last, history, slots, strict=True):
-            result.copy_(steps[(0 if backwards else time) % n])
-        return history, last
 
     def _division(self, batch: int, time: int) -> tuple[int, int, int]:
         """How many threads share the rows, how many rows one takes at a time, and how many steps at a time."""

@@ -48,19 +48,36 @@ class Stage:
 
     def run(self, rows: int, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Take the inputs by name from ``values`` and return the outputs by name."""
+        if not self.outputs:
+            return {}
         results = self.function(rows, *(values[name] for name in self.inputs))
         return dict(zip(self.outputs, results, strict=True))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (programs live as long as the process)
-    def only(self, outputs: tuple[str, ...]) -> Stage:
-        """The same stage for fewer outputs, without the work that only the others need."""
+    def only(self, outputs: tuple[str, ...], transposed: tuple[str, ...] = ()) -> Stage:
+        """The same stage for fewer outputs, without the work that only the others need.
+
+        Products in ``transposed`` come as the transposed view of a product that is contiguous.
+        """
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
-        results = graph.graph_copy(self.graph, copied)
-        assert isinstance(results, tuple)
+        results: Any = graph.graph_copy(self.graph, copied)
+        for name in transposed:
+            node = results[self.outputs.index(name)]
+            if node.target is torch.ops.aten.mm.default:
+                with graph.inserting_before(node):
+                    turned = graph.call_function(node.target, tuple(_transposed(graph, a) for a in node.args[::-1]))
+                    node.replace_all_uses_with(copy := graph.call_function(torch.t, (turned,)))
+                results = tuple(copy if result is node else result for result in results)
         graph.output(tuple(results[self.outputs.index(name)] for name in outputs))
         graph.eliminate_dead_code()
         return Stage(graph, self.inputs, outputs)
+
+
+def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    if node.target is torch.ops.aten.permute.default:
+        return node.args[0]  # type: ignore[return-value]
+    return graph.call_function(torch.t, (node,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,10 +121,17 @@ def after_loop(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of input and parameters from what backward's loop has left."""
     names = (program.input_gradient, *program.parameter_gradients)
-    after = program.after.only(tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need)))
+    wanted = tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need))
+    # The gradient of a parameter that is a transposed view (torch's weights) gets its layout: nobody has to copy it.
+    turned = [n for n, p in zip(names[1:], program.parameters, strict=True) if _is_transposed(values[p])]
+    after = program.after.only(wanted, tuple(turned))
     results = values | after.run(x.shape[0] * x.shape[1], values)
     of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
     return None if of_input is None else of_input.reshape(x.shape), of_parameters
+
+
+def _is_transposed(matrix: Tensor) -> bool:
+    return matrix.dim() == 2 and not matrix.is_contiguous() and matrix.stride(0) == 1
 
 
 @dataclass(frozen=True)

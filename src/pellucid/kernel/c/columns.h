@@ -14,12 +14,14 @@ typedef double real_storage;
 #define put_real put_float64
 #define read_real read_float64
 #define write_real write_float64
+#define store_real store_float64
 #else
 typedef float real_storage;
 #define take_real take_float32
 #define put_real put_float32
 #define read_real read_float32
 #define write_real write_float32
+#define store_real store_float32
 #endif
 
 #define DEFINE_COLUMNS(type)                                                                                           \

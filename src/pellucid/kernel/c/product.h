@@ -13,6 +13,31 @@
 #define PANEL (VECTORS * LANES)
 #define PADDED(width) (((width) + PANEL - 1) / PANEL * PANEL)
 
+// LANES rows of LANES numbers become columns.
+INLINE void transpose(vec *rows)
+{
+  vec shuffled[LANES];
+#if defined(__clang__)
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < LANES; j++)
+      shuffled[j][i] = rows[i][j];
+  memcpy(rows, shuffled, sizeof(shuffled));
+#else
+  ivec low, high; // the first halves of two rows in turn, the second halves
+  for (int i = 0; i < LANES; i++) {
+    low[i] = i / 2 + i % 2 * LANES;
+    high[i] = low[i] + LANES / 2;
+  }
+  for (int done = 1; done < LANES; done *= 2) {
+    for (int i = 0; i < LANES / 2; i++) {
+      shuffled[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
+      shuffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+    }
+    memcpy(rows, shuffled, sizeof(shuffled));
+  }
+#endif
+}
+
 // One panel of a matrix of any strides.
 #define DEFINE_PACK(type)                                                                                              \
   UNUSED static void pack_##type(const type##_storage *matrix, int64_t row_stride, int64_t column_stride,             \
@@ -21,7 +46,17 @@
     real *to = packed + panel * depth * PANEL;                                                                         \
     const type##_storage *from = matrix + panel * PANEL * column_stride;                                              \
     const int64_t columns = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;                            \
-    for (int64_t block = 0; block < depth; block += 16) {                                                             \
+    const int64_t turned = row_stride == 1 && columns == PANEL ? depth / LANES * LANES : 0;                           \
+    for (int64_t k = 0; k < turned; k += LANES)                                                                       \
+      for (int64_t c = 0; c < PANEL; c += LANES) {                                                                     \
+        vec square[LANES];                                                                                             \
+        for (int i = 0; i < LANES; i++)                                                                                \
+          square[i] = load_##type(from + (c + i) * column_stride + k);                                                \
+        transpose(square);                                                                                             \
+        for (int i = 0; i < LANES; i++)                                                                                \
+          store_real(to + (k + i) * PANEL + c, square[i]);                                                             \
+      }                                                                                                                \
+    for (int64_t block = turned; block < depth; block += 16) {                                                        \
       const int64_t end = block + 16 < depth ? block + 16 : depth;                                                    \
       if (column_stride == 1) {                                                                                        \
         for (int64_t k = block; k < end; k++)                                                                          \
