@@ -20,7 +20,8 @@ from pellucid.kernel.stepwise import Values, after_loop, before_loop, fixed_valu
 
 ALIGNMENT = 64
 BLOCK = 48  # rows that a thread takes through all steps together: their scratch stays in the second cache
-AHEAD = 2**16  # numbers that a chunk of steps computes ahead: they stay in the second cache
+AHEAD = 2**16  # numbers that a block of rows computes ahead: they stay in the second cache
+AHEAD_TOGETHER = 2**22  # the same where all threads compute them
 OPERATIONS_WITHOUT_A_PAUSE = 4e9  # about 50 ms: then Python looks after signals
 OPERATIONS_FOR_A_THREAD = 2e5  # below that, waking another one costs more than it helps
 
@@ -43,7 +44,7 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int64)
-            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "chunk", "threads")
+            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "chunk", "together", "threads")
         ),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("lengths", "strides", "slots", "parallel", "work", "buffers")),
@@ -203,11 +204,17 @@ class _Loop:
         buffers = _array(ctypes.c_void_p, [None if place is None else place.data_ptr() for place in places])
         strides = _array(ctypes.c_int64, [stride for matrix in matrices for stride in matrix.stride()])
         kept = _array(ctypes.c_int64, slots)
-        threads, block, chunk = self._division(batch, time)
-        work = memory.empty((self._work(block, chunk, threads) + ALIGNMENT,), torch.uint8)
         real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
+        threads, block = self._division(batch, time)
+        steps = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads / (batch * layout.operations)))
+        together = bool(layout.ahead) and block == batch and threads > 1
+        if together:
+            steps = chunk = min(time, steps, max(1, AHEAD_TOGETHER // (batch * layout.ahead)))
+        else:
+            chunk = min(time, steps, max(1, AHEAD // max(1, block * layout.ahead)))
+        work = memory.empty((self._work(block, chunk, min(threads, -(-batch // block))) + ALIGNMENT,), torch.uint8)
         call = _Call(
-            *(time, batch, start, 0, 0, backwards, block, chunk, threads),
+            *(time, batch, start, 0, 0, backwards, block, chunk, together, threads),
             0 if seed is None else int(seed) % 2**64,
             None if real is None else real.data_ptr(),
             ctypes.addressof(strides),
@@ -216,18 +223,16 @@ class _Loop:
             -(-work.data_ptr() // ALIGNMENT) * ALIGNMENT,
             ctypes.addressof(buffers),
         )
-        at_once = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads / (batch * layout.operations)))
-        for begin in range(0, time, at_once):
-            call.begin, call.end = begin, min(begin + at_once, time)
+        for begin in range(0, time, steps):
+            call.begin, call.end = begin, min(begin + steps, time)
             self._run(ctypes.addressof(call))
 
-    def _division(self, batch: int, time: int) -> tuple[int, int, int]:
-        """How many threads share the rows, how many rows one takes at a time, and how many steps at a time."""
+    def _division(self, batch: int, time: int) -> tuple[int, int]:
+        """How many threads there are for the work, and how many rows one takes at a time."""
         useful = int(batch * time * self.layout.operations / OPERATIONS_FOR_A_THREAD)
-        threads = 1 if _forked else max(1, min(torch.get_num_threads(), batch, useful))
-        share = -(-batch // threads)
-        block = -(-share // -(-share // BLOCK))
-        return threads, block, max(1, min(time, AHEAD // max(1, block * self.layout.ahead)))
+        threads = 1 if _forked else max(1, min(torch.get_num_threads(), useful))
+        share = -(-batch // min(threads, batch))
+        return threads, -(-share // -(-share // BLOCK))
 
 
 def _array(kind: Any, values: Sequence[Any]) -> Any:

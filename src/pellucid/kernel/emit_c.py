@@ -398,12 +398,12 @@ class _Function:
             yield "UNUSED const int64_t block = call->block, chunk = call->chunk;"
         for place in self.scratch:
             size = self._size(place)
-            yield f"{place.storage}_storage *const {place.pointer} = (void *)scratch; scratch += {size};"
+            yield f"UNUSED {place.storage}_storage *const {place.pointer} = (void *)scratch; scratch += {size};"
 
     def _packed(self) -> Iterator[str]:
         place = "call->work"
         for i, (depth, width) in enumerate(self.lowered.matrices.values()):
-            yield f"const real *const packed_{i} = (const real *)({place});"
+            yield f"UNUSED const real *const packed_{i} = (const real *)({place});"
             place = f"(const char *)(packed_{i} + {depth} * PADDED({width}))"
 
     def _slots(self) -> Iterator[str]:
@@ -425,8 +425,7 @@ class _Function:
             operand = value.values[0]
             found = self._in_memory(operand)
             assert found is not None
-            matrix = list(self.lowered.matrices).index(value.operation)
-            depth, width = self.lowered.matrices[value.operation]
+            matrix, depth, width = self._matrix(value)
             to = self.places[value].pointer
             yield f"// {value.name} = {operand.name} @ {value.operation}"
             yield f"product(rows, {depth}, {width}, {found[0]}, {found[1]}, packed_{matrix}, {to});"
@@ -438,21 +437,53 @@ class _Function:
         yield "if ((step - call->begin) % call->chunk == 0) {"
         yield "  const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;"
         yield "  ahead = call->backwards ? t - steps + 1 : t;"
-        yield "  if (any_real(call, first, rows, ahead)) {" if self.zeros else "  {"
+        skipped = " && any_real(call, first, rows, ahead)" if self.zeros else ""
+        yield f"  if (!call->together{skipped}) {{"
         for value, chunk in self.ahead:
-            operand, start = value.values[0], 0
-            while operand.kind == "slice":
-                operand, start = operand.values[0], start + operand.start
-            matrix = list(self.lowered.matrices).index(value.operation)
-            depth, width = self.lowered.matrices[value.operation]
-            whole = f"(const real *){self._buffer(operand.name)}"
-            shift = f" + {start}" if start else ""
+            matrix, depth, width = self._matrix(value)
+            rows, stride = self._input_rows(value, "ahead * call->batch + first")
             yield f"    // {value.name} = {value.values[0].name} @ {value.operation}"
-            yield f"    products(steps, call->batch, rows, {depth}, {width},"
-            yield f"      {whole} + (ahead * call->batch + first) * {operand.width}{shift}, {operand.width},"
+            yield f"    products(steps, call->batch, rows, {depth}, {width}, {rows}, {stride},"
             yield f"      packed_{matrix}, {chunk.pointer});"
         yield "  }"
         yield "}"
+
+    def _matrix(self, product: Value) -> tuple[int, int, int]:
+        """The number, depth and width of a product's matrix."""
+        return list(self.lowered.matrices).index(product.operation), *self.lowered.matrices[product.operation]
+
+    def _input_rows(self, product: Value, first: str) -> tuple[str, int]:
+        """The pointer to some of the input's rows, of which a product is taken, and their distance."""
+        operand, start = product.values[0], 0
+        while operand.kind == "slice":
+            operand, start = operand.values[0], start + operand.start
+        shift = f" + {start}" if start else ""
+        return f"(const real *){self._buffer(operand.name)} + ({first}) * {operand.width}{shift}", operand.width
+
+    def _all_ahead(self) -> list[str]:
+        """One block of rows alone: the threads share the products of the input of all steps by their panels."""
+        if not self.ahead:
+            return []
+        lines = [
+            f"char *scratch = call->work + {self.name}_work(call->block, call->chunk, 0);",
+            *self._scratches(),
+            *self._packed(),
+            "const int64_t ahead = call->backwards ? call->time - call->end : call->begin;",
+            "const int64_t rows = (call->end - call->begin) * call->batch;",
+        ]
+        for value, chunk in self.ahead:
+            matrix, depth, width = self._matrix(value)
+            rows, stride = self._input_rows(value, "ahead * call->batch")
+            lines += [
+                f"if (task < PADDED({width}) / PANEL) {{ // {value.name} = {value.values[0].name} @ {value.operation}",
+                f"  panel_product(rows, {depth}, {rows}, {stride},",
+                f"    packed_{matrix} + task * {depth} * PANEL, {chunk.pointer} + task * PANEL, PADDED({width}));",
+                "  return;",
+                "}",
+                f"task -= PADDED({width}) / PANEL;",
+            ]
+        head = f"static void {self.name}_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)"
+        return [head, "{", *_indented(lines), "}", ""]
 
     def _rows(self, stage: int) -> list[str]:
         """What is done to one row after another between two products."""
@@ -512,6 +543,7 @@ class _Function:
                 f"task -= PADDED({width}) / PANEL;",
             ]
         panels = " + ".join(f"PADDED({width}) / PANEL" for _, width in matrices.values())
+        ahead = " + ".join(f"PADDED({value.width}) / PANEL" for value, _ in self.ahead)
         return [
             "// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.",
             f"int64_t {name}_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)",
@@ -526,6 +558,7 @@ class _Function:
             ),
             *_indented([*self._packed(), *packing] if panels else []),
             *(["}", ""] if panels else []),
+            *self._all_ahead(),
             f"static void {name}_task(const struct call *call, int64_t task, int64_t worker)",
             "{",
             "  const int64_t first = task * call->block, rest = call->batch - first;",
@@ -536,6 +569,7 @@ class _Function:
             f"void {name}(const struct call *call)",
             "{",
             *(["  if (call->begin == 0)", f"    share(call, {name}_pack, {panels});"] if panels else []),
+            *(["  if (call->together)", f"    share(call, {name}_ahead, {ahead});"] if self.ahead else []),
             f"  share(call, {name}_task, (call->batch + call->block - 1) / call->block);",
             "}",
             "",

@@ -9,6 +9,7 @@ struct call {
   int64_t backwards;           // 1: from the last step to the first
   int64_t block;               // rows that one thread takes at a time
   int64_t chunk;               // steps whose input products are computed together
+  int64_t together;            // 1: one block of rows, whose input products all threads compute before the steps
   int64_t threads;
   uint64_t seed;               // of the random draws
   const int64_t *lengths;      // real steps of each row, or NULL
