@@ -28,7 +28,7 @@ class Speed(Figure):
     @property
     def opponent(self) -> str:
         """Whom the floor is about: torch.nn, or the Python loop where torch.nn has no such layer."""
-        return "Python loop" if self.torch_nn_ms is None else "torch.nn"
+        return "the Python loop" if self.torch_nn_ms is None else "torch.nn"
 
     @property
     def factor(self) -> float:
@@ -39,7 +39,7 @@ class Speed(Figure):
         """Say what is missing to the floor."""
         if self.floor is None or self.factor >= self.floor:
             return None
-        return f"{self.factor:.2f}× as fast as the {self.opponent}, the floor is {self.floor:g}×"
+        return f"{self.factor:.2f}× as fast as {self.opponent}, the floor is {self.floor:g}×"
 
 
 @dataclass(frozen=True)
