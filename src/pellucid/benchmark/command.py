@@ -1,0 +1,156 @@
+"""The command `pellucid bench`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+import pellucid
+from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
+from pellucid.benchmark.limit import measure_rates
+from pellucid.benchmark.processes import FIRST_RESULT, MEMORY
+from pellucid.benchmark.speed import RECURRENT
+from pellucid.benchmark.streaming import STREAMING
+from pellucid.benchmark.table import tables
+
+SUITES: dict[str, Sequence[Row]] = {"recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY]}
+PLAIN_WIDTH = 120  # columns where there is no terminal
+
+
+@click.command()
+@click.argument("suite", type=click.Choice(sorted(SUITES)), default="recurrent")
+@click.option("--rows", "wanted", metavar="TEXT", help="Only the rows whose section and name have all words of TEXT.")
+@click.option("--check", is_flag=True, help="End with exit status 1 too if a row misses its floor.")
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(1), help="Least timed runs of each side.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice.")
+@click.option(
+    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where the layers run."
+)
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+def bench(
+    suite: str, wanted: str | None, check: bool, rounds: int, threads: int | None, device: str, path: Path | None
+) -> None:
+    """Time pellucid's layers beside torch.nn's and beside what the machine can do, in one run.
+
+    Every row first compares values and gradients with the opponent's in float64 and in float32: Δ is the largest
+    difference in float64, relative to the largest entry. A row that differs gets no figure, and the command ends
+    with exit status 1. Then both sides take turns, and medians are shown. Rows are called by batch, steps,
+    input→hidden. The whole suite takes about four minutes on two cores; the sections are:
+
+    \b
+    speed         A training step: forward + backward. "× nn" above 1 means that pellucid is faster than torch.nn;
+                  "loop" is the same formula in a Python loop, as one writes it without pellucid. "2.03 < 2.2" is a
+                  row that misses its floor of 2.2. Floors are promises for two threads of a CPU.
+    streaming     Inference one step at a time, the state carried: a layer with an input of one step, and a cell.
+    first result  From @pellucid.cell on a new formula to the end of its first training step, in a new process; with
+                  a cold cache the kernel is compiled, with a warm one it is found on disk.
+    memory        The peak of a training step on 10,000 steps.
+
+    \b
+    After the time stands the share of the machine's limit, the least time that the step could take:
+      limit = max(FLOPs / rate of a matrix product, bytes / rate of a copy)
+      FLOPs = 6 × multiply-accumulates of forward's products (two FLOPs each; backward has twice the products)
+      bytes = 3 × those of input, outputs and parameters (forward, again in backward, gradient)
+    Both rates are measured first, with the same threads, and stand below the tables.
+
+    \b
+    Examples:
+      pellucid bench
+      pellucid bench --rows lstm
+      pellucid bench --rows "gru 32," --rounds 51
+      pellucid bench --rows memory
+      pellucid bench recurrent --check --json figures.json
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: torch finds no GPU here. Leave the option out to measure the CPU.")
+    if device == "cuda" and check:
+        raise click.UsageError("--check: the floors are those of the CPU. Leave --check or --device cuda out.")
+    rows = _pick(suite, wanted)
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    figures: dict[str, list[Figure]] = {row.section: [] for row in rows}
+    left_out: dict[str, str] = {}
+    complaints: list[str] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("the machine's limit", total=len(rows) + 1)
+        run = Run(rounds, torch.get_num_threads(), device, measure_rates(device))
+        for row in rows:
+            called = f"{row.section}: {row.name}"
+            progress.update(task, advance=1, description=called)
+            try:
+                figures[row.section].append(row.measure(run))
+            except Skipped as skipped:
+                left_out[called] = str(skipped)
+            except Failed as failure:
+                complaints.append(f"{called}: {failure}")
+    for section, found in figures.items():
+        for figure in found:
+            shortfall = figure.shortfall() if check else None
+            if not figure.agreement.passed:
+                shortfall = f"values or gradients differ: {_differences(figure)}"
+            if shortfall:
+                complaints.append(f"{section}: {figure.row}: {shortfall}")
+    where = machine(run)
+    for table in tables([figure for found in figures.values() for figure in found]):
+        console.print(table)
+    for called, reason in left_out.items():
+        console.print(f"left out: {called}: {reason}", highlight=False, markup=False)
+    console.print(
+        f"measured limit: {run.rates.flops / 1e9:.0f} GFLOP/s in a matrix product, {run.rates.bytes / 1e9:.1f} GB/s "
+        f"in a copy\n{', '.join(f'{name} {value}' for name, value in where.items())}",
+        highlight=False,
+    )
+    if path:
+        written = {section: [asdict(f) for f in found] for section, found in figures.items()}
+        content = {"machine": where, "rates": asdict(run.rates), "figures": written, "left out": left_out}
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if complaints:
+        raise click.ClickException("\n  ".join([f"{len(complaints)} of {len(rows)} rows fail", *complaints]))
+
+
+def _pick(suite: str, wanted: str | None) -> list[Row]:
+    """The rows of a suite that have all words of a text."""
+    words = (wanted or "").replace("->", "→").lower().split()
+    called = {f"{row.section}: {row.name}": row for row in SUITES[suite]}
+    found = [row for name, row in called.items() if all(word in name.lower() for word in words)]
+    if not found:
+        names = "".join(f"\n  {name}" for name in called)
+        raise click.UsageError(f"--rows {wanted!r}: no row of {suite} has these words. The rows are:{names}")
+    return found
+
+
+def _differences(figure: Figure) -> str:
+    a = figure.agreement
+    return f"{a.difference:.0e} in float64, {a.rounding:.0e} in float32 (the opponent's {a.opponent_rounding:.0e})"
+
+
+def machine(run: Run) -> dict[str, Any]:
+    """Where the figures come from."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        **({"gpu": torch.cuda.get_device_name()} if run.device == "cuda" else {}),
+        "threads": run.threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "pellucid": pellucid.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }

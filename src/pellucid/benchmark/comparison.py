@@ -1,0 +1,148 @@
+"""What precedes a figure: values and gradients compared; and how opponents are timed, in turns."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+import pellucid
+from pellucid.benchmark.limit import Rates
+
+EXACT = 1e-10  # largest difference in float64, relative to the largest entry
+ROUNDING = 1e-4  # the same in float32; a cell that is chaotic may round as badly as its opponent, up to tenfold
+TIMED_SECONDS = 0.5  # a short run is repeated until so much time has gone by
+
+
+class Skipped(Exception):
+    """A row that cannot be measured here; the text says why."""
+
+
+class Failed(Exception):
+    """A row that should have been measured and broke; the text says how."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The largest differences from the opponent in float64, relative to the largest entry of a tensor.
+
+    ``difference`` is pellucid's in float64, ``rounding`` and ``opponent_rounding`` are both sides' in float32.
+    """
+
+    difference: float
+    rounding: float
+    opponent_rounding: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether both sides compute the same; a row where they do not has no figure."""
+        return self.difference <= EXACT and self.rounding <= max(ROUNDING, 10 * self.opponent_rounding)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a row measured."""
+
+    row: str
+    backend: str
+    agreement: Agreement
+
+    def shortfall(self) -> str | None:
+        """Say what is missing to the floor; None where it is reached or there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of a run share."""
+
+    rounds: int
+    threads: int
+    device: str
+    rates: Rates
+
+
+class Row(Protocol):
+    """What is measured for one line of a table. ``measure`` raises `Skipped` or `Failed` where it is not."""
+
+    section: ClassVar[str]  # the table it stands in
+
+    @property
+    def name(self) -> str:
+        """How the line is called."""
+
+    def measure(self, run: Run) -> Figure:
+        """Compare, then measure."""
+
+
+def train(layer: torch.nn.Module, x: Tensor, backend: str = "auto", **options: Any) -> list[Tensor]:
+    """One step of forward and backward: the output, and the gradients of input and parameters."""
+    x = x.detach().requires_grad_()
+    with pellucid.backend(backend):
+        output, _ = layer(x, **options)
+    weights = torch.linspace(-1, 1, output.shape[-1], dtype=x.dtype, device=x.device)
+    gradients = torch.autograd.grad((output * weights).sum(), [x, *layer.parameters()])
+    return [output.detach(), *gradients]
+
+
+def agree(
+    compute: Callable[..., list[Tensor]],
+    ours: torch.nn.Module,
+    theirs: torch.nn.Module,
+    x: Tensor,
+    by: str = "auto",
+    **options: Any,
+) -> Agreement:
+    """Compare what ``compute(layer, x, backend, ...)`` gives for two layers of the same weights.
+
+    Args:
+        compute: `train`, or something like it.
+        ours: pellucid's layer, which gets the ``options`` too.
+        theirs: torch.nn's layer, or a copy of ours.
+        x: float32, the input.
+        by: the backend of theirs: "naive" runs a formula in the Python loop.
+    """
+    exact = compute(copy.deepcopy(theirs).double(), x.double(), by)
+    in_double = compute(copy.deepcopy(ours).double(), x.double(), "auto", **options)
+    in_single, opponent = compute(ours, x, "auto", **options), compute(theirs, x, by)
+    return Agreement(*(_difference(results, exact) for results in (in_double, in_single, opponent)))
+
+
+def _difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The largest difference of any tensor, relative to its largest entry; NaN, which no bound admits, stays."""
+    pairs = zip(results, exact, strict=True)
+    return float(torch.stack([(a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30) for a, b in pairs]).max())
+
+
+def times(runs: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of each, after a warm-up, at least ``rounds`` times; they take turns, in either order."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    begin, done = time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - begin < TIMED_SECONDS:
+        for name in reversed(order) if done % 2 else order:
+            seconds[name].append(clock(runs[name], device))
+        done += 1
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def clock(run: Callable[[], Any], device: str) -> float:
+    """Seconds of one run."""
+    _synchronise(device)
+    start = time.perf_counter()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

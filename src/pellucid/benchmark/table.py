@@ -1,0 +1,94 @@
+"""The figures laid out for the terminal, a table for each section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pellucid.benchmark.comparison import Figure
+from pellucid.benchmark.processes import FirstResult, Memory
+from pellucid.benchmark.speed import Speed
+from pellucid.benchmark.streaming import Streaming
+
+Columns = Mapping[str, Callable[[Any], str | Text]]
+
+
+def _factor(figure: Speed, opponent_ms: float | None) -> str | Text:
+    """How many times as fast as an opponent, and the floor where it is the one that the floor is about."""
+    if opponent_ms is None:
+        return ""
+    factor = f"{opponent_ms / figure.ours_ms:.2f}"
+    if figure.floor is None or opponent_ms != (figure.torch_nn_ms or figure.loop_ms):
+        return factor
+    short = figure.shortfall() is not None
+    return Text(f"{factor} {'<' if short else '≥'} {figure.floor:g}", style="red" if short else "green")
+
+
+def _ms(milliseconds: float | None, limit: float) -> str:
+    return "" if milliseconds is None else f"{milliseconds:.1f} · {limit / milliseconds:.0%}"
+
+
+def _seconds(figure: FirstResult, seconds: float) -> str | Text:
+    return Text(f"{seconds:.2f}", style="red") if seconds > figure.ceiling_s else f"{seconds:.2f}"
+
+
+SPEED: Columns = {
+    "pellucid": lambda f: _ms(f.ours_ms, f.limit_ms),
+    "torch.nn": lambda f: _ms(f.torch_nn_ms, f.limit_ms),
+    "× nn": lambda f: _factor(f, f.torch_nn_ms),
+    "loop": lambda f: _ms(f.loop_ms, f.limit_ms),
+    "× loop": lambda f: _factor(f, f.loop_ms),
+}
+STREAMING: Columns = {
+    "pellucid layer": lambda f: f"{f.ours_us:.1f}",
+    "torch.nn layer": lambda f: f"{f.torch_nn_us:.1f}",
+    "pellucid cell": lambda f: f"{f.our_cell_us:.1f}",
+    "torch.nn cell": lambda f: f"{f.torch_nn_cell_us:.1f}",
+}
+FIRST_RESULT: Columns = {
+    "cold cache": lambda f: _seconds(f, f.cold_s),
+    "warm cache": lambda f: _seconds(f, f.warm_s),
+    "floor": lambda f: f"{f.ceiling_s:g}",
+    "import torch": lambda f: f"{f.import_torch_s:.2f}",
+    "import pellucid": lambda f: f"{f.import_pellucid_s:.2f}",
+}
+MEMORY: Columns = {
+    "pellucid": lambda f: f"{f.ours_mib:.0f} MiB",
+    "torch.nn": lambda f: f"{f.torch_nn_mib:.0f} MiB",
+    "pellucid's step": lambda f: f"{f.ours_s:.2f} s",
+    "torch.nn's step": lambda f: f"{f.torch_nn_s:.2f} s",
+}
+TABLES: Mapping[type, tuple[str, Columns]] = {
+    Speed: ("speed: forward + backward, float32, ms · share of the machine's limit", SPEED),
+    Streaming: ("streaming: inference one step at a time, batch 1, float32, µs a step", STREAMING),
+    FirstResult: ("first result: seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),
+    Memory: ("memory: peak of a training step above what the process held", MEMORY),
+}
+
+
+def tables(figures: Iterable[Figure]) -> Iterable[Table]:
+    """Lay out every section that has figures; a row whose comparison fails shows its differences alone."""
+    figures = list(figures)
+    for kind, (title, columns) in TABLES.items():
+        rows: list[Any] = [figure for figure in figures if isinstance(figure, kind)]
+        if rows:
+            yield _table(title, columns, rows)
+
+
+def _table(title: str, columns: Columns, figures: list[Any]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
+    table.add_column("row")
+    table.add_column("backend")
+    for name in ("Δ", *columns):
+        table.add_column(name, justify="right", no_wrap=True)
+    for f in figures:
+        if f.agreement.passed:
+            shown = [write(f) for write in columns.values()]
+        else:
+            shown = [Text("differs", style="red"), *[""] * (len(columns) - 1)]
+        table.add_row(f.row, f.backend, f"{f.agreement.difference:.0e}", *shown)
+    return table
