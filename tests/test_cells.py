@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import formulas
 import pellucid
+from pellucid import nn
+from pellucid.formula.drop import drop
 from pellucid.kernel import memory
 from pellucid.nn import cells
 
@@ -229,11 +231,141 @@ def test_draws_follow_the_seed_and_stop_in_eval():
     assert kept.any()
 
 
-def test_dropout_outside_a_cell_is_refused():
+def test_draws_outside_a_cell_and_of_no_sense_are_refused():
+    one = torch.ones(2)
     with pytest.raises(pellucid.FormulaError, match=r"nn\.Dropout"):
-        pellucid.dropout(torch.ones(2))
-    with pytest.raises(ValueError, match="probability"):
-        pellucid.dropout(torch.ones(2), 1.5)
+        pellucid.dropout(one)
+    with pytest.raises(pellucid.FormulaError, match=r"zoneout stands inside a cell"):
+        pellucid.zoneout(one, one)
+    with pytest.raises(pellucid.FormulaError, match=r"torch\.randn_like"):
+        pellucid.noise(one)
+    with pytest.raises(pellucid.FormulaError, match=r'None or "time", not .steps.'):
+        pellucid.noise(one, shared="steps")
+    for call in (lambda: pellucid.dropout(one, 1.5), lambda: pellucid.zoneout(one, one, -0.1)):
+        with pytest.raises(ValueError, match="probability"):
+            call()
+    with pytest.raises(ValueError, match="standard deviation"):
+        pellucid.noise(one, -1.0)
+
+    def learned(x, h, *, U, s):
+        return x @ U + pellucid.noise(h, s)
+
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)s \* pellucid\.noise.*\^\^\^"):
+        pellucid.cell(learned)(3, 4)
+
+
+@pellucid.cell
+def pure_noise(x, h, *, U, sigma: float = 2.0):
+    return x @ U + pellucid.noise(h, sigma), (pellucid.noise(h, sigma, shared="time"),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_noise_is_gaussian_and_everyones_own(dtype):
+    layer = pure_noise(1, 64).to(dtype)
+    x = torch.zeros(30, 50, 1, dtype=dtype)
+    torch.manual_seed(0)
+    z = layer(x)[0].double() / 2
+    count = z.numel()
+    assert abs(z.mean()) < 5 / count**0.5
+    assert abs(z.var() - 1) < 5 * (2 / count) ** 0.5 + torch.finfo(dtype).eps
+    assert abs((z**4).mean() - 3) < 5 * (96 / count) ** 0.5 + 4 * torch.finfo(dtype).eps
+    for shifted in (z.roll(1, 0), z.roll(1, 1), z.roll(1, 2)):  # steps, samples and units draw apart
+        assert abs((z * shifted).mean()) < 5 / count**0.5
+    assert not layer.eval()(x)[0].any()
+
+
+def test_noise_shared_over_time_is_one_draw():
+    def held(x, h, *, U):
+        return x @ U + pellucid.noise(h, shared="time")
+
+    output, _ = pellucid.cell(held)(1, 4)(torch.zeros(5, 3, 1))
+    assert (output == output[0]).all()
+    assert output[0].unique().numel() == 12
+
+
+@pellucid.cell
+def zoned_counter(x, h, *, U, p: float = 0.3):
+    return pellucid.zoneout(x @ U + h + 1, h, p)
+
+
+def test_zoneout_keeps_with_probability_p_and_expects_in_eval():
+    x, p = torch.zeros(30, 50, 1), 0.3
+    layer = zoned_counter(1, 64, p=p)
+    output, _ = layer(x)
+    steps = torch.diff(output, dim=0, prepend=torch.zeros(1, 50, 64))
+    assert ((steps == 0) | (steps == 1)).all()  # the old entry or the new one
+    count = steps.numel()
+    assert abs(1 - steps.mean() - p) < 5 * (p * (1 - p) / count) ** 0.5
+    both_kept = ((steps == 0) & (steps.roll(1, 0) == 0)).double().mean()
+    assert abs(both_kept - p**2) < 5 * (p**2 / count) ** 0.5
+    expected = torch.arange(1, 31).view(30, 1, 1) * (1 - p)
+    torch.testing.assert_close(layer.eval()(x)[0], expected.expand_as(output))
+    for p, end in ((0.0, 30), (1.0, 0)):
+        layer = zoned_counter(1, 4, p=p)
+        for training in (True, False):
+            assert (layer.train(training)(x)[1] == end).all()
+
+
+@pytest.mark.parametrize(("cell", "sizes"), BUILT_IN, ids=[cell.source.name for cell, _ in BUILT_IN])
+def test_drop_connect_masks_the_weights_of_any_cell_once_a_call(cell, sizes):
+    layer = make(cell, sizes, num_layers=2, bidirectional=True)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    dropping = nn.DropConnect(layer, 0.5, seed=1)
+    draws = dropping.bind(x)["draws"]
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        for name, drawn in draws.items():
+            twin.get_parameter(name).copy_(drop(layer.get_parameter(name), drawn, 0.5))
+    torch.manual_seed(2)
+    output, _ = dropping(x)
+    torch.manual_seed(2)
+    torch.testing.assert_close(output, twin(x)[0])
+    output.sum().backward()
+    for name, drawn in draws.items():
+        assert not layer.get_parameter(name).grad[drawn < 0.5].any()
+        assert layer.get_parameter(name).grad.any()
+
+
+def test_slstm_is_the_paper_without_its_stabilizer_and_stays_finite():
+    layer = make(cells.slstm, {})
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    h, c, n = (torch.zeros(2, 4, dtype=torch.float64) for _ in range(3))
+    for t in range(6):
+        i, f, g, o = (x[t] @ layer.U_l0 + h @ layer.W_l0 + layer.b_l0).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.exp(i) * torch.tanh(g)
+        n = torch.sigmoid(f) * n + torch.exp(i)
+        h = torch.sigmoid(o) * c / n
+    output, (last, last_c, last_n, m) = layer(x)
+    torch.testing.assert_close((output[-1], last[0]), (h, h))
+    torch.testing.assert_close((last_c[0] * m[0].exp(), last_n[0] * m[0].exp()), (c, n))
+    layer = layer.float()
+    extreme = torch.cat([torch.full((1, 2, 3), s) for s in (300.0, -300.0, 0.0)]).requires_grad_()
+    for backend in ("stepwise", "c"):
+        with pellucid.backend(backend):
+            output, last = layer(extreme)
+        assert all(t.isfinite().all() for t in (output, *last, *torch.autograd.grad(output.sum(), extreme)))
+        assert output.abs().max() <= 1
+
+
+def test_dale_keeps_every_units_sign_through_training():
+    layer = make(cells.dale, {}, hidden_size=10, sigma=0.0)
+    x, state = torch.randn(1, 1, 3, dtype=torch.float64), torch.rand(1, 1, 10, dtype=torch.float64) + 0.1
+    signs = torch.tensor([1.0] * 8 + [-1.0] * 2, dtype=torch.float64)
+
+    def sent() -> torch.Tensor:
+        jacobian = torch.autograd.functional.jacobian(lambda s: layer(x, s)[1].flatten(), state).reshape(10, 10)
+        return jacobian - torch.diag(jacobian.diag())
+
+    before = layer.W_l0.detach().clone()
+    assert (sent() * signs >= 0).all()
+    output, _ = layer(torch.randn(5, 8, 3, dtype=torch.float64))
+    assert (output >= 0).all()
+    output.square().sum().backward()
+    with torch.no_grad():
+        layer.W_l0 -= layer.W_l0.grad / layer.W_l0.grad.abs().mean()
+    assert (before.sign() != layer.W_l0.sign()).any()
+    assert (sent() * signs >= 0).all()
+    assert (sent() != 0).sum() == 90
 
 
 def test_names_text_and_copies():

@@ -189,6 +189,8 @@ class _Tracing:
 
         decompositions: Any = dict(core_aten_decompositions())
         decompositions[torch.ops.aten.native_layer_norm_backward.default] = _layer_norm_backward
+        # torch's own chooses between the whole numbers 1, 0 and −1, which no loop of rows holds.
+        decompositions[torch.ops.aten.log_sigmoid_backward.default] = lambda g, x, buffer: g * torch.sigmoid(-x)
         with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
             module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
                 *rows, *weights, *noise, *cotangents

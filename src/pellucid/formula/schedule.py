@@ -176,6 +176,10 @@ class _Scheduler:
                 total = self.joint.graph.call_function(target, (total, leaf))
                 total.meta["val"] = value
         root.replace_all_uses_with(total)
+        self.kind[total] = self.kind[root]  # another chain may read it
+        for of in (self.of_state_grad, self.of_grad):
+            if root in of:
+                of.add(total)
 
     # -- the stages ---------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ class _Solver(Tracer):
         """Note a random site; its numbers have the shape of what they act on."""
         dims = self.dims_of(like)
         if dims is None or len(dims) != 2 or dims[0] != ROWS:
-            self.fail("pellucid.dropout acts on rows (batch × features), not on a parameter")
+            self.fail("random numbers are drawn for rows (batch × features), not for a parameter")
         self.sites.append((dims[1], shared))
         return Traced(self, Shape(dims))
 
