@@ -62,6 +62,12 @@ def shaken(x, h, *, U, W, s=pellucid.ones):
 
 
 @pellucid.cell
+def masked(x, seen: "input", dt: "2", /, h, *, U, W, r):
+    kept = (r * dt.sum(-1, keepdim=True)).neg().exp() * h
+    return torch.tanh((x * seen) @ U + kept @ W)
+
+
+@pellucid.cell
 def attentive(x, h, *, U, W, V: "hidden hidden"):
     s = torch.exp(x @ U - (x @ U).amax(-1, keepdim=True))
     s = s / s.sum(-1, keepdim=True)
@@ -116,6 +122,7 @@ WORKING = [
     (noisy, {}),
     (zoned, {}),
     (shaken, {}),
+    (masked, {}),
     (attentive, {}),
     (concatenated, {}),
     (normalized, {}),

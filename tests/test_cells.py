@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import formulas
 import pellucid
@@ -39,14 +40,21 @@ def make(cell, sizes, input_size=None, hidden_size=4, **options):
     return layer
 
 
-def results(layer, x, state, lengths, backend):
-    """Output, last state, and the gradients of input, initial state and parameters, by name."""
-    inputs = {"x": x, **{f"state {i}": s for i, s in enumerate(state)}, **dict(layer.named_parameters())}
+def further(layer, *lead, dtype=torch.float64):
+    """The inputs after the first, drawn, by name."""
+    source, solution = layer.cell.source, layer.solution()
+    sizes = solution.input_sizes(source)[1:]
+    return {s.name: torch.rand(*lead, size, dtype=dtype) for s, size in zip(source.inputs[1:], sizes, strict=True)}
+
+
+def results(layer, x, others, state, lengths, backend):
+    """Output, last state, and the gradients of inputs, initial state and parameters, by name."""
+    inputs = {"x": x, **others, **{f"state {i}": s for i, s in enumerate(state)}, **dict(layer.named_parameters())}
     for tensor in inputs.values():
         tensor.requires_grad_()
     torch.manual_seed(5)
     with pellucid.backend(backend):
-        output, last = layer(x, state if len(state) > 1 else state[0], lengths)
+        output, last = layer(x, state if len(state) > 1 else state[0], lengths, **others)
     assert layer.backend == ("stepwise" if layer.cell is formulas.multi_head and backend == "c" else backend)
     last = last if isinstance(last, tuple) else (last,)
     generator = torch.Generator().manual_seed(6)
@@ -62,10 +70,11 @@ def compare(layer, time, batch, lengths=None, backends=("stepwise", "c")):
     state = tuple(
         torch.rand(rows, batch, size, dtype=torch.float64) for size in layer.solution().state_sizes(layer.cell.source)
     )
-    expected = results(layer, x, state, lengths, "naive")
+    others = further(layer, time, batch)
+    expected = results(layer, x, others, state, lengths, "naive")
     for backend in backends:
         with memory.poison():
-            found = results(layer, x, state, lengths, backend)
+            found = results(layer, x, others, state, lengths, backend)
         for name, value in found.items():
             torch.testing.assert_close(
                 value, expected[name], msg=lambda text, name=name, backend=backend: f"{backend}, {name}: {text}"
@@ -80,8 +89,8 @@ def test_program_is_the_definition(cell, sizes, options):
 
 @pytest.mark.parametrize(
     ("cell", "sizes"),
-    [param for param in CELLS if param.values[0] not in (formulas.constant_sign, formulas.unparameterised)],
-)  # these two work for one size only
+    [p for p in CELLS if p.values[0] not in (formulas.constant_sign, formulas.unparameterised, formulas.masked)],
+)  # these work for one size of the input only
 def test_levels_and_directions(cell, sizes):
     compare(make(cell, sizes, num_layers=2, bidirectional=True), 4, 2, lengths=[4, 1])
 
@@ -89,14 +98,17 @@ def test_levels_and_directions(cell, sizes):
 @pytest.mark.parametrize(("cell", "sizes"), CELLS)
 def test_first_and_second_derivative(cell, sizes):
     layer = make(cell, sizes)
-    names = list(dict(layer.named_parameters()))
+    names, others = list(dict(layer.named_parameters())), further(layer, 3, 2)
 
     def function(x, *values):
         torch.manual_seed(1)
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))[0]
+        given = dict(zip(others, values, strict=False))
+        weights = dict(zip(names, values[len(given) :], strict=True))
+        return torch.func.functional_call(layer, weights, (x,), given)[0]
 
     inputs = [
         torch.randn(3, 2, layer.input_size, dtype=torch.float64),
+        *others.values(),
         *(p.detach().clone() for p in layer.parameters()),
     ]
     inputs = [t.requires_grad_() for t in inputs]
@@ -309,7 +321,7 @@ def test_zoneout_keeps_with_probability_p_and_expects_in_eval():
 @pytest.mark.parametrize(("cell", "sizes"), BUILT_IN, ids=[cell.source.name for cell, _ in BUILT_IN])
 def test_drop_connect_masks_the_weights_of_any_cell_once_a_call(cell, sizes):
     layer = make(cell, sizes, num_layers=2, bidirectional=True)
-    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    x, others = torch.randn(4, 2, 3, dtype=torch.float64), further(layer, 4, 2)
     dropping = nn.DropConnect(layer, 0.5, seed=1)
     draws = dropping.bind(x)["draws"]
     twin = copy.deepcopy(layer)
@@ -317,9 +329,9 @@ def test_drop_connect_masks_the_weights_of_any_cell_once_a_call(cell, sizes):
         for name, drawn in draws.items():
             twin.get_parameter(name).copy_(drop(layer.get_parameter(name), drawn, 0.5))
     torch.manual_seed(2)
-    output, _ = dropping(x)
+    output, _ = dropping(x, **others)
     torch.manual_seed(2)
-    torch.testing.assert_close(output, twin(x)[0])
+    torch.testing.assert_close(output, twin(x, **others)[0])
     output.sum().backward()
     for name, drawn in draws.items():
         assert not layer.get_parameter(name).grad[drawn < 0.5].any()
@@ -398,3 +410,90 @@ def test_backend_names_are_checked():
         pellucid.backend("fast"),
     ):
         pass
+
+
+# -- several inputs -------------------------------------------------------------------------------------------------
+
+
+def test_cfc_is_its_paper_for_every_layout():
+    layer = make(cells.cfc, {}, num_layers=2)
+    x, dt = torch.randn(6, 3, 3, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    expected = x
+    for level in range(2):
+        U, W, V, b, d = (getattr(layer, f"{name}_l{level}") for name in "UWVbd")
+        h, outputs = torch.zeros(3, 4, dtype=torch.float64), []
+        for t in range(6):
+            f, g, k = (torch.tanh(expected[t] @ U + h @ W + b) @ V + d).chunk(3, -1)
+            gate = torch.sigmoid(-f * dt[t].unsqueeze(-1))
+            h = gate * torch.tanh(g) + (1 - gate) * torch.tanh(k)
+            outputs.append(h)
+        expected = torch.stack(outputs)
+    torch.testing.assert_close(layer(x, dt=dt)[0], expected)
+    torch.testing.assert_close(layer(x, dt=dt.unsqueeze(-1))[0], expected)
+    torch.testing.assert_close(layer(x[:, 1], dt=dt[:, 1])[0], expected[:, 1])
+    lengths = [6, 2, 4]
+    packed = [pack_padded_sequence(v, lengths, enforce_sorted=False) for v in (x, dt, dt[..., None])]
+    for gaps in packed[1:]:
+        output, found = pad_packed_sequence(layer(packed[0], dt=gaps)[0])
+        assert found.tolist() == lengths
+        torch.testing.assert_close(output, layer(x, lengths=lengths, dt=dt)[0])
+    report = pellucid.explain(layer, x, dt=dt, lengths=lengths, show=False)
+    assert report.check.difference < 1e-12
+    assert report.symbol("dt").shape == (1, 1)
+    layer.batch_first = True
+    torch.testing.assert_close(layer(x.transpose(0, 1), dt=dt.t())[0], expected.transpose(0, 1))
+
+
+def test_padding_of_every_input_is_never_read():
+    layer = make(cells.cfc, {}, bidirectional=True)
+    x, dt = torch.randn(5, 2, 3, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
+    expected = layer(x, lengths=[5, 2], dt=dt)
+    dt[2:, 1] = torch.nan
+    dt.requires_grad_()
+    found = layer(x, lengths=[5, 2], dt=dt)
+    torch.testing.assert_close(found, expected)
+    found[0].sum().backward()
+    assert dt.grad.isfinite().all()
+    assert not dt.grad[2:, 1].any()
+    assert dt.grad[:2].all()
+
+
+def test_several_inputs_compile_and_map():
+    layer = cells.cfc(3, 4)
+    x, dt = torch.randn(5, 2, 3), torch.rand(5, 2, requires_grad=True)
+    expected, _ = layer(x, dt=dt)
+    compiled, _ = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, dt=dt)
+    torch.testing.assert_close(compiled, expected)
+    gradients = [torch.autograd.grad(output.square().sum(), dt)[0] for output in (compiled, expected)]
+    torch.testing.assert_close(*gradients)
+    mapped = torch.func.vmap(lambda x, dt: layer(x, dt=dt)[0], in_dims=1, out_dims=1)(x, dt)
+    torch.testing.assert_close(mapped, expected)
+
+
+def test_several_inputs_are_checked():
+    layer, x, dt = cells.cfc(3, 4), torch.randn(5, 2, 3), torch.rand(5, 2)
+    with pytest.raises(TypeError, match=r"cfc: the input dt is missing.*layer\(x, dt=\.\.\.\)"):
+        layer(x)
+    with pytest.raises(TypeError, match=r"cfc: unexpected argument 'gaps'.*dt="):
+        layer(x, dt=dt, gaps=dt)
+    with pytest.raises(TypeError, match="leaky: unexpected argument 'dt'"):
+        cells.leaky(3, 4)(x, dt=dt)
+    with pytest.raises(
+        RuntimeError, match=r"input dt is \(4, 2\), expected \(time 5, batch 2, features 1\), or.*\(time 5, batch 2\)"
+    ):
+        layer(x, dt=dt[:4])
+    with pytest.raises(ValueError, match=r"input dt is of torch\.int64.*dt\.to\(torch\.float32\)"):
+        layer(x, dt=torch.ones(5, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="dt must be one too"):
+        layer(pack_padded_sequence(x, [5, 2]), dt=dt)
+    with pytest.raises(RuntimeError, match=r"dt have lengths \[5, 3\].*\[5, 2\]"):
+        layer(pack_padded_sequence(x, [5, 2]), dt=pack_padded_sequence(dt, [5, 3]))
+
+    with pytest.raises(pellucid.FormulaError, match=r"\(seen 4, dt 2\) there instead of \(seen 3, dt 2\)"):
+        formulas.masked(3, 4, num_layers=2)
+
+    def clashing(x, lengths, /, h, *, U):
+        return h + x @ U + lengths
+
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)lengths means something else.*\^{7}"):
+        pellucid.cell(clashing)

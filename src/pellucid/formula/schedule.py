@@ -67,11 +67,8 @@ class _Scheduler:
 
     def _name_placeholders(self) -> None:
         """Give them the author's names, which stand in what is generated."""
-        for nodes, symbols in (
-            (self.inputs, self.source.inputs),
-            (self.states, self.source.states),
-            (self.parameters, self.source.parameters),
-        ):
+        self.inputs[0]._rename("_".join(symbol.name for symbol in self.source.inputs))
+        for nodes, symbols in ((self.states, self.source.states), (self.parameters, self.source.parameters)):
             for node, symbol in zip(nodes, symbols, strict=True):
                 node._rename(symbol.name)
         for node in self.draws:
@@ -290,6 +287,7 @@ class _Scheduler:
         """
         stay = {*read_after} | {n for n in stage if not self._fits(n, products)}
         moved = stage - self._ancestors(stay)
+        moved -= {n for n in moved if n.target is operator.getitem and n.args[0] not in moved}  # a part, not the tuple
         stage -= moved
         loop |= moved
 

@@ -161,6 +161,19 @@ def continuous_time(x, h, *, U, W, b=zeros, log_tau=constant(1.0), dt: float = 1
 
 
 @cell
+def cfc(x, dt: "1", /, h, *, U, W: "hidden hidden", V, b=zeros, d=zeros):  # type: ignore[valid-type]
+    """Closed-form continuous-time network: dt is the time since the step before, ``layer(x, dt=gaps)``.
+
+    The gap decides how far the state is on its way from g to k; the shared layer z is as wide as the state. Hasani et
+    al. 2022, Closed-form continuous-time neural networks, arXiv:2106.13898.
+    """
+    z = torch.tanh(x @ U + h @ W + b)
+    f, g, k = (z @ V + d).chunk(3, -1)
+    gate = torch.sigmoid(-f * dt)
+    return gate * torch.tanh(g) + (1 - gate) * torch.tanh(k)
+
+
+@cell
 def dale(x, h, *, U, W, b=zeros, log_tau=constant(1.0), dt: float = 1.0, sigma: float = 0.15, excitatory: float = 0.8):
     """Continuous-time network of excitatory units, the first ones, and inhibitory units, with a private noise each.
 
