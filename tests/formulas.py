@@ -49,6 +49,25 @@ def noisy(x, h, c, *, U, W, b=pellucid.zeros):
 
 
 @pellucid.cell
+def zoned(x, h, c, *, U, W, b=pellucid.zeros, p: float = 0.3):
+    i, g = (x @ U + h @ W + b).chunk(2, -1)
+    c = pellucid.zoneout(c + torch.sigmoid(i) * torch.tanh(g), c, p)
+    return pellucid.zoneout(torch.tanh(c), h, 0.1), c
+
+
+@pellucid.cell
+def shaken(x, h, *, U, W, s=pellucid.ones):
+    z = x @ U + pellucid.noise(x @ U, 0.3, shared="time")
+    return torch.tanh(z + h @ W + s * pellucid.noise(h, 0.5))
+
+
+@pellucid.cell
+def masked(x, seen: "input", dt: "2", /, h, *, U, W, r):
+    kept = (r * dt.sum(-1, keepdim=True)).neg().exp() * h
+    return torch.tanh((x * seen) @ U + kept @ W)
+
+
+@pellucid.cell
 def attentive(x, h, *, U, W, V: "hidden hidden"):
     s = torch.exp(x @ U - (x @ U).amax(-1, keepdim=True))
     s = s / s.sum(-1, keepdim=True)
@@ -101,6 +120,9 @@ WORKING = [
     (read_out, {"classes": 5}),
     (variational, {}),
     (noisy, {}),
+    (zoned, {}),
+    (shaken, {}),
+    (masked, {}),
     (attentive, {}),
     (concatenated, {}),
     (normalized, {}),
@@ -229,9 +251,10 @@ ONE = [
     "({}).chunk(2, -1)[1].repeat(1, 2)",
     "pellucid.dropout({}, 0.3)",
     "pellucid.dropout({}, 0.3, shared='time')",
+    "h + pellucid.noise({}, 0.3)",
 ]
 TWO = ["({}) + ({})", "({}) - ({})", "({}) * ({})", "({}) / (1 + ({}) ** 2)", "torch.maximum({}, {})"]
-TWO += ["torch.where(({}) > 0, {}, g * c)"]
+TWO += ["torch.where(({}) > 0, {}, g * c)", "pellucid.zoneout({}, {}, 0.3)"]
 
 
 def written(new_h: str, new_c: str, output: str | None) -> pellucid.Cell:

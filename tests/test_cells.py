@@ -9,9 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import formulas
 import pellucid
+from pellucid import nn
+from pellucid.formula.drop import drop
 from pellucid.kernel import memory
 from pellucid.nn import cells
 
@@ -37,14 +40,21 @@ def make(cell, sizes, input_size=None, hidden_size=4, **options):
     return layer
 
 
-def results(layer, x, state, lengths, backend):
-    """Output, last state, and the gradients of input, initial state and parameters, by name."""
-    inputs = {"x": x, **{f"state {i}": s for i, s in enumerate(state)}, **dict(layer.named_parameters())}
+def further(layer, *lead, dtype=torch.float64):
+    """The inputs after the first, drawn, by name."""
+    source, solution = layer.cell.source, layer.solution()
+    sizes = solution.input_sizes(source)[1:]
+    return {s.name: torch.rand(*lead, size, dtype=dtype) for s, size in zip(source.inputs[1:], sizes, strict=True)}
+
+
+def results(layer, x, others, state, lengths, backend):
+    """Output, last state, and the gradients of inputs, initial state and parameters, by name."""
+    inputs = {"x": x, **others, **{f"state {i}": s for i, s in enumerate(state)}, **dict(layer.named_parameters())}
     for tensor in inputs.values():
         tensor.requires_grad_()
     torch.manual_seed(5)
     with pellucid.backend(backend):
-        output, last = layer(x, state if len(state) > 1 else state[0], lengths)
+        output, last = layer(x, state if len(state) > 1 else state[0], lengths, **others)
     assert layer.backend == ("stepwise" if layer.cell is formulas.multi_head and backend == "c" else backend)
     last = last if isinstance(last, tuple) else (last,)
     generator = torch.Generator().manual_seed(6)
@@ -60,10 +70,11 @@ def compare(layer, time, batch, lengths=None, backends=("stepwise", "c")):
     state = tuple(
         torch.rand(rows, batch, size, dtype=torch.float64) for size in layer.solution().state_sizes(layer.cell.source)
     )
-    expected = results(layer, x, state, lengths, "naive")
+    others = further(layer, time, batch)
+    expected = results(layer, x, others, state, lengths, "naive")
     for backend in backends:
         with memory.poison():
-            found = results(layer, x, state, lengths, backend)
+            found = results(layer, x, others, state, lengths, backend)
         for name, value in found.items():
             torch.testing.assert_close(
                 value, expected[name], msg=lambda text, name=name, backend=backend: f"{backend}, {name}: {text}"
@@ -78,8 +89,8 @@ def test_program_is_the_definition(cell, sizes, options):
 
 @pytest.mark.parametrize(
     ("cell", "sizes"),
-    [param for param in CELLS if param.values[0] not in (formulas.constant_sign, formulas.unparameterised)],
-)  # these two work for one size only
+    [p for p in CELLS if p.values[0] not in (formulas.constant_sign, formulas.unparameterised, formulas.masked)],
+)  # these work for one size of the input only
 def test_levels_and_directions(cell, sizes):
     compare(make(cell, sizes, num_layers=2, bidirectional=True), 4, 2, lengths=[4, 1])
 
@@ -87,14 +98,17 @@ def test_levels_and_directions(cell, sizes):
 @pytest.mark.parametrize(("cell", "sizes"), CELLS)
 def test_first_and_second_derivative(cell, sizes):
     layer = make(cell, sizes)
-    names = list(dict(layer.named_parameters()))
+    names, others = list(dict(layer.named_parameters())), further(layer, 3, 2)
 
     def function(x, *values):
         torch.manual_seed(1)
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))[0]
+        given = dict(zip(others, values, strict=False))
+        weights = dict(zip(names, values[len(given) :], strict=True))
+        return torch.func.functional_call(layer, weights, (x,), given)[0]
 
     inputs = [
         torch.randn(3, 2, layer.input_size, dtype=torch.float64),
+        *others.values(),
         *(p.detach().clone() for p in layer.parameters()),
     ]
     inputs = [t.requires_grad_() for t in inputs]
@@ -229,11 +243,141 @@ def test_draws_follow_the_seed_and_stop_in_eval():
     assert kept.any()
 
 
-def test_dropout_outside_a_cell_is_refused():
+def test_draws_outside_a_cell_and_of_no_sense_are_refused():
+    one = torch.ones(2)
     with pytest.raises(pellucid.FormulaError, match=r"nn\.Dropout"):
-        pellucid.dropout(torch.ones(2))
-    with pytest.raises(ValueError, match="probability"):
-        pellucid.dropout(torch.ones(2), 1.5)
+        pellucid.dropout(one)
+    with pytest.raises(pellucid.FormulaError, match=r"zoneout stands inside a cell"):
+        pellucid.zoneout(one, one)
+    with pytest.raises(pellucid.FormulaError, match=r"torch\.randn_like"):
+        pellucid.noise(one)
+    with pytest.raises(pellucid.FormulaError, match=r'None or "time", not .steps.'):
+        pellucid.noise(one, shared="steps")
+    for call in (lambda: pellucid.dropout(one, 1.5), lambda: pellucid.zoneout(one, one, -0.1)):
+        with pytest.raises(ValueError, match="probability"):
+            call()
+    with pytest.raises(ValueError, match="standard deviation"):
+        pellucid.noise(one, -1.0)
+
+    def learned(x, h, *, U, s):
+        return x @ U + pellucid.noise(h, s)
+
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)s \* pellucid\.noise.*\^\^\^"):
+        pellucid.cell(learned)(3, 4)
+
+
+@pellucid.cell
+def pure_noise(x, h, *, U, sigma: float = 2.0):
+    return x @ U + pellucid.noise(h, sigma), (pellucid.noise(h, sigma, shared="time"),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_noise_is_gaussian_and_everyones_own(dtype):
+    layer = pure_noise(1, 64).to(dtype)
+    x = torch.zeros(30, 50, 1, dtype=dtype)
+    torch.manual_seed(0)
+    z = layer(x)[0].double() / 2
+    count = z.numel()
+    assert abs(z.mean()) < 5 / count**0.5
+    assert abs(z.var() - 1) < 5 * (2 / count) ** 0.5 + torch.finfo(dtype).eps
+    assert abs((z**4).mean() - 3) < 5 * (96 / count) ** 0.5 + 4 * torch.finfo(dtype).eps
+    for shifted in (z.roll(1, 0), z.roll(1, 1), z.roll(1, 2)):  # steps, samples and units draw apart
+        assert abs((z * shifted).mean()) < 5 / count**0.5
+    assert not layer.eval()(x)[0].any()
+
+
+def test_noise_shared_over_time_is_one_draw():
+    def held(x, h, *, U):
+        return x @ U + pellucid.noise(h, shared="time")
+
+    output, _ = pellucid.cell(held)(1, 4)(torch.zeros(5, 3, 1))
+    assert (output == output[0]).all()
+    assert output[0].unique().numel() == 12
+
+
+@pellucid.cell
+def zoned_counter(x, h, *, U, p: float = 0.3):
+    return pellucid.zoneout(x @ U + h + 1, h, p)
+
+
+def test_zoneout_keeps_with_probability_p_and_expects_in_eval():
+    x, p = torch.zeros(30, 50, 1), 0.3
+    layer = zoned_counter(1, 64, p=p)
+    output, _ = layer(x)
+    steps = torch.diff(output, dim=0, prepend=torch.zeros(1, 50, 64))
+    assert ((steps == 0) | (steps == 1)).all()  # the old entry or the new one
+    count = steps.numel()
+    assert abs(1 - steps.mean() - p) < 5 * (p * (1 - p) / count) ** 0.5
+    both_kept = ((steps == 0) & (steps.roll(1, 0) == 0)).double().mean()
+    assert abs(both_kept - p**2) < 5 * (p**2 / count) ** 0.5
+    expected = torch.arange(1, 31).view(30, 1, 1) * (1 - p)
+    torch.testing.assert_close(layer.eval()(x)[0], expected.expand_as(output))
+    for p, end in ((0.0, 30), (1.0, 0)):
+        layer = zoned_counter(1, 4, p=p)
+        for training in (True, False):
+            assert (layer.train(training)(x)[1] == end).all()
+
+
+@pytest.mark.parametrize(("cell", "sizes"), BUILT_IN, ids=[cell.source.name for cell, _ in BUILT_IN])
+def test_drop_connect_masks_the_weights_of_any_cell_once_a_call(cell, sizes):
+    layer = make(cell, sizes, num_layers=2, bidirectional=True)
+    x, others = torch.randn(4, 2, 3, dtype=torch.float64), further(layer, 4, 2)
+    dropping = nn.DropConnect(layer, 0.5, seed=1)
+    draws = dropping.bind(x)["draws"]
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        for name, drawn in draws.items():
+            twin.get_parameter(name).copy_(drop(layer.get_parameter(name), drawn, 0.5))
+    torch.manual_seed(2)
+    output, _ = dropping(x, **others)
+    torch.manual_seed(2)
+    torch.testing.assert_close(output, twin(x, **others)[0])
+    output.sum().backward()
+    for name, drawn in draws.items():
+        assert not layer.get_parameter(name).grad[drawn < 0.5].any()
+        assert layer.get_parameter(name).grad.any()
+
+
+def test_slstm_is_the_paper_without_its_stabilizer_and_stays_finite():
+    layer = make(cells.slstm, {})
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    h, c, n = (torch.zeros(2, 4, dtype=torch.float64) for _ in range(3))
+    for t in range(6):
+        i, f, g, o = (x[t] @ layer.U_l0 + h @ layer.W_l0 + layer.b_l0).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.exp(i) * torch.tanh(g)
+        n = torch.sigmoid(f) * n + torch.exp(i)
+        h = torch.sigmoid(o) * c / n
+    output, (last, last_c, last_n, m) = layer(x)
+    torch.testing.assert_close((output[-1], last[0]), (h, h))
+    torch.testing.assert_close((last_c[0] * m[0].exp(), last_n[0] * m[0].exp()), (c, n))
+    layer = layer.float()
+    extreme = torch.cat([torch.full((1, 2, 3), s) for s in (300.0, -300.0, 0.0)]).requires_grad_()
+    for backend in ("stepwise", "c"):
+        with pellucid.backend(backend):
+            output, last = layer(extreme)
+        assert all(t.isfinite().all() for t in (output, *last, *torch.autograd.grad(output.sum(), extreme)))
+        assert output.abs().max() <= 1
+
+
+def test_dale_keeps_every_units_sign_through_training():
+    layer = make(cells.dale, {}, hidden_size=10, sigma=0.0)
+    x, state = torch.randn(1, 1, 3, dtype=torch.float64), torch.rand(1, 1, 10, dtype=torch.float64) + 0.1
+    signs = torch.tensor([1.0] * 8 + [-1.0] * 2, dtype=torch.float64)
+
+    def sent() -> torch.Tensor:
+        jacobian = torch.autograd.functional.jacobian(lambda s: layer(x, s)[1].flatten(), state).reshape(10, 10)
+        return jacobian - torch.diag(jacobian.diag())
+
+    before = layer.W_l0.detach().clone()
+    assert (sent() * signs >= 0).all()
+    output, _ = layer(torch.randn(5, 8, 3, dtype=torch.float64))
+    assert (output >= 0).all()
+    output.square().sum().backward()
+    with torch.no_grad():
+        layer.W_l0 -= layer.W_l0.grad / layer.W_l0.grad.abs().mean()
+    assert (before.sign() != layer.W_l0.sign()).any()
+    assert (sent() * signs >= 0).all()
+    assert (sent() != 0).sum() == 90
 
 
 def test_names_text_and_copies():
@@ -266,3 +410,90 @@ def test_backend_names_are_checked():
         pellucid.backend("fast"),
     ):
         pass
+
+
+# -- several inputs -------------------------------------------------------------------------------------------------
+
+
+def test_cfc_is_its_paper_for_every_layout():
+    layer = make(cells.cfc, {}, num_layers=2)
+    x, dt = torch.randn(6, 3, 3, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    expected = x
+    for level in range(2):
+        U, W, V, b, d = (getattr(layer, f"{name}_l{level}") for name in "UWVbd")
+        h, outputs = torch.zeros(3, 4, dtype=torch.float64), []
+        for t in range(6):
+            f, g, k = (torch.tanh(expected[t] @ U + h @ W + b) @ V + d).chunk(3, -1)
+            gate = torch.sigmoid(-f * dt[t].unsqueeze(-1))
+            h = gate * torch.tanh(g) + (1 - gate) * torch.tanh(k)
+            outputs.append(h)
+        expected = torch.stack(outputs)
+    torch.testing.assert_close(layer(x, dt=dt)[0], expected)
+    torch.testing.assert_close(layer(x, dt=dt.unsqueeze(-1))[0], expected)
+    torch.testing.assert_close(layer(x[:, 1], dt=dt[:, 1])[0], expected[:, 1])
+    lengths = [6, 2, 4]
+    packed = [pack_padded_sequence(v, lengths, enforce_sorted=False) for v in (x, dt, dt[..., None])]
+    for gaps in packed[1:]:
+        output, found = pad_packed_sequence(layer(packed[0], dt=gaps)[0])
+        assert found.tolist() == lengths
+        torch.testing.assert_close(output, layer(x, lengths=lengths, dt=dt)[0])
+    report = pellucid.explain(layer, x, dt=dt, lengths=lengths, show=False)
+    assert report.check.difference < 1e-12
+    assert report.symbol("dt").shape == (1, 1)
+    layer.batch_first = True
+    torch.testing.assert_close(layer(x.transpose(0, 1), dt=dt.t())[0], expected.transpose(0, 1))
+
+
+def test_padding_of_every_input_is_never_read():
+    layer = make(cells.cfc, {}, bidirectional=True)
+    x, dt = torch.randn(5, 2, 3, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
+    expected = layer(x, lengths=[5, 2], dt=dt)
+    dt[2:, 1] = torch.nan
+    dt.requires_grad_()
+    found = layer(x, lengths=[5, 2], dt=dt)
+    torch.testing.assert_close(found, expected)
+    found[0].sum().backward()
+    assert dt.grad.isfinite().all()
+    assert not dt.grad[2:, 1].any()
+    assert dt.grad[:2].all()
+
+
+def test_several_inputs_compile_and_map():
+    layer = cells.cfc(3, 4)
+    x, dt = torch.randn(5, 2, 3), torch.rand(5, 2, requires_grad=True)
+    expected, _ = layer(x, dt=dt)
+    compiled, _ = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, dt=dt)
+    torch.testing.assert_close(compiled, expected)
+    gradients = [torch.autograd.grad(output.square().sum(), dt)[0] for output in (compiled, expected)]
+    torch.testing.assert_close(*gradients)
+    mapped = torch.func.vmap(lambda x, dt: layer(x, dt=dt)[0], in_dims=1, out_dims=1)(x, dt)
+    torch.testing.assert_close(mapped, expected)
+
+
+def test_several_inputs_are_checked():
+    layer, x, dt = cells.cfc(3, 4), torch.randn(5, 2, 3), torch.rand(5, 2)
+    with pytest.raises(TypeError, match=r"cfc: the input dt is missing.*layer\(x, dt=\.\.\.\)"):
+        layer(x)
+    with pytest.raises(TypeError, match=r"cfc: unexpected argument 'gaps'.*dt="):
+        layer(x, dt=dt, gaps=dt)
+    with pytest.raises(TypeError, match="leaky: unexpected argument 'dt'"):
+        cells.leaky(3, 4)(x, dt=dt)
+    with pytest.raises(
+        RuntimeError, match=r"input dt is \(4, 2\), expected \(time 5, batch 2, features 1\), or.*\(time 5, batch 2\)"
+    ):
+        layer(x, dt=dt[:4])
+    with pytest.raises(ValueError, match=r"input dt is of torch\.int64.*dt\.to\(torch\.float32\)"):
+        layer(x, dt=torch.ones(5, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="dt must be one too"):
+        layer(pack_padded_sequence(x, [5, 2]), dt=dt)
+    with pytest.raises(RuntimeError, match=r"dt have lengths \[5, 3\].*\[5, 2\]"):
+        layer(pack_padded_sequence(x, [5, 2]), dt=pack_padded_sequence(dt, [5, 3]))
+
+    with pytest.raises(pellucid.FormulaError, match=r"\(seen 4, dt 2\) there instead of \(seen 3, dt 2\)"):
+        formulas.masked(3, 4, num_layers=2)
+
+    def clashing(x, lengths, /, h, *, U):
+        return h + x @ U + lengths
+
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)lengths means something else.*\^{7}"):
+        pellucid.cell(clashing)

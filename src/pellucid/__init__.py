@@ -2,7 +2,7 @@
 
 from pellucid.errors import FormulaError, PellucidWarning
 from pellucid.explanation import explain
-from pellucid.formula.draws import dropout
+from pellucid.formula.draws import dropout, noise, zoneout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
 from pellucid.kernel.registry import backend
 from pellucid.monte_carlo import monte_carlo
@@ -18,9 +18,11 @@ __all__ = [
     "dropout",
     "explain",
     "monte_carlo",
+    "noise",
     "ones",
     "orthogonal",
     "uniform",
     "zeros",
+    "zoneout",
 ]
 __version__ = "0.1.0"

@@ -43,10 +43,12 @@ class Provider:
 class Sequence_:
     """The first sequence of a batch: x (steps, 1, features), and the initial state of every level and direction.
 
-    ``batch`` is how many sequences there are, ``output`` what the layer itself gave for this one.
+    ``further`` are the inputs after the first, (steps, 1, size). ``batch`` is how many sequences there are, ``output``
+    what the layer itself gave for this one.
     """
 
     x: Tensor
+    further: list[Tensor]
     states: list[list[Tensor]]
     batch: int
     output: Tensor
@@ -55,6 +57,10 @@ class Sequence_:
     def steps(self) -> int:
         """How many steps it has."""
         return self.x.shape[0]
+
+    def inputs(self, step: int) -> list[Tensor]:
+        """What the first level reads at a step."""
+        return [self.x[step], *(value[step] for value in self.further)]
 
 
 class Reading:
@@ -91,7 +97,8 @@ class Reading:
             for place, (level, reverse) in enumerate(self.places):
                 first = place == 0
                 states = sequence.states[place]
-                output, states = self.loop(x, level, reverse, states, traces, worked if first else 0)
+                rows = [[row, *sequence.inputs(t)[1:]] for t, row in enumerate(x)]
+                output, states = self.loop(rows, level, reverse, states, traces, worked if first else 0)
                 last = states if first else last
                 outputs.append(output)
                 if len(outputs) == self.directions:
@@ -100,17 +107,23 @@ class Reading:
         return top, traces, last
 
     def loop(
-        self, x: Sequence[Tensor], level: int, reverse: bool, states: list[Tensor], traces: list[Trace], worked: int
+        self,
+        rows: Sequence[list[Tensor]],
+        level: int,
+        reverse: bool,
+        states: list[Tensor],
+        traces: list[Trace],
+        worked: int,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Take the steps of one level and direction, the first ``worked`` of them recorded."""
+        """Take the steps of one level and direction, the first ``worked`` recorded; ``rows`` are each step's inputs."""
         keywords, outputs = self.keywords(level, reverse), []
-        for step, row in enumerate(reversed(x) if reverse else x):
+        for step, row in enumerate(reversed(rows) if reverse else rows):
             if step < worked:
-                traces.append(self.tracer(row, *states, **keywords))
+                traces.append(self.tracer(*row, *states, **keywords))
                 result = traces[-1].result
             else:
                 with torch.no_grad():
-                    result = self.layer.cell.function(row, *states, **keywords)
+                    result = self.layer.cell.function(*row, *states, **keywords)
             output, new = split_result(self.source, result)
             states = list(new)
             outputs.append(output)
@@ -121,9 +134,9 @@ class Reading:
         provider, states = Provider(True, seed), sequence.states[0]
         traces: list[Trace] = []
         with draws.provided_by(provider):
-            for row in sequence.x[:worked]:
+            for step in range(worked):
                 provider.site = 0
-                _, states = self.loop([row], 0, False, states, traces, 1)
+                _, states = self.loop([sequence.inputs(step)], 0, False, states, traces, 1)
         return traces, states
 
     def tally(self, sequence: Sequence_) -> Tally:
@@ -150,8 +163,10 @@ def read(request: Request) -> Sequence_:
     options = dict(request.options)
     state = options.pop("state", options.pop("hx", rest[0] if rest else None))
     lengths = options.pop("lengths", rest[1] if len(rest) > 1 else None)
-    x, lengths = _cut(request, x, lengths, one_step)
-    given = {} if lengths is None else {"lengths": lengths}
+    further = {symbol.name: options.pop(symbol.name, None) for symbol in layer.cell.source.inputs[1:]}
+    further = {name: _ones(request, x, name) if value is None else value for name, value in further.items()}
+    x, further, lengths = _cut(request, x, further, lengths, one_step)
+    given = further if lengths is None else {"lengths": lengths, **further}
     with torch.no_grad(), in_eval(layer):
         result = layer(x, state, **given, **options)
     if one_step:
@@ -160,39 +175,54 @@ def read(request: Request) -> Sequence_:
         state = None if state is None else [entry.unsqueeze(0) for entry in _entries(state)]
     else:
         output = result[0]
+    read = [x, output, *further.values()]
     if isinstance(x, PackedSequence):
-        x, lengths = pad_packed_sequence(x)
-        output, _ = pad_packed_sequence(output)  # type: ignore[arg-type]
-    elif x.ndim == 3 and layer.batch_first and not one_step:
-        x, output = x.transpose(0, 1), output.transpose(0, 1)
+        lengths = pad_packed_sequence(x)[1]
+        read = [pad_packed_sequence(value)[0] for value in read]
+    read = [value if value.ndim == read[0].ndim else value.unsqueeze(-1) for value in read]  # a further input of one
     states = None if state is None else list(_entries(state))
-    if x.ndim == 2:
-        x, output = x.unsqueeze(1), output.unsqueeze(1)
+    if read[0].ndim == 2:
+        read = [value.unsqueeze(1) for value in read]
         states = None if states is None else [entry.unsqueeze(1) for entry in states]
-    return _first(layer, x, output, states, lengths)
+    elif layer.batch_first and not one_step and not isinstance(x, PackedSequence):
+        read = [value.transpose(0, 1) for value in read]
+    return _first(layer, read, states, lengths)
 
 
-def _cut(request: Request, x: Any, lengths: Any, one_step: bool) -> tuple[Any, Any]:
+def _ones(request: Request, x: Any, name: str) -> Any:
+    """What an input after the first is taken to be where none is given."""
+    request.notes.append(request.texts("note.ones", name=name))
+    data = x.data if isinstance(x, PackedSequence) else x
+    size = request.layer.solution().symbols[name].shape[-1]  # type: ignore[operator]
+    ones = data.new_ones(*data.shape[:-1], size)
+    return x._replace(data=ones) if isinstance(x, PackedSequence) else ones
+
+
+def _cut(
+    request: Request, x: Any, further: dict[str, Any], lengths: Any, one_step: bool
+) -> tuple[Any, dict[str, Any], Any]:
     """Keep the first READ steps of a long input."""
     if not isinstance(x, Tensor) or one_step or x.ndim not in (2, 3):
-        return x, lengths
+        return x, further, lengths
     axis = 1 if x.ndim == 3 and request.layer.batch_first else 0
     if x.shape[axis] <= READ:
-        return x, lengths
+        return x, further, lengths
     request.notes.append(request.texts("note.cut", read=READ, steps=x.shape[axis]))
     lengths = None if lengths is None else torch.as_tensor(lengths).clamp(max=READ)
-    return x.narrow(axis, 0, READ), lengths
+    cut = {name: value.narrow(axis, 0, READ) for name, value in further.items()}
+    return x.narrow(axis, 0, READ), cut, lengths
 
 
-def _first(layer: SequenceLayer, x: Tensor, output: Tensor, states: list[Tensor] | None, lengths: Any) -> Sequence_:
-    """Pick the first sequence; x and output are (steps, batch, features), states (rows, batch, size)."""
+def _first(layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None, lengths: Any) -> Sequence_:
+    """Pick the first sequence; ``read`` are x, output and further inputs, (steps, batch, features)."""
+    x, output, *further = read
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     if states is None:
         sizes = layer.solution().state_sizes(layer.cell.source)
         states = [x.new_zeros(rows, x.shape[1], size) for size in sizes]
     steps = x.shape[0] if lengths is None else int(torch.as_tensor(lengths).reshape(-1)[0])
     initial = [[entry[row, :1] for entry in states] for row in range(rows)]
-    return Sequence_(x[:steps, :1], initial, x.shape[1], output[:steps, 0])
+    return Sequence_(x[:steps, :1], [v[:steps, :1] for v in further], initial, x.shape[1], output[:steps, 0])
 
 
 def _entries(state: Any) -> tuple[Tensor, ...]:

@@ -97,8 +97,8 @@ class _Explained:
         return (*texts.paragraphs("idea.recurrent"), *own)
 
     def notation(self) -> list[str]:
-        first, *states = (letter(s.name) for s in (*self.source.inputs, *self.source.states))
-        found = [self.texts("notation.time", x=first, h=states[0])]
+        first, state = (letter(symbols[0].name) for symbols in (self.source.inputs, self.source.states))
+        found = [self.texts("notation.time", x=first, h=state)]
         found += shared.notation(self.paper, self.texts)
         for name, value in self.layer.hyperparameters.items():
             shown = shared.number(value) if isinstance(value, float) else str(value)
@@ -189,7 +189,7 @@ class _Explained:
         states = sequence.states[0]
         for t, trace in enumerate(traces, 1):
             _, new = split_result(self.source, trace.result)
-            parts = [*self.entering(t, sequence.x[t - 1], states), *self.recorded(trace, t)]
+            parts = [*self.entering(t, sequence.inputs(t - 1), states), *self.recorded(trace, t)]
             states = list(new)
             yield Step(self.title(t, sequence.steps), (*parts, *self.unnamed(parts, states, t)))
         yield self.ending(sequence.steps, len(traces), last)
@@ -204,14 +204,14 @@ class _Explained:
         tokens = self.request.tokens
         return tokens[t - 1] if tokens is not None and t <= len(tokens) else None
 
-    def entering(self, t: int, x: Tensor, states: list[Tensor]) -> list[str | Values]:
+    def entering(self, t: int, inputs: list[Tensor], states: list[Tensor]) -> list[str | Values]:
         """What a step starts from."""
         texts, paper, token = self.texts, self.lines.paper(t), self.token(t)
-        name = paper.name(self.source.inputs[0].name, "now")
+        names = [paper.name(symbol.name, "now") for symbol in self.source.inputs]
         parts: list[str | Values] = []
         if token is not None:
-            parts.append(texts("step.enters_token", x=name, token=token))
-        parts.append(shared.values(name, x))
+            parts.append(texts("step.enters_token", x=names[0], token=token))
+        parts += [shared.values(name, value) for name, value in zip(names, inputs, strict=True)]
         for symbol, state in zip(self.source.states, states, strict=True):
             note = texts("step.zeros") if t == 1 and not bool(state.any()) else ""
             parts.append(shared.values(paper.name(symbol.name, "before"), state, note=note))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -51,16 +52,86 @@ def dropout(x: torch.Tensor, p: float = 0.5, shared: str | None = None) -> torch
         FormulaError: outside a cell (use ``pellucid.nn.Dropout`` there), or for another ``shared``.
         ValueError: p is not a probability.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"pellucid.dropout: p is the probability of dropping an entry, from 0 to 1, not {p}")
-    if shared not in (None, "time"):
-        raise FormulaError(f'pellucid.dropout: shared is None or "time", not {shared!r}')
-    provider = _provider.get()
-    if provider is None:
-        raise FormulaError(
-            "pellucid.dropout stands inside a cell, whose layer draws its masks and knows whether it trains; "
-            "elsewhere use pellucid.nn.Dropout or torch.nn.functional.dropout"
-        )
+    _check_probability("dropout", p, "dropping an entry")
+    provider = _asked("dropout", shared, "pellucid.nn.Dropout or torch.nn.functional.dropout")
     if not provider.training or p == 0:
         return x
     return dropping(p)(x, provider.draw(x, shared), p)
+
+
+def zoneout(new: torch.Tensor, old: torch.Tensor, p: float = 0.1) -> torch.Tensor:
+    """Keep entries of the old state inside a cell, each with probability ``p``: ``pellucid.zoneout(new_h, h)``.
+
+    In training each entry of each sample draws anew at every step; in eval the result is the expectation
+    ``p * old + (1 - p) * new``. Krueger et al. 2016, Zoneout, arXiv:1606.01305.
+
+    Args:
+        new: (batch, features), the state that the step has computed.
+        old: (batch, features), the state before the step.
+        p: the probability of an entry to stay as it was.
+
+    Returns:
+        (batch, features), the state to return.
+
+    Raises:
+        FormulaError: outside a cell.
+        ValueError: p is not a probability.
+    """
+    _check_probability("zoneout", p, "keeping an old entry")
+    provider = _asked("zoneout", None, "torch.where with a mask of your own")
+    if p == 0:
+        return new
+    if not provider.training:
+        return p * old + (1 - p) * new
+    return torch.where(provider.draw(new, None) < p, old, new)
+
+
+def noise(like: torch.Tensor, sigma: float = 1.0, shared: str | None = None) -> torch.Tensor:
+    """Gaussian noise inside a cell: mean 0, standard deviation ``sigma``, to be added to what the cell computes.
+
+    In training only; in eval it is 0. ``h + pellucid.noise(h, 0.1)`` draws anew at every step, every entry of every
+    sample for itself; ``shared="time"`` draws once for the whole sequence. The numbers come from two uniform ones
+    (Box & Muller 1958), and stay within 5.8 ``sigma``.
+
+    Args:
+        like: (batch, features), what has the shape and type of the noise.
+        sigma: the standard deviation, not negative. One that is learned is a factor: ``s * pellucid.noise(h)``.
+        shared: None or "time".
+
+    Returns:
+        (batch, features).
+
+    Raises:
+        FormulaError: outside a cell, or for another ``shared``.
+        TypeError: sigma is a tensor.
+        ValueError: sigma is negative.
+    """
+    if not isinstance(sigma, (int, float)):
+        raise TypeError("pellucid.noise: sigma is a number; one that is learned is a factor: s * pellucid.noise(h)")
+    if not sigma >= 0:
+        raise ValueError(f"pellucid.noise: sigma is a standard deviation, a number from 0, not {sigma}")
+    provider = _asked("noise", shared, "torch.randn_like")
+    if not provider.training or sigma == 0:
+        return torch.zeros_like(like)
+    exact = torch.promote_types(like.dtype, torch.float32)  # 1 − radius in bfloat16 could be 0
+    radius, turn = (provider.draw(like, shared).to(exact) for _ in range(2))
+    normal = torch.sqrt(-2 * torch.log(1 - radius)) * torch.cos(2 * math.pi * turn)
+    return sigma * normal.to(like.dtype)
+
+
+def _check_probability(name: str, p: float, of: str) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"pellucid.{name}: p is the probability of {of}, from 0 to 1, not {p}")
+
+
+def _asked(name: str, shared: str | None, elsewhere: str) -> Provider:
+    """Who answers the draws of the function ``name``; what takes its place elsewhere than in a cell."""
+    if shared not in (None, "time"):
+        raise FormulaError(f'pellucid.{name}: shared is None or "time", not {shared!r}')
+    provider = _provider.get()
+    if provider is None:
+        raise FormulaError(
+            f"pellucid.{name} stands inside a cell, whose layer draws its numbers and knows whether it trains; "
+            f"elsewhere use {elsewhere}"
+        )
+    return provider

@@ -23,9 +23,9 @@ ROWS_HINT = 37  # what the tracer takes for the open number of rows
 class Joint:
     """Forward and backward of one step.
 
-    The graph's placeholders are, in this order: input, states, parameters, draws, the gradient of the output and the
-    gradients of the new states. Its results are: output, new states, and the gradients of input, states and
-    parameters. Rows × features everywhere; the number of rows is symbolic, features are numbers.
+    The graph's placeholders are, in this order: the inputs side by side, states, parameters, draws, the gradient of the
+    output and the gradients of the new states. Its results are: output, new states, and the gradients of the inputs,
+    states and parameters. Rows × features everywhere; the number of rows is symbolic, features are numbers.
     """
 
     graph: fx.Graph
@@ -54,13 +54,18 @@ class Given:
 
 
 def step(source: Source, hyperparameters: Mapping[str, Any], training: bool, values: Sequence[torch.Tensor]) -> Any:
-    """Run the author's function on input, states, parameters and draws, in this order; return (output, states)."""
+    """Run the author's function on inputs, states, parameters and draws, in this order; return (output, states)."""
     first = len(source.inputs) + len(source.states)
     last = first + len(source.parameters)
     keywords = dict(zip((p.name for p in source.parameters), values[first:last], strict=True))
     with draws.provided_by(Given(values[last:], training)):
         result = source.function(*values[:first], **keywords, **hyperparameters)
     return split_result(source, result)
+
+
+def apart(x: torch.Tensor, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
+    """Cut what stands side by side into the inputs of the formula."""
+    return x.split(list(sizes), -1) if len(sizes) > 1 else [x]
 
 
 def output_size(source: Source, solution: Solution, hyperparameters: Mapping[str, Any]) -> int:
@@ -145,8 +150,8 @@ class _Tracing:
 
     @property
     def row_sizes(self) -> list[int]:
-        """The features of the input and of every state entry."""
-        return [self.solution.symbols[s.name].shape[-1] for s in (*self.source.inputs, *self.source.states)]
+        """The features of the inputs together and of every state entry."""
+        return [sum(self.solution.input_sizes(self.source)), *self.solution.state_sizes(self.source)]
 
     @property
     def weight_shapes(self) -> list[tuple[int, ...]]:
@@ -155,7 +160,8 @@ class _Tracing:
 
     def run(self, values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Run the author's function once; return output and new states."""
-        output, states = step(self.source, self.hyperparameters, self.training, values)
+        inputs = apart(values[0], self.solution.input_sizes(self.source))
+        output, states = step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
         return (output, *states)
 
     def joint(self) -> fx.GraphModule:
@@ -189,6 +195,8 @@ class _Tracing:
 
         decompositions: Any = dict(core_aten_decompositions())
         decompositions[torch.ops.aten.native_layer_norm_backward.default] = _layer_norm_backward
+        # torch's own chooses between the whole numbers 1, 0 and −1, which no loop of rows holds.
+        decompositions[torch.ops.aten.log_sigmoid_backward.default] = lambda g, x, buffer: g * torch.sigmoid(-x)
         with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
             module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
                 *rows, *weights, *noise, *cotangents

@@ -67,11 +67,8 @@ class _Scheduler:
 
     def _name_placeholders(self) -> None:
         """Give them the author's names, which stand in what is generated."""
-        for nodes, symbols in (
-            (self.inputs, self.source.inputs),
-            (self.states, self.source.states),
-            (self.parameters, self.source.parameters),
-        ):
+        self.inputs[0]._rename("_".join(symbol.name for symbol in self.source.inputs))
+        for nodes, symbols in ((self.states, self.source.states), (self.parameters, self.source.parameters)):
             for node, symbol in zip(nodes, symbols, strict=True):
                 node._rename(symbol.name)
         for node in self.draws:
@@ -176,6 +173,10 @@ class _Scheduler:
                 total = self.joint.graph.call_function(target, (total, leaf))
                 total.meta["val"] = value
         root.replace_all_uses_with(total)
+        self.kind[total] = self.kind[root]  # another chain may read it
+        for of in (self.of_state_grad, self.of_grad):
+            if root in of:
+                of.add(total)
 
     # -- the stages ---------------------------------------------------------------------------------------------
 
@@ -286,6 +287,7 @@ class _Scheduler:
         """
         stay = {*read_after} | {n for n in stage if not self._fits(n, products)}
         moved = stage - self._ancestors(stay)
+        moved -= {n for n in moved if n.target is operator.getitem and n.args[0] not in moved}  # a part, not the tuple
         stage -= moved
         loop |= moved
 

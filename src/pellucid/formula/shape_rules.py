@@ -55,7 +55,7 @@ POINTWISE_EXTRA |= {
     "where",
     "masked_fill",
     "lerp",
-    "logsigmoid",
+    "log_sigmoid",
     "hardshrink",
     "requires_grad_",
     "full_like",

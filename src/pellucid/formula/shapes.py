@@ -39,6 +39,10 @@ class Solution:
     output: int
     sites: tuple[tuple[int, str | None], ...]
 
+    def input_sizes(self, source: Source) -> tuple[int, ...]:
+        """The size of every input."""
+        return tuple(self.symbols[symbol.name].shape[-1] for symbol in source.inputs)
+
     def state_sizes(self, source: Source) -> tuple[int, ...]:
         """The size of every state entry."""
         return tuple(self.symbols[state.name].shape[-1] for state in source.states)
@@ -126,7 +130,7 @@ class _Solver(Tracer):
         """Note a random site; its numbers have the shape of what they act on."""
         dims = self.dims_of(like)
         if dims is None or len(dims) != 2 or dims[0] != ROWS:
-            self.fail("pellucid.dropout acts on rows (batch × features), not on a parameter")
+            self.fail("random numbers are drawn for rows (batch × features), not for a parameter")
         self.sites.append((dims[1], shared))
         return Traced(self, Shape(dims))
 
@@ -215,7 +219,9 @@ class _Solver(Tracer):
         if None in numbers:
             axis = numbers.index(None)
             example = " ".join(
-                "rank" if n is None else str(self.unifier.resolve(d)) for n, d in zip(numbers, dims, strict=True)
+                "rank" if n is None else str(self.unifier.resolve(d))
+                for n, d in zip(numbers, dims, strict=True)
+                if d != ROWS
             )
             raise FormulaError(
                 f"cell {self.source.name}: the size of axis {axis} of {name} stays open: nothing ties it to the input "

@@ -54,7 +54,7 @@ class Source:
 
     @property
     def inputs(self) -> tuple[Symbol, ...]:
-        """The input of a step."""
+        """The inputs of a step; every backend reads them as one, side by side."""
         return self._of("input")
 
     @property
@@ -186,7 +186,7 @@ class Source:
 
 
 def read(function: Callable[..., Any]) -> Source:
-    """Read a formula: sort its arguments into input, state, parameters and hyperparameters, and keep its text.
+    """Read a formula: sort its arguments into inputs, states, parameters and hyperparameters, and keep its text.
 
     Raises:
         FormulaError: the signature does not follow the contract of a cell.
@@ -203,6 +203,8 @@ def read(function: Callable[..., Any]) -> Source:
 def _symbols(source: Source) -> Iterator[Symbol]:
     parameters = inspect.signature(source.function).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    before_slash = [p for p in positional if p.kind is p.POSITIONAL_ONLY]
+    inputs = len(before_slash) if 0 < len(before_slash) < len(positional) else 1
     if len(positional) < 2:
         raise FormulaError(
             f"cell {source.name}: the input of a step and at least one state entry must be positional arguments, "
@@ -218,13 +220,13 @@ def _symbols(source: Source) -> Iterator[Symbol]:
         if parameter.kind is parameter.KEYWORD_ONLY:
             yield _keyword(source, parameter)
         elif parameter.default is not parameter.empty:
+            role = "an input" if index < inputs else "a state"
             raise FormulaError(
-                f"cell {source.name}: {parameter.name} is the {'input' if index == 0 else 'state'} and cannot have a "
-                f"default. If it is a parameter or a hyperparameter, move it behind the *.\n"
-                + source.caret_at_name(parameter.name)
+                f"cell {source.name}: {parameter.name} is {role} and cannot have a default. If it is a parameter or a "
+                "hyperparameter, move it behind the *.\n" + source.caret_at_name(parameter.name)
             )
         else:
-            yield Symbol(parameter.name, "input" if index == 0 else "state", dims=_dims(parameter.annotation))
+            yield Symbol(parameter.name, "input" if index < inputs else "state", dims=_dims(parameter.annotation))
 
 
 def _keyword(source: Source, parameter: inspect.Parameter) -> Symbol:

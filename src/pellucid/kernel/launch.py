@@ -52,12 +52,10 @@ def recurrence(
         return results[0], list(results[1 : 1 + len(states)]), ""
     with no_autocast(x):
         if chosen_backend() == "naive":
-            source, hyperparameters, sites = definition(text, training)
+            cell = definition(text, training)
 
             def define(x: Tensor, states: Any, lengths: Tensor | None, start: int) -> Any:
-                return naive.forward(
-                    source, hyperparameters, sites, x, states, parameters, lengths, seed, reverse, start
-                )
+                return naive.forward(*cell, x, states, parameters, lengths, seed, reverse, start)
 
             return *plainly(define, division, x, states, lengths, reverse), "naive"
         plain = _transformed()

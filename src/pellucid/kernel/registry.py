@@ -154,10 +154,12 @@ def _warn_once(message: str) -> None:
     warnings.warn(f"{message}. {cure}", PellucidWarning, stacklevel=2)
 
 
-def definition(text: str, training: bool) -> tuple[Source, dict[str, Any], Sequence[tuple[int, str | None]]]:
-    """Return the cell of a key, its hyperparameters, and the random draws that take place."""
+def definition(
+    text: str, training: bool
+) -> tuple[Source, dict[str, Any], Sequence[tuple[int, str | None]], Sequence[int]]:
+    """Return the cell of a key, its hyperparameters, the random draws that take place, and the sizes of its inputs."""
     source, hyperparameters, solution = _solved(text)
-    return source, hyperparameters, solution.sites if training else ()
+    return source, hyperparameters, solution.sites if training else (), solution.input_sizes(source)
 
 
 @functools.lru_cache(maxsize=512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,14 @@ class Cell:
         functools.update_wrapper(self, function)
         self.function = function
         self.source = read(function)
+        taken = inspect.signature(Recurrent.forward).parameters
+        for symbol in self.source.inputs[1:]:
+            if symbol.name in taken:
+                raise FormulaError(
+                    f"cell {self.source.name}: the input {symbol.name} would be given as layer(x, {symbol.name}=...), "
+                    f"where {symbol.name} means something else; give it another name.\n"
+                    + self.source.caret_at_name(symbol.name)
+                )
         self.name = registry.register(f"{function.__module__}:{function.__qualname__}", self.source)
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
 
@@ -88,7 +97,9 @@ class Cell:
 def cell(function: Callable[..., Any]) -> Cell:
     """Make a recurrent layer of a formula.
 
-    Positional arguments are the input of a step, then the state entries; keyword-only arguments are parameters
+    Positional arguments are the input of a step, then the state entries; where there are several inputs, a slash ends
+    them, ``def cfc(x, dt: "1", /, h, *, U, W)``, and the layer is called ``layer(x, dt=gaps)``. Keyword-only arguments
+    are parameters
     (a default says how they start: ``pellucid.zeros``, ``pellucid.constant(0.5)``, any function that fills a tensor
     in place) and hyperparameters (a number as default, or annotated ``float`` or ``int``). The function returns the
     new state in the order of the arguments, or ``y, (h, c)`` where the output is not the first state entry. Vectors

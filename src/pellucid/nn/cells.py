@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
+from pellucid.formula.draws import noise
 from pellucid.formula.initializers import constant, ones, zeros
 from pellucid.nn.cell import cell
 
@@ -113,6 +116,38 @@ def layernorm_lstm(
 
 
 @cell
+def layernorm_gru(
+    x, h, *, U, W, U_n, W_n,
+    gamma_x=ones, beta_x=zeros, gamma_h=ones, beta_h=zeros,
+    gamma_xn=ones, beta_xn=zeros, gamma_hn=ones, beta_hn=zeros,
+):  # fmt: skip
+    """GRU with normalized input and state. Ba, Kiros & Hinton 2016, arXiv:1607.06450, its supplement."""
+    size = h.shape[-1]
+    gates = F.layer_norm(x @ U, (2 * size,), gamma_x, beta_x) + F.layer_norm(h @ W, (2 * size,), gamma_h, beta_h)
+    r, z = torch.sigmoid(gates).chunk(2, -1)
+    x_n = F.layer_norm(x @ U_n, (size,), gamma_xn, beta_xn)
+    h_n = F.layer_norm(h @ W_n, (size,), gamma_hn, beta_hn)
+    return (1 - z) * h + z * torch.tanh(x_n + r * h_n)
+
+
+@cell
+def slstm(x, h, c, n, m, *, U, W, b=zeros):
+    """LSTM with an exponential input gate. Beck et al. 2024, xLSTM, arXiv:2405.04517, equations 8 to 17.
+
+    The memory c is read relative to the normalizer n; both are kept divided by exp(m), so that no gate overflows.
+    """
+    i, f, g, o = (x @ U + h @ W + b).chunk(4, -1)
+    kept = torch.where(n > 0, F.logsigmoid(f) + m, -math.inf)  # how much of c and n stays, as a logarithm
+    m = torch.maximum(kept, i)
+    f = torch.exp(kept - m)
+    i = torch.exp(i - m)
+    c = f * c + i * torch.tanh(g)
+    n = f * n + i
+    h = torch.sigmoid(o) * c / n
+    return h, c, n, m
+
+
+@cell
 def leaky(x, h, *, U, W, b=zeros, tau: float = 10.0):
     """Leaky unit: the state moves by 1/tau of the way. Jaeger et al. 2007, Leaky-integrator echo state networks."""
     return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
@@ -123,3 +158,32 @@ def continuous_time(x, h, *, U, W, b=zeros, log_tau=constant(1.0), dt: float = 1
     """Continuous-time network with a learned time constant a unit, one Euler step. Beer 1995; Yang et al. 2019."""
     rate = dt / (dt + torch.exp(log_tau))
     return (1 - rate) * h + rate * torch.relu(x @ U + h @ W + b)
+
+
+@cell
+def cfc(x, dt: "1", /, h, *, U, W: "hidden hidden", V, b=zeros, d=zeros):  # type: ignore[valid-type]
+    """Closed-form continuous-time network: dt is the time since the step before, ``layer(x, dt=gaps)``.
+
+    The gap decides how far the state is on its way from g to k; the shared layer z is as wide as the state. Hasani et
+    al. 2022, Closed-form continuous-time neural networks, arXiv:2106.13898.
+    """
+    z = torch.tanh(x @ U + h @ W + b)
+    f, g, k = (z @ V + d).chunk(3, -1)
+    gate = torch.sigmoid(-f * dt)
+    return gate * torch.tanh(g) + (1 - gate) * torch.tanh(k)
+
+
+@cell
+def dale(x, h, *, U, W, b=zeros, log_tau=constant(1.0), dt: float = 1.0, sigma: float = 0.15, excitatory: float = 0.8):
+    """Continuous-time network of excitatory units, the first ones, and inhibitory units, with a private noise each.
+
+    All that a unit sends out has its sign (Dale's law); inhibition is stronger by as much as its units are fewer.
+    The output are the rates. Song, Yang & Wang 2016, Training excitatory-inhibitory recurrent neural networks.
+    """
+    size = h.shape[-1]
+    first = round(excitatory * size)
+    r = torch.relu(h)
+    r = torch.cat([r[:, :first], -first / max(size - first, 1) * r[:, first:]], -1)
+    rate = dt / (dt + torch.exp(log_tau))
+    h = (1 - rate) * h + rate * (x @ U + r @ W.abs() + b) + torch.sqrt(2 * rate) * noise(h, sigma)
+    return torch.relu(h), (h,)

@@ -97,6 +97,7 @@ class Recurrent(SequenceLayer):
         record: Sequence[str] = (),
         checkpoint_every: int | None = None,
         truncate: int | None = None,
+        **further: Tensor | PackedSequence,
     ) -> Any:
         """Read sequences.
 
@@ -113,15 +114,18 @@ class Recurrent(SequenceLayer):
                 again in backward: memory for long sequences at the price of a second forward pass.
             truncate: let no gradient pass from a part of so many steps to the one before (truncated backpropagation
                 through time); values stay as they are.
+            further: the formula's inputs after the first, by the author's names: of the axes of x with features of
+                their own, (time, batch, features); without the last axis where that is 1. Every level reads them.
 
         Returns:
             The output of the top level at every step, and the last state of every level. With ``record`` also a
             dictionary of (layers × directions, time, batch, size), batch before time with ``batch_first``.
 
         Raises:
-            RuntimeError: sizes that do not fit. ValueError: wrong number of axes, or another dtype.
+            RuntimeError: sizes that do not fit. ValueError: wrong number of axes, or another dtype. TypeError: an input
+            of the formula is missing, or unknown.
         """
-        return self.run(x, state, lengths, record, checkpoint_every, truncate)
+        return self.run(x, state, lengths, record, checkpoint_every, truncate, further)
 
     def _get_name(self) -> str:
         return self.cell.source.name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import FormulaError, label, shape_text
 from pellucid.formula.drop import dropping
 from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
@@ -75,8 +75,20 @@ class SequenceLayer(torch.nn.Module):
         for _ in range(min(self.num_layers, 2)):
             solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
             self._solutions.append(solution)
+            self._check_further(inner)
             self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
             inner = {**inner, "input": solution.output * self._directions}
+
+    def _check_further(self, sizes: Mapping[str, int]) -> None:
+        """Every level reads the same further inputs."""
+        first, *rest = (s.input_sizes(self.cell.source)[1:] for s in self._solutions)
+        if any(other != first for other in rest):
+            names = [symbol.name for symbol in self.cell.source.inputs[1:]]
+            raise FormulaError(
+                f"{self.cell.source.name}: the levels above the first read {sizes['input']} features, so the further "
+                f"inputs would be {shape_text(rest[0], names)} there instead of {shape_text(first, names)}. Make "
+                "layers of one level and call one after another."
+            )
 
     @property
     def _directions(self) -> int:
@@ -96,11 +108,12 @@ class SequenceLayer(torch.nn.Module):
         record: Sequence[str] = (),
         checkpoint_every: int | None = None,
         truncate: int | None = None,
+        further: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the layer; the forward of every subclass."""
+        """Run the layer; the forward of every subclass. ``further`` are the inputs after the first, by name."""
         options = _Options(self._recorded(record), self._division(checkpoint_every, truncate))
         if isinstance(x, PackedSequence):
-            return self._run_packed(x, state, lengths, options)
+            return self._run_packed(x, state, lengths, options, further or {})
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
@@ -108,6 +121,7 @@ class SequenceLayer(torch.nn.Module):
             )
         batched = x.dim() == 3
         self._check_features(x, batched)
+        x = self._side_by_side(x, further or {}, self._axes(batched))
         if not batched:
             x = x.unsqueeze(1)
         elif self.batch_first:
@@ -126,7 +140,12 @@ class SequenceLayer(torch.nn.Module):
         return (*result, recorded) if record else result
 
     def _run_packed(
-        self, x: PackedSequence, state: State | None, lengths: real.Lengths | None, options: _Options
+        self,
+        x: PackedSequence,
+        state: State | None,
+        lengths: real.Lengths | None,
+        options: _Options,
+        further: Mapping[str, Any],
     ) -> tuple[PackedSequence, State]:
         if options.record:
             raise ValueError(
@@ -137,6 +156,8 @@ class SequenceLayer(torch.nn.Module):
             raise ValueError(f"{label(self)}: a PackedSequence brings its own lengths; pass it without lengths=")
         padded, given = pad_packed_sequence(x)
         self._check_features(padded, True)
+        further = {name: self._padded(name, value, given) for name, value in further.items()}
+        padded = self._side_by_side(padded, further, ("time", "batch", "features"))
         states = self._states(padded, state, True)
         output, last, _ = self._levels(padded, states, given.to(padded.device), options)
         if x.sorted_indices is not None:
@@ -149,8 +170,9 @@ class SequenceLayer(torch.nn.Module):
     def _levels(
         self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: _Options
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        """All levels and directions; x is (time, batch, features)."""
+        """All levels and directions; x is (time, batch, features), the inputs side by side."""
         x, states, cast = self._autocast(x, states)
+        further = x[..., self.input_size :]
         last: list[list[Tensor]] = [[] for _ in states]
         recorded: dict[str, list[Tensor]] = {name: [] for name in options.record}
         for level in range(self.num_layers):
@@ -171,6 +193,8 @@ class SequenceLayer(torch.nn.Module):
             if level + 1 < self.num_layers and self.training and self.dropout > 0:
                 draws = random.uniform(x.shape, random.draw_seed(), device=x.device)
                 x = dropping(self.dropout)(x, draws, self.dropout)
+            if level + 1 < self.num_layers and further.shape[-1]:
+                x = torch.cat([x, further], -1)
         top = {name: torch.stack(values) for name, values in recorded.items()}
         return x, tuple(torch.stack(entry) for entry in last), top
 
@@ -208,6 +232,45 @@ class SequenceLayer(torch.nn.Module):
         return x.to(dtype), [s.to(dtype) for s in states], dtype
 
     # -- checks -------------------------------------------------------------------------------------------------
+
+    def _side_by_side(self, x: Tensor, further: Mapping[str, Any], axes: Sequence[str]) -> Tensor:
+        """Return all inputs of the formula along the features, the first one first; x has ``axes``."""
+        source = self.cell.source
+        names = [symbol.name for symbol in source.inputs[1:]]
+        missing = [name for name in names if further.get(name) is None]
+        unknown = [name for name in further if name not in names]
+        if missing or unknown:
+            fault = f"the input {missing[0]} is missing" if missing else f"unexpected argument {unknown[0]!r}"
+            call = ", ".join(("x", *(f"{name}=..." for name in names)))
+            raise TypeError(f"{label(self)}: {fault}. What its formula reads is given as layer({call})")
+        values = [x]
+        for name, size in zip(names, self.solution().input_sizes(source)[1:], strict=True):
+            value, expected = further[name], (*x.shape[:-1], size)
+            whole = value.unsqueeze(-1) if size == 1 and value.dim() == x.dim() - 1 else value
+            if tuple(whole.shape) != expected:
+                short = f", or without the last axis {shape_text(expected[:-1], axes[:-1])}" if size == 1 else ""
+                raise RuntimeError(
+                    f"{label(self)}: the input {name} is {shape_text(value.shape, axes)}, expected "
+                    f"{shape_text(expected, axes)}{short}"
+                )
+            if value.dtype != x.dtype and not (value.is_floating_point() and autocast_dtype(x) is not None):
+                raise ValueError(
+                    f"{label(self)}: the input {name} is of {value.dtype}, the first input is of {x.dtype}. Convert "
+                    f"it: {name}.to({x.dtype})."
+                )
+            values.append(whole)
+        return torch.cat(values, -1) if len(values) > 1 else x
+
+    def _padded(self, name: str, value: Any, lengths: Tensor) -> Tensor:
+        """A further input of packed sequences, padded."""
+        if not isinstance(value, PackedSequence):
+            raise TypeError(f"{label(self)}: x is a PackedSequence, so {name} must be one too, of the same lengths")
+        padded, given = pad_packed_sequence(value)
+        if not torch.equal(given, lengths):
+            raise RuntimeError(
+                f"{label(self)}: the sequences of {name} have lengths {given.tolist()}, those of x {lengths.tolist()}"
+            )
+        return padded
 
     def _recorded(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names that a call wants recorded, checked."""
