@@ -52,22 +52,22 @@ class Source:
     filename: str
     first_line: int
 
-    @property
+    @functools.cached_property
     def inputs(self) -> tuple[Symbol, ...]:
         """The inputs of a step; every backend reads them as one, side by side."""
         return self._of("input")
 
-    @property
+    @functools.cached_property
     def states(self) -> tuple[Symbol, ...]:
         """The state entries, in order."""
         return self._of("state")
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[Symbol, ...]:
         """What is trained, in the order of the signature."""
         return self._of("parameter")
 
-    @property
+    @functools.cached_property
     def hyperparameters(self) -> tuple[Symbol, ...]:
         """Numbers that the constructor sets."""
         return self._of("hyperparameter")

@@ -71,13 +71,16 @@ def plainly(
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run ``forward(x, states, lengths, start) -> (output, last, ...)``, itself differentiable, chunk by chunk."""
+    if division == WHOLE:
+        output, last, *_ = forward(x, states, lengths, 0)
+        return output, last
     outputs = []
     for chunk in division.chunks(x.shape[0], reverse):
         if chunk.cut:
             states = [s.detach() for s in states]
         output, states, *_ = forward(chunk.of(x), states, chunk.lengths(lengths), chunk.begin)
         outputs.append(output)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs[::-1] if reverse else outputs), list(states)
+    return torch.cat(outputs[::-1] if reverse else outputs), list(states)
 
 
 def divided(runner: Runner, division: Division) -> Runner:

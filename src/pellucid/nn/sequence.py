@@ -274,6 +274,8 @@ class SequenceLayer(torch.nn.Module):
 
     def _recorded(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names that a call wants recorded, checked."""
+        if not names:
+            return ()
         if isinstance(names, str):
             names = (names,)
         known = recordable(self.cell.source)
