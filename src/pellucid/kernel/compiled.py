@@ -23,7 +23,7 @@ BLOCK = 48  # rows that a thread takes through all steps together: their scratch
 AHEAD = 2**16  # numbers that a block of rows computes ahead: they stay in the second cache
 AHEAD_TOGETHER = 2**22  # the same where all threads compute them
 OPERATIONS_WITHOUT_A_PAUSE = 4e9  # about 50 ms: then Python looks after signals
-OPERATIONS_FOR_A_THREAD = 2e5  # below that, waking another one costs more than it helps
+OPERATIONS_FOR_A_THREAD = 2e6  # below that, waking another one costs more than it helps
 
 _forked = False
 
