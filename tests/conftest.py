@@ -12,6 +12,8 @@ torch.set_num_threads(1)
 if "PELLUCID_CACHE" not in os.environ:  # what the tests compile stays out of the user's cache
     _folder = tempfile.TemporaryDirectory(prefix="pellucid-kernels-")
     os.environ["PELLUCID_CACHE"] = _folder.name
+# Half of what a kernel costs a test is the optimiser; test_first_result.py runs what users get.
+os.environ.setdefault("PELLUCID_CFLAGS", "-O1")
 # CI repeats the same examples at every run; elsewhere every run tries new ones.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("patient"), derandomize=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
+from torch import fx
 
 import formulas
 import pellucid
+from pellucid.formula.capture import DependsOnRows, capture
 from pellucid.formula.shapes import solve
 from pellucid.formula.source import read
 from pellucid.kernel import registry
+from pellucid.kernel.program import Abstract
 from pellucid.nn import cells
 
 
@@ -150,6 +155,59 @@ def test_what_depends_on_parameters_alone_is_done_once():
 def test_a_bias_is_added_before_the_loop():
     adds = [n for n in program(cells.rnn).step.graph.nodes if n.target is torch.ops.aten.add.Tensor]
     assert len(adds) == 1
+
+
+def captured(function):
+    return capture(function, lambda rows: [torch.ones(rows, 3)], {})
+
+
+def test_the_number_of_rows_stays_open_in_a_captured_graph():
+    constant = torch.arange(3.0)
+    graph, constants = captured(lambda x: (torch.cat([x, x.new_zeros(2 * x.shape[0], 3) + constant]), x[:0] + 11))
+    assert [value is constant for value in constants.values()] == [True]
+    both, none = next(n for n in graph.nodes if n.op == "output").args[0]
+    assert both.meta["val"] == Abstract((3, 3), torch.float32, True)  # three rows for each one, of three features
+    assert none.meta["val"].shape == (0, 3)
+    assert [n.args[1] for n in graph.nodes if n.target is operator.mul] == [2]
+
+
+def test_a_change_in_place_is_captured_as_a_new_value_unless_others_see_it():
+    def alone(x):
+        y = x + 1
+        return (y.mul_(2) + y,)
+
+    def shared(x):
+        y = x + 1
+        return (y, y.view(-1).mul_(2))
+
+    graph, _ = captured(alone)
+    assert not any(n.target._schema.is_mutable for n in graph.nodes if n.op == "call_function")
+    assert fx.GraphModule(torch.nn.Module(), graph)(torch.ones(2, 3))[0].eq(8).all()
+    graph, _ = captured(shared)
+    assert torch.ops.aten.mul_.Tensor in {n.target for n in graph.nodes}
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: (x * (22.0 / x.shape[0]),), r"takes 2\.0 for 11 samples, 1\.2+\d* for 18"),
+        (lambda x: (x + 1 if x.shape[0] > 12 else x,), "other operations"),
+        (lambda x: (x + 1 if x.shape[0] > 12 else x - 1,), "aten.sub.Tensor or aten.add.Tensor"),
+        (lambda x: (x[1:],), r"shape \(10, 3\) for 11 samples, \(17, 3\) for 18"),
+        (lambda x: (x + torch.full((3,), 1.0).mul(torch.tensor([1.0 / x.shape[0]] * 3)),), "tensor made of"),
+    ],
+)
+def test_what_depends_on_the_number_of_rows_is_refused(function, words):
+    with pytest.raises(DependsOnRows, match=words):
+        captured(function)
+
+
+def test_a_number_is_known_only_of_what_comes_from_outside():
+    scale = torch.tensor([1.0, 2.0])
+    graph, _ = captured(lambda x: (x * (3 * scale).sum().item(),))
+    assert [n.args[1] for n in graph.nodes if n.target is torch.ops.aten.mul.Tensor] == [9.0]
+    with pytest.raises(RuntimeError, match=r"asks for a number.*torch\.where"):
+        captured(lambda x: (x * (x * scale[0]).sum().item(),))
 
 
 def test_source_keeps_names_lines_and_place():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx
+from torch._decomp import _core_aten_decompositions_post_autograd
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
+from pellucid.formula.capture import Decompositions, DependsOnRows, capture
 from pellucid.formula.shapes import Solution, split_result
 from pellucid.formula.source import Source
 
+aten = torch.ops.aten
 Result = TypeVar("Result")
-ROWS_HINT = 37  # what the tracer takes for the open number of rows
 
 
 @dataclass(frozen=True)
@@ -111,19 +114,23 @@ def trace(
     tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device(device))
     try:
         tracing.check_rows()
-        module = tracing.joint()
+        graph, constants = tracing.joint()
     except FormulaError:
         raise
+    except DependsOnRows as error:
+        raise FormulaError(
+            f"cell {source.name}: what it computes depends on the number of samples in the batch: {error}. The batch "
+            f"is invisible to a cell: take sizes of the features (shape[-1]) only.\n  in {source.where}"
+        ) from error
     except Exception as error:
         where = source.caret_at(error.__traceback__)
         raise FormulaError(f"cell {source.name}: {type(error).__name__}: {error}\n{where}") from error
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise FormulaError(
                 f"cell {source.name}: {node.target} changes a tensor in place. A formula makes new values: write "
                 f"c = c + i * g, not c += i * g.\n  in {source.where}"
             )
-    constants = {n.name: getattr(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
     for constant in constants.values():
         if constant.requires_grad:
             raise FormulaError(
@@ -131,7 +138,7 @@ def trace(
                 f"{tuple(constant.shape)}, which would never be trained. Make it a parameter of the formula (a keyword "
                 f"argument), or detach it.\n  in {source.where}"
             )
-    return Joint(module.graph, constants, 1, len(source.states), len(source.parameters), tracing.sites)
+    return Joint(graph, constants, 1, len(source.states), len(source.parameters), tracing.sites)
 
 
 @dataclass(frozen=True)
@@ -164,60 +171,44 @@ class _Tracing:
         output, states = step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
         return (output, *states)
 
-    def joint(self) -> fx.GraphModule:
+    def values(self, rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Draw input and states, parameters and draws, always the same, for so many rows."""
+        generator = torch.Generator().manual_seed(0)
+        device = "cpu" if self.device.type == "meta" else self.device
+
+        def draw(*shape: int, dtype: torch.dtype = self.dtype) -> torch.Tensor:
+            return torch.rand(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+        weights = [draw(*shape) for shape in self.weight_shapes]
+        weights = [w / len(w) if w.dim() > 1 else w for w in weights]  # for products of about 1
+        given = [draw(rows, size) for size in self.row_sizes]
+        return given, weights, [draw(rows, size, dtype=torch.float32) for size, _ in self.sites]
+
+    def joint(self) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
         """Trace the step together with the product of its Jacobian."""
-        # Here, and not above: torch's tracer brings sympy, which who only normalizes or convolves need not wait for.
-        from torch._decomp import core_aten_decompositions
-        from torch._subclasses import FakeTensorMode
-        from torch.fx.experimental.proxy_tensor import make_fx
-        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-
-        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-
-        def fake(shape: Sequence[int], rows: bool, dtype: torch.dtype = self.dtype) -> torch.Tensor:
-            kinds = [DimDynamic.DUCK if rows and axis == 0 else DimDynamic.STATIC for axis in range(len(shape))]
-            context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=kinds)
-            real = torch.empty(tuple(shape), dtype=dtype, device="cpu" if self.device.type == "meta" else self.device)
-            return mode.from_tensor(real, symbolic_context=context)
-
-        rows = [fake((ROWS_HINT, size), True) for size in self.row_sizes]
-        weights = [fake(shape, False) for shape in self.weight_shapes]
-        noise = [fake((ROWS_HINT, size), True, torch.float32) for size, _ in self.sites]
         results = (self.solution.output, *self.solution.state_sizes(self.source))
-        cotangents = [fake((ROWS_HINT, size), True) for size in results]
-        primals = len(rows) + len(weights)
+        primals, sites = len(self.row_sizes) + len(self.weight_shapes), len(self.sites)
 
         def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            drawn = values[primals : primals + len(noise)]
+            outcome = self.run(values[: primals + sites])
+            of = values[:primals]
+            graded = _Graded.apply(*outcome, *values[primals + sites :])
+            found = torch.autograd.grad(graded, of, allow_unused=True) if graded.requires_grad else [None] * primals
+            return (*outcome, *(torch.zeros_like(v) if g is None else g for v, g in zip(of, found, strict=True)))
 
-            outcome, vjp, *_ = torch.func.vjp(lambda *inner: self.run((*inner, *drawn)), *values[:primals])
-            return (*outcome, *vjp(tuple(values[primals + len(noise) :])))
+        def arguments(rows: int) -> list[torch.Tensor]:
+            given, weights, noise = self.values(rows)
+            primal = [value.requires_grad_() for value in (*given, *weights)]
+            return [*primal, *noise, *(torch.ones(rows, size).to(given[0]) for size in results)]
 
-        decompositions: Any = dict(core_aten_decompositions())
-        decompositions[torch.ops.aten.native_layer_norm_backward.default] = _layer_norm_backward
-        # torch's own chooses between the whole numbers 1, 0 and −1, which no loop of rows holds.
-        decompositions[torch.ops.aten.log_sigmoid_backward.default] = lambda g, x, buffer: g * torch.sigmoid(-x)
-        with mode:  # new tensors of open size (zeros for a slice's gradient) are fake too
-            module = make_fx(torch.func.functionalize(joint), decomposition_table=decompositions)(
-                *rows, *weights, *noise, *cotangents
-            )
-        module.graph.eliminate_dead_code()
-        return module
+        return capture(joint, arguments, _decompositions())
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a cell must not know of the batch."""
         if self.device.type == "meta":
             return  # no values to compare
-        generator = torch.Generator().manual_seed(0)
         tolerance = 100 * torch.finfo(self.dtype).eps
-
-        def draw(*shape: int) -> torch.Tensor:
-            return torch.rand(shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
-
-        rows = [draw(3, size) for size in self.row_sizes]
-        scales = [shape[0] if len(shape) > 1 else 1 for shape in self.weight_shapes]  # for products of about 1
-        weights = [draw(*shape) / scale for shape, scale in zip(self.weight_shapes, scales, strict=True)]
-        noise = [draw(3, size) for size, _ in self.sites]
+        rows, weights, noise = self.values(3)
 
         def of(pick: slice) -> tuple[torch.Tensor, ...]:
             return self.run([*(r[pick] for r in rows), *weights, *(n[pick] for n in noise)])
@@ -233,13 +224,58 @@ class _Tracing:
                     )
 
 
+class _Graded(torch.autograd.Function):
+    """A number whose gradient is the one given for each result; torch.autograd.grad(results, ..., gradients) would
+    import sympy."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: torch.Tensor) -> torch.Tensor:
+        ctx.given = values[len(values) // 2 :]
+        return values[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        return (*ctx.given, *[None] * len(ctx.given))
+
+
+@functools.cache
+def _decompositions() -> Decompositions:
+    """torch's own into its core operations; ours where those of every other cell would import sympy, and one more."""
+    return {
+        **_core_aten_decompositions_post_autograd(),
+        aten.native_layer_norm_backward.default: _layer_norm_backward,
+        aten.split.Tensor: _split,
+        aten.sgn.default: aten.sign.default,
+        aten.sigmoid_backward.default: _in_float(lambda g, y: g * (y * (1 - y))),
+        aten.tanh_backward.default: _in_float(lambda g, y: g * (1 - y * y)),
+        # torch's own chooses between the whole numbers 1, 0 and −1, which no loop of rows holds.
+        aten.log_sigmoid_backward.default: lambda g, x, buffer: g * torch.sigmoid(-x),
+    }
+
+
+def _in_float(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Compute in float32 what is stored shorter."""
+
+    def computed(*values: torch.Tensor) -> torch.Tensor:
+        dtype = values[0].dtype
+        return function(*(v.float() for v in values)).to(dtype) if dtype.itemsize < 4 else function(*values)
+
+    return computed
+
+
+def _split(x: torch.Tensor, size: int, dim: int = 0) -> Any:
+    length = x.shape[dim]
+    sizes = [min(size, length - start) for start in range(0, length, size)] if size else [0]
+    return aten.split_with_sizes(x, sizes, dim)
+
+
 def _layer_norm_backward(
     gradient: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any, mask: Sequence[bool]
 ) -> Any:
     """The gradient of the input apart from those of weight and bias: sums over rows, which can leave the loop."""
     if not mask[1] and not mask[2]:
         return NotImplemented  # the operation itself stays
-    backward = torch.ops.aten.native_layer_norm_backward.default
+    backward = aten.native_layer_norm_backward.default
     of_x = backward(gradient, x, shape, mean, rstd, weight, bias, [True, False, False])[0] if mask[0] else None
     rows = tuple(range(x.dim() - len(shape)))
     of_weight = (gradient * (x - mean) * rstd).sum(rows) if weight is not None and mask[1] else None

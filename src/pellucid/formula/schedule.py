@@ -19,7 +19,7 @@ from pellucid.errors import FormulaError
 from pellucid.formula.graph import Joint
 from pellucid.formula.source import Source
 from pellucid.kernel.lower import lowerable
-from pellucid.kernel.program import Program, Stage, has_rows, row_multiple
+from pellucid.kernel.program import Abstract, Program, Stage
 
 ONCE, INPUT, STEP = range(3)
 aten = torch.ops.aten
@@ -44,7 +44,15 @@ def schedule(source: Source, joint: Joint, fused: bool = False) -> Program:
 
 
 def _is_size(node: fx.Node) -> bool:
-    return not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) and node.op != "get_attr"
+    return not isinstance(node.meta.get("val"), (Abstract, tuple, list)) and node.op != "get_attr"
+
+
+def _together(a: Abstract, b: Abstract) -> Abstract:
+    """A sum or a product of two values."""
+    axes = max(a.dim(), b.dim())
+    shapes = ((1,) * (axes - value.dim()) + value.shape for value in (a, b))
+    dtype = torch.result_type(*(torch.empty([1] * value.dim(), dtype=value.dtype) for value in (a, b)))
+    return Abstract(tuple(map(max, *shapes)), dtype, a.rows or b.rows)
 
 
 class _Scheduler:
@@ -120,7 +128,7 @@ class _Scheduler:
     def _check_rows(self, node: fx.Node) -> None:
         """A legality check: time can be folded into the rows only of values that have rows."""
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and not has_rows(value):
+        if isinstance(value, Abstract) and not value.rows:
             raise FormulaError(
                 f"cell {self.source.name}: {node.target} gives a value without the axis of the batch "
                 f"({tuple(value.shape)}), so samples would be mixed. Keep rows: reduce over the features with dim=-1, "
@@ -169,7 +177,7 @@ class _Scheduler:
         total = ordered[0]
         for leaf in ordered[1:]:
             with self.joint.graph.inserting_before(root):
-                value = target(total.meta["val"], leaf.meta["val"])
+                value = _together(total.meta["val"], leaf.meta["val"])
                 total = self.joint.graph.call_function(target, (total, leaf))
                 total.meta["val"] = value
         root.replace_all_uses_with(total)
@@ -273,9 +281,9 @@ class _Scheduler:
         Forward's products can, for the loop takes them a chunk of steps at a time, which stays in cache.
         """
         value = node.meta.get("val")
-        tensors = [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
+        tensors = [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, Abstract)]
         outside = self.kind[node] == ONCE or (node.target in PRODUCTS and not products)
-        stored = all(has_rows(t) and (t.is_floating_point() or t.dtype == torch.bool) for t in tensors)
+        stored = all(t.rows and (t.dtype.is_floating_point or t.dtype == torch.bool) for t in tensors)
         return not outside and stored and lowerable(node)
 
     def _move_into_loop(
@@ -322,5 +330,4 @@ class _Scheduler:
 
     def _features(self, node: fx.Node) -> tuple[int, ...]:
         """How many rows the value has for a row of the batch, and its other axes."""
-        value: Any = node.meta["val"]
-        return (row_multiple(value), *map(int, value.shape[1:]))
+        return tuple(node.meta["val"].shape)

@@ -52,12 +52,7 @@ class _Call(ctypes.Structure):
 
 
 class Compiled:
-    """A program as C: the same methods as `stepwise.Stepwise`.
-
-    Raises:
-        Unsupported: an operation has no C.
-        BuildError: it could not be compiled.
-    """
+    """A program as C: the same methods as `stepwise.Stepwise`."""
 
     name = "c"
 
@@ -65,10 +60,14 @@ class Compiled:
         self.program, self.dtype = program, dtype
         self._loading = threading.Lock()
         self._loops: dict[bool, dict[str, _Loop]] = {}
-        self.loops(False)
 
     def loops(self, training: bool) -> Mapping[str, _Loop]:
-        """The compiled loops, of inference or of training, compiled when they are first asked for."""
+        """The compiled loops, of inference or of training, compiled when they are first asked for.
+
+        Raises:
+            Unsupported: an operation has no C.
+            BuildError: they could not be compiled.
+        """
         with self._loading:
             if training not in self._loops:
                 written = emit(self.program, self.dtype, training)

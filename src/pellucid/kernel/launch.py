@@ -59,11 +59,12 @@ def recurrence(
 
             return *plainly(define, division, x, states, lengths, reverse), "naive"
         plain = _transformed()
-        run = (reference if plain else runner)(text, training, x.dtype, x.device.type)
+        place = (text, training, x.dtype, x.device.type)
+        run = reference(*place) if plain else runner(*place, differentiable)
         if plain or not differentiable:
             # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
             return *_plain(run, division, x, states, parameters, lengths, seed, reverse), run.name
-        again = functools.partial(reference, text, training, x.dtype, x.device.type)
+        again = functools.partial(reference, *place)
         output, *last = _Recurrence.apply(run, again, division, reverse, lengths, seed, len(states), *tensors)
         return output, last, run.name
 

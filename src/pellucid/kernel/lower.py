@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pellucid.kernel.program import Stage, has_rows, row_multiple
+from pellucid.kernel.program import Abstract, Stage
 
 aten = torch.ops.aten
 
@@ -84,7 +84,7 @@ def lowerable(node: fx.Node) -> bool:
     if node.target not in OPERATIONS:
         return False
     axes = value if isinstance(value, (tuple, list)) else (value,)
-    return all(v is None or not has_rows(v) or v.dim() <= 2 for v in axes)
+    return all(v is None or not v.rows or v.dim() <= 2 for v in axes)
 
 
 class _Lowering:
@@ -112,10 +112,10 @@ class _Lowering:
 
     def placeholder(self, name: str, node: fx.Node) -> None:
         meta = node.meta.get("val")
-        if not isinstance(meta, torch.Tensor):
+        if not isinstance(meta, Abstract):
             self.made[node] = "rows"
             return
-        rows = has_rows(meta)
+        rows = meta.rows
         if not rows and meta.dim() == 2:
             self.matrix_names[node] = name
             if meta.shape[0] != 1:  # one row is a vector too
@@ -136,13 +136,13 @@ class _Lowering:
             self.made[node] = self.value(node.args[0])[node.args[1]]
             return
         value = node.meta.get("val")
-        if not isinstance(value, (torch.Tensor, tuple, list)):
+        if not isinstance(value, (Abstract, tuple, list)):
             self.made[node] = "rows"
             return
         rule = OPERATIONS.get(node.target)
         if rule is None:
             raise Unsupported(str(node.target))
-        if isinstance(value, torch.Tensor) and has_rows(value) and (value.dim() > 2 or not _plain_rows(value)):
+        if isinstance(value, Abstract) and value.rows and (value.dim() > 2 or not _plain_rows(value)):
             raise Unsupported(f"{node.target} with a result of {value.dim()} axes")
         arguments = node.args if node.target in _WITH_MATRIX else self.value(node.args)
         self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
@@ -200,9 +200,9 @@ class _Lowering:
         return self.node.meta["val"]
 
 
-def _plain_rows(meta: torch.Tensor) -> bool:
+def _plain_rows(meta: Abstract) -> bool:
     """Whether there is one row for each row of the batch."""
-    return row_multiple(meta) == 1
+    return meta.shape[0] == 1
 
 
 # -- the table -----------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def _filled(number: float | None) -> Rule:
         fill = arguments[1] if number is None else number
         if value.dtype == torch.bool:
             raise Unsupported(f"{low.node.target} of truth values")
-        rows = has_rows(value)
+        rows = value.rows
         if isinstance(fill, Value):
             return low.spread(fill, int(math.prod(value.shape[1:])))
         return low.constant(fill, int(math.prod(value.shape[1:] if rows else value.shape)))
@@ -358,7 +358,7 @@ def _expand(low: _Lowering, x: Any, *_: Any, **__: Any) -> Value:
 
 
 def _reshape(low: _Lowering, x: Value, *_: Any) -> Value:
-    if isinstance(low.result, torch.Tensor) and has_rows(low.result):
+    if isinstance(low.result, Abstract) and low.result.rows:
         width = int(math.prod(low.result.shape[1:]))
         if x.width == width:
             return x
@@ -495,7 +495,7 @@ def _matrix_product(low: _Lowering, a: fx.Node, matrix: fx.Node) -> Value:
 def _product(low: _Lowering, a: fx.Node, matrix: fx.Node, name: str = "") -> Value:
     if matrix not in low.matrix_names:
         raise Unsupported(f"{low.node.target} of two values of the loop")
-    depth, width = map(int, matrix.meta["val"].shape)
+    depth, width = matrix.meta["val"].shape
     low.matrices[low.matrix_names[matrix]] = (depth, width)
     return Value("product", low.name(name), width, (low.real(low.value(a)),), low.matrix_names[matrix])
 

@@ -30,7 +30,7 @@ def _operator(
     truncate: int,
     save: bool,
 ) -> list[Tensor]:
-    run = divided(runner(text, training, x.dtype, x.device.type), Division(checkpoint_every, truncate))
+    run = divided(runner(text, training, x.dtype, x.device.type, save), Division(checkpoint_every, truncate))
     with no_autocast(x):
         output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save)
     return _apart([output, *last, *saved], [x, *states, *parameters])
@@ -38,7 +38,7 @@ def _operator(
 
 @_operator.register_fake
 def _(x, states, parameters, lengths, seed, text, training, reverse, checkpoint_every, truncate, save):
-    built = runner(text, training, x.dtype, x.device.type).program
+    built = runner(text, training, x.dtype, x.device.type, save).program
     time, batch = x.shape[:2]
     results = [x.new_empty((time, batch, *built.features[built.output][1:])), *(torch.empty_like(s) for s in states)]
     if save and checkpoint_every:
@@ -69,7 +69,7 @@ def _backward_operator(
     saved: Any,
     gradients: Any,
 ) -> list[Tensor]:
-    run = divided(runner(text, training, x.dtype, x.device.type), Division(checkpoint_every, truncate))
+    run = divided(runner(text, training, x.dtype, x.device.type, True), Division(checkpoint_every, truncate))
     needed = [True] * (1 + len(parameters))
     with no_autocast(x):
         of_input, of_states, of_parameters = run.backward(

@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import fx
 
-ROWS_HINT = 37  # what the tracer takes for the open number of rows
 
+@dataclass(frozen=True)
+class Abstract:
+    """A traced value without its numbers: its axes for a batch of one, and its dtype.
 
-def has_rows(value: torch.Tensor) -> bool:
-    """Whether the first axis of a traced value is the batch: its size is open."""
-    return value.dim() > 0 and not isinstance(value.shape[0], int)
+    ``rows`` says whether the first axis is the batch: then ``shape[0]`` is the number of its rows for one sample.
+    """
 
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: bool
 
-def row_multiple(value: torch.Tensor) -> int:
-    """How many rows a traced value has for a row of the batch."""
-    size: Any = value.shape[0]
-    return size.node.hint // ROWS_HINT
+    def dim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
 
 
 @dataclass(frozen=True, eq=False)

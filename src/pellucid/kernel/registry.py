@@ -78,13 +78,16 @@ def key(name: str, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any])
     return json.dumps([name, dict(sizes), dict(hyperparameters), []], sort_keys=True)
 
 
-@torch.compiler.assume_constant_result
 def recording_keys(text: str, names: tuple[str, ...]) -> tuple[str, list[int]]:
     """The key of the same program whose output is followed by the values of these names, and their columns."""
     *cell, _ = json.loads(text)
     keys = [json.dumps([*cell, names[:count]], sort_keys=True) for count in range(len(names) + 1)]
     whole = [_solved(key)[2].output for key in keys]
     return keys[-1], [whole[0], *(after - before for before, after in itertools.pairwise(whole))]
+
+
+# What torch.compiler.assume_constant_result does, which imports torch._dynamo: 1.3 s of every import of pellucid.
+recording_keys._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=512)
@@ -121,10 +124,10 @@ class Runner(Protocol):
         ...
 
 
-def runner(text: str, training: bool, dtype: torch.dtype, device: str) -> Runner:
-    """The fastest backend for a program, as far as `backend` lets it be chosen."""
+def runner(text: str, training: bool, dtype: torch.dtype, device: str, save: bool) -> Runner:
+    """The fastest backend for a program, as far as `backend` lets it be chosen; with ``save``, for backward too."""
     if chosen_backend() in ("auto", "c") and device == "cpu":
-        compiled = _compiled(text, training, dtype, device)
+        compiled = _ready(text, training, dtype, device, save)
         if compiled is not None:
             return compiled
     return reference(text, training, dtype, device)
@@ -137,10 +140,17 @@ def reference(text: str, training: bool, dtype: torch.dtype, device: str) -> Run
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(text: str, training: bool, dtype: torch.dtype, device: str) -> Runner | None:
-    """The program in C; None, with a warning, where that cannot be."""
+def _compiled(text: str, training: bool, dtype: torch.dtype, device: str) -> Compiled:
+    return Compiled(program(text, training, dtype, device, fused=True), dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: bool) -> Runner | None:
+    """The program in C, compiled for what is asked; None, with a warning, where that cannot be."""
     try:
-        return Compiled(program(text, training, dtype, device, fused=True), dtype)
+        compiled = _compiled(text, training, dtype, device)
+        compiled.loops(save)
+        return compiled
     except (Unsupported, BuildError) as error:
         name = json.loads(text)[0].split(":")[-1]
         reason = f"{error} has no C kernel" if isinstance(error, Unsupported) else str(error)

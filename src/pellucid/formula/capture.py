@@ -1,0 +1,198 @@
+"""A function of tensors as a graph of torch's operations, the number of rows left open.
+
+torch's own tracer, make_fx, keeps a size open as a symbol, and its symbols bring sympy and torch._dynamo: 1.3 seconds
+of imports before the first result. Here the function runs twice, with two numbers of rows; a size that differs
+between the two is one of the rows.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pellucid.kernel.program import Abstract
+
+ROWS = (11, 18)  # without a common factor, and so that no simple arithmetic takes both to one number
+aten = torch.ops.aten
+Decompositions = Mapping[Any, Callable[..., Any]]
+
+
+class DependsOnRows(Exception):
+    """What is computed depends on the number of rows; the text says where."""
+
+
+def capture(
+    function: Callable[..., tuple[Tensor, ...]],
+    arguments: Callable[[int], Sequence[Tensor]],
+    decompositions: Decompositions,
+) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """Return the graph of a function, and the tensors from outside that it reads.
+
+    Every node of a tensor has its `Abstract` in ``meta["val"]``; where an operation takes the number of rows, a node
+    stands that computes it.
+
+    Args:
+        function: takes the arguments, returns a tuple of tensors.
+        arguments: gives them for a number of rows; the first has rows.
+        decompositions: what is recorded in place of an operation.
+
+    Raises:
+        DependsOnRows: the function does something else for another number of rows.
+    """
+    first, second = (_Capture(decompositions).run(function, arguments(rows)) for rows in ROWS)
+    _open_rows(first, second)
+    return first.graph, first.constants
+
+
+class _Capture(TorchDispatchMode):
+    """Writes down what reaches torch's kernels: below autograd and the transforms of torch.func."""
+
+    def __init__(self, decompositions: Decompositions) -> None:
+        super().__init__()
+        self.decompositions = decompositions
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
+        self._known = WeakTensorKeyDictionary()  # the nodes of the tensors that are still alive
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped it would have to be imported, and it is not at work where a formula is traced."""
+        return False
+
+    def run(self, function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]) -> _Capture:
+        """Call the function, and keep what its results need."""
+        for i, argument in enumerate(arguments):
+            self._remember(argument, self.graph.placeholder(f"argument_{i}"))
+        with self:
+            results = function(*arguments)
+        self.graph.output(self._nodes(results))
+        self.graph.eliminate_dead_code()
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable and self._is_alone(args[0]):
+            return self._renewed(func, args, kwargs)
+        if func in (aten.detach.default, aten.alias.default):
+            return self._remember(func(*args), self._node(args[0]))
+        with self:
+            result = self.decompositions.get(func, func.decompose)(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        if torch.Tag.data_dependent_output in func.tags and any(self._is_given(value) for value in args):
+            raise RuntimeError(
+                f"the formula asks for a number ({func}), but is read before there are any. A choice by value is "
+                f"torch.where(condition, a, b)"
+            )
+        result = func(*args, **kwargs)
+        node = self.graph.create_node(
+            "call_function", func, self._nodes(args), self._nodes(kwargs), func.overloadpacket.__name__
+        )
+        return self._remember(result, node)
+
+    def _is_given(self, value: Any) -> bool:
+        """Whether a tensor depends on the arguments, and so has no value of its own."""
+        return isinstance(value, Tensor) and value in self._known and self._known[value].meta["given"]
+
+    def _is_alone(self, value: Tensor) -> bool:
+        """Whether a tensor is recorded and no other has its memory."""
+        place = value.untyped_storage()._cdata
+        sharing = [other for other in self._known if other.untyped_storage()._cdata == place]
+        return len(sharing) == 1 and sharing[0] is value
+
+    def _renewed(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """Record a new value for what changes in place, as torch's own gradients do here and there."""
+        packet = getattr(aten, func.overloadpacket.__name__.removesuffix("_"))
+        with self:
+            result = getattr(packet, func._overloadname)(*args, **kwargs)
+        self._known[args[0]] = self._node(result)
+        return func(*args, **kwargs)
+
+    def _remember(self, value: Any, node: fx.Node) -> Any:
+        """Note that a node gives a value, or the parts of one; return the value."""
+        if isinstance(value, Tensor):
+            self._known[value] = node
+            node.meta["given"] = node.op == "placeholder" or any(n.meta["given"] for n in node.all_input_nodes)
+            node.meta.setdefault("val", _seen(value))
+        elif isinstance(value, (tuple, list)):
+            node.meta["val"] = pytree.tree_map_only(Tensor, _seen, value)
+            node.meta["given"] = any(n.meta["given"] for n in node.all_input_nodes)
+            for i, part in enumerate(value):
+                self._remember(part, self.graph.call_function(operator.getitem, (node, i)))
+        return value
+
+    def _nodes(self, values: Any) -> Any:
+        return pytree.tree_map_only(Tensor, self._node, values)
+
+    def _node(self, value: Tensor) -> fx.Node:
+        """The node of a tensor; one from outside is a constant."""
+        if value not in self._known:
+            name = f"_tensor_constant{len(self.constants)}"
+            node = self.graph.create_node("get_attr", name, name=name)
+            self.constants[node.name] = value
+            self._remember(value, node)
+        return self._known[value]
+
+
+def _open_rows(first: _Capture, second: _Capture) -> None:
+    """Compare two recordings; make of each size that differs a number of rows in the graph of the first."""
+    graph, count = first.graph, len(first.graph.nodes)
+    if count != len(second.graph.nodes):
+        raise DependsOnRows("other operations for another number of samples")
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(placeholders[-1]):
+        rows = graph.call_function(aten.sym_size.int, (placeholders[0], 0))
+    twins: dict[fx.Node, fx.Node] = {}
+    for node, twin in zip([n for n in graph.nodes if n is not rows], second.graph.nodes, strict=True):
+        twins[twin] = node
+
+        def argument(one: Any, other: Any, node: fx.Node = node) -> Any:
+            if isinstance(other, fx.Node):
+                same = twins[other] is one
+            elif type(one) is int and type(other) is int and one != other:
+                multiple = _multiple(one, other)
+                if multiple:
+                    with graph.inserting_before(node):
+                        return rows if multiple == 1 else graph.call_function(operator.mul, (rows, multiple))
+                same = False
+            else:
+                same = one == other or one != one  # NaN is another than itself
+            if not same:
+                raise DependsOnRows(f"{node.target} takes {one} for {ROWS[0]} samples, {other} for {ROWS[1]}")
+            return one
+
+        if node.target != twin.target:
+            raise DependsOnRows(f"{node.target} or {twin.target}, as the number of samples is")
+        node.args, node.kwargs = pytree.tree_map(argument, (node.args, node.kwargs), (twin.args, twin.kwargs))
+        node.meta["val"] = pytree.tree_map(_abstract, node.meta.get("val"), twin.meta.get("val"))
+    for name, constant in first.constants.items():
+        if not torch.equal(constant, second.constants[name]):
+            raise DependsOnRows("a tensor made of the number of samples")
+    graph.eliminate_dead_code()
+
+
+def _multiple(one: int, other: int) -> int | None:
+    """How many rows there are for a row, of a size met with both numbers of rows."""
+    multiple = (other - one) // (ROWS[1] - ROWS[0])
+    return multiple if (one, other) == (multiple * ROWS[0], multiple * ROWS[1]) else None
+
+
+def _seen(value: Tensor) -> Abstract:
+    return Abstract(tuple(value.shape), value.dtype, False)
+
+
+def _abstract(one: Any, other: Any) -> Any:
+    """What is common to a value met with both numbers of rows."""
+    if not isinstance(one, Abstract):
+        return None
+    shape = tuple(a if a == b else _multiple(a, b) or 0 for a, b in zip(one.shape, other.shape, strict=True))
+    if 0 in shape and 0 not in one.shape:
+        raise DependsOnRows(f"a value of shape {one.shape} for {ROWS[0]} samples, {other.shape} for {ROWS[1]}")
+    return Abstract(shape, one.dtype, len(shape) > 0 and one.shape[0] != other.shape[0])
