@@ -50,9 +50,11 @@ ARITHMETIC: dict[str, str] = {
     **{"where": "choose({0}, {1}, {2})", "from_mask": "from_mask({0})"},
 }
 CHEAP = set("add sub mul neg square constant eq ne lt le gt ge and or not where from_mask relu abs".split())
-# Behind the loop these take what is saved of a step past a row's end times a gradient of 0: saved zeros do.
-LINEAR = {
+# Beside the loop of backward these take what is saved of a step past a row's end, and a gradient of 0: saved zeros do,
+# because all that is made of them is finite.
+POLYNOMIAL = {
     *(aten.mm.default, aten.permute.default, aten.sum.dim_IntList, aten.view.default, aten.add.Tensor),
+    *(aten.sub.Tensor, aten.mul.Tensor, aten.scalar_tensor.default, aten.full_like.default),
     *(aten.cat.default, operator.getitem, aten.sym_size.int),
 }
 REDUCTIONS = {
@@ -99,13 +101,14 @@ def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
     wanted = (program.output, *program.new_states, *(program.saved_steps if training else ()))
     produced = tuple(name for name in dict.fromkeys(wanted) if name in program.step.outputs)
     step, own, new = program.step.only(produced), STORAGE[dtype], program.new_states
-    zeros = not training or all(
-        node.target in LINEAR for node in program.after.graph.nodes if node.op == "call_function"
-    )
+    beside = (*program.before.graph.nodes, *program.after.graph.nodes)
+    zeros = not training or all(node.target in POLYNOMIAL for node in beside if node.op == "call_function")
     functions = [_Function("forward", program, step, program.states, new, own, real, program.output, zeros)]
     if training:
         states, new = program.state_gradients, program.old_state_gradients
-        functions.append(_Function("backward", program, program.back_step, states, new, real, real))
+        functions.append(
+            _Function("backward", program, program.back_step, states, new, real, real, read=program.after.inputs)
+        )
     defines = f"#define DOUBLE {int(real == 'float64')}\n#include <math.h>\n#include <stdint.h>\n#include <string.h>\n"
     packs = sorted({f.storage[matrix] for f in functions for matrix in f.loop.matrices})
     title = f"// {program.name}: written by pellucid from the cell's formula.\n"
@@ -150,7 +153,8 @@ class _Place:
 class _Function:
     """One loop over time.
 
-    With ``zeros``, rows past their end give zeros in every output; without, only in the output of the layer.
+    With ``zeros``, rows past their end give zeros in every output; without, only in the output of the layer. New states
+    are outputs too where they are ``read`` behind the loop.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class _Function:
         real: str,
         output: str | None = None,
         zeros: bool = True,
+        read: tuple[str, ...] = (),
     ) -> None:
         self.name, self.real, self.state_storage = name, real, storage
         self.zeros, self.output = zeros, output
@@ -173,7 +178,7 @@ class _Function:
         returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
         results = {n: _storage(r.meta["val"].dtype) for n, r in zip(stage.outputs, returned, strict=True)}
         memory = {n: v for n, v in self.lowered.inputs.items() if v.kind == "memory"}
-        outputs = {n: v for n, v in self.lowered.outputs.items() if n not in new_states}
+        outputs = {n: v for n, v in self.lowered.outputs.items() if n not in new_states or n in read}
         self.widths = {s: self.lowered.outputs[n].width for s, n in zip(states, new_states, strict=True)}
         self.loop = Loop(
             name=name,
