@@ -235,6 +235,7 @@ BROKEN = [
 
 # Pieces of random formulas: each is hidden wide, made of pieces that are hidden (4) wide.
 LEAVES = ["h", "c", "x @ U", "h @ W", "c @ W.t()", "(h * g) @ W", "F.linear(h, W, b)", "g * h + b", "h @ (W.abs() * g)"]
+LEAVES += ["F.layer_norm(x @ U, (4,), g, b) @ W"]
 ONE = [
     "torch.tanh({})",
     "torch.sigmoid({})",
@@ -246,29 +247,31 @@ ONE = [
     "F.layer_norm({}, (4,), g, b)",
     "F.normalize(({}) + 1, dim=-1)",
     "torch.clamp({}, -1, 1)",
-    "torch.cumsum({}, -1)",
-    "torch.flip({}, (-1,))",
-    "torch.roll({}, 1, -1)",
-    "torch.sort({}, -1).values",
     "({}).pow(2).sum(-1, keepdim=True).add(1).rsqrt() * h",
     "torch.logsumexp({}, -1, keepdim=True) - c",
     "torch.std({}, -1, keepdim=True) + b",
     "torch.cat([({})[:, 2:], h[:, :2]], -1)",
-    "({}).unflatten(-1, (2, 2)).flip(-2).flatten(-2)",
-    "({}).chunk(2, -1)[1].repeat(1, 2)",
     "pellucid.dropout({}, 0.3)",
     "pellucid.dropout({}, 0.3, shared='time')",
     "h + pellucid.noise({}, 0.3)",
+]
+NO_KERNEL = [  # in the formula or in its gradient
+    "torch.cumsum({}, -1)",
+    "torch.flip({}, (-1,))",
+    "torch.roll({}, 1, -1)",
+    "torch.sort({}, -1).values",
+    "({}).unflatten(-1, (2, 2)).flip(-2).flatten(-2)",
+    "({}).chunk(2, -1)[1].repeat(1, 2)",
 ]
 TWO = ["({}) + ({})", "({}) - ({})", "({}) * ({})", "({}) / (1 + ({}) ** 2)", "torch.maximum({}, {})"]
 TWO += ["torch.where(({}) > 0, {}, g * c)", "pellucid.zoneout({}, {}, 0.3)"]
 
 
-def written(new_h: str, new_c: str, output: str | None) -> pellucid.Cell:
+def written(new_h: str, new_c: str, output: str | None, name: str = "random_formula") -> pellucid.Cell:
     """Make a cell of expressions, as if its author had written them."""
     result = "new_h, new_c" if output is None else "y, (new_h, new_c)"
     lines = [
-        "def random_formula(x, h, c: 'hidden', *, U: 'input hidden', W: 'hidden hidden', b: 'hidden', g: 'hidden'):",
+        f"def {name}(x, h, c: 'hidden', *, U: 'input hidden', W: 'hidden hidden', b: 'hidden', g: 'hidden'):",
         f"    new_h = {new_h}",
         f"    new_c = torch.tanh({new_c})",
         *([] if output is None else [f"    y = {output}"]),
@@ -276,4 +279,4 @@ def written(new_h: str, new_c: str, output: str | None) -> pellucid.Cell:
     ]
     space = {"torch": torch, "F": F, "pellucid": pellucid}
     exec("\n".join(lines), space)
-    return pellucid.cell(space["random_formula"])
+    return pellucid.cell(space[name])

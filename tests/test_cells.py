@@ -55,7 +55,8 @@ def results(layer, x, others, state, lengths, backend):
     torch.manual_seed(5)
     with pellucid.backend(backend):
         output, last = layer(x, state if len(state) > 1 else state[0], lengths, **others)
-    assert layer.backend == ("stepwise" if layer.cell is formulas.multi_head and backend == "c" else backend)
+    no_kernel = layer.cell.source.name in ("multi_head", "no_kernel")
+    assert layer.backend == ("stepwise" if no_kernel and backend == "c" else backend)
     last = last if isinstance(last, tuple) else (last,)
     generator = torch.Generator().manual_seed(6)
     loss = sum((t * torch.rand(t.shape, generator=generator, dtype=t.dtype)).sum() for t in (output, *last))
@@ -139,25 +140,37 @@ def test_any_size_and_any_lengths(cell, time, batch, sizes, reverse, data):
         compare(layer, time, batch, lengths)
 
 
-EXPRESSIONS = st.recursive(
-    st.sampled_from(formulas.LEAVES),
-    lambda inner: (
-        st.tuples(st.sampled_from(formulas.ONE), inner).map(lambda parts: parts[0].format(parts[1]))
-        | st.tuples(st.sampled_from(formulas.TWO), inner, inner).map(lambda parts: parts[0].format(*parts[1:]))
-    ),
-    max_leaves=6,
-)
+def formula(one):
+    """Strategies of a random formula whose functions of one argument are these."""
+    expressions = st.recursive(
+        st.sampled_from(formulas.LEAVES),
+        lambda inner: (
+            st.tuples(st.sampled_from(one), inner).map(lambda parts: parts[0].format(parts[1]))
+            | st.tuples(st.sampled_from(formulas.TWO), inner, inner).map(lambda parts: parts[0].format(*parts[1:]))
+        ),
+        max_leaves=6,
+    )
+    lengths = st.none() | st.lists(st.integers(0, 3), min_size=2, max_size=2)
+    return {"new_h": expressions, "new_c": expressions, "output": st.none() | expressions, "lengths": lengths}
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    new_h=EXPRESSIONS,
-    new_c=EXPRESSIONS,
-    output=st.none() | EXPRESSIONS,
-    lengths=st.none() | st.lists(st.integers(0, 3), min_size=2, max_size=2),
-)
+@settings(max_examples=60)
+@given(**formula(formulas.ONE + formulas.NO_KERNEL))
 def test_any_formula(new_h, new_c, output, lengths):
-    compare(make(formulas.written(new_h, new_c, output), {}), 3, 2, lengths)
+    compare(make(formulas.written(new_h, new_c, output), {}), 3, 2, lengths, ["stepwise"])
+
+
+@settings(max_examples=20)
+@given(**formula(formulas.ONE))
+def test_any_formula_in_c(new_h, new_c, output, lengths):
+    compare(make(formulas.written(new_h, new_c, output), {}), 3, 2, lengths, ["c"])
+
+
+@pytest.mark.parametrize("piece", formulas.NO_KERNEL)
+def test_a_formula_without_a_kernel_runs_stepwise(piece):
+    layer = make(formulas.written(piece.format("h @ W + x @ U"), "c", None, "no_kernel"), {})
+    with pytest.warns(pellucid.PellucidWarning, match=r"cell no_kernel.* runs stepwise.* because .* has no C kernel"):
+        compare(layer, 3, 2, backends=["c"])
 
 
 def test_a_large_and_sensitive_formula_is_not_taken_for_one_that_mixes_rows():
