@@ -153,20 +153,17 @@ def test_every_row_sets_layers_of_the_same_weights_side_by_side(row):
 
 
 def test_memory_is_measured_in_processes_of_their_own():
-    row = MemoryRow(2, 300, 8)
-    figure = row.measure(RUN)
-    assert figure.row == "LSTM 2, 300, 8→8"
+    figure = MemoryRow(2, 300, 8, checkpoint_every=20).measure(RUN)
+    assert figure.row == "LSTM 2, 300, 8→8, checkpoint_every=20"
     assert figure.agreement.passed
     assert min(figure.ours_s, figure.torch_nn_s) > 0
     assert max(figure.ours_mib, figure.torch_nn_mib) < 1000
 
 
-def test_memory_is_skipped_where_it_cannot_be_measured(monkeypatch):
-    with pytest.raises(Skipped, match="CPU only"):
-        MemoryRow(1, 2, 3).measure(replace(RUN, device="cuda"))
-    monkeypatch.setattr(nn.Recurrent, "forward", lambda self, x, state=None, lengths=None: None)
-    with pytest.raises(Skipped, match="checkpoint_every"):
-        MemoryRow(1, 2, 3, checkpoint_every=2).measure(RUN)
+def test_processes_measure_the_cpu():
+    for row in (MemoryRow(1, 2, 3), FirstResultRow()):
+        with pytest.raises(Skipped, match="CPU only"):
+            row.measure(replace(RUN, device="cuda"))
 
 
 def test_a_script_that_breaks_is_a_failure(tmp_path):

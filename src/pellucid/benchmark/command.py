@@ -26,7 +26,7 @@ from pellucid.benchmark.streaming import STREAMING
 from pellucid.benchmark.table import tables
 
 SUITES: dict[str, Sequence[Row]] = {"recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY]}
-PLAIN_WIDTH = 120  # columns where there is no terminal
+PLAIN_WIDTH = 140  # columns where there is no terminal
 
 
 @click.command()
@@ -63,7 +63,8 @@ def bench(
       limit = max(FLOPs / rate of a matrix product, bytes / rate of a copy)
       FLOPs = 6 × multiply-accumulates of forward's products (two FLOPs each; backward has twice the products)
       bytes = 3 × those of input, outputs and parameters (forward, again in backward, gradient)
-    Both rates are measured first, with the same threads, and stand below the tables.
+    Both rates are measured first, with the same threads, and stand below the tables. A share above 100% says that
+    the machine was busy then, or that the data of a small row stays in a cache faster than memory: repeat the run.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from pellucid.explanation.cost import count
 
 PRODUCT = 2048  # rows and columns of the matrices whose product is timed
 COPIED = 2**26  # entries of the buffer whose copy is timed: 256 MiB, more than any cache
-REPEATS = 8  # the best counts: a rate is what the machine can do, not what it did beside something else
+REPEATS = 20  # the best counts: a rate is what the machine can do, not what it did beside something else
 
 
 @dataclass(frozen=True)

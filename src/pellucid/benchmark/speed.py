@@ -109,7 +109,7 @@ RECURRENT = [
         for sizes, floors in FLOORS.items()
         for name, floor in zip(("RNN", "GRU", "LSTM"), floors, strict=True)
     ),
-    _drop_in("LSTM", "16, 64, 64→64", 1.5, 2, note=", 2×↔", bidirectional=True),
+    _drop_in("LSTM", "16, 64, 64→64", 1.5, 2, note=", 2 layers, bidirectional", bidirectional=True),
     _own("layernorm_lstm", _layernorm_lstm, 1, 20),
     _own("layernorm_lstm", _layernorm_lstm, 32, 5),
     _own("leaky", lambda: cells.leaky(256, 128), 32, None),
