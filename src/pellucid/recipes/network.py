@@ -90,7 +90,12 @@ class ReviewNetwork(nn.Module):
 
 def known_cells() -> list[str]:
     """Return the names that ``cell`` takes beside files."""
-    return sorted({*DROP_IN, *(name for name, value in vars(cells).items() if isinstance(value, Cell))})
+    return sorted(
+        {
+            *DROP_IN,
+            *(name for name, value in vars(cells).items() if isinstance(value, Cell) and len(value.source.inputs) == 1),
+        }
+    )
 
 
 def lasting(name: str) -> str:
