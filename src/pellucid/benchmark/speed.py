@@ -55,21 +55,26 @@ class SpeedRow:
     floor: float | None = None
 
     def measure(self, run: Run) -> Speed:
-        """Compare values and gradients, then time forward + backward, the opponents taking turns."""
+        """Compare values and gradients, then time forward + backward, the opponents taking turns.
+
+        Where torch.nn is the opponent the loop, many times slower, runs after them and a third as often.
+        """
         torch.manual_seed(0)
         layer: Any = self.make().to(run.device)
         x = torch.randn((self.steps, self.batch, layer.input_size), device=run.device)
-        runs = {"ours": lambda: train(layer, x), "loop": lambda: train(layer, x, "naive")}
         theirs, by = copy.deepcopy(layer), "naive"
         if self.opponent is not None:
             theirs, by = self.opponent().to(run.device), "auto"
             theirs.load_state_dict(layer.state_dict())
-            runs["torch.nn"] = lambda: train(theirs, x)
         agreement = agree(train, layer, theirs, x, by)
         backend, limit = str(layer.backend), work(layer, x).seconds(run.rates)
-        found = {name: 1e3 * seconds for name, seconds in times(runs, run.rounds, run.device).items()}
-        medians = (found["ours"], found.get("torch.nn"), found["loop"])
-        return Speed(self.name, backend, agreement, 1e3 * limit, *medians, self.floor)
+        sides = {"ours": lambda: train(layer, x), "theirs": lambda: train(theirs, x, by)}
+        found = times(sides, run.rounds, run.device)
+        ours, torch_nn, loop = found["ours"], None, found["theirs"]
+        if self.opponent is not None:
+            alone = times({"loop": lambda: train(layer, x, "naive")}, -(-run.rounds // 3), run.device)
+            torch_nn, loop = 1e3 * found["theirs"], alone["loop"]
+        return Speed(self.name, backend, agreement, 1e3 * limit, 1e3 * ours, torch_nn, 1e3 * loop, self.floor)
 
 
 def _layernorm_lstm() -> torch.nn.Module:
