@@ -244,7 +244,7 @@ class _Scheduler:
         carried = {*self.state_results, *self.input_result, *self.parameter_results}
         loop_out = self._used_by(loop | set(self.state_grads), after, carried)
         step_wanted = list(dict.fromkeys([*results, *(n for n in step if n in saved)]))
-        features = {n.name: self._features(n) for n in (*saved, *self.states, *self.output)}
+        passed = (*saved, *self.states, *self.output)
         return Program(
             name=self.source.name,
             input=self.inputs[0].name,
@@ -270,7 +270,8 @@ class _Scheduler:
             old_state_gradients=tuple(n.name for n in self.state_results),
             parameter_gradients=tuple(n.name for n in self.parameter_results),
             fixed=frozenset(n.name for n in self.nodes if self.kind[n] == ONCE),
-            features=features,
+            features={n.name: self._features(n) for n in passed},
+            dtypes={n.name: n.meta["val"].dtype for n in passed},
         )
 
     # -- the fused loop -------------------------------------------------------------------------------------------

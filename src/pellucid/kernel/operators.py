@@ -44,9 +44,10 @@ def _(x, states, parameters, lengths, seed, text, training, reverse, checkpoint_
     if save and checkpoint_every:
         results += [s.new_empty((-(-time // checkpoint_every), *s.shape)) for s in states]
     elif save:
-        folded, steps = ([built.features[n] for n in names] for names in (built.saved_folded, built.saved_steps))
-        results += [x.new_empty((time * batch * rows, *rest)) for rows, *rest in folded]
-        results += [x.new_empty((time, batch * rows, *rest)) for rows, *rest in steps]
+        for name in (*built.saved_folded, *built.saved_steps):
+            rows, *rest = built.features[name]
+            lead = (time * batch * rows,) if name in built.saved_folded else (time, batch * rows)
+            results.append(x.new_empty((*lead, *rest), dtype=built.dtypes[name]))
     return results
 
 
@@ -85,11 +86,11 @@ def _(x, states, parameters, *_):
 
 
 def _apart(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """Results of an operator share no memory with its arguments or with each other, and are contiguous."""
+    """Results of an operator share no memory with its arguments or each other, and fill theirs from its beginning."""
     taken = {t.untyped_storage()._cdata for t in others}
     apart = []
     for result in results:
-        if not result.is_contiguous() or result.untyped_storage()._cdata in taken:
+        if not result.is_contiguous() or result.storage_offset() or result.untyped_storage()._cdata in taken:
             result = result.contiguous().clone()
         taken.add(result.untyped_storage()._cdata)
         apart.append(result)

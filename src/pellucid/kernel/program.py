@@ -120,3 +120,4 @@ class Program:
     parameter_gradients: tuple[str, ...]
     fixed: frozenset[str]  # values without rows: what depends on parameters alone
     features: Mapping[str, tuple[int, ...]]  # output, states, saved values: rows per row of the batch, other axes
+    dtypes: Mapping[str, torch.dtype]  # of the same
