@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import formulas
 import pellucid
-from pellucid.kernel import compiled, memory
+from explaining import GOLDEN
+from pellucid.kernel import build, compiled, memory, registry
+from pellucid.kernel.emit_c import emit, headers
 from pellucid.nn import cells
 
 CELLS = {value.source.name: value for value in vars(cells).values() if isinstance(value, pellucid.Cell)}
@@ -179,3 +186,97 @@ def test_every_cell_in_sixteen_bits(cell, dtype):
     given = inputs(layer, TIME, 7)
     expected = run(layer, given, lengths, "stepwise", torch.float64)
     check(layer, given, lengths, expected, amplified(layer, given, lengths, expected, dtype))
+
+
+# -- random draws ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
+@pytest.mark.parametrize(
+    "cell",
+    [formulas.variational, formulas.noisy, formulas.zoned, formulas.shaken, cells.dale],
+    ids=lambda cell: cell.source.name,
+)
+def test_draws_are_the_same_however_the_work_is_divided(cell, lengths, divide):
+    layer = make(cell, 3, 9, bidirectional=True)
+    given, real = inputs(layer, 6, 33), [i % 7 for i in range(33)] if lengths else None
+    expected = [run(layer, given, real, backend, torch.float64) for backend in ("naive", "stepwise")]
+    torch.testing.assert_close(*expected)
+    for division in DIVISIONS:
+        divide(division)
+        torch.testing.assert_close(run(layer, given, real, "c", torch.float64), expected[0])
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0", "-g")
+SANITIZED = """
+import os, sys
+os.environ.pop("LD_PRELOAD")  # not for the compiler
+import torch
+from pellucid.kernel import compiled, memory
+sys.path.insert(0, sys.argv[1])
+import test_compiled_cells as tests
+
+torch.set_num_threads(2)
+memory.set_limit(0)  # every tensor from malloc, with red zones behind its last element
+compiled.ALIGNMENT = 1  # torch's memory is aligned; the work space has not a byte to spare
+compiled.OPERATIONS_FOR_A_THREAD, compiled.BLOCK = 1, 7
+for cell in sys.argv[2:]:
+    layer = tests.make(tests.CELLS[cell], 5, 21, torch.float32)
+    for batch in (1, 33):
+        given, lengths = tests.inputs(layer, 4, batch), [4 - i % 5 for i in range(batch)]
+        for real in (None, lengths):
+            tests.run(layer, given, real, "c", torch.float32)
+    print(cell, flush=True)
+"""
+
+
+def sanitizer() -> str | None:
+    """The library of AddressSanitizer, which has to be there before all others."""
+    command = build.compiler()
+    if command is None:
+        return None
+    said = subprocess.run([*command, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() if os.path.isabs(said.stdout.strip()) else None
+
+
+def sanitized(names, folder):
+    """Run cells in a process of their own, whose kernels watch over memory and arithmetic."""
+    environment = {
+        "LD_PRELOAD": sanitizer(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PELLUCID_CFLAGS": " ".join(SANITIZERS),
+        "PELLUCID_CACHE": str(folder),
+        "PYTHONMALLOC": "malloc",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(Path(__file__).parent), *names],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(sanitizer() is None, reason="the compiler has no AddressSanitizer")
+def test_nothing_is_touched_outside_or_undefined(tmp_path):
+    done = sanitized(CELLS, tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == list(CELLS)
+
+
+# -- the text -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "layernorm_lstm", "leaky"])
+def test_golden(name):
+    """The whole text without the headers; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
+    key = make(CELLS[name], 40, 24, torch.float32)._keys[0]
+    text = emit(registry.program(key, True, torch.float32, "cpu", fused=True), torch.float32, training=True).text
+    assert text.count(headers()) == 1
+    text = text.replace(headers(), "// (the headers)\n")
+    path = GOLDEN / f"{name}.c"
+    if os.environ.get("PELLUCID_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")

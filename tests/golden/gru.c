@@ -1,0 +1,315 @@
+// gru: written by pellucid from the cell's formula.
+#define DOUBLE 0
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+// (the headers)
+
+DEFINE_PACK(float32)
+
+INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row, const float32_storage *b_all_row, const real_storage *mm_1_kept_row, const float32_storage *c_all_row, const float32_storage *h_now_row, float32_storage *h_next_row, float32_storage *getitem_5_to_row, float32_storage *sigmoid_to_row, float32_storage *sigmoid_1_to_row, float32_storage *tanh_to_row)
+{
+  const vec mm_24 = take_real(mm_kept_row + 24 + j, n);
+  const vec b__24 = take_float32(b_all_row + 24 + j, n);
+  const vec add_24 = mm_24 + b__24;
+  const vec mm_1_24 = take_real(mm_1_kept_row + 24 + j, n);
+  const vec c__24 = take_float32(c_all_row + 24 + j, n);
+  const vec add_1_24 = mm_1_24 + c__24;
+  const vec add_3 = add_24 + add_1_24;
+  const vec sigmoid_1 = vec_sigmoid(add_3);
+  const vec sub = splat(1.0) - sigmoid_1;
+  const vec mm_48 = take_real(mm_kept_row + 48 + j, n);
+  const vec b__48 = take_float32(b_all_row + 48 + j, n);
+  const vec add_48 = mm_48 + b__48;
+  const vec mm = take_real(mm_kept_row + j, n);
+  const vec b_ = take_float32(b_all_row + j, n);
+  const vec add = mm + b_;
+  const vec mm_1 = take_real(mm_1_kept_row + j, n);
+  const vec c_ = take_float32(c_all_row + j, n);
+  const vec add_1 = mm_1 + c_;
+  const vec add_2 = add + add_1;
+  const vec sigmoid = vec_sigmoid(add_2);
+  const vec mm_1_48 = take_real(mm_1_kept_row + 48 + j, n);
+  const vec c__48 = take_float32(c_all_row + 48 + j, n);
+  const vec add_1_48 = mm_1_48 + c__48;
+  const vec mul = sigmoid * add_1_48;
+  const vec add_4 = add_48 + mul;
+  const vec tanh_ = vec_tanh(add_4);
+  const vec mul_1 = sub * tanh_;
+  const vec h_ = take_float32(h_now_row + j, n);
+  const vec mul_2 = sigmoid_1 * h_;
+  const vec add_5 = mul_1 + mul_2;
+  put_float32(h_next_row + j, add_5, n);
+  put_float32(getitem_5_to_row + j, add_1_48, n);
+  put_float32(sigmoid_to_row + j, sigmoid, n);
+  put_float32(sigmoid_1_to_row + j, sigmoid_1, n);
+  put_float32(tanh_to_row + j, tanh_, n);
+}
+
+// All steps of rows first to first + rows - 1, forward.
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+{
+  UNUSED const int64_t block = call->block, chunk = call->chunk;
+  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage));
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(72)));
+  int64_t ahead = 0; // the first step of the chunk whose input products are there
+  for (int64_t step = call->begin; step < call->end; step++) {
+    const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
+    if ((step - call->begin) % call->chunk == 0) {
+      const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;
+      ahead = call->backwards ? t - steps + 1 : t;
+      if (!call->together && any_real(call, first, rows, ahead)) {
+        // mm = x @ U
+        products(steps, call->batch, rows, 40, 72, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
+          packed_0, mm_chunk);
+      }
+    }
+    const int64_t now_0 = (t + call->backwards) % call->slots[0];
+    const int64_t next_0 = (t + !call->backwards) % call->slots[0];
+    UNUSED const float32_storage *const h_now = (float32_storage *)call->buffers[3] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const x_at = (const float32_storage *)call->buffers[0] + at * 40;
+    UNUSED const float32_storage *const b_all = (const float32_storage *)call->buffers[1];
+    UNUSED const float32_storage *const c_all = (const float32_storage *)call->buffers[2];
+    UNUSED float32_storage *const h_next = (float32_storage *)call->buffers[3] + (next_0 * call->batch + first) * 24;
+    UNUSED float32_storage *const getitem_5_to = (float32_storage *)call->buffers[4] + at * 24;
+    UNUSED float32_storage *const sigmoid_to = (float32_storage *)call->buffers[5] + at * 24;
+    UNUSED float32_storage *const sigmoid_1_to = (float32_storage *)call->buffers[6] + at * 24;
+    UNUSED float32_storage *const tanh_to = (float32_storage *)call->buffers[7] + at * 24;
+    UNUSED const real_storage *const mm_kept = mm_chunk + (t - ahead) * rows * PADDED(72);
+    if (any_real(call, first, rows, t)) {
+      // mm_1 = h @ W
+      product(rows, 24, 72, h_now, 24, packed_1, mm_1_kept);
+      for (int64_t r = 0; r < rows; r++) {
+        const real_storage *const mm_kept_row = mm_kept + r * PADDED(72);
+        const float32_storage *const b_all_row = b_all;
+        const real_storage *const mm_1_kept_row = mm_1_kept + r * PADDED(72);
+        const float32_storage *const c_all_row = c_all;
+        const float32_storage *const h_now_row = h_now + r * 24;
+        float32_storage *const h_next_row = h_next + r * 24;
+        float32_storage *const getitem_5_to_row = getitem_5_to + r * 24;
+        float32_storage *const sigmoid_to_row = sigmoid_to + r * 24;
+        float32_storage *const sigmoid_1_to_row = sigmoid_1_to + r * 24;
+        float32_storage *const tanh_to_row = tanh_to + r * 24;
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          forward_columns_0(j, LANES, mm_kept_row, b_all_row, mm_1_kept_row, c_all_row, h_now_row, h_next_row, getitem_5_to_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row);
+        if (24 % LANES)
+          forward_columns_0(24 / LANES * LANES, 24 % LANES, mm_kept_row, b_all_row, mm_1_kept_row, c_all_row, h_now_row, h_next_row, getitem_5_to_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row);
+      }
+    }
+    float32_storage *const output_to = call->buffers[8];
+    if (output_to)
+      memcpy(output_to + at * 24, h_next, rows * 24 * sizeof(*output_to));
+    if (call->lengths)
+      for (int64_t r = 0; r < rows; r++) {
+        if (t < call->lengths[first + r])
+          continue;
+        memcpy(h_next + r * 24, h_now + r * 24, 24 * sizeof(*h_next));
+        memset(getitem_5_to + r * 24, 0, 24 * sizeof(*getitem_5_to));
+        memset(sigmoid_to + r * 24, 0, 24 * sizeof(*sigmoid_to));
+        memset(sigmoid_1_to + r * 24, 0, 24 * sizeof(*sigmoid_1_to));
+        memset(tanh_to + r * 24, 0, 24 * sizeof(*tanh_to));
+        if (output_to)
+          memset(output_to + (at + r) * 24, 0, 24 * sizeof(*output_to));
+      }
+  }
+}
+
+// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
+int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
+{
+  return ROUNDED(40 * PADDED(72) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(72) * (int64_t)sizeof(real)) + threads * (ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage)));
+}
+
+static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+{
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(72)));
+  if (task < PADDED(72) / PANEL) { // U
+    pack_float32(call->buffers[9], call->strides[0], call->strides[1], 40, 72,
+      (real *)packed_0, task);
+    return;
+  }
+  task -= PADDED(72) / PANEL;
+  if (task < PADDED(72) / PANEL) { // W
+    pack_float32(call->buffers[10], call->strides[2], call->strides[3], 24, 72,
+      (real *)packed_1, task);
+    return;
+  }
+  task -= PADDED(72) / PANEL;
+}
+
+static void forward_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)
+{
+  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
+  UNUSED const int64_t block = call->block, chunk = call->chunk;
+  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage));
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(72)));
+  const int64_t ahead = call->backwards ? call->time - call->end : call->begin;
+  const int64_t rows = (call->end - call->begin) * call->batch;
+  if (task < PADDED(72) / PANEL) { // mm = x @ U
+    panel_product(rows, 40, (const real *)call->buffers[0] + (ahead * call->batch) * 40, 40,
+      packed_0 + task * 40 * PANEL, mm_chunk + task * PANEL, PADDED(72));
+    return;
+  }
+  task -= PADDED(72) / PANEL;
+}
+
+static void forward_task(const struct call *call, int64_t task, int64_t worker)
+{
+  const int64_t first = task * call->block, rest = call->batch - first;
+  char *scratch = call->work + forward_work(call->block, call->chunk, worker);
+  forward_block(call, first, rest < call->block ? rest : call->block, scratch);
+}
+
+void forward(const struct call *call)
+{
+  if (call->begin == 0)
+    share(call, forward_pack, PADDED(72) / PANEL + PADDED(72) / PANEL);
+  if (call->together)
+    share(call, forward_ahead, PADDED(72) / PANEL);
+  share(call, forward_task, (call->batch + call->block - 1) / call->block);
+}
+
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *getitem_5_at_row, const float32_storage *sigmoid_at_row, const float32_storage *sigmoid_1_at_row, const float32_storage *tanh_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, float32_storage *cat_to_row, const float32_storage *h_at_row, float32_storage *cat_1_to_row)
+{
+  const vec getitem_5 = take_float32(getitem_5_at_row + j, n);
+  const vec sigmoid = take_float32(sigmoid_at_row + j, n);
+  const vec sub_3 = splat(1.0) - sigmoid;
+  const vec mul_13 = sigmoid * sub_3;
+  const vec mul_tensor_2 = getitem_5 * mul_13;
+  const vec sigmoid_1 = take_float32(sigmoid_1_at_row + j, n);
+  const vec sub = splat(1.0) - sigmoid_1;
+  const vec tanh_ = take_float32(tanh_at_row + j, n);
+  const vec mul_7 = tanh_ * tanh_;
+  const vec sub_1 = splat(1.0) - mul_7;
+  const vec mul_tensor = sub * sub_1;
+  const vec output_gradient = take_float32(output_gradient_at_row + j, n);
+  const vec h_gradient = take_float32(h_gradient_now_row + j, n);
+  const vec add_6 = output_gradient + h_gradient;
+  const vec mul_tensor_1 = mul_tensor * add_6;
+  const vec mul_tensor_3 = mul_tensor_2 * mul_tensor_1;
+  put_float32(cat_to_row + j, mul_tensor_3, n);
+  const vec h_ = take_float32(h_at_row + j, n);
+  const vec mul_4 = add_6 * h_;
+  const vec mul_6 = add_6 * tanh_;
+  const vec neg = -mul_6;
+  const vec add_7 = mul_4 + neg;
+  const vec sub_2 = splat(1.0) - sigmoid_1;
+  const vec mul_11 = sigmoid_1 * sub_2;
+  const vec mul_12 = add_7 * mul_11;
+  put_float32(cat_to_row + 24 + j, mul_12, n);
+  const vec mul_9 = mul_tensor_1 * sigmoid;
+  put_float32(cat_to_row + 48 + j, mul_9, n);
+  put_float32(cat_1_to_row + j, mul_tensor_3, n);
+  put_float32(cat_1_to_row + 24 + j, mul_12, n);
+  put_float32(cat_1_to_row + 48 + j, mul_tensor_1, n);
+}
+
+INLINE void backward_columns_1(int64_t j, int n, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *sigmoid_1_at_row, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
+{
+  const vec output_gradient = take_float32(output_gradient_at_row + j, n);
+  const vec h_gradient = take_float32(h_gradient_now_row + j, n);
+  const vec add_6 = output_gradient + h_gradient;
+  const vec sigmoid_1 = take_float32(sigmoid_1_at_row + j, n);
+  const vec mul_3 = add_6 * sigmoid_1;
+  const vec mm_3 = take_real(mm_3_kept_row + j, n);
+  const vec add_8 = mul_3 + mm_3;
+  put_float32(h_gradient_next_row + j, add_8, n);
+}
+
+// All steps of rows first to first + rows - 1, backward.
+static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+{
+  UNUSED const int64_t block = call->block, chunk = call->chunk;
+  UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  for (int64_t step = call->begin; step < call->end; step++) {
+    const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
+    const int64_t now_0 = (t + call->backwards) % call->slots[0];
+    const int64_t next_0 = (t + !call->backwards) % call->slots[0];
+    UNUSED const float32_storage *const h_gradient_now = (float32_storage *)call->buffers[6] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const sigmoid_1_at = (const float32_storage *)call->buffers[0] + at * 24;
+    UNUSED const float32_storage *const output_gradient_at = (const float32_storage *)call->buffers[1] + at * 24;
+    UNUSED const float32_storage *const h_at = (const float32_storage *)call->buffers[2] + at * 24;
+    UNUSED const float32_storage *const tanh_at = (const float32_storage *)call->buffers[3] + at * 24;
+    UNUSED const float32_storage *const sigmoid_at = (const float32_storage *)call->buffers[4] + at * 24;
+    UNUSED const float32_storage *const getitem_5_at = (const float32_storage *)call->buffers[5] + at * 24;
+    UNUSED float32_storage *const h_gradient_next = (float32_storage *)call->buffers[6] + (next_0 * call->batch + first) * 24;
+    UNUSED float32_storage *const cat_to = (float32_storage *)call->buffers[7] + at * 72;
+    UNUSED float32_storage *const cat_1_to = (float32_storage *)call->buffers[8] + at * 72;
+    if (any_real(call, first, rows, t)) {
+      for (int64_t r = 0; r < rows; r++) {
+        const float32_storage *const getitem_5_at_row = getitem_5_at + r * 24;
+        const float32_storage *const sigmoid_at_row = sigmoid_at + r * 24;
+        const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
+        const float32_storage *const tanh_at_row = tanh_at + r * 24;
+        const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
+        const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
+        float32_storage *const cat_to_row = cat_to + r * 72;
+        const float32_storage *const h_at_row = h_at + r * 24;
+        float32_storage *const cat_1_to_row = cat_1_to + r * 72;
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          backward_columns_0(j, LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row);
+        if (24 % LANES)
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row);
+      }
+      // mm_3 = cat @ permute_1
+      product(rows, 72, 24, cat_to, 72, packed_0, mm_3_kept);
+      for (int64_t r = 0; r < rows; r++) {
+        const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
+        const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
+        const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
+        const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
+        float32_storage *const h_gradient_next_row = h_gradient_next + r * 24;
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          backward_columns_1(j, LANES, output_gradient_at_row, h_gradient_now_row, sigmoid_1_at_row, mm_3_kept_row, h_gradient_next_row);
+        if (24 % LANES)
+          backward_columns_1(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, sigmoid_1_at_row, mm_3_kept_row, h_gradient_next_row);
+      }
+    }
+    if (call->lengths)
+      for (int64_t r = 0; r < rows; r++) {
+        if (t < call->lengths[first + r])
+          continue;
+        memcpy(h_gradient_next + r * 24, h_gradient_now + r * 24, 24 * sizeof(*h_gradient_next));
+        memset(cat_to + r * 72, 0, 72 * sizeof(*cat_to));
+        memset(cat_1_to + r * 72, 0, 72 * sizeof(*cat_1_to));
+      }
+  }
+}
+
+// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
+int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
+{
+  return ROUNDED(72 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
+}
+
+static void backward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+{
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  if (task < PADDED(24) / PANEL) { // permute_1
+    pack_float32(call->buffers[10], call->strides[0], call->strides[1], 72, 24,
+      (real *)packed_0, task);
+    return;
+  }
+  task -= PADDED(24) / PANEL;
+}
+
+static void backward_task(const struct call *call, int64_t task, int64_t worker)
+{
+  const int64_t first = task * call->block, rest = call->batch - first;
+  char *scratch = call->work + backward_work(call->block, call->chunk, worker);
+  backward_block(call, first, rest < call->block ? rest : call->block, scratch);
+}
+
+void backward(const struct call *call)
+{
+  if (call->begin == 0)
+    share(call, backward_pack, PADDED(24) / PANEL);
+  share(call, backward_task, (call->batch + call->block - 1) / call->block);
+}

@@ -1,0 +1,688 @@
+// layernorm_lstm: written by pellucid from the cell's formula.
+#define DOUBLE 0
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+// (the headers)
+
+DEFINE_PACK(float32)
+
+INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row, float32_storage *mm_to_row, vec *native_layer_norm_mean_sum_columns)
+{
+  const vec mm = take_real(mm_kept_row + j, n);
+  put_float32(mm_to_row + j, mm, n);
+  *native_layer_norm_mean_sum_columns = add_columns(*native_layer_norm_mean_sum_columns, mm, n);
+}
+
+INLINE void forward_columns_1(int64_t j, int n, const real_storage *mm_kept_row, vec native_layer_norm_mean, vec *native_layer_norm_variance_sum_columns)
+{
+  const vec mm = take_real(mm_kept_row + j, n);
+  const vec native_layer_norm_centred = mm - native_layer_norm_mean;
+  const vec native_layer_norm_square = native_layer_norm_centred * native_layer_norm_centred;
+  *native_layer_norm_variance_sum_columns = add_columns(*native_layer_norm_variance_sum_columns, native_layer_norm_square, n);
+}
+
+INLINE void forward_columns_2(int64_t j, int n, const real_storage *mm_kept_row, vec native_layer_norm_mean, vec native_layer_norm_rstd, const float32_storage *gamma_x_all_row, const float32_storage *beta_x_all_row, real_storage *native_layer_norm_shifted_kept_row)
+{
+  const vec mm = take_real(mm_kept_row + j, n);
+  const vec native_layer_norm_centred = mm - native_layer_norm_mean;
+  const vec native_layer_norm_normalized = native_layer_norm_centred * native_layer_norm_rstd;
+  const vec gamma_x = take_float32(gamma_x_all_row + j, n);
+  const vec native_layer_norm_scaled = native_layer_norm_normalized * gamma_x;
+  const vec beta_x = take_float32(beta_x_all_row + j, n);
+  const vec native_layer_norm_shifted = native_layer_norm_scaled + beta_x;
+  put_real(native_layer_norm_shifted_kept_row + j, native_layer_norm_shifted, n);
+}
+
+INLINE void forward_columns_3(int64_t j, int n, const real_storage *mm_1_kept_row, float32_storage *mm_1_to_row, vec *native_layer_norm_1_mean_sum_columns)
+{
+  const vec mm_1 = take_real(mm_1_kept_row + j, n);
+  put_float32(mm_1_to_row + j, mm_1, n);
+  *native_layer_norm_1_mean_sum_columns = add_columns(*native_layer_norm_1_mean_sum_columns, mm_1, n);
+}
+
+INLINE void forward_columns_4(int64_t j, int n, const real_storage *mm_1_kept_row, vec native_layer_norm_1_mean, vec *native_layer_norm_1_variance_sum_columns)
+{
+  const vec mm_1 = take_real(mm_1_kept_row + j, n);
+  const vec native_layer_norm_1_centred = mm_1 - native_layer_norm_1_mean;
+  const vec native_layer_norm_1_square = native_layer_norm_1_centred * native_layer_norm_1_centred;
+  *native_layer_norm_1_variance_sum_columns = add_columns(*native_layer_norm_1_variance_sum_columns, native_layer_norm_1_square, n);
+}
+
+INLINE void forward_columns_5(int64_t j, int n, const real_storage *native_layer_norm_shifted_kept_row, const real_storage *mm_1_kept_row, vec native_layer_norm_1_mean, vec native_layer_norm_1_rstd, const float32_storage *gamma_h_all_row, const float32_storage *beta_h_all_row, const float32_storage *c_now_row, float32_storage *c_next_row, float32_storage *sigmoid_to_row, float32_storage *sigmoid_1_to_row, float32_storage *tanh_to_row, float32_storage *sigmoid_2_to_row, vec *native_layer_norm_2_mean_sum_columns)
+{
+  const vec native_layer_norm_shifted_24 = take_real(native_layer_norm_shifted_kept_row + 24 + j, n);
+  const vec mm_1_24 = take_real(mm_1_kept_row + 24 + j, n);
+  const vec native_layer_norm_1_centred_24 = mm_1_24 - native_layer_norm_1_mean;
+  const vec native_layer_norm_1_normalized_24 = native_layer_norm_1_centred_24 * native_layer_norm_1_rstd;
+  const vec gamma_h_24 = take_float32(gamma_h_all_row + 24 + j, n);
+  const vec native_layer_norm_1_scaled_24 = native_layer_norm_1_normalized_24 * gamma_h_24;
+  const vec beta_h_24 = take_float32(beta_h_all_row + 24 + j, n);
+  const vec native_layer_norm_1_shifted_24 = native_layer_norm_1_scaled_24 + beta_h_24;
+  const vec add_24 = native_layer_norm_shifted_24 + native_layer_norm_1_shifted_24;
+  const vec sigmoid = vec_sigmoid(add_24);
+  const vec c_ = take_float32(c_now_row + j, n);
+  const vec mul = sigmoid * c_;
+  const vec native_layer_norm_shifted = take_real(native_layer_norm_shifted_kept_row + j, n);
+  const vec mm_1 = take_real(mm_1_kept_row + j, n);
+  const vec native_layer_norm_1_centred = mm_1 - native_layer_norm_1_mean;
+  const vec native_layer_norm_1_normalized = native_layer_norm_1_centred * native_layer_norm_1_rstd;
+  const vec gamma_h = take_float32(gamma_h_all_row + j, n);
+  const vec native_layer_norm_1_scaled = native_layer_norm_1_normalized * gamma_h;
+  const vec beta_h = take_float32(beta_h_all_row + j, n);
+  const vec native_layer_norm_1_shifted = native_layer_norm_1_scaled + beta_h;
+  const vec add = native_layer_norm_shifted + native_layer_norm_1_shifted;
+  const vec sigmoid_1 = vec_sigmoid(add);
+  const vec native_layer_norm_shifted_48 = take_real(native_layer_norm_shifted_kept_row + 48 + j, n);
+  const vec mm_1_48 = take_real(mm_1_kept_row + 48 + j, n);
+  const vec native_layer_norm_1_centred_48 = mm_1_48 - native_layer_norm_1_mean;
+  const vec native_layer_norm_1_normalized_48 = native_layer_norm_1_centred_48 * native_layer_norm_1_rstd;
+  const vec gamma_h_48 = take_float32(gamma_h_all_row + 48 + j, n);
+  const vec native_layer_norm_1_scaled_48 = native_layer_norm_1_normalized_48 * gamma_h_48;
+  const vec beta_h_48 = take_float32(beta_h_all_row + 48 + j, n);
+  const vec native_layer_norm_1_shifted_48 = native_layer_norm_1_scaled_48 + beta_h_48;
+  const vec add_48 = native_layer_norm_shifted_48 + native_layer_norm_1_shifted_48;
+  const vec tanh_ = vec_tanh(add_48);
+  const vec mul_1 = sigmoid_1 * tanh_;
+  const vec add_1 = mul + mul_1;
+  put_float32(c_next_row + j, add_1, n);
+  put_float32(sigmoid_to_row + j, sigmoid, n);
+  put_float32(sigmoid_1_to_row + j, sigmoid_1, n);
+  put_float32(tanh_to_row + j, tanh_, n);
+  const vec native_layer_norm_shifted_72 = take_real(native_layer_norm_shifted_kept_row + 72 + j, n);
+  const vec mm_1_72 = take_real(mm_1_kept_row + 72 + j, n);
+  const vec native_layer_norm_1_centred_72 = mm_1_72 - native_layer_norm_1_mean;
+  const vec native_layer_norm_1_normalized_72 = native_layer_norm_1_centred_72 * native_layer_norm_1_rstd;
+  const vec gamma_h_72 = take_float32(gamma_h_all_row + 72 + j, n);
+  const vec native_layer_norm_1_scaled_72 = native_layer_norm_1_normalized_72 * gamma_h_72;
+  const vec beta_h_72 = take_float32(beta_h_all_row + 72 + j, n);
+  const vec native_layer_norm_1_shifted_72 = native_layer_norm_1_scaled_72 + beta_h_72;
+  const vec add_72 = native_layer_norm_shifted_72 + native_layer_norm_1_shifted_72;
+  const vec sigmoid_2 = vec_sigmoid(add_72);
+  put_float32(sigmoid_2_to_row + j, sigmoid_2, n);
+  *native_layer_norm_2_mean_sum_columns = add_columns(*native_layer_norm_2_mean_sum_columns, add_1, n);
+}
+
+INLINE void forward_columns_6(int64_t j, int n, const float32_storage *c_next_row, vec native_layer_norm_2_mean, vec *native_layer_norm_2_variance_sum_columns)
+{
+  const vec add_1 = take_float32(c_next_row + j, n);
+  const vec native_layer_norm_2_centred = add_1 - native_layer_norm_2_mean;
+  const vec native_layer_norm_2_square = native_layer_norm_2_centred * native_layer_norm_2_centred;
+  *native_layer_norm_2_variance_sum_columns = add_columns(*native_layer_norm_2_variance_sum_columns, native_layer_norm_2_square, n);
+}
+
+INLINE void forward_columns_7(int64_t j, int n, const float32_storage *sigmoid_2_to_row, const float32_storage *c_next_row, vec native_layer_norm_2_mean, vec native_layer_norm_2_rstd, const float32_storage *gamma_c_all_row, const float32_storage *beta_c_all_row, float32_storage *h_next_row, float32_storage *tanh_1_to_row)
+{
+  const vec sigmoid_2 = take_float32(sigmoid_2_to_row + j, n);
+  const vec add_1 = take_float32(c_next_row + j, n);
+  const vec native_layer_norm_2_centred = add_1 - native_layer_norm_2_mean;
+  const vec native_layer_norm_2_normalized = native_layer_norm_2_centred * native_layer_norm_2_rstd;
+  const vec gamma_c = take_float32(gamma_c_all_row + j, n);
+  const vec native_layer_norm_2_scaled = native_layer_norm_2_normalized * gamma_c;
+  const vec beta_c = take_float32(beta_c_all_row + j, n);
+  const vec native_layer_norm_2_shifted = native_layer_norm_2_scaled + beta_c;
+  const vec tanh_1 = vec_tanh(native_layer_norm_2_shifted);
+  const vec mul_2 = sigmoid_2 * tanh_1;
+  put_float32(h_next_row + j, mul_2, n);
+  put_float32(tanh_1_to_row + j, tanh_1, n);
+}
+
+// All steps of rows first to first + rows - 1, forward.
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+{
+  UNUSED const int64_t block = call->block, chunk = call->chunk;
+  UNUSED real_storage *const native_layer_norm_shifted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
+  int64_t ahead = 0; // the first step of the chunk whose input products are there
+  for (int64_t step = call->begin; step < call->end; step++) {
+    const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
+    if ((step - call->begin) % call->chunk == 0) {
+      const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;
+      ahead = call->backwards ? t - steps + 1 : t;
+      if (!call->together && any_real(call, first, rows, ahead)) {
+        // mm = x @ U
+        products(steps, call->batch, rows, 40, 96, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
+          packed_0, mm_chunk);
+      }
+    }
+    const int64_t now_0 = (t + call->backwards) % call->slots[0];
+    const int64_t next_0 = (t + !call->backwards) % call->slots[0];
+    const int64_t now_1 = (t + call->backwards) % call->slots[1];
+    const int64_t next_1 = (t + !call->backwards) % call->slots[1];
+    UNUSED const float32_storage *const h_now = (float32_storage *)call->buffers[7] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const c_now = (float32_storage *)call->buffers[8] + (now_1 * call->batch + first) * 24;
+    UNUSED const float32_storage *const x_at = (const float32_storage *)call->buffers[0] + at * 40;
+    UNUSED const float32_storage *const gamma_x_all = (const float32_storage *)call->buffers[1];
+    UNUSED const float32_storage *const beta_x_all = (const float32_storage *)call->buffers[2];
+    UNUSED const float32_storage *const gamma_h_all = (const float32_storage *)call->buffers[3];
+    UNUSED const float32_storage *const beta_h_all = (const float32_storage *)call->buffers[4];
+    UNUSED const float32_storage *const gamma_c_all = (const float32_storage *)call->buffers[5];
+    UNUSED const float32_storage *const beta_c_all = (const float32_storage *)call->buffers[6];
+    UNUSED float32_storage *const h_next = (float32_storage *)call->buffers[7] + (next_0 * call->batch + first) * 24;
+    UNUSED float32_storage *const c_next = (float32_storage *)call->buffers[8] + (next_1 * call->batch + first) * 24;
+    UNUSED float32_storage *const mm_to = (float32_storage *)call->buffers[9] + at * 96;
+    UNUSED float32_storage *const getitem_1_to = (float32_storage *)call->buffers[10] + at * 1;
+    UNUSED float32_storage *const getitem_2_to = (float32_storage *)call->buffers[11] + at * 1;
+    UNUSED float32_storage *const mm_1_to = (float32_storage *)call->buffers[12] + at * 96;
+    UNUSED float32_storage *const getitem_4_to = (float32_storage *)call->buffers[13] + at * 1;
+    UNUSED float32_storage *const getitem_5_to = (float32_storage *)call->buffers[14] + at * 1;
+    UNUSED float32_storage *const sigmoid_to = (float32_storage *)call->buffers[15] + at * 24;
+    UNUSED float32_storage *const sigmoid_1_to = (float32_storage *)call->buffers[16] + at * 24;
+    UNUSED float32_storage *const tanh_to = (float32_storage *)call->buffers[17] + at * 24;
+    UNUSED float32_storage *const sigmoid_2_to = (float32_storage *)call->buffers[18] + at * 24;
+    UNUSED float32_storage *const getitem_11_to = (float32_storage *)call->buffers[19] + at * 1;
+    UNUSED float32_storage *const getitem_12_to = (float32_storage *)call->buffers[20] + at * 1;
+    UNUSED float32_storage *const tanh_1_to = (float32_storage *)call->buffers[21] + at * 24;
+    UNUSED const real_storage *const mm_kept = mm_chunk + (t - ahead) * rows * PADDED(96);
+    if (any_real(call, first, rows, t)) {
+      for (int64_t r = 0; r < rows; r++) {
+        const real_storage *const mm_kept_row = mm_kept + r * PADDED(96);
+        float32_storage *const mm_to_row = mm_to + r * 96;
+        float32_storage *const getitem_1_to_row = getitem_1_to + r * 1;
+        const float32_storage *const gamma_x_all_row = gamma_x_all;
+        const float32_storage *const beta_x_all_row = beta_x_all;
+        real_storage *const native_layer_norm_shifted_kept_row = native_layer_norm_shifted_kept + r * PADDED(96);
+        float32_storage *const getitem_2_to_row = getitem_2_to + r * 1;
+        vec native_layer_norm_mean_sum_columns = splat(0);
+        for (int64_t j = 0; j + LANES <= 96; j += LANES)
+          forward_columns_0(j, LANES, mm_kept_row, mm_to_row, &native_layer_norm_mean_sum_columns);
+        if (96 % LANES)
+          forward_columns_0(96 / LANES * LANES, 96 % LANES, mm_kept_row, mm_to_row, &native_layer_norm_mean_sum_columns);
+        const vec native_layer_norm_mean_sum = splat(sum(native_layer_norm_mean_sum_columns));
+        vec native_layer_norm_variance_sum_columns = splat(0);
+        const vec native_layer_norm_mean = native_layer_norm_mean_sum * splat(0.010416666666666666);
+        for (int64_t j = 0; j + LANES <= 96; j += LANES)
+          forward_columns_1(j, LANES, mm_kept_row, native_layer_norm_mean, &native_layer_norm_variance_sum_columns);
+        if (96 % LANES)
+          forward_columns_1(96 / LANES * LANES, 96 % LANES, mm_kept_row, native_layer_norm_mean, &native_layer_norm_variance_sum_columns);
+        write_float32(getitem_1_to_row + 0, native_layer_norm_mean[0]);
+        const vec native_layer_norm_variance_sum = splat(sum(native_layer_norm_variance_sum_columns));
+        const vec native_layer_norm_variance = native_layer_norm_variance_sum * splat(0.010416666666666666);
+        const vec native_layer_norm_stable = native_layer_norm_variance + splat(1e-05);
+        const vec native_layer_norm_rstd = vec_rsqrt(native_layer_norm_stable);
+        for (int64_t j = 0; j + LANES <= 96; j += LANES)
+          forward_columns_2(j, LANES, mm_kept_row, native_layer_norm_mean, native_layer_norm_rstd, gamma_x_all_row, beta_x_all_row, native_layer_norm_shifted_kept_row);
+        if (96 % LANES)
+          forward_columns_2(96 / LANES * LANES, 96 % LANES, mm_kept_row, native_layer_norm_mean, native_layer_norm_rstd, gamma_x_all_row, beta_x_all_row, native_layer_norm_shifted_kept_row);
+        write_float32(getitem_2_to_row + 0, native_layer_norm_rstd[0]);
+      }
+      // mm_1 = h @ W
+      product(rows, 24, 96, h_now, 24, packed_1, mm_1_kept);
+      for (int64_t r = 0; r < rows; r++) {
+        const real_storage *const mm_1_kept_row = mm_1_kept + r * PADDED(96);
+        float32_storage *const mm_1_to_row = mm_1_to + r * 96;
+        float32_storage *const getitem_4_to_row = getitem_4_to + r * 1;
+        const real_storage *const native_layer_norm_shifted_kept_row = native_layer_norm_shifted_kept + r * PADDED(96);
+        const float32_storage *const gamma_h_all_row = gamma_h_all;
+        const float32_storage *const beta_h_all_row = beta_h_all;
+        const float32_storage *const c_now_row = c_now + r * 24;
+        float32_storage *const c_next_row = c_next + r * 24;
+        float32_storage *const sigmoid_to_row = sigmoid_to + r * 24;
+        float32_storage *const sigmoid_1_to_row = sigmoid_1_to + r * 24;
+        float32_storage *const tanh_to_row = tanh_to + r * 24;
+        float32_storage *const sigmoid_2_to_row = sigmoid_2_to + r * 24;
+        float32_storage *const getitem_5_to_row = getitem_5_to + r * 1;
+        float32_storage *const getitem_11_to_row = getitem_11_to + r * 1;
+        const float32_storage *const gamma_c_all_row = gamma_c_all;
+        const float32_storage *const beta_c_all_row = beta_c_all;
+        float32_storage *const h_next_row = h_next + r * 24;
+        float32_storage *const tanh_1_to_row = tanh_1_to + r * 24;
+        float32_storage *const getitem_12_to_row = getitem_12_to + r * 1;
+        vec native_layer_norm_1_mean_sum_columns = splat(0);
+        for (int64_t j = 0; j + LANES <= 96; j += LANES)
+          forward_columns_3(j, LANES, mm_1_kept_row, mm_1_to_row, &native_layer_norm_1_mean_sum_columns);
+        if (96 % LANES)
+          forward_columns_3(96 / LANES * LANES, 96 % LANES, mm_1_kept_row, mm_1_to_row, &native_layer_norm_1_mean_sum_columns);
+        const vec native_layer_norm_1_mean_sum = splat(sum(native_layer_norm_1_mean_sum_columns));
+        vec native_layer_norm_1_variance_sum_columns = splat(0);
+        const vec native_layer_norm_1_mean = native_layer_norm_1_mean_sum * splat(0.010416666666666666);
+        for (int64_t j = 0; j + LANES <= 96; j += LANES)
+          forward_columns_4(j, LANES, mm_1_kept_row, native_layer_norm_1_mean, &native_layer_norm_1_variance_sum_columns);
+        if (96 % LANES)
+          forward_columns_4(96 / LANES * LANES, 96 % LANES, mm_1_kept_row, native_layer_norm_1_mean, &native_layer_norm_1_variance_sum_columns);
+        write_float32(getitem_4_to_row + 0, native_layer_norm_1_mean[0]);
+        const vec native_layer_norm_1_variance_sum = splat(sum(native_layer_norm_1_variance_sum_columns));
+        vec native_layer_norm_2_mean_sum_columns = splat(0);
+        const vec native_layer_norm_1_variance = native_layer_norm_1_variance_sum * splat(0.010416666666666666);
+        const vec native_layer_norm_1_stable = native_layer_norm_1_variance + splat(1e-05);
+        const vec native_layer_norm_1_rstd = vec_rsqrt(native_layer_norm_1_stable);
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          forward_columns_5(j, LANES, native_layer_norm_shifted_kept_row, mm_1_kept_row, native_layer_norm_1_mean, native_layer_norm_1_rstd, gamma_h_all_row, beta_h_all_row, c_now_row, c_next_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row, sigmoid_2_to_row, &native_layer_norm_2_mean_sum_columns);
+        if (24 % LANES)
+          forward_columns_5(24 / LANES * LANES, 24 % LANES, native_layer_norm_shifted_kept_row, mm_1_kept_row, native_layer_norm_1_mean, native_layer_norm_1_rstd, gamma_h_all_row, beta_h_all_row, c_now_row, c_next_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row, sigmoid_2_to_row, &native_layer_norm_2_mean_sum_columns);
+        write_float32(getitem_5_to_row + 0, native_layer_norm_1_rstd[0]);
+        const vec native_layer_norm_2_mean_sum = splat(sum(native_layer_norm_2_mean_sum_columns));
+        vec native_layer_norm_2_variance_sum_columns = splat(0);
+        const vec native_layer_norm_2_mean = native_layer_norm_2_mean_sum * splat(0.041666666666666664);
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          forward_columns_6(j, LANES, c_next_row, native_layer_norm_2_mean, &native_layer_norm_2_variance_sum_columns);
+        if (24 % LANES)
+          forward_columns_6(24 / LANES * LANES, 24 % LANES, c_next_row, native_layer_norm_2_mean, &native_layer_norm_2_variance_sum_columns);
+        write_float32(getitem_11_to_row + 0, native_layer_norm_2_mean[0]);
+        const vec native_layer_norm_2_variance_sum = splat(sum(native_layer_norm_2_variance_sum_columns));
+        const vec native_layer_norm_2_variance = native_layer_norm_2_variance_sum * splat(0.041666666666666664);
+        const vec native_layer_norm_2_stable = native_layer_norm_2_variance + splat(1e-05);
+        const vec native_layer_norm_2_rstd = vec_rsqrt(native_layer_norm_2_stable);
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          forward_columns_7(j, LANES, sigmoid_2_to_row, c_next_row, native_layer_norm_2_mean, native_layer_norm_2_rstd, gamma_c_all_row, beta_c_all_row, h_next_row, tanh_1_to_row);
+        if (24 % LANES)
+          forward_columns_7(24 / LANES * LANES, 24 % LANES, sigmoid_2_to_row, c_next_row, native_layer_norm_2_mean, native_layer_norm_2_rstd, gamma_c_all_row, beta_c_all_row, h_next_row, tanh_1_to_row);
+        write_float32(getitem_12_to_row + 0, native_layer_norm_2_rstd[0]);
+      }
+    }
+    float32_storage *const output_to = call->buffers[22];
+    if (output_to)
+      memcpy(output_to + at * 24, h_next, rows * 24 * sizeof(*output_to));
+    if (call->lengths)
+      for (int64_t r = 0; r < rows; r++) {
+        if (t < call->lengths[first + r])
+          continue;
+        memcpy(h_next + r * 24, h_now + r * 24, 24 * sizeof(*h_next));
+        memcpy(c_next + r * 24, c_now + r * 24, 24 * sizeof(*c_next));
+        memset(mm_to + r * 96, 0, 96 * sizeof(*mm_to));
+        memset(getitem_1_to + r * 1, 0, 1 * sizeof(*getitem_1_to));
+        memset(getitem_2_to + r * 1, 0, 1 * sizeof(*getitem_2_to));
+        memset(mm_1_to + r * 96, 0, 96 * sizeof(*mm_1_to));
+        memset(getitem_4_to + r * 1, 0, 1 * sizeof(*getitem_4_to));
+        memset(getitem_5_to + r * 1, 0, 1 * sizeof(*getitem_5_to));
+        memset(sigmoid_to + r * 24, 0, 24 * sizeof(*sigmoid_to));
+        memset(sigmoid_1_to + r * 24, 0, 24 * sizeof(*sigmoid_1_to));
+        memset(tanh_to + r * 24, 0, 24 * sizeof(*tanh_to));
+        memset(sigmoid_2_to + r * 24, 0, 24 * sizeof(*sigmoid_2_to));
+        memset(getitem_11_to + r * 1, 0, 1 * sizeof(*getitem_11_to));
+        memset(getitem_12_to + r * 1, 0, 1 * sizeof(*getitem_12_to));
+        memset(tanh_1_to + r * 24, 0, 24 * sizeof(*tanh_1_to));
+        if (output_to)
+          memset(output_to + (at + r) * 24, 0, 24 * sizeof(*output_to));
+      }
+  }
+}
+
+// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
+int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
+{
+  return ROUNDED(40 * PADDED(96) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(96) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage)));
+}
+
+static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+{
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
+  if (task < PADDED(96) / PANEL) { // U
+    pack_float32(call->buffers[23], call->strides[0], call->strides[1], 40, 96,
+      (real *)packed_0, task);
+    return;
+  }
+  task -= PADDED(96) / PANEL;
+  if (task < PADDED(96) / PANEL) { // W
+    pack_float32(call->buffers[24], call->strides[2], call->strides[3], 24, 96,
+      (real *)packed_1, task);
+    return;
+  }
+  task -= PADDED(96) / PANEL;
+}
+
+static void forward_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)
+{
+  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
+  UNUSED const int64_t block = call->block, chunk = call->chunk;
+  UNUSED real_storage *const native_layer_norm_shifted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
+  const int64_t ahead = call->backwards ? call->time - call->end : call->begin;
+  const int64_t rows = (call->end - call->begin) * call->batch;
+  if (task < PADDED(96) / PANEL) { // mm = x @ U
+    panel_product(rows, 40, (const real *)call->buffers[0] + (ahead * call->batch) * 40, 40,
+      packed_0 + task * 40 * PANEL, mm_chunk + task * PANEL, PADDED(96));
+    return;
+  }
+  task -= PADDED(96) / PANEL;
+}
+
+static void forward_task(const struct call *call, int64_t task, int64_t worker)
+{
+  const int64_t first = task * call->block, rest = call->batch - first;
+  char *scratch = call->work + forward_work(call->block, call->chunk, worker);
+  forward_block(call, first, rest < call->block ? rest : call->block, scratch);
+}
+
+void forward(const struct call *call)
+{
+  if (call->begin == 0)
+    share(call, forward_pack, PADDED(96) / PANEL + PADDED(96) / PANEL);
+  if (call->together)
+    share(call, forward_ahead, PADDED(96) / PANEL);
+  share(call, forward_task, (call->batch + call->block - 1) / call->block);
+}
+
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *sigmoid_2_at_row, const float32_storage *tanh_1_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, float32_storage *mul_tensor_1_to_row, real_storage *mul_tensor_5_kept_row, const float32_storage *gamma_c_all_row, vec *native_layer_norm_backward_level_sum_columns, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec *native_layer_norm_backward_along_mean_sum_columns)
+{
+  const vec sigmoid_2 = take_float32(sigmoid_2_at_row + j, n);
+  const vec tanh_1 = take_float32(tanh_1_at_row + j, n);
+  const vec mul_5 = tanh_1 * tanh_1;
+  const vec sub = splat(1.0) - mul_5;
+  const vec mul_tensor = sigmoid_2 * sub;
+  const vec output_gradient = take_float32(output_gradient_at_row + j, n);
+  const vec h_gradient = take_float32(h_gradient_now_row + j, n);
+  const vec add_2 = output_gradient + h_gradient;
+  const vec mul_tensor_1 = mul_tensor * add_2;
+  put_float32(mul_tensor_1_to_row + j, mul_tensor_1, n);
+  const vec sub_2 = splat(1.0) - sigmoid_2;
+  const vec mul_9 = sigmoid_2 * sub_2;
+  const vec mul_tensor_4 = tanh_1 * mul_9;
+  const vec mul_tensor_5 = mul_tensor_4 * add_2;
+  put_real(mul_tensor_5_kept_row + j, mul_tensor_5, n);
+  const vec gamma_c = take_float32(gamma_c_all_row + j, n);
+  const vec native_layer_norm_backward_weighted = mul_tensor_1 * gamma_c;
+  *native_layer_norm_backward_level_sum_columns = add_columns(*native_layer_norm_backward_level_sum_columns, native_layer_norm_backward_weighted, n);
+  const vec add_1 = take_float32(add_1_at_row + j, n);
+  const vec native_layer_norm_backward_centred = add_1 - getitem_11;
+  const vec native_layer_norm_backward_normalized = native_layer_norm_backward_centred * getitem_12;
+  const vec native_layer_norm_backward_along = native_layer_norm_backward_weighted * native_layer_norm_backward_normalized;
+  *native_layer_norm_backward_along_mean_sum_columns = add_columns(*native_layer_norm_backward_along_mean_sum_columns, native_layer_norm_backward_along, n);
+}
+
+INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradient_now_row, const float32_storage *mul_tensor_1_to_row, const float32_storage *gamma_c_all_row, vec native_layer_norm_backward_level, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec native_layer_norm_backward_along_mean, const float32_storage *sigmoid_at_row, float32_storage *c_gradient_next_row, const float32_storage *tanh_at_row, const float32_storage *sigmoid_1_at_row, float32_storage *cat_to_row, const float32_storage *c_at_row, const real_storage *mul_tensor_5_kept_row, const float32_storage *gamma_h_all_row, vec *native_layer_norm_backward_1_level_sum_columns, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec *native_layer_norm_backward_1_along_mean_sum_columns, const float32_storage *gamma_x_all_row, vec *native_layer_norm_backward_2_level_sum_columns, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec *native_layer_norm_backward_2_along_mean_sum_columns)
+{
+  const vec c_gradient = take_float32(c_gradient_now_row + j, n);
+  const vec mul_tensor_1 = take_float32(mul_tensor_1_to_row + j, n);
+  const vec gamma_c = take_float32(gamma_c_all_row + j, n);
+  const vec native_layer_norm_backward_weighted = mul_tensor_1 * gamma_c;
+  const vec native_layer_norm_backward_level_free = native_layer_norm_backward_weighted - native_layer_norm_backward_level;
+  const vec add_1 = take_float32(add_1_at_row + j, n);
+  const vec native_layer_norm_backward_centred = add_1 - getitem_11;
+  const vec native_layer_norm_backward_normalized = native_layer_norm_backward_centred * getitem_12;
+  const vec native_layer_norm_backward = native_layer_norm_backward_normalized * native_layer_norm_backward_along_mean;
+  const vec native_layer_norm_backward_ = native_layer_norm_backward_level_free - native_layer_norm_backward;
+  const vec native_layer_norm_backward_input = native_layer_norm_backward_ * getitem_12;
+  const vec add_3 = c_gradient + native_layer_norm_backward_input;
+  const vec sigmoid = take_float32(sigmoid_at_row + j, n);
+  const vec mul_17 = add_3 * sigmoid;
+  put_float32(c_gradient_next_row + j, mul_17, n);
+  const vec tanh_ = take_float32(tanh_at_row + j, n);
+  const vec sigmoid_1 = take_float32(sigmoid_1_at_row + j, n);
+  const vec sub_4 = splat(1.0) - sigmoid_1;
+  const vec mul_15 = sigmoid_1 * sub_4;
+  const vec mul_tensor_8 = tanh_ * mul_15;
+  const vec mul_tensor_9 = mul_tensor_8 * add_3;
+  put_float32(cat_to_row + j, mul_tensor_9, n);
+  const vec c_ = take_float32(c_at_row + j, n);
+  const vec sub_5 = splat(1.0) - sigmoid;
+  const vec mul_19 = sigmoid * sub_5;
+  const vec mul_tensor_10 = c_ * mul_19;
+  const vec mul_tensor_11 = mul_tensor_10 * add_3;
+  put_float32(cat_to_row + 24 + j, mul_tensor_11, n);
+  const vec mul_13 = tanh_ * tanh_;
+  const vec sub_3 = splat(1.0) - mul_13;
+  const vec mul_tensor_6 = sigmoid_1 * sub_3;
+  const vec mul_tensor_7 = mul_tensor_6 * add_3;
+  put_float32(cat_to_row + 48 + j, mul_tensor_7, n);
+  const vec mul_tensor_5 = take_real(mul_tensor_5_kept_row + j, n);
+  put_float32(cat_to_row + 72 + j, mul_tensor_5, n);
+  const vec gamma_h = take_float32(gamma_h_all_row + j, n);
+  const vec native_layer_norm_backward_1_weighted = mul_tensor_9 * gamma_h;
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted, n);
+  const vec gamma_h_24 = take_float32(gamma_h_all_row + 24 + j, n);
+  const vec native_layer_norm_backward_1_weighted_24 = mul_tensor_11 * gamma_h_24;
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_24, n);
+  const vec gamma_h_48 = take_float32(gamma_h_all_row + 48 + j, n);
+  const vec native_layer_norm_backward_1_weighted_48 = mul_tensor_7 * gamma_h_48;
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_48, n);
+  const vec gamma_h_72 = take_float32(gamma_h_all_row + 72 + j, n);
+  const vec native_layer_norm_backward_1_weighted_72 = mul_tensor_5 * gamma_h_72;
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_72, n);
+  const vec mm_1 = take_float32(mm_1_at_row + j, n);
+  const vec native_layer_norm_backward_1_centred = mm_1 - getitem_4;
+  const vec native_layer_norm_backward_1_normalized = native_layer_norm_backward_1_centred * getitem_5;
+  const vec native_layer_norm_backward_1_along = native_layer_norm_backward_1_weighted * native_layer_norm_backward_1_normalized;
+  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along, n);
+  const vec mm_1_24 = take_float32(mm_1_at_row + 24 + j, n);
+  const vec native_layer_norm_backward_1_centred_24 = mm_1_24 - getitem_4;
+  const vec native_layer_norm_backward_1_normalized_24 = native_layer_norm_backward_1_centred_24 * getitem_5;
+  const vec native_layer_norm_backward_1_along_24 = native_layer_norm_backward_1_weighted_24 * native_layer_norm_backward_1_normalized_24;
+  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_24, n);
+  const vec mm_1_48 = take_float32(mm_1_at_row + 48 + j, n);
+  const vec native_layer_norm_backward_1_centred_48 = mm_1_48 - getitem_4;
+  const vec native_layer_norm_backward_1_normalized_48 = native_layer_norm_backward_1_centred_48 * getitem_5;
+  const vec native_layer_norm_backward_1_along_48 = native_layer_norm_backward_1_weighted_48 * native_layer_norm_backward_1_normalized_48;
+  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_48, n);
+  const vec mm_1_72 = take_float32(mm_1_at_row + 72 + j, n);
+  const vec native_layer_norm_backward_1_centred_72 = mm_1_72 - getitem_4;
+  const vec native_layer_norm_backward_1_normalized_72 = native_layer_norm_backward_1_centred_72 * getitem_5;
+  const vec native_layer_norm_backward_1_along_72 = native_layer_norm_backward_1_weighted_72 * native_layer_norm_backward_1_normalized_72;
+  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_72, n);
+  const vec gamma_x = take_float32(gamma_x_all_row + j, n);
+  const vec native_layer_norm_backward_2_weighted = mul_tensor_9 * gamma_x;
+  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted, n);
+  const vec gamma_x_24 = take_float32(gamma_x_all_row + 24 + j, n);
+  const vec native_layer_norm_backward_2_weighted_24 = mul_tensor_11 * gamma_x_24;
+  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_24, n);
+  const vec gamma_x_48 = take_float32(gamma_x_all_row + 48 + j, n);
+  const vec native_layer_norm_backward_2_weighted_48 = mul_tensor_7 * gamma_x_48;
+  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_48, n);
+  const vec gamma_x_72 = take_float32(gamma_x_all_row + 72 + j, n);
+  const vec native_layer_norm_backward_2_weighted_72 = mul_tensor_5 * gamma_x_72;
+  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_72, n);
+  const vec mm = take_float32(mm_at_row + j, n);
+  const vec native_layer_norm_backward_2_centred = mm - getitem_1;
+  const vec native_layer_norm_backward_2_normalized = native_layer_norm_backward_2_centred * getitem_2;
+  const vec native_layer_norm_backward_2_along = native_layer_norm_backward_2_weighted * native_layer_norm_backward_2_normalized;
+  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along, n);
+  const vec mm_24 = take_float32(mm_at_row + 24 + j, n);
+  const vec native_layer_norm_backward_2_centred_24 = mm_24 - getitem_1;
+  const vec native_layer_norm_backward_2_normalized_24 = native_layer_norm_backward_2_centred_24 * getitem_2;
+  const vec native_layer_norm_backward_2_along_24 = native_layer_norm_backward_2_weighted_24 * native_layer_norm_backward_2_normalized_24;
+  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_24, n);
+  const vec mm_48 = take_float32(mm_at_row + 48 + j, n);
+  const vec native_layer_norm_backward_2_centred_48 = mm_48 - getitem_1;
+  const vec native_layer_norm_backward_2_normalized_48 = native_layer_norm_backward_2_centred_48 * getitem_2;
+  const vec native_layer_norm_backward_2_along_48 = native_layer_norm_backward_2_weighted_48 * native_layer_norm_backward_2_normalized_48;
+  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_48, n);
+  const vec mm_72 = take_float32(mm_at_row + 72 + j, n);
+  const vec native_layer_norm_backward_2_centred_72 = mm_72 - getitem_1;
+  const vec native_layer_norm_backward_2_normalized_72 = native_layer_norm_backward_2_centred_72 * getitem_2;
+  const vec native_layer_norm_backward_2_along_72 = native_layer_norm_backward_2_weighted_72 * native_layer_norm_backward_2_normalized_72;
+  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_72, n);
+}
+
+INLINE void backward_columns_2(int64_t j, int n, const float32_storage *cat_to_row, const float32_storage *gamma_h_all_row, vec native_layer_norm_backward_1_level, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec native_layer_norm_backward_1_along_mean, float32_storage *getitem_16_to_row, const float32_storage *gamma_x_all_row, vec native_layer_norm_backward_2_level, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec native_layer_norm_backward_2_along_mean, float32_storage *getitem_19_to_row)
+{
+  const vec cat = take_float32(cat_to_row + j, n);
+  const vec gamma_h = take_float32(gamma_h_all_row + j, n);
+  const vec native_layer_norm_backward_1_weighted = cat * gamma_h;
+  const vec native_layer_norm_backward_1_level_free = native_layer_norm_backward_1_weighted - native_layer_norm_backward_1_level;
+  const vec mm_1 = take_float32(mm_1_at_row + j, n);
+  const vec native_layer_norm_backward_1_centred = mm_1 - getitem_4;
+  const vec native_layer_norm_backward_1_normalized = native_layer_norm_backward_1_centred * getitem_5;
+  const vec native_layer_norm_backward_1 = native_layer_norm_backward_1_normalized * native_layer_norm_backward_1_along_mean;
+  const vec native_layer_norm_backward_1_ = native_layer_norm_backward_1_level_free - native_layer_norm_backward_1;
+  const vec native_layer_norm_backward_1_input = native_layer_norm_backward_1_ * getitem_5;
+  put_float32(getitem_16_to_row + j, native_layer_norm_backward_1_input, n);
+  const vec gamma_x = take_float32(gamma_x_all_row + j, n);
+  const vec native_layer_norm_backward_2_weighted = cat * gamma_x;
+  const vec native_layer_norm_backward_2_level_free = native_layer_norm_backward_2_weighted - native_layer_norm_backward_2_level;
+  const vec mm = take_float32(mm_at_row + j, n);
+  const vec native_layer_norm_backward_2_centred = mm - getitem_1;
+  const vec native_layer_norm_backward_2_normalized = native_layer_norm_backward_2_centred * getitem_2;
+  const vec native_layer_norm_backward_2 = native_layer_norm_backward_2_normalized * native_layer_norm_backward_2_along_mean;
+  const vec native_layer_norm_backward_2_ = native_layer_norm_backward_2_level_free - native_layer_norm_backward_2;
+  const vec native_layer_norm_backward_2_input = native_layer_norm_backward_2_ * getitem_2;
+  put_float32(getitem_19_to_row + j, native_layer_norm_backward_2_input, n);
+}
+
+INLINE void backward_columns_3(int64_t j, int n, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
+{
+  const vec mm_3 = take_real(mm_3_kept_row + j, n);
+  put_float32(h_gradient_next_row + j, mm_3, n);
+}
+
+// All steps of rows first to first + rows - 1, backward.
+static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+{
+  UNUSED const int64_t block = call->block, chunk = call->chunk;
+  UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mul_tensor_5_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  for (int64_t step = call->begin; step < call->end; step++) {
+    const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
+    const int64_t now_0 = (t + call->backwards) % call->slots[0];
+    const int64_t next_0 = (t + !call->backwards) % call->slots[0];
+    const int64_t now_1 = (t + call->backwards) % call->slots[1];
+    const int64_t next_1 = (t + !call->backwards) % call->slots[1];
+    UNUSED const float32_storage *const h_gradient_now = (float32_storage *)call->buffers[22] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const c_gradient_now = (float32_storage *)call->buffers[23] + (now_1 * call->batch + first) * 24;
+    UNUSED const float32_storage *const output_gradient_at = (const float32_storage *)call->buffers[0] + at * 24;
+    UNUSED const float32_storage *const tanh_1_at = (const float32_storage *)call->buffers[1] + at * 24;
+    UNUSED const float32_storage *const sigmoid_2_at = (const float32_storage *)call->buffers[2] + at * 24;
+    UNUSED const float32_storage *const add_1_at = (const float32_storage *)call->buffers[3] + at * 24;
+    UNUSED const float32_storage *const getitem_11_at = (const float32_storage *)call->buffers[4] + at * 1;
+    UNUSED const float32_storage *const getitem_12_at = (const float32_storage *)call->buffers[5] + at * 1;
+    UNUSED const float32_storage *const gamma_c_all = (const float32_storage *)call->buffers[6];
+    UNUSED const float32_storage *const beta_c_all = (const float32_storage *)call->buffers[7];
+    UNUSED const float32_storage *const tanh_at = (const float32_storage *)call->buffers[8] + at * 24;
+    UNUSED const float32_storage *const sigmoid_1_at = (const float32_storage *)call->buffers[9] + at * 24;
+    UNUSED const float32_storage *const sigmoid_at = (const float32_storage *)call->buffers[10] + at * 24;
+    UNUSED const float32_storage *const c_at = (const float32_storage *)call->buffers[11] + at * 24;
+    UNUSED const float32_storage *const mm_1_at = (const float32_storage *)call->buffers[12] + at * 96;
+    UNUSED const float32_storage *const getitem_4_at = (const float32_storage *)call->buffers[13] + at * 1;
+    UNUSED const float32_storage *const getitem_5_at = (const float32_storage *)call->buffers[14] + at * 1;
+    UNUSED const float32_storage *const gamma_h_all = (const float32_storage *)call->buffers[15];
+    UNUSED const float32_storage *const beta_h_all = (const float32_storage *)call->buffers[16];
+    UNUSED const float32_storage *const mm_at = (const float32_storage *)call->buffers[17] + at * 96;
+    UNUSED const float32_storage *const getitem_1_at = (const float32_storage *)call->buffers[18] + at * 1;
+    UNUSED const float32_storage *const getitem_2_at = (const float32_storage *)call->buffers[19] + at * 1;
+    UNUSED const float32_storage *const gamma_x_all = (const float32_storage *)call->buffers[20];
+    UNUSED const float32_storage *const beta_x_all = (const float32_storage *)call->buffers[21];
+    UNUSED float32_storage *const h_gradient_next = (float32_storage *)call->buffers[22] + (next_0 * call->batch + first) * 24;
+    UNUSED float32_storage *const c_gradient_next = (float32_storage *)call->buffers[23] + (next_1 * call->batch + first) * 24;
+    UNUSED float32_storage *const mul_tensor_1_to = (float32_storage *)call->buffers[24] + at * 24;
+    UNUSED float32_storage *const cat_to = (float32_storage *)call->buffers[25] + at * 96;
+    UNUSED float32_storage *const getitem_16_to = (float32_storage *)call->buffers[26] + at * 96;
+    UNUSED float32_storage *const getitem_19_to = (float32_storage *)call->buffers[27] + at * 96;
+    if (any_real(call, first, rows, t)) {
+      for (int64_t r = 0; r < rows; r++) {
+        const float32_storage *const sigmoid_2_at_row = sigmoid_2_at + r * 24;
+        const float32_storage *const tanh_1_at_row = tanh_1_at + r * 24;
+        const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
+        const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
+        float32_storage *const mul_tensor_1_to_row = mul_tensor_1_to + r * 24;
+        real_storage *const mul_tensor_5_kept_row = mul_tensor_5_kept + r * PADDED(24);
+        const float32_storage *const gamma_c_all_row = gamma_c_all;
+        const float32_storage *const add_1_at_row = add_1_at + r * 24;
+        const float32_storage *const getitem_11_at_row = getitem_11_at + r * 1;
+        const float32_storage *const getitem_12_at_row = getitem_12_at + r * 1;
+        const float32_storage *const c_gradient_now_row = c_gradient_now + r * 24;
+        const float32_storage *const sigmoid_at_row = sigmoid_at + r * 24;
+        float32_storage *const c_gradient_next_row = c_gradient_next + r * 24;
+        const float32_storage *const tanh_at_row = tanh_at + r * 24;
+        const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
+        float32_storage *const cat_to_row = cat_to + r * 96;
+        const float32_storage *const c_at_row = c_at + r * 24;
+        const float32_storage *const gamma_h_all_row = gamma_h_all;
+        const float32_storage *const mm_1_at_row = mm_1_at + r * 96;
+        const float32_storage *const getitem_4_at_row = getitem_4_at + r * 1;
+        const float32_storage *const getitem_5_at_row = getitem_5_at + r * 1;
+        const float32_storage *const gamma_x_all_row = gamma_x_all;
+        const float32_storage *const mm_at_row = mm_at + r * 96;
+        const float32_storage *const getitem_1_at_row = getitem_1_at + r * 1;
+        const float32_storage *const getitem_2_at_row = getitem_2_at + r * 1;
+        float32_storage *const getitem_16_to_row = getitem_16_to + r * 96;
+        float32_storage *const getitem_19_to_row = getitem_19_to + r * 96;
+        vec native_layer_norm_backward_level_sum_columns = splat(0);
+        vec native_layer_norm_backward_along_mean_sum_columns = splat(0);
+        const vec getitem_11 = splat(read_float32(getitem_11_at_row));
+        const vec getitem_12 = splat(read_float32(getitem_12_at_row));
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          backward_columns_0(j, LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, mul_tensor_1_to_row, mul_tensor_5_kept_row, gamma_c_all_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns);
+        if (24 % LANES)
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, mul_tensor_1_to_row, mul_tensor_5_kept_row, gamma_c_all_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns);
+        const vec native_layer_norm_backward_level_sum = splat(sum(native_layer_norm_backward_level_sum_columns));
+        const vec native_layer_norm_backward_along_mean_sum = splat(sum(native_layer_norm_backward_along_mean_sum_columns));
+        vec native_layer_norm_backward_1_level_sum_columns = splat(0);
+        vec native_layer_norm_backward_1_along_mean_sum_columns = splat(0);
+        vec native_layer_norm_backward_2_level_sum_columns = splat(0);
+        vec native_layer_norm_backward_2_along_mean_sum_columns = splat(0);
+        const vec native_layer_norm_backward_level = native_layer_norm_backward_level_sum * splat(0.041666666666666664);
+        const vec native_layer_norm_backward_along_mean = native_layer_norm_backward_along_mean_sum * splat(0.041666666666666664);
+        const vec getitem_4 = splat(read_float32(getitem_4_at_row));
+        const vec getitem_5 = splat(read_float32(getitem_5_at_row));
+        const vec getitem_1 = splat(read_float32(getitem_1_at_row));
+        const vec getitem_2 = splat(read_float32(getitem_2_at_row));
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          backward_columns_1(j, LANES, c_gradient_now_row, mul_tensor_1_to_row, gamma_c_all_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, cat_to_row, c_at_row, mul_tensor_5_kept_row, gamma_h_all_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, gamma_x_all_row, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns);
+        if (24 % LANES)
+          backward_columns_1(24 / LANES * LANES, 24 % LANES, c_gradient_now_row, mul_tensor_1_to_row, gamma_c_all_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, cat_to_row, c_at_row, mul_tensor_5_kept_row, gamma_h_all_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, gamma_x_all_row, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns);
+        const vec native_layer_norm_backward_1_level_sum = splat(sum(native_layer_norm_backward_1_level_sum_columns));
+        const vec native_layer_norm_backward_1_along_mean_sum = splat(sum(native_layer_norm_backward_1_along_mean_sum_columns));
+        const vec native_layer_norm_backward_2_level_sum = splat(sum(native_layer_norm_backward_2_level_sum_columns));
+        const vec native_layer_norm_backward_2_along_mean_sum = splat(sum(native_layer_norm_backward_2_along_mean_sum_columns));
+        const vec native_layer_norm_backward_1_level = native_layer_norm_backward_1_level_sum * splat(0.010416666666666666);
+        const vec native_layer_norm_backward_1_along_mean = native_layer_norm_backward_1_along_mean_sum * splat(0.010416666666666666);
+        const vec native_layer_norm_backward_2_level = native_layer_norm_backward_2_level_sum * splat(0.010416666666666666);
+        const vec native_layer_norm_backward_2_along_mean = native_layer_norm_backward_2_along_mean_sum * splat(0.010416666666666666);
+        for (int64_t j = 0; j + LANES <= 96; j += LANES)
+          backward_columns_2(j, LANES, cat_to_row, gamma_h_all_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, gamma_x_all_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
+        if (96 % LANES)
+          backward_columns_2(96 / LANES * LANES, 96 % LANES, cat_to_row, gamma_h_all_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, gamma_x_all_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
+      }
+      // mm_3 = native_layer_norm_backward_1_input @ permute_1
+      product(rows, 96, 24, getitem_16_to, 96, packed_0, mm_3_kept);
+      for (int64_t r = 0; r < rows; r++) {
+        const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
+        float32_storage *const h_gradient_next_row = h_gradient_next + r * 24;
+        for (int64_t j = 0; j + LANES <= 24; j += LANES)
+          backward_columns_3(j, LANES, mm_3_kept_row, h_gradient_next_row);
+        if (24 % LANES)
+          backward_columns_3(24 / LANES * LANES, 24 % LANES, mm_3_kept_row, h_gradient_next_row);
+      }
+    }
+    if (call->lengths)
+      for (int64_t r = 0; r < rows; r++) {
+        if (t < call->lengths[first + r])
+          continue;
+        memcpy(h_gradient_next + r * 24, h_gradient_now + r * 24, 24 * sizeof(*h_gradient_next));
+        memcpy(c_gradient_next + r * 24, c_gradient_now + r * 24, 24 * sizeof(*c_gradient_next));
+        memset(mul_tensor_1_to + r * 24, 0, 24 * sizeof(*mul_tensor_1_to));
+        memset(cat_to + r * 96, 0, 96 * sizeof(*cat_to));
+        memset(getitem_16_to + r * 96, 0, 96 * sizeof(*getitem_16_to));
+        memset(getitem_19_to + r * 96, 0, 96 * sizeof(*getitem_19_to));
+      }
+  }
+}
+
+// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
+int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
+{
+  return ROUNDED(96 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
+}
+
+static void backward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+{
+  UNUSED const real *const packed_0 = (const real *)(call->work);
+  if (task < PADDED(24) / PANEL) { // permute_1
+    pack_float32(call->buffers[29], call->strides[0], call->strides[1], 96, 24,
+      (real *)packed_0, task);
+    return;
+  }
+  task -= PADDED(24) / PANEL;
+}
+
+static void backward_task(const struct call *call, int64_t task, int64_t worker)
+{
+  const int64_t first = task * call->block, rest = call->batch - first;
+  char *scratch = call->work + backward_work(call->block, call->chunk, worker);
+  backward_block(call, first, rest < call->block ? rest : call->block, scratch);
+}
+
+void backward(const struct call *call)
+{
+  if (call->begin == 0)
+    share(call, backward_pack, PADDED(24) / PANEL);
+  share(call, backward_task, (call->batch + call->block - 1) / call->block);
+}
