@@ -125,7 +125,7 @@ class _Lowering:
             raise Unsupported(f"a value of {meta.dtype}")
         if meta.dim() > 2 or (rows and not _plain_rows(meta)):
             raise Unsupported(f"a value of {meta.dim()} axes, {name}")
-        width = int(math.prod(meta.shape[1:] if rows else meta.shape))
+        width = _width(meta)
         kind = "draws" if name in self.draws else "memory"
         made = Value(kind, name, width, mask=meta.dtype == torch.bool, rows=rows)
         self.made[node] = self.inputs[name] = made
@@ -145,7 +145,11 @@ class _Lowering:
         if isinstance(value, Abstract) and value.rows and (value.dim() > 2 or not _plain_rows(value)):
             raise Unsupported(f"{node.target} with a result of {value.dim()} axes")
         arguments = node.args if node.target in _WITH_MATRIX else self.value(node.args)
-        self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
+        made = self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
+        parts, metas = ([made], [value]) if isinstance(value, Abstract) else (made, value)
+        for part, meta in zip(parts, metas, strict=True):  # another width would write beside the memory
+            if isinstance(part, Value) and part.width != _width(meta):
+                raise Unsupported(f"{node.target} of {part.width} columns instead of {_width(meta)}")
 
     # -- making values --------------------------------------------------------------------------------------------
 
@@ -162,7 +166,9 @@ class _Lowering:
 
     def math(self, operation: str, *operands: Any, name: str = "", mask: bool = False, width: int | None = None) -> Any:
         widths = [o.width for o in operands if isinstance(o, Value)]
-        return Value("math", self.name(name), width or max(widths, default=1), operands, operation, mask=mask)
+        return Value(
+            "math", self.name(name), max(widths, default=1) if width is None else width, operands, operation, mask=mask
+        )
 
     def reduce(self, operation: str, x: Value, name: str = "") -> Value:
         return Value("reduce", self.name(name), 1, (self.real(x),), operation)
@@ -198,6 +204,11 @@ class _Lowering:
     @property
     def result(self) -> Any:
         return self.node.meta["val"]
+
+
+def _width(meta: Abstract) -> int:
+    """How many columns a row has."""
+    return int(math.prod(meta.shape[1:] if meta.rows else meta.shape))
 
 
 def _plain_rows(meta: Abstract) -> bool:
@@ -285,10 +296,7 @@ def _filled(number: float | None) -> Rule:
         fill = arguments[1] if number is None else number
         if value.dtype == torch.bool:
             raise Unsupported(f"{low.node.target} of truth values")
-        rows = value.rows
-        if isinstance(fill, Value):
-            return low.spread(fill, int(math.prod(value.shape[1:])))
-        return low.constant(fill, int(math.prod(value.shape[1:] if rows else value.shape)))
+        return low.spread(fill, _width(value))
 
     return rule
 
@@ -325,9 +333,9 @@ def _pad(low: _Lowering, x: Value, amounts: list[int], value: float = 0) -> Valu
     if len(amounts) != 2:
         raise Unsupported(f"{low.node.target} of more than the columns")
     left, right = amounts
-    inner = low.slice(x, max(-left, 0), x.width - max(-left, 0) - max(-right, 0), "inner")
-    parts = [low.constant(value, max(left, 0)), low.real(inner), low.constant(value, max(right, 0))]
-    return low.cat([p for p in parts if p.width and (p.kind != "math" or p.operation != "constant" or p.width)])
+    inner = low.slice(low.real(x), max(-left, 0), x.width + min(left, 0) + min(right, 0), "inner")
+    before, behind = ([low.constant(value, count)] if count > 0 else [] for count in (left, right))
+    return low.cat([*before, inner, *behind])
 
 
 def _slice_scatter(
@@ -354,13 +362,12 @@ def _repeat(low: _Lowering, x: Value, times: list[Any]) -> Value:
 
 
 def _expand(low: _Lowering, x: Any, *_: Any, **__: Any) -> Value:
-    return low.spread(x, int(math.prod(low.result.shape[1:])))
+    return low.spread(x, _width(low.result))
 
 
 def _reshape(low: _Lowering, x: Value, *_: Any) -> Value:
     if isinstance(low.result, Abstract) and low.result.rows:
-        width = int(math.prod(low.result.shape[1:]))
-        if x.width == width:
+        if x.width == _width(low.result):
             return x
     elif isinstance(x, Value) and not x.rows:
         return x
