@@ -166,6 +166,12 @@ def test_any_formula_in_c(new_h, new_c, output, lengths):
     compare(make(formulas.written(new_h, new_c, output), {}), 3, 2, lengths, ["c"])
 
 
+@pytest.mark.parametrize("start", range(0, len(formulas.FURTHER), 4))
+def test_further_operations(start):
+    pieces = [piece.replace("{}", "(h @ W + x @ U)") for piece in formulas.FURTHER[start : start + 4]]
+    compare(make(formulas.written(" + ".join(pieces), "c * b", None), {}), 3, 2, [3, 1])
+
+
 @pytest.mark.parametrize("piece", formulas.NO_KERNEL)
 def test_a_formula_without_a_kernel_runs_stepwise(piece):
     layer = make(formulas.written(piece.format("h @ W + x @ U"), "c", None, "no_kernel"), {})
