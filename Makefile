@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One process a core: a test is one thread. PYTEST_ARGS= runs them in one process.
+PYTEST_ARGS ?= -n auto --dist worksteal
 PIP_ARGS := --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
