@@ -48,7 +48,8 @@ INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row,
 }
 
 // All steps of rows first to first + rows - 1, forward.
-static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
+  UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
   UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage));
@@ -61,10 +62,10 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
     if ((step - call->begin) % call->chunk == 0) {
       const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;
       ahead = call->backwards ? t - steps + 1 : t;
-      if (!call->together && any_real(call, first, rows, ahead)) {
+      if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
         products(steps, call->batch, rows, 40, 72, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
-          packed_0, mm_chunk);
+          packed_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
@@ -81,7 +82,7 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
     UNUSED const real_storage *const mm_kept = mm_chunk + (t - ahead) * rows * PADDED(72);
     if (any_real(call, first, rows, t)) {
       // mm_1 = h @ W
-      product(rows, 24, 72, h_now, 24, packed_1, mm_1_kept);
+      product(rows, 24, 72, h_now, 24, packed_1, mm_1_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const mm_kept_row = mm_kept + r * PADDED(72);
         const float32_storage *const b_all_row = b_all;
@@ -123,8 +124,9 @@ int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads
   return ROUNDED(40 * PADDED(72) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(72) * (int64_t)sizeof(real)) + threads * (ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage)));
 }
 
-static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
+  const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(72)));
   if (task < PADDED(72) / PANEL) { // U
@@ -141,41 +143,32 @@ static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t w
   task -= PADDED(72) / PANEL;
 }
 
-static void forward_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void forward_task(const void *context, int64_t task, int64_t worker)
 {
-  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
-  UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage));
-  UNUSED const real *const packed_0 = (const real *)(call->work);
-  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(72)));
-  const int64_t ahead = call->backwards ? call->time - call->end : call->begin;
-  const int64_t rows = (call->end - call->begin) * call->batch;
-  if (task < PADDED(72) / PANEL) { // mm = x @ U
-    panel_product(rows, 40, (const real *)call->buffers[0] + (ahead * call->batch) * 40, 40,
-      packed_0 + task * 40 * PANEL, mm_chunk + task * PANEL, PADDED(72));
-    return;
-  }
-  task -= PADDED(72) / PANEL;
-}
-
-static void forward_task(const struct call *call, int64_t task, int64_t worker)
-{
+  const struct call *const call = context;
   const int64_t first = task * call->block, rest = call->batch - first;
   char *scratch = call->work + forward_work(call->block, call->chunk, worker);
-  forward_block(call, first, rest < call->block ? rest : call->block, scratch);
+  forward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
+}
+
+static void forward_together(const void *context, struct team *team)
+{
+  const struct call *const call = context;
+  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
+  forward_block(call, 0, call->batch, scratch, team);
 }
 
 void forward(const struct call *call)
 {
   if (call->begin == 0)
-    share(call, forward_pack, PADDED(72) / PANEL + PADDED(72) / PANEL);
+    share(&call->threads, forward_pack, call, PADDED(72) / PANEL + PADDED(72) / PANEL);
   if (call->together)
-    share(call, forward_ahead, PADDED(72) / PANEL);
-  share(call, forward_task, (call->batch + call->block - 1) / call->block);
+    gather(&call->threads, forward_together, call);
+  else
+    share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
 }
 
-INLINE void backward_columns_0(int64_t j, int n, const float32_storage *getitem_5_at_row, const float32_storage *sigmoid_at_row, const float32_storage *sigmoid_1_at_row, const float32_storage *tanh_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, float32_storage *cat_to_row, const float32_storage *h_at_row, float32_storage *cat_1_to_row)
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *getitem_5_at_row, const float32_storage *sigmoid_at_row, const float32_storage *sigmoid_1_at_row, const float32_storage *tanh_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, float32_storage *cat_to_row, const float32_storage *h_at_row, float32_storage *cat_1_to_row, real_storage *sum_1_part_row, real_storage *sum_2_part_row)
 {
   const vec getitem_5 = take_float32(getitem_5_at_row + j, n);
   const vec sigmoid = take_float32(sigmoid_at_row + j, n);
@@ -208,6 +201,12 @@ INLINE void backward_columns_0(int64_t j, int n, const float32_storage *getitem_
   put_float32(cat_1_to_row + j, mul_tensor_3, n);
   put_float32(cat_1_to_row + 24 + j, mul_12, n);
   put_float32(cat_1_to_row + 48 + j, mul_tensor_1, n);
+  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_tensor_3, n);
+  put_real(sum_1_part_row + 24 + j, take_real(sum_1_part_row + 24 + j, n) + mul_12, n);
+  put_real(sum_1_part_row + 48 + j, take_real(sum_1_part_row + 48 + j, n) + mul_9, n);
+  put_real(sum_2_part_row + j, take_real(sum_2_part_row + j, n) + mul_tensor_3, n);
+  put_real(sum_2_part_row + 24 + j, take_real(sum_2_part_row + 24 + j, n) + mul_12, n);
+  put_real(sum_2_part_row + 48 + j, take_real(sum_2_part_row + 48 + j, n) + mul_tensor_1, n);
 }
 
 INLINE void backward_columns_1(int64_t j, int n, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *sigmoid_1_at_row, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
@@ -223,10 +222,16 @@ INLINE void backward_columns_1(int64_t j, int n, const float32_storage *output_g
 }
 
 // All steps of rows first to first + rows - 1, backward.
-static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
+  UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
   UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  real *const parts = (real *)scratch;
+  memset(parts, 0, (PADDED(72) + PADDED(72) + PADDED(72)) * sizeof(real));
+  real *const sum_1_part = parts;
+  real *const sum_2_part = sum_1_part + PADDED(72);
+  real *const uncounted = sum_2_part + PADDED(72);
   UNUSED const real *const packed_0 = (const real *)(call->work);
   for (int64_t step = call->begin; step < call->end; step++) {
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
@@ -244,6 +249,7 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     UNUSED float32_storage *const cat_1_to = (float32_storage *)call->buffers[8] + at * 72;
     if (any_real(call, first, rows, t)) {
       for (int64_t r = 0; r < rows; r++) {
+        const int counted = !call->lengths || t < call->lengths[first + r];
         const float32_storage *const getitem_5_at_row = getitem_5_at + r * 24;
         const float32_storage *const sigmoid_at_row = sigmoid_at + r * 24;
         const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
@@ -253,13 +259,15 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         float32_storage *const cat_to_row = cat_to + r * 72;
         const float32_storage *const h_at_row = h_at + r * 24;
         float32_storage *const cat_1_to_row = cat_1_to + r * 72;
+        real_storage *const sum_1_part_row = counted ? sum_1_part : uncounted;
+        real_storage *const sum_2_part_row = counted ? sum_2_part : uncounted;
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_0(j, LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row);
+          backward_columns_0(j, LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row, sum_1_part_row, sum_2_part_row);
         if (24 % LANES)
-          backward_columns_0(24 / LANES * LANES, 24 % LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row);
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row, sum_1_part_row, sum_2_part_row);
       }
       // mm_3 = cat @ permute_1
-      product(rows, 72, 24, cat_to, 72, packed_0, mm_3_kept);
+      product(rows, 72, 24, cat_to, 72, packed_0, mm_3_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
         const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
@@ -280,36 +288,52 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         memset(cat_to + r * 72, 0, 72 * sizeof(*cat_to));
         memset(cat_1_to + r * 72, 0, 72 * sizeof(*cat_1_to));
       }
+    if ((step - call->begin) % PART_STEPS == PART_STEPS - 1 || step + 1 == call->end) {
+      add_part((real *)call->buffers[9] + first / call->block * 72, sum_1_part, 72);
+      add_part((real *)call->buffers[10] + first / call->block * 72, sum_2_part, 72);
+    }
   }
 }
 
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(72 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
+  return ROUNDED(72 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(72) + PADDED(72) + PADDED(72)) * (int64_t)sizeof(real)));
 }
 
-static void backward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
+  const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   if (task < PADDED(24) / PANEL) { // permute_1
-    pack_float32(call->buffers[10], call->strides[0], call->strides[1], 72, 24,
+    pack_float32(call->buffers[12], call->strides[0], call->strides[1], 72, 24,
       (real *)packed_0, task);
     return;
   }
   task -= PADDED(24) / PANEL;
 }
 
-static void backward_task(const struct call *call, int64_t task, int64_t worker)
+static void backward_task(const void *context, int64_t task, int64_t worker)
 {
+  const struct call *const call = context;
   const int64_t first = task * call->block, rest = call->batch - first;
   char *scratch = call->work + backward_work(call->block, call->chunk, worker);
-  backward_block(call, first, rest < call->block ? rest : call->block, scratch);
+  backward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
+}
+
+static void backward_together(const void *context, struct team *team)
+{
+  const struct call *const call = context;
+  char *scratch = call->work + backward_work(call->block, call->chunk, 0);
+  backward_block(call, 0, call->batch, scratch, team);
 }
 
 void backward(const struct call *call)
 {
   if (call->begin == 0)
-    share(call, backward_pack, PADDED(24) / PANEL);
-  share(call, backward_task, (call->batch + call->block - 1) / call->block);
+    share(&call->threads, backward_pack, call, PADDED(24) / PANEL);
+  if (call->together)
+    gather(&call->threads, backward_together, call);
+  else
+    share(&call->threads, backward_task, call, (call->batch + call->block - 1) / call->block);
 }

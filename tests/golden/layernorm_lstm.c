@@ -129,7 +129,8 @@ INLINE void forward_columns_7(int64_t j, int n, const float32_storage *sigmoid_2
 }
 
 // All steps of rows first to first + rows - 1, forward.
-static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
+  UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
   UNUSED real_storage *const native_layer_norm_shifted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
@@ -143,10 +144,10 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
     if ((step - call->begin) % call->chunk == 0) {
       const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;
       ahead = call->backwards ? t - steps + 1 : t;
-      if (!call->together && any_real(call, first, rows, ahead)) {
+      if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
         products(steps, call->batch, rows, 40, 96, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
-          packed_0, mm_chunk);
+          packed_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
@@ -211,7 +212,7 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         write_float32(getitem_2_to_row + 0, native_layer_norm_rstd[0]);
       }
       // mm_1 = h @ W
-      product(rows, 24, 96, h_now, 24, packed_1, mm_1_kept);
+      product(rows, 24, 96, h_now, 24, packed_1, mm_1_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const mm_1_kept_row = mm_1_kept + r * PADDED(96);
         float32_storage *const mm_1_to_row = mm_1_to + r * 96;
@@ -308,8 +309,9 @@ int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads
   return ROUNDED(40 * PADDED(96) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(96) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage)));
 }
 
-static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
+  const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
   if (task < PADDED(96) / PANEL) { // U
@@ -326,42 +328,32 @@ static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t w
   task -= PADDED(96) / PANEL;
 }
 
-static void forward_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void forward_task(const void *context, int64_t task, int64_t worker)
 {
-  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
-  UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const native_layer_norm_shifted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED const real *const packed_0 = (const real *)(call->work);
-  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
-  const int64_t ahead = call->backwards ? call->time - call->end : call->begin;
-  const int64_t rows = (call->end - call->begin) * call->batch;
-  if (task < PADDED(96) / PANEL) { // mm = x @ U
-    panel_product(rows, 40, (const real *)call->buffers[0] + (ahead * call->batch) * 40, 40,
-      packed_0 + task * 40 * PANEL, mm_chunk + task * PANEL, PADDED(96));
-    return;
-  }
-  task -= PADDED(96) / PANEL;
-}
-
-static void forward_task(const struct call *call, int64_t task, int64_t worker)
-{
+  const struct call *const call = context;
   const int64_t first = task * call->block, rest = call->batch - first;
   char *scratch = call->work + forward_work(call->block, call->chunk, worker);
-  forward_block(call, first, rest < call->block ? rest : call->block, scratch);
+  forward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
+}
+
+static void forward_together(const void *context, struct team *team)
+{
+  const struct call *const call = context;
+  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
+  forward_block(call, 0, call->batch, scratch, team);
 }
 
 void forward(const struct call *call)
 {
   if (call->begin == 0)
-    share(call, forward_pack, PADDED(96) / PANEL + PADDED(96) / PANEL);
+    share(&call->threads, forward_pack, call, PADDED(96) / PANEL + PADDED(96) / PANEL);
   if (call->together)
-    share(call, forward_ahead, PADDED(96) / PANEL);
-  share(call, forward_task, (call->batch + call->block - 1) / call->block);
+    gather(&call->threads, forward_together, call);
+  else
+    share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
 }
 
-INLINE void backward_columns_0(int64_t j, int n, const float32_storage *sigmoid_2_at_row, const float32_storage *tanh_1_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, float32_storage *mul_tensor_1_to_row, real_storage *mul_tensor_5_kept_row, const float32_storage *gamma_c_all_row, vec *native_layer_norm_backward_level_sum_columns, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec *native_layer_norm_backward_along_mean_sum_columns)
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *sigmoid_2_at_row, const float32_storage *tanh_1_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *gamma_c_all_row, real_storage *native_layer_norm_backward_weighted_kept_row, real_storage *mul_tensor_5_kept_row, vec *native_layer_norm_backward_level_sum_columns, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec *native_layer_norm_backward_along_mean_sum_columns, real_storage *sum_1_part_row, real_storage *sum_2_part_row)
 {
   const vec sigmoid_2 = take_float32(sigmoid_2_at_row + j, n);
   const vec tanh_1 = take_float32(tanh_1_at_row + j, n);
@@ -372,28 +364,31 @@ INLINE void backward_columns_0(int64_t j, int n, const float32_storage *sigmoid_
   const vec h_gradient = take_float32(h_gradient_now_row + j, n);
   const vec add_2 = output_gradient + h_gradient;
   const vec mul_tensor_1 = mul_tensor * add_2;
-  put_float32(mul_tensor_1_to_row + j, mul_tensor_1, n);
+  const vec gamma_c = take_float32(gamma_c_all_row + j, n);
+  const vec native_layer_norm_backward_weighted = mul_tensor_1 * gamma_c;
+  put_real(native_layer_norm_backward_weighted_kept_row + j, native_layer_norm_backward_weighted, n);
   const vec sub_2 = splat(1.0) - sigmoid_2;
   const vec mul_9 = sigmoid_2 * sub_2;
   const vec mul_tensor_4 = tanh_1 * mul_9;
   const vec mul_tensor_5 = mul_tensor_4 * add_2;
   put_real(mul_tensor_5_kept_row + j, mul_tensor_5, n);
-  const vec gamma_c = take_float32(gamma_c_all_row + j, n);
-  const vec native_layer_norm_backward_weighted = mul_tensor_1 * gamma_c;
   *native_layer_norm_backward_level_sum_columns = add_columns(*native_layer_norm_backward_level_sum_columns, native_layer_norm_backward_weighted, n);
   const vec add_1 = take_float32(add_1_at_row + j, n);
   const vec native_layer_norm_backward_centred = add_1 - getitem_11;
   const vec native_layer_norm_backward_normalized = native_layer_norm_backward_centred * getitem_12;
   const vec native_layer_norm_backward_along = native_layer_norm_backward_weighted * native_layer_norm_backward_normalized;
   *native_layer_norm_backward_along_mean_sum_columns = add_columns(*native_layer_norm_backward_along_mean_sum_columns, native_layer_norm_backward_along, n);
+  const vec sub_1 = add_1 - getitem_11;
+  const vec mul_tensor_2 = sub_1 * getitem_12;
+  const vec mul_tensor_3 = mul_tensor_2 * mul_tensor_1;
+  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_tensor_3, n);
+  put_real(sum_2_part_row + j, take_real(sum_2_part_row + j, n) + mul_tensor_1, n);
 }
 
-INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradient_now_row, const float32_storage *mul_tensor_1_to_row, const float32_storage *gamma_c_all_row, vec native_layer_norm_backward_level, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec native_layer_norm_backward_along_mean, const float32_storage *sigmoid_at_row, float32_storage *c_gradient_next_row, const float32_storage *tanh_at_row, const float32_storage *sigmoid_1_at_row, float32_storage *cat_to_row, const float32_storage *c_at_row, const real_storage *mul_tensor_5_kept_row, const float32_storage *gamma_h_all_row, vec *native_layer_norm_backward_1_level_sum_columns, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec *native_layer_norm_backward_1_along_mean_sum_columns, const float32_storage *gamma_x_all_row, vec *native_layer_norm_backward_2_level_sum_columns, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec *native_layer_norm_backward_2_along_mean_sum_columns)
+INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradient_now_row, const real_storage *native_layer_norm_backward_weighted_kept_row, vec native_layer_norm_backward_level, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec native_layer_norm_backward_along_mean, const float32_storage *sigmoid_at_row, float32_storage *c_gradient_next_row, const float32_storage *tanh_at_row, const float32_storage *sigmoid_1_at_row, const float32_storage *gamma_h_all_row, real_storage *native_layer_norm_backward_1_weighted_kept_row, const float32_storage *c_at_row, const real_storage *mul_tensor_5_kept_row, const float32_storage *gamma_x_all_row, real_storage *native_layer_norm_backward_2_weighted_kept_row, vec *native_layer_norm_backward_1_level_sum_columns, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec *native_layer_norm_backward_1_along_mean_sum_columns, vec *native_layer_norm_backward_2_level_sum_columns, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec *native_layer_norm_backward_2_along_mean_sum_columns, real_storage *sum_3_part_row, real_storage *sum_4_part_row, real_storage *sum_5_part_row, real_storage *sum_6_part_row)
 {
   const vec c_gradient = take_float32(c_gradient_now_row + j, n);
-  const vec mul_tensor_1 = take_float32(mul_tensor_1_to_row + j, n);
-  const vec gamma_c = take_float32(gamma_c_all_row + j, n);
-  const vec native_layer_norm_backward_weighted = mul_tensor_1 * gamma_c;
+  const vec native_layer_norm_backward_weighted = take_real(native_layer_norm_backward_weighted_kept_row + j, n);
   const vec native_layer_norm_backward_level_free = native_layer_norm_backward_weighted - native_layer_norm_backward_level;
   const vec add_1 = take_float32(add_1_at_row + j, n);
   const vec native_layer_norm_backward_centred = add_1 - getitem_11;
@@ -411,31 +406,43 @@ INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradie
   const vec mul_15 = sigmoid_1 * sub_4;
   const vec mul_tensor_8 = tanh_ * mul_15;
   const vec mul_tensor_9 = mul_tensor_8 * add_3;
-  put_float32(cat_to_row + j, mul_tensor_9, n);
+  const vec gamma_h = take_float32(gamma_h_all_row + j, n);
+  const vec native_layer_norm_backward_1_weighted = mul_tensor_9 * gamma_h;
+  put_real(native_layer_norm_backward_1_weighted_kept_row + j, native_layer_norm_backward_1_weighted, n);
   const vec c_ = take_float32(c_at_row + j, n);
   const vec sub_5 = splat(1.0) - sigmoid;
   const vec mul_19 = sigmoid * sub_5;
   const vec mul_tensor_10 = c_ * mul_19;
   const vec mul_tensor_11 = mul_tensor_10 * add_3;
-  put_float32(cat_to_row + 24 + j, mul_tensor_11, n);
+  const vec gamma_h_24 = take_float32(gamma_h_all_row + 24 + j, n);
+  const vec native_layer_norm_backward_1_weighted_24 = mul_tensor_11 * gamma_h_24;
+  put_real(native_layer_norm_backward_1_weighted_kept_row + 24 + j, native_layer_norm_backward_1_weighted_24, n);
   const vec mul_13 = tanh_ * tanh_;
   const vec sub_3 = splat(1.0) - mul_13;
   const vec mul_tensor_6 = sigmoid_1 * sub_3;
   const vec mul_tensor_7 = mul_tensor_6 * add_3;
-  put_float32(cat_to_row + 48 + j, mul_tensor_7, n);
-  const vec mul_tensor_5 = take_real(mul_tensor_5_kept_row + j, n);
-  put_float32(cat_to_row + 72 + j, mul_tensor_5, n);
-  const vec gamma_h = take_float32(gamma_h_all_row + j, n);
-  const vec native_layer_norm_backward_1_weighted = mul_tensor_9 * gamma_h;
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted, n);
-  const vec gamma_h_24 = take_float32(gamma_h_all_row + 24 + j, n);
-  const vec native_layer_norm_backward_1_weighted_24 = mul_tensor_11 * gamma_h_24;
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_24, n);
   const vec gamma_h_48 = take_float32(gamma_h_all_row + 48 + j, n);
   const vec native_layer_norm_backward_1_weighted_48 = mul_tensor_7 * gamma_h_48;
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_48, n);
+  put_real(native_layer_norm_backward_1_weighted_kept_row + 48 + j, native_layer_norm_backward_1_weighted_48, n);
+  const vec mul_tensor_5 = take_real(mul_tensor_5_kept_row + j, n);
   const vec gamma_h_72 = take_float32(gamma_h_all_row + 72 + j, n);
   const vec native_layer_norm_backward_1_weighted_72 = mul_tensor_5 * gamma_h_72;
+  put_real(native_layer_norm_backward_1_weighted_kept_row + 72 + j, native_layer_norm_backward_1_weighted_72, n);
+  const vec gamma_x = take_float32(gamma_x_all_row + j, n);
+  const vec native_layer_norm_backward_2_weighted = mul_tensor_9 * gamma_x;
+  put_real(native_layer_norm_backward_2_weighted_kept_row + j, native_layer_norm_backward_2_weighted, n);
+  const vec gamma_x_24 = take_float32(gamma_x_all_row + 24 + j, n);
+  const vec native_layer_norm_backward_2_weighted_24 = mul_tensor_11 * gamma_x_24;
+  put_real(native_layer_norm_backward_2_weighted_kept_row + 24 + j, native_layer_norm_backward_2_weighted_24, n);
+  const vec gamma_x_48 = take_float32(gamma_x_all_row + 48 + j, n);
+  const vec native_layer_norm_backward_2_weighted_48 = mul_tensor_7 * gamma_x_48;
+  put_real(native_layer_norm_backward_2_weighted_kept_row + 48 + j, native_layer_norm_backward_2_weighted_48, n);
+  const vec gamma_x_72 = take_float32(gamma_x_all_row + 72 + j, n);
+  const vec native_layer_norm_backward_2_weighted_72 = mul_tensor_5 * gamma_x_72;
+  put_real(native_layer_norm_backward_2_weighted_kept_row + 72 + j, native_layer_norm_backward_2_weighted_72, n);
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted, n);
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_24, n);
+  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_48, n);
   *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_72, n);
   const vec mm_1 = take_float32(mm_1_at_row + j, n);
   const vec native_layer_norm_backward_1_centred = mm_1 - getitem_4;
@@ -457,17 +464,9 @@ INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradie
   const vec native_layer_norm_backward_1_normalized_72 = native_layer_norm_backward_1_centred_72 * getitem_5;
   const vec native_layer_norm_backward_1_along_72 = native_layer_norm_backward_1_weighted_72 * native_layer_norm_backward_1_normalized_72;
   *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_72, n);
-  const vec gamma_x = take_float32(gamma_x_all_row + j, n);
-  const vec native_layer_norm_backward_2_weighted = mul_tensor_9 * gamma_x;
   *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted, n);
-  const vec gamma_x_24 = take_float32(gamma_x_all_row + 24 + j, n);
-  const vec native_layer_norm_backward_2_weighted_24 = mul_tensor_11 * gamma_x_24;
   *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_24, n);
-  const vec gamma_x_48 = take_float32(gamma_x_all_row + 48 + j, n);
-  const vec native_layer_norm_backward_2_weighted_48 = mul_tensor_7 * gamma_x_48;
   *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_48, n);
-  const vec gamma_x_72 = take_float32(gamma_x_all_row + 72 + j, n);
-  const vec native_layer_norm_backward_2_weighted_72 = mul_tensor_5 * gamma_x_72;
   *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_72, n);
   const vec mm = take_float32(mm_at_row + j, n);
   const vec native_layer_norm_backward_2_centred = mm - getitem_1;
@@ -489,13 +488,51 @@ INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradie
   const vec native_layer_norm_backward_2_normalized_72 = native_layer_norm_backward_2_centred_72 * getitem_2;
   const vec native_layer_norm_backward_2_along_72 = native_layer_norm_backward_2_weighted_72 * native_layer_norm_backward_2_normalized_72;
   *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_72, n);
+  const vec sub_6 = mm_1 - getitem_4;
+  const vec mul_tensor_12 = sub_6 * getitem_5;
+  const vec mul_tensor_13 = mul_tensor_12 * mul_tensor_9;
+  put_real(sum_3_part_row + j, take_real(sum_3_part_row + j, n) + mul_tensor_13, n);
+  const vec sub_6_24 = mm_1_24 - getitem_4;
+  const vec mul_tensor_12_24 = sub_6_24 * getitem_5;
+  const vec mul_tensor_13_24 = mul_tensor_12_24 * mul_tensor_11;
+  put_real(sum_3_part_row + 24 + j, take_real(sum_3_part_row + 24 + j, n) + mul_tensor_13_24, n);
+  const vec sub_6_48 = mm_1_48 - getitem_4;
+  const vec mul_tensor_12_48 = sub_6_48 * getitem_5;
+  const vec mul_tensor_13_48 = mul_tensor_12_48 * mul_tensor_7;
+  put_real(sum_3_part_row + 48 + j, take_real(sum_3_part_row + 48 + j, n) + mul_tensor_13_48, n);
+  const vec sub_6_72 = mm_1_72 - getitem_4;
+  const vec mul_tensor_12_72 = sub_6_72 * getitem_5;
+  const vec mul_tensor_13_72 = mul_tensor_12_72 * mul_tensor_5;
+  put_real(sum_3_part_row + 72 + j, take_real(sum_3_part_row + 72 + j, n) + mul_tensor_13_72, n);
+  put_real(sum_4_part_row + j, take_real(sum_4_part_row + j, n) + mul_tensor_9, n);
+  put_real(sum_4_part_row + 24 + j, take_real(sum_4_part_row + 24 + j, n) + mul_tensor_11, n);
+  put_real(sum_4_part_row + 48 + j, take_real(sum_4_part_row + 48 + j, n) + mul_tensor_7, n);
+  put_real(sum_4_part_row + 72 + j, take_real(sum_4_part_row + 72 + j, n) + mul_tensor_5, n);
+  const vec sub_7 = mm - getitem_1;
+  const vec mul_tensor_14 = sub_7 * getitem_2;
+  const vec mul_tensor_15 = mul_tensor_14 * mul_tensor_9;
+  put_real(sum_5_part_row + j, take_real(sum_5_part_row + j, n) + mul_tensor_15, n);
+  const vec sub_7_24 = mm_24 - getitem_1;
+  const vec mul_tensor_14_24 = sub_7_24 * getitem_2;
+  const vec mul_tensor_15_24 = mul_tensor_14_24 * mul_tensor_11;
+  put_real(sum_5_part_row + 24 + j, take_real(sum_5_part_row + 24 + j, n) + mul_tensor_15_24, n);
+  const vec sub_7_48 = mm_48 - getitem_1;
+  const vec mul_tensor_14_48 = sub_7_48 * getitem_2;
+  const vec mul_tensor_15_48 = mul_tensor_14_48 * mul_tensor_7;
+  put_real(sum_5_part_row + 48 + j, take_real(sum_5_part_row + 48 + j, n) + mul_tensor_15_48, n);
+  const vec sub_7_72 = mm_72 - getitem_1;
+  const vec mul_tensor_14_72 = sub_7_72 * getitem_2;
+  const vec mul_tensor_15_72 = mul_tensor_14_72 * mul_tensor_5;
+  put_real(sum_5_part_row + 72 + j, take_real(sum_5_part_row + 72 + j, n) + mul_tensor_15_72, n);
+  put_real(sum_6_part_row + j, take_real(sum_6_part_row + j, n) + mul_tensor_9, n);
+  put_real(sum_6_part_row + 24 + j, take_real(sum_6_part_row + 24 + j, n) + mul_tensor_11, n);
+  put_real(sum_6_part_row + 48 + j, take_real(sum_6_part_row + 48 + j, n) + mul_tensor_7, n);
+  put_real(sum_6_part_row + 72 + j, take_real(sum_6_part_row + 72 + j, n) + mul_tensor_5, n);
 }
 
-INLINE void backward_columns_2(int64_t j, int n, const float32_storage *cat_to_row, const float32_storage *gamma_h_all_row, vec native_layer_norm_backward_1_level, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec native_layer_norm_backward_1_along_mean, float32_storage *getitem_16_to_row, const float32_storage *gamma_x_all_row, vec native_layer_norm_backward_2_level, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec native_layer_norm_backward_2_along_mean, float32_storage *getitem_19_to_row)
+INLINE void backward_columns_2(int64_t j, int n, const real_storage *native_layer_norm_backward_1_weighted_kept_row, vec native_layer_norm_backward_1_level, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec native_layer_norm_backward_1_along_mean, float32_storage *getitem_16_to_row, const real_storage *native_layer_norm_backward_2_weighted_kept_row, vec native_layer_norm_backward_2_level, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec native_layer_norm_backward_2_along_mean, float32_storage *getitem_19_to_row)
 {
-  const vec cat = take_float32(cat_to_row + j, n);
-  const vec gamma_h = take_float32(gamma_h_all_row + j, n);
-  const vec native_layer_norm_backward_1_weighted = cat * gamma_h;
+  const vec native_layer_norm_backward_1_weighted = take_real(native_layer_norm_backward_1_weighted_kept_row + j, n);
   const vec native_layer_norm_backward_1_level_free = native_layer_norm_backward_1_weighted - native_layer_norm_backward_1_level;
   const vec mm_1 = take_float32(mm_1_at_row + j, n);
   const vec native_layer_norm_backward_1_centred = mm_1 - getitem_4;
@@ -504,8 +541,7 @@ INLINE void backward_columns_2(int64_t j, int n, const float32_storage *cat_to_r
   const vec native_layer_norm_backward_1_ = native_layer_norm_backward_1_level_free - native_layer_norm_backward_1;
   const vec native_layer_norm_backward_1_input = native_layer_norm_backward_1_ * getitem_5;
   put_float32(getitem_16_to_row + j, native_layer_norm_backward_1_input, n);
-  const vec gamma_x = take_float32(gamma_x_all_row + j, n);
-  const vec native_layer_norm_backward_2_weighted = cat * gamma_x;
+  const vec native_layer_norm_backward_2_weighted = take_real(native_layer_norm_backward_2_weighted_kept_row + j, n);
   const vec native_layer_norm_backward_2_level_free = native_layer_norm_backward_2_weighted - native_layer_norm_backward_2_level;
   const vec mm = take_float32(mm_at_row + j, n);
   const vec native_layer_norm_backward_2_centred = mm - getitem_1;
@@ -523,11 +559,24 @@ INLINE void backward_columns_3(int64_t j, int n, const real_storage *mm_3_kept_r
 }
 
 // All steps of rows first to first + rows - 1, backward.
-static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
+  UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
   UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const native_layer_norm_backward_1_weighted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const native_layer_norm_backward_2_weighted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const native_layer_norm_backward_weighted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
   UNUSED real_storage *const mul_tensor_5_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  real *const parts = (real *)scratch;
+  memset(parts, 0, (PADDED(24) + PADDED(24) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96)) * sizeof(real));
+  real *const sum_1_part = parts;
+  real *const sum_2_part = sum_1_part + PADDED(24);
+  real *const sum_3_part = sum_2_part + PADDED(24);
+  real *const sum_4_part = sum_3_part + PADDED(96);
+  real *const sum_5_part = sum_4_part + PADDED(96);
+  real *const sum_6_part = sum_5_part + PADDED(96);
+  real *const uncounted = sum_6_part + PADDED(96);
   UNUSED const real *const packed_0 = (const real *)(call->work);
   for (int64_t step = call->begin; step < call->end; step++) {
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
@@ -561,37 +610,43 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     UNUSED const float32_storage *const beta_x_all = (const float32_storage *)call->buffers[21];
     UNUSED float32_storage *const h_gradient_next = (float32_storage *)call->buffers[22] + (next_0 * call->batch + first) * 24;
     UNUSED float32_storage *const c_gradient_next = (float32_storage *)call->buffers[23] + (next_1 * call->batch + first) * 24;
-    UNUSED float32_storage *const mul_tensor_1_to = (float32_storage *)call->buffers[24] + at * 24;
-    UNUSED float32_storage *const cat_to = (float32_storage *)call->buffers[25] + at * 96;
-    UNUSED float32_storage *const getitem_16_to = (float32_storage *)call->buffers[26] + at * 96;
-    UNUSED float32_storage *const getitem_19_to = (float32_storage *)call->buffers[27] + at * 96;
+    UNUSED float32_storage *const getitem_16_to = (float32_storage *)call->buffers[24] + at * 96;
+    UNUSED float32_storage *const getitem_19_to = (float32_storage *)call->buffers[25] + at * 96;
     if (any_real(call, first, rows, t)) {
       for (int64_t r = 0; r < rows; r++) {
+        const int counted = !call->lengths || t < call->lengths[first + r];
         const float32_storage *const sigmoid_2_at_row = sigmoid_2_at + r * 24;
         const float32_storage *const tanh_1_at_row = tanh_1_at + r * 24;
         const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
         const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
-        float32_storage *const mul_tensor_1_to_row = mul_tensor_1_to + r * 24;
-        real_storage *const mul_tensor_5_kept_row = mul_tensor_5_kept + r * PADDED(24);
         const float32_storage *const gamma_c_all_row = gamma_c_all;
+        real_storage *const native_layer_norm_backward_weighted_kept_row = native_layer_norm_backward_weighted_kept + r * PADDED(24);
+        real_storage *const mul_tensor_5_kept_row = mul_tensor_5_kept + r * PADDED(24);
         const float32_storage *const add_1_at_row = add_1_at + r * 24;
         const float32_storage *const getitem_11_at_row = getitem_11_at + r * 1;
         const float32_storage *const getitem_12_at_row = getitem_12_at + r * 1;
+        real_storage *const sum_1_part_row = counted ? sum_1_part : uncounted;
+        real_storage *const sum_2_part_row = counted ? sum_2_part : uncounted;
         const float32_storage *const c_gradient_now_row = c_gradient_now + r * 24;
         const float32_storage *const sigmoid_at_row = sigmoid_at + r * 24;
         float32_storage *const c_gradient_next_row = c_gradient_next + r * 24;
         const float32_storage *const tanh_at_row = tanh_at + r * 24;
         const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
-        float32_storage *const cat_to_row = cat_to + r * 96;
-        const float32_storage *const c_at_row = c_at + r * 24;
         const float32_storage *const gamma_h_all_row = gamma_h_all;
+        real_storage *const native_layer_norm_backward_1_weighted_kept_row = native_layer_norm_backward_1_weighted_kept + r * PADDED(96);
+        const float32_storage *const c_at_row = c_at + r * 24;
+        const float32_storage *const gamma_x_all_row = gamma_x_all;
+        real_storage *const native_layer_norm_backward_2_weighted_kept_row = native_layer_norm_backward_2_weighted_kept + r * PADDED(96);
         const float32_storage *const mm_1_at_row = mm_1_at + r * 96;
         const float32_storage *const getitem_4_at_row = getitem_4_at + r * 1;
         const float32_storage *const getitem_5_at_row = getitem_5_at + r * 1;
-        const float32_storage *const gamma_x_all_row = gamma_x_all;
         const float32_storage *const mm_at_row = mm_at + r * 96;
         const float32_storage *const getitem_1_at_row = getitem_1_at + r * 1;
         const float32_storage *const getitem_2_at_row = getitem_2_at + r * 1;
+        real_storage *const sum_3_part_row = counted ? sum_3_part : uncounted;
+        real_storage *const sum_4_part_row = counted ? sum_4_part : uncounted;
+        real_storage *const sum_5_part_row = counted ? sum_5_part : uncounted;
+        real_storage *const sum_6_part_row = counted ? sum_6_part : uncounted;
         float32_storage *const getitem_16_to_row = getitem_16_to + r * 96;
         float32_storage *const getitem_19_to_row = getitem_19_to + r * 96;
         vec native_layer_norm_backward_level_sum_columns = splat(0);
@@ -599,9 +654,9 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         const vec getitem_11 = splat(read_float32(getitem_11_at_row));
         const vec getitem_12 = splat(read_float32(getitem_12_at_row));
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_0(j, LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, mul_tensor_1_to_row, mul_tensor_5_kept_row, gamma_c_all_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns);
+          backward_columns_0(j, LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, gamma_c_all_row, native_layer_norm_backward_weighted_kept_row, mul_tensor_5_kept_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns, sum_1_part_row, sum_2_part_row);
         if (24 % LANES)
-          backward_columns_0(24 / LANES * LANES, 24 % LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, mul_tensor_1_to_row, mul_tensor_5_kept_row, gamma_c_all_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns);
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, gamma_c_all_row, native_layer_norm_backward_weighted_kept_row, mul_tensor_5_kept_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns, sum_1_part_row, sum_2_part_row);
         const vec native_layer_norm_backward_level_sum = splat(sum(native_layer_norm_backward_level_sum_columns));
         const vec native_layer_norm_backward_along_mean_sum = splat(sum(native_layer_norm_backward_along_mean_sum_columns));
         vec native_layer_norm_backward_1_level_sum_columns = splat(0);
@@ -615,9 +670,9 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         const vec getitem_1 = splat(read_float32(getitem_1_at_row));
         const vec getitem_2 = splat(read_float32(getitem_2_at_row));
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_1(j, LANES, c_gradient_now_row, mul_tensor_1_to_row, gamma_c_all_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, cat_to_row, c_at_row, mul_tensor_5_kept_row, gamma_h_all_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, gamma_x_all_row, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns);
+          backward_columns_1(j, LANES, c_gradient_now_row, native_layer_norm_backward_weighted_kept_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, gamma_h_all_row, native_layer_norm_backward_1_weighted_kept_row, c_at_row, mul_tensor_5_kept_row, gamma_x_all_row, native_layer_norm_backward_2_weighted_kept_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns, sum_3_part_row, sum_4_part_row, sum_5_part_row, sum_6_part_row);
         if (24 % LANES)
-          backward_columns_1(24 / LANES * LANES, 24 % LANES, c_gradient_now_row, mul_tensor_1_to_row, gamma_c_all_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, cat_to_row, c_at_row, mul_tensor_5_kept_row, gamma_h_all_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, gamma_x_all_row, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns);
+          backward_columns_1(24 / LANES * LANES, 24 % LANES, c_gradient_now_row, native_layer_norm_backward_weighted_kept_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, gamma_h_all_row, native_layer_norm_backward_1_weighted_kept_row, c_at_row, mul_tensor_5_kept_row, gamma_x_all_row, native_layer_norm_backward_2_weighted_kept_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns, sum_3_part_row, sum_4_part_row, sum_5_part_row, sum_6_part_row);
         const vec native_layer_norm_backward_1_level_sum = splat(sum(native_layer_norm_backward_1_level_sum_columns));
         const vec native_layer_norm_backward_1_along_mean_sum = splat(sum(native_layer_norm_backward_1_along_mean_sum_columns));
         const vec native_layer_norm_backward_2_level_sum = splat(sum(native_layer_norm_backward_2_level_sum_columns));
@@ -627,12 +682,12 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         const vec native_layer_norm_backward_2_level = native_layer_norm_backward_2_level_sum * splat(0.010416666666666666);
         const vec native_layer_norm_backward_2_along_mean = native_layer_norm_backward_2_along_mean_sum * splat(0.010416666666666666);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          backward_columns_2(j, LANES, cat_to_row, gamma_h_all_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, gamma_x_all_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
+          backward_columns_2(j, LANES, native_layer_norm_backward_1_weighted_kept_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, native_layer_norm_backward_2_weighted_kept_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
         if (96 % LANES)
-          backward_columns_2(96 / LANES * LANES, 96 % LANES, cat_to_row, gamma_h_all_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, gamma_x_all_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
+          backward_columns_2(96 / LANES * LANES, 96 % LANES, native_layer_norm_backward_1_weighted_kept_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, native_layer_norm_backward_2_weighted_kept_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
       }
       // mm_3 = native_layer_norm_backward_1_input @ permute_1
-      product(rows, 96, 24, getitem_16_to, 96, packed_0, mm_3_kept);
+      product(rows, 96, 24, getitem_16_to, 96, packed_0, mm_3_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
         float32_storage *const h_gradient_next_row = h_gradient_next + r * 24;
@@ -648,41 +703,59 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
           continue;
         memcpy(h_gradient_next + r * 24, h_gradient_now + r * 24, 24 * sizeof(*h_gradient_next));
         memcpy(c_gradient_next + r * 24, c_gradient_now + r * 24, 24 * sizeof(*c_gradient_next));
-        memset(mul_tensor_1_to + r * 24, 0, 24 * sizeof(*mul_tensor_1_to));
-        memset(cat_to + r * 96, 0, 96 * sizeof(*cat_to));
         memset(getitem_16_to + r * 96, 0, 96 * sizeof(*getitem_16_to));
         memset(getitem_19_to + r * 96, 0, 96 * sizeof(*getitem_19_to));
       }
+    if ((step - call->begin) % PART_STEPS == PART_STEPS - 1 || step + 1 == call->end) {
+      add_part((real *)call->buffers[26] + first / call->block * 24, sum_1_part, 24);
+      add_part((real *)call->buffers[27] + first / call->block * 24, sum_2_part, 24);
+      add_part((real *)call->buffers[28] + first / call->block * 96, sum_3_part, 96);
+      add_part((real *)call->buffers[29] + first / call->block * 96, sum_4_part, 96);
+      add_part((real *)call->buffers[30] + first / call->block * 96, sum_5_part, 96);
+      add_part((real *)call->buffers[31] + first / call->block * 96, sum_6_part, 96);
+    }
   }
 }
 
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(96 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
+  return ROUNDED(96 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(24) + PADDED(24) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96)) * (int64_t)sizeof(real)));
 }
 
-static void backward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
+  const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   if (task < PADDED(24) / PANEL) { // permute_1
-    pack_float32(call->buffers[29], call->strides[0], call->strides[1], 96, 24,
+    pack_float32(call->buffers[33], call->strides[0], call->strides[1], 96, 24,
       (real *)packed_0, task);
     return;
   }
   task -= PADDED(24) / PANEL;
 }
 
-static void backward_task(const struct call *call, int64_t task, int64_t worker)
+static void backward_task(const void *context, int64_t task, int64_t worker)
 {
+  const struct call *const call = context;
   const int64_t first = task * call->block, rest = call->batch - first;
   char *scratch = call->work + backward_work(call->block, call->chunk, worker);
-  backward_block(call, first, rest < call->block ? rest : call->block, scratch);
+  backward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
+}
+
+static void backward_together(const void *context, struct team *team)
+{
+  const struct call *const call = context;
+  char *scratch = call->work + backward_work(call->block, call->chunk, 0);
+  backward_block(call, 0, call->batch, scratch, team);
 }
 
 void backward(const struct call *call)
 {
   if (call->begin == 0)
-    share(call, backward_pack, PADDED(24) / PANEL);
-  share(call, backward_task, (call->batch + call->block - 1) / call->block);
+    share(&call->threads, backward_pack, call, PADDED(24) / PANEL);
+  if (call->together)
+    gather(&call->threads, backward_together, call);
+  else
+    share(&call->threads, backward_task, call, (call->batch + call->block - 1) / call->block);
 }

@@ -25,7 +25,8 @@ INLINE void forward_columns_0(int64_t j, int n, const float32_storage *h_now_row
 }
 
 // All steps of rows first to first + rows - 1, forward.
-static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
+  UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
   UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage));
@@ -38,10 +39,10 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
     if ((step - call->begin) % call->chunk == 0) {
       const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;
       ahead = call->backwards ? t - steps + 1 : t;
-      if (!call->together && any_real(call, first, rows, ahead)) {
+      if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
         products(steps, call->batch, rows, 40, 24, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
-          packed_0, mm_chunk);
+          packed_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
@@ -54,7 +55,7 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
     UNUSED const real_storage *const mm_kept = mm_chunk + (t - ahead) * rows * PADDED(24);
     if (any_real(call, first, rows, t)) {
       // mm_1 = h @ W
-      product(rows, 24, 24, h_now, 24, packed_1, mm_1_kept);
+      product(rows, 24, 24, h_now, 24, packed_1, mm_1_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const float32_storage *const h_now_row = h_now + r * 24;
         const float32_storage *const b_all_row = b_all;
@@ -89,8 +90,9 @@ int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads
   return ROUNDED(40 * PADDED(24) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
 }
 
-static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
+  const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(24)));
   if (task < PADDED(24) / PANEL) { // U
@@ -107,41 +109,32 @@ static void forward_pack(const struct call *call, int64_t task, UNUSED int64_t w
   task -= PADDED(24) / PANEL;
 }
 
-static void forward_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void forward_task(const void *context, int64_t task, int64_t worker)
 {
-  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
-  UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
-  UNUSED const real *const packed_0 = (const real *)(call->work);
-  UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(24)));
-  const int64_t ahead = call->backwards ? call->time - call->end : call->begin;
-  const int64_t rows = (call->end - call->begin) * call->batch;
-  if (task < PADDED(24) / PANEL) { // mm = x @ U
-    panel_product(rows, 40, (const real *)call->buffers[0] + (ahead * call->batch) * 40, 40,
-      packed_0 + task * 40 * PANEL, mm_chunk + task * PANEL, PADDED(24));
-    return;
-  }
-  task -= PADDED(24) / PANEL;
-}
-
-static void forward_task(const struct call *call, int64_t task, int64_t worker)
-{
+  const struct call *const call = context;
   const int64_t first = task * call->block, rest = call->batch - first;
   char *scratch = call->work + forward_work(call->block, call->chunk, worker);
-  forward_block(call, first, rest < call->block ? rest : call->block, scratch);
+  forward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
+}
+
+static void forward_together(const void *context, struct team *team)
+{
+  const struct call *const call = context;
+  char *scratch = call->work + forward_work(call->block, call->chunk, 0);
+  forward_block(call, 0, call->batch, scratch, team);
 }
 
 void forward(const struct call *call)
 {
   if (call->begin == 0)
-    share(call, forward_pack, PADDED(24) / PANEL + PADDED(24) / PANEL);
+    share(&call->threads, forward_pack, call, PADDED(24) / PANEL + PADDED(24) / PANEL);
   if (call->together)
-    share(call, forward_ahead, PADDED(24) / PANEL);
-  share(call, forward_task, (call->batch + call->block - 1) / call->block);
+    gather(&call->threads, forward_together, call);
+  else
+    share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
 }
 
-INLINE void backward_columns_0(int64_t j, int n, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *tanh_at_row, float32_storage *mul_1_to_row, real_storage *add_4_kept_row)
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *tanh_at_row, float32_storage *mul_1_to_row, real_storage *add_4_kept_row, real_storage *sum_1_part_row)
 {
   const vec output_gradient = take_float32(output_gradient_at_row + j, n);
   const vec h_gradient = take_float32(h_gradient_now_row + j, n);
@@ -155,6 +148,7 @@ INLINE void backward_columns_0(int64_t j, int n, const float32_storage *output_g
   const vec neg = -div_1;
   const vec add_4 = add_3 + neg;
   put_real(add_4_kept_row + j, add_4, n);
+  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_1, n);
 }
 
 INLINE void backward_columns_1(int64_t j, int n, const real_storage *add_4_kept_row, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
@@ -166,11 +160,16 @@ INLINE void backward_columns_1(int64_t j, int n, const real_storage *add_4_kept_
 }
 
 // All steps of rows first to first + rows - 1, backward.
-static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch)
+static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
+  UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
   UNUSED real_storage *const add_4_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
   UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  real *const parts = (real *)scratch;
+  memset(parts, 0, (PADDED(24) + PADDED(24)) * sizeof(real));
+  real *const sum_1_part = parts;
+  real *const uncounted = sum_1_part + PADDED(24);
   UNUSED const real *const packed_0 = (const real *)(call->work);
   for (int64_t step = call->begin; step < call->end; step++) {
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
@@ -183,18 +182,20 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     UNUSED float32_storage *const mul_1_to = (float32_storage *)call->buffers[3] + at * 24;
     if (any_real(call, first, rows, t)) {
       for (int64_t r = 0; r < rows; r++) {
+        const int counted = !call->lengths || t < call->lengths[first + r];
         const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
         const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
         const float32_storage *const tanh_at_row = tanh_at + r * 24;
         float32_storage *const mul_1_to_row = mul_1_to + r * 24;
         real_storage *const add_4_kept_row = add_4_kept + r * PADDED(24);
+        real_storage *const sum_1_part_row = counted ? sum_1_part : uncounted;
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_0(j, LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row, add_4_kept_row);
+          backward_columns_0(j, LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row, add_4_kept_row, sum_1_part_row);
         if (24 % LANES)
-          backward_columns_0(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row, add_4_kept_row);
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row, add_4_kept_row, sum_1_part_row);
       }
       // mm_3 = mul_1 @ permute_1
-      product(rows, 24, 24, mul_1_to, 24, packed_0, mm_3_kept);
+      product(rows, 24, 24, mul_1_to, 24, packed_0, mm_3_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const add_4_kept_row = add_4_kept + r * PADDED(24);
         const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
@@ -212,36 +213,51 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         memcpy(h_gradient_next + r * 24, h_gradient_now + r * 24, 24 * sizeof(*h_gradient_next));
         memset(mul_1_to + r * 24, 0, 24 * sizeof(*mul_1_to));
       }
+    if ((step - call->begin) % PART_STEPS == PART_STEPS - 1 || step + 1 == call->end) {
+      add_part((real *)call->buffers[4] + first / call->block * 24, sum_1_part, 24);
+    }
   }
 }
 
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
+  return ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(24) + PADDED(24)) * (int64_t)sizeof(real)));
 }
 
-static void backward_pack(const struct call *call, int64_t task, UNUSED int64_t worker)
+static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
+  const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   if (task < PADDED(24) / PANEL) { // permute_1
-    pack_float32(call->buffers[5], call->strides[0], call->strides[1], 24, 24,
+    pack_float32(call->buffers[6], call->strides[0], call->strides[1], 24, 24,
       (real *)packed_0, task);
     return;
   }
   task -= PADDED(24) / PANEL;
 }
 
-static void backward_task(const struct call *call, int64_t task, int64_t worker)
+static void backward_task(const void *context, int64_t task, int64_t worker)
 {
+  const struct call *const call = context;
   const int64_t first = task * call->block, rest = call->batch - first;
   char *scratch = call->work + backward_work(call->block, call->chunk, worker);
-  backward_block(call, first, rest < call->block ? rest : call->block, scratch);
+  backward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
+}
+
+static void backward_together(const void *context, struct team *team)
+{
+  const struct call *const call = context;
+  char *scratch = call->work + backward_work(call->block, call->chunk, 0);
+  backward_block(call, 0, call->batch, scratch, team);
 }
 
 void backward(const struct call *call)
 {
   if (call->begin == 0)
-    share(call, backward_pack, PADDED(24) / PANEL);
-  share(call, backward_task, (call->batch + call->block - 1) / call->block);
+    share(&call->threads, backward_pack, call, PADDED(24) / PANEL);
+  if (call->together)
+    gather(&call->threads, backward_together, call);
+  else
+    share(&call->threads, backward_task, call, (call->batch + call->block - 1) / call->block);
 }

@@ -232,6 +232,7 @@ class _Scheduler:
         if self.fused:
             self._move_into_loop(forward[INPUT], forward[STEP], products=True)
             self._move_after_into_loop(after, loop)
+            self._move_sums_into_loop(after, loop)
             self._move_into_loop(before, loop, {n for n in before if any(user in after for user in n.users)})
             again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
             loop |= again
@@ -307,6 +308,15 @@ class _Scheduler:
             if ready and self._fits(node):
                 after.discard(node)
                 loop.add(node)
+
+    def _move_sums_into_loop(self, after: set[fx.Node], loop: set[fx.Node]) -> None:
+        """Add up over all rows inside the loop, where the rows are at hand: a bias's gradient, a norm's gain's."""
+        for node in self.nodes:
+            if node in after and node.target is aten.sum.dim_IntList and node.args[1] == [0] and lowerable(node):
+                needed = self._ancestors(node.all_input_nodes) & after
+                if all(map(self._fits, needed)):
+                    after -= {node, *needed}
+                    loop |= {node, *needed}
 
     def _computed_again(self, forward: set[fx.Node], backward: set[fx.Node], loop: set[fx.Node]) -> set[fx.Node]:
         """What backward computes again instead of reading it: one cheap operation on what is saved anyway."""

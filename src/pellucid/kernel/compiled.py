@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
+import math
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,27 +13,17 @@ from torch import Tensor
 
 from pellucid.kernel import build, memory
 from pellucid.kernel.emit_c import Loop, emit
+from pellucid.kernel.products import apart
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values, after_loop, before_loop, fixed_values, folded_inputs
+from pellucid.kernel.threads import Threads, useful
 
 ALIGNMENT = 64
 BLOCK = 48  # rows that a thread takes through all steps together: their scratch stays in the second cache
 AHEAD = 2**16  # numbers that a block of rows computes ahead: they stay in the second cache
 AHEAD_TOGETHER = 2**22  # the same where all threads compute them
 OPERATIONS_WITHOUT_A_PAUSE = 4e9  # about 50 ms: then Python looks after signals
-OPERATIONS_FOR_A_THREAD = 2e6  # below that, waking another one costs more than it helps
-
-_forked = False
-
-
-def _in_child() -> None:
-    """A fork has one thread; the OpenMP of its parent would wait for the others for ever."""
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+MEETING = 5e4  # operations that a thread could do while it meets the others
 
 
 class _Call(ctypes.Structure):
@@ -44,10 +32,11 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int64)
-            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "chunk", "together", "threads")
+            for name in ("time", "batch", "start", "begin", "end", "backwards", "block", "chunk", "together")
         ),
         ("seed", ctypes.c_uint64),
-        *((name, ctypes.c_void_p) for name in ("lengths", "strides", "slots", "parallel", "work", "buffers")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "strides", "slots", "work", "buffers")),
+        ("threads", Threads),
     )
 
 
@@ -138,8 +127,8 @@ class Compiled:
         outputs = loop.buffers(time, batch)
         slots = [2] * len(program.states)
         _, last = loop.run(values, state_gradients, outputs, slots, time, batch, not reverse, lengths, seed, start)
-        values |= {name: value.flatten(0, 1) for name, value in outputs.items()}
-        of_input, of_parameters = after_loop(program, values, needed, x)
+        values |= {n: value if n in loop.layout.totals else value.flatten(0, 1) for n, value in outputs.items()}
+        of_input, of_parameters = after_loop(program, values, needed, x, apart)
         return of_input, [g.to(x.dtype) for g in last], of_parameters
 
 
@@ -148,6 +137,7 @@ class _Loop:
 
     def __init__(self, layout: Loop, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.layout = layout
+        self.real = torch.float64 if dtype == torch.float64 else torch.float32
         self.state_dtype = getattr(torch, layout.state_storage)
         self._run = getattr(library, layout.name)
         self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
@@ -165,7 +155,7 @@ class _Loop:
         self,
         values: Values,
         states: Sequence[Tensor],
-        outputs: Mapping[str, Tensor],
+        outputs: dict[str, Tensor],
         slots: Sequence[int],
         time: int,
         batch: int,
@@ -181,13 +171,15 @@ class _Loop:
             steps[first % n].copy_(state)
         if time and batch:
             self._fill(values, history, outputs, slots, time, batch, backwards, lengths, seed, start)
+        else:
+            outputs |= {name: torch.zeros(meta.shape, dtype=meta.dtype) for name, meta in self.layout.totals.items()}
         return history, [steps[(0 if backwards else time) % n].clone() for steps, n in zip(history, slots, strict=True)]
 
     def _fill(
         self,
         values: Values,
         history: Sequence[Tensor],
-        outputs: Mapping[str, Tensor],
+        outputs: dict[str, Tensor],
         slots: Sequence[int],
         time: int,
         batch: int,
@@ -199,54 +191,50 @@ class _Loop:
         layout = self.layout
         inputs = [values[name].contiguous() for name in layout.inputs]
         matrices = [values[name] for name in layout.matrices]
-        places = [*inputs, *history, *(outputs[name] for name in layout.outputs), outputs.get("output"), *matrices]
+        real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
+        threads, block, together = self._division(batch, time)
+        blocks = -(-batch // block)
+        totals = {
+            name: torch.zeros((blocks, math.prod(meta.shape)), dtype=self.real) for name, meta in layout.totals.items()
+        }
+        written = [*(outputs[name] for name in layout.outputs), *totals.values(), outputs.get("output")]
+        places = [*inputs, *history, *written, *matrices]
         buffers = _array(ctypes.c_void_p, [None if place is None else place.data_ptr() for place in places])
         strides = _array(ctypes.c_int64, [stride for matrix in matrices for stride in matrix.stride()])
         kept = _array(ctypes.c_int64, slots)
-        real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
-        threads, block = self._division(batch, time)
-        steps = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads / (batch * layout.operations)))
-        together = bool(layout.ahead) and block == batch and threads > 1
-        if together:
-            steps = chunk = min(time, steps, max(1, AHEAD_TOGETHER // (batch * layout.ahead)))
-        else:
-            chunk = min(time, steps, max(1, AHEAD // max(1, block * layout.ahead)))
-        work = memory.empty((self._work(block, chunk, min(threads, -(-batch // block))) + ALIGNMENT,), torch.uint8)
+        steps = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.count / (batch * layout.operations)))
+        ahead = AHEAD_TOGETHER if together else AHEAD
+        chunk = min(time, steps, max(1, ahead // max(1, block * layout.ahead)))
+        size = self._work(block, chunk, min(threads.count, blocks))
+        work = memory.empty((size + ALIGNMENT,), torch.uint8)
         call = _Call(
-            *(time, batch, start, 0, 0, backwards, block, chunk, together, threads),
+            *(time, batch, start, 0, 0, backwards, block, chunk, together),
             0 if seed is None else int(seed) % 2**64,
             None if real is None else real.data_ptr(),
             ctypes.addressof(strides),
             ctypes.addressof(kept),
-            _parallel() if threads > 1 else None,
             -(-work.data_ptr() // ALIGNMENT) * ALIGNMENT,
             ctypes.addressof(buffers),
+            threads,
         )
         for begin in range(0, time, steps):
             call.begin, call.end = begin, min(begin + steps, time)
             self._run(ctypes.addressof(call))
+        for name, parts in totals.items():
+            total, meta = parts[0] if blocks == 1 else parts.sum(0), layout.totals[name]
+            outputs[name] = total.to(meta.dtype).reshape(meta.shape)
 
-    def _division(self, batch: int, time: int) -> tuple[int, int]:
-        """How many threads there are for the work, and how many rows one takes at a time."""
-        useful = int(batch * time * self.layout.operations / OPERATIONS_FOR_A_THREAD)
-        threads = 1 if _forked else max(1, min(torch.get_num_threads(), useful))
-        share = -(-batch // min(threads, batch))
-        return threads, -(-share // -(-share // BLOCK))
+    def _division(self, batch: int, time: int) -> tuple[Threads, int, bool]:
+        """The threads for the work, how many rows one takes at a time, and whether all take all rows together."""
+        operations = self.layout.operations
+        threads = useful(batch * time * operations)
+        if threads.count > batch:
+            if batch * operations > MEETING * threads.count:
+                return threads, batch, True
+            threads.count = batch
+        share = -(-batch // threads.count)
+        return threads, -(-share // -(-share // BLOCK)), False
 
 
 def _array(kind: Any, values: Sequence[Any]) -> Any:
     return (kind * max(len(values), 1))(*values)
-
-
-@functools.cache
-def _parallel() -> int | None:
-    """The address of GOMP_parallel in the OpenMP that torch has loaded: one pool of threads in the process."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
-    for path in sorted(p for p in paths if Path(p).name.startswith(("libgomp", "libiomp", "libomp"))):
-        function = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-        if function is not None:
-            return ctypes.cast(function, ctypes.c_void_p).value
-    return None

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from pellucid.kernel.lower import Unsupported, Value, lower
-from pellucid.kernel.program import Program, Stage
+from pellucid.kernel.program import Abstract, Program, Stage
 
 aten = torch.ops.aten
-HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "product.h", "call.h")
+HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h")
 STORAGE = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -63,9 +63,10 @@ REDUCTIONS = {
     "smallest": ("splat(INFINITY)", "smaller_columns", "smallest"),
 }
 AS_CHEAP_AS_READING = 3  # operations
+PART = "part"  # instead of a distance of rows: all rows are added at one place
 
 Level = tuple[int, int]  # products passed, then reductions since
-_Task = tuple[Value, "tuple[str, str] | None", int]  # stored, or added to a reduction's total; from which column
+_Task = tuple[Value, "tuple[str, Any] | None", int]  # stored, or added to a reduction's total; from which column
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Loop:
     states: tuple[str, ...]  # each a buffer of slots (batch, width), and how many slots there are
     state_storage: str
     outputs: Mapping[str, tuple[int, str]]  # (time · batch, width), without the new states: width and storage
+    totals: Mapping[str, Abstract]  # sums over all rows: (parts, width) of real numbers, added to what is there
     ahead: int  # columns of what is computed for a chunk of steps at once
     output_is_state: int | None  # the state that is the output too; its buffer may be NULL
     operations: int  # multiplications and additions of a row's step, about
@@ -109,19 +111,28 @@ def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
         functions.append(
             _Function("backward", program, program.back_step, states, new, real, real, read=program.after.inputs)
         )
-    defines = f"#define DOUBLE {int(real == 'float64')}\n#include <math.h>\n#include <stdint.h>\n#include <string.h>\n"
     packs = sorted({f.storage[matrix] for f in functions for matrix in f.loop.matrices})
     title = f"// {program.name}: written by pellucid from the cell's formula.\n"
     body = "\n".join([*(f"DEFINE_PACK({storage})" for storage in packs), "", *(f.text() for f in functions)])
-    text = title + defines + "\n" + headers() + "\n" + body
+    text = title + preamble(real) + "\n" + body
     return Text(text, {function.name: function.loop for function in functions})
+
+
+def preamble(real: str) -> str:
+    """What every kernel begins with, for arithmetic in "float32" or "float64"."""
+    defines = f"#define DOUBLE {int(real == 'float64')}\n#include <math.h>\n#include <stdint.h>\n#include <string.h>\n"
+    return f"{defines}\n{headers()}"
 
 
 @functools.cache
 def headers() -> str:
-    """The text that every kernel begins with."""
-    folder = importlib.resources.files("pellucid.kernel") / "c"
-    return "\n".join((folder / name).read_text() for name in HEADERS)
+    """The headers of every kernel, one text."""
+    return "\n".join(header(name) for name in HEADERS)
+
+
+def header(name: str) -> str:
+    """The text of one header."""
+    return (importlib.resources.files("pellucid.kernel") / "c" / name).read_text()
 
 
 @dataclass
@@ -178,7 +189,10 @@ class _Function:
         returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
         results = {n: _storage(r.meta["val"].dtype) for n, r in zip(stage.outputs, returned, strict=True)}
         memory = {n: v for n, v in self.lowered.inputs.items() if v.kind == "memory"}
-        outputs = {n: v for n, v in self.lowered.outputs.items() if n not in new_states or n in read}
+        totals = {n: v for n, v in self.lowered.outputs.items() if v.kind == "total"}
+        outputs = {
+            n: v for n, v in self.lowered.outputs.items() if (n not in new_states or n in read) and n not in totals
+        }
         self.widths = {s: self.lowered.outputs[n].width for s, n in zip(states, new_states, strict=True)}
         self.loop = Loop(
             name=name,
@@ -187,13 +201,15 @@ class _Function:
             states=states,
             state_storage=storage,
             outputs={n: (v.width, results[n]) for n, v in outputs.items()},
+            totals={n: r.meta["val"] for n, r in zip(stage.outputs, returned, strict=True) if n in totals},
             ahead=0,
             output_is_state=new_states.index(output) if output in new_states else None,
             operations=sum(2 * depth * width for depth, width in self.lowered.matrices.values())
             + 20 * sum(value.width for value in self.lowered.outputs.values()),
         )
         matrices = (f"{n} matrix" for n in self.loop.matrices)
-        self.buffers = (*self.loop.inputs, *states, *(f"{n} to" for n in outputs), "output", *matrices)
+        written = (f"{n} to" for n in (*outputs, *totals))
+        self.buffers = (*self.loop.inputs, *states, *written, "output", *matrices)
         self.identifiers = {_c(n) for n in self.lowered.names}
         self.levels: dict[Value, Level] = {}
         self.places: dict[Value, _Place] = {}  # where a value can be read
@@ -204,6 +220,8 @@ class _Function:
         self.stores: dict[Level, list[Value]] = defaultdict(list)
         self.reduces: dict[Level, list[Value]] = defaultdict(list)
         self.products: dict[int, list[Value]] = defaultdict(list)
+        self.totals: dict[Level, list[Value]] = defaultdict(list)
+        self.parts: dict[Value, _Place] = {}  # where the rows of a total are added up
         self.draws: list[Value] = []
         self.ahead: list[tuple[Value, _Place]] = []  # products of inputs, and where a chunk of steps of them lies
         self.sweeps: list[str] = []
@@ -218,6 +236,9 @@ class _Function:
         for output_name, value in outputs.items():
             self.output_places[output_name] = self._output(output_name, value)
             self._keep(value, self.output_places[output_name])
+        for total_name, value in totals.items():
+            self.totals[self.level(value)].append(value)
+            self.parts[value] = self._place(f"{total_name}_part", "", "real", PART)
         self._plan()
         self.loop = replace(self.loop, ahead=sum(value.width for value, _ in self.ahead))
 
@@ -293,7 +314,7 @@ class _Function:
     def _plan(self) -> None:
         """From the last level to the first: keep what a later level reads."""
         done: set[Level] = set()
-        while todo := {*self.stores, *self.reduces} - done:
+        while todo := {*self.stores, *self.reduces, *self.totals} - done:
             level = max(todo)
             done.add(level)
             for value in self.stores[level]:
@@ -301,7 +322,7 @@ class _Function:
                     self._visit(value, level)
                 for operand in value.values if value.kind not in ("product", "reduce") else ():
                     self._visit(operand, level)
-            for value in self.reduces[level]:
+            for value in (*self.reduces[level], *self.totals[level]):
                 self._visit(value.values[0], level)
 
     def _visit(self, value: Value, level: Level) -> None:
@@ -360,13 +381,15 @@ class _Function:
         return "\n".join([*self.sweeps, *body, *self._entry()])
 
     def _steps(self) -> list[str]:
-        last = max([*(level[0] for level in (*self.stores, *self.reduces)), *self.products], default=0)
+        last = max([*(level[0] for level in (*self.stores, *self.reduces, *self.totals)), *self.products], default=0)
         work = [line for stage in range(last + 1) for line in (*self._products(stage), *self._rows(stage))]
         return [
             f"// All steps of rows first to first + rows - 1, {self.name}.",
-            f"static void {self.name}_block(const struct call *call, int64_t first, int64_t rows, char *scratch)",
+            f"static void {self.name}_block(const struct call *call, int64_t first, int64_t rows, char *scratch,",
+            "  UNUSED struct team *team)",
             "{",
             *_indented(self._scratches()),
+            *_indented(self._all_parts()),
             *_indented(self._packed()),
             *_indented(self._fill_draws("time")),
             *(
@@ -384,6 +407,7 @@ class _Function:
             *_indented(work, 3),
             "    }",
             *_indented(self._finish(), 2),
+            *_indented(self._add_parts(), 2),
             "  }",
             "}",
             "",
@@ -397,6 +421,32 @@ class _Function:
         """Bytes of scratch."""
         steps = "chunk * " if any(place is chunk for _, chunk in self.ahead) else ""
         return f"ROUNDED({steps}block * {place.stride} * (int64_t)sizeof({place.storage}_storage))"
+
+    def _part_widths(self) -> str:
+        """The parts of all totals, and a place for what does not count."""
+        widths = [value.width for value in self.parts]
+        return " + ".join(f"PADDED({width})" for width in (*widths, max(widths)))
+
+    def _all_parts(self) -> Iterator[str]:
+        if not self.parts:
+            return
+        yield "real *const parts = (real *)scratch;"
+        yield f"memset(parts, 0, ({self._part_widths()}) * sizeof(real));"
+        place = "parts"
+        for value, part in self.parts.items():
+            yield f"real *const {part.pointer} = {place};"
+            place = f"{part.pointer} + PADDED({value.width})"
+        yield f"real *const uncounted = {place};"
+
+    def _add_parts(self) -> Iterator[str]:
+        if not self.parts:
+            return
+        yield "if ((step - call->begin) % PART_STEPS == PART_STEPS - 1 || step + 1 == call->end) {"
+        for name in self.loop.totals:
+            value = self.lowered.outputs[name]
+            total = f"(real *){self._buffer(f'{name} to')} + first / call->block * {value.width}"
+            yield f"  add_part({total}, {self.parts[value].pointer}, {value.width});"
+        yield "}"
 
     def _scratches(self) -> Iterator[str]:
         if self.scratch:
@@ -433,7 +483,7 @@ class _Function:
             matrix, depth, width = self._matrix(value)
             to = self.places[value].pointer
             yield f"// {value.name} = {operand.name} @ {value.operation}"
-            yield f"product(rows, {depth}, {width}, {found[0]}, {found[1]}, packed_{matrix}, {to});"
+            yield f"product(rows, {depth}, {width}, {found[0]}, {found[1]}, packed_{matrix}, {to}, team);"
 
     def _products_ahead(self) -> Iterator[str]:
         """Products of the input, for a chunk of steps: a matrix is read once for all of them."""
@@ -442,67 +492,45 @@ class _Function:
         yield "if ((step - call->begin) % call->chunk == 0) {"
         yield "  const int64_t left = call->end - step, steps = left < call->chunk ? left : call->chunk;"
         yield "  ahead = call->backwards ? t - steps + 1 : t;"
-        skipped = " && any_real(call, first, rows, ahead)" if self.zeros else ""
-        yield f"  if (!call->together{skipped}) {{"
+        if self.zeros:
+            yield "  if (any_real(call, first, rows, ahead)) {"
         for value, chunk in self.ahead:
             matrix, depth, width = self._matrix(value)
-            rows, stride = self._input_rows(value, "ahead * call->batch + first")
+            rows, stride = self._input_rows(value)
             yield f"    // {value.name} = {value.values[0].name} @ {value.operation}"
             yield f"    products(steps, call->batch, rows, {depth}, {width}, {rows}, {stride},"
-            yield f"      packed_{matrix}, {chunk.pointer});"
-        yield "  }"
+            yield f"      packed_{matrix}, {chunk.pointer}, team);"
+        if self.zeros:
+            yield "  }"
         yield "}"
 
     def _matrix(self, product: Value) -> tuple[int, int, int]:
         """The number, depth and width of a product's matrix."""
         return list(self.lowered.matrices).index(product.operation), *self.lowered.matrices[product.operation]
 
-    def _input_rows(self, product: Value, first: str) -> tuple[str, int]:
-        """The pointer to some of the input's rows, of which a product is taken, and their distance."""
+    def _input_rows(self, product: Value) -> tuple[str, int]:
+        """The pointer to the rows of the input, of which a chunk's product is taken, and their distance."""
         operand, start = product.values[0], 0
         while operand.kind == "slice":
             operand, start = operand.values[0], start + operand.start
         shift = f" + {start}" if start else ""
-        return f"(const real *){self._buffer(operand.name)} + ({first}) * {operand.width}{shift}", operand.width
-
-    def _all_ahead(self) -> list[str]:
-        """One block of rows alone: the threads share the products of the input of all steps by their panels."""
-        if not self.ahead:
-            return []
-        lines = [
-            f"char *scratch = call->work + {self.name}_work(call->block, call->chunk, 0);",
-            *self._scratches(),
-            *self._packed(),
-            "const int64_t ahead = call->backwards ? call->time - call->end : call->begin;",
-            "const int64_t rows = (call->end - call->begin) * call->batch;",
-        ]
-        for value, chunk in self.ahead:
-            matrix, depth, width = self._matrix(value)
-            rows, stride = self._input_rows(value, "ahead * call->batch")
-            lines += [
-                f"if (task < PADDED({width}) / PANEL) {{ // {value.name} = {value.values[0].name} @ {value.operation}",
-                f"  panel_product(rows, {depth}, {rows}, {stride},",
-                f"    packed_{matrix} + task * {depth} * PANEL, {chunk.pointer} + task * PANEL, PADDED({width}));",
-                "  return;",
-                "}",
-                f"task -= PADDED({width}) / PANEL;",
-            ]
-        head = f"static void {self.name}_ahead(const struct call *call, int64_t task, UNUSED int64_t worker)"
-        return [head, "{", *_indented(lines), "}", ""]
+        buffer = self._buffer(operand.name)
+        return f"(const real *){buffer} + (ahead * call->batch + first) * {operand.width}{shift}", operand.width
 
     def _rows(self, stage: int) -> list[str]:
         """What is done to one row after another between two products."""
         self.row = _Scope(taken=set(self.identifiers))
         self.used: dict[_Place, bool] = {}  # the places of a row, and whether they are only read
-        for level in sorted(level for level in {*self.stores, *self.reduces} if level[0] == stage):
+        for level in sorted(level for level in {*self.stores, *self.reduces, *self.totals} if level[0] == stage):
             self._level(level)
         if not self.row.lines:
             return []
-        pointers = [
-            f"{'const ' if reading else ''}{place.storage}_storage *const {place.row} = {place.pointer}"
-            + (";" if place.stride == "0" else f" + r * {place.stride};")
-            for place, reading in self.used.items()
-        ]
+        real_row = "const int counted = !call->lengths || t < call->lengths[first + r];"
+        pointers = [real_row] if any(place.stride == PART for place in self.used) else []
+        for place, reading in self.used.items():
+            shift = {"0": "", PART: ""}.get(place.stride, f" + r * {place.stride}")
+            where = f"counted ? {place.pointer} : uncounted" if place.stride == PART else f"{place.pointer}{shift}"
+            pointers.append(f"{'const ' if reading else ''}{place.storage}_storage *const {place.row} = {where};")
         return ["for (int64_t r = 0; r < rows; r++) {", *_indented([*pointers, *self.row.lines]), "}"]
 
     def _finish(self) -> list[str]:
@@ -536,6 +564,8 @@ class _Function:
         name, matrices = self.name, self.lowered.matrices
         packed = [f"ROUNDED({depth} * PADDED({width}) * (int64_t)sizeof(real))" for depth, width in matrices.values()]
         scratch = [self._size(place) for place in self.scratch]
+        if self.parts:
+            scratch.append(f"ROUNDED(({self._part_widths()}) * (int64_t)sizeof(real))")
         packing: list[str] = []
         for i, (matrix, (depth, width)) in enumerate(matrices.items()):
             strides = f"call->strides[{2 * i}], call->strides[{2 * i + 1}]"
@@ -548,7 +578,6 @@ class _Function:
                 f"task -= PADDED({width}) / PANEL;",
             ]
         panels = " + ".join(f"PADDED({width}) / PANEL" for _, width in matrices.values())
-        ahead = " + ".join(f"PADDED({value.width}) / PANEL" for value, _ in self.ahead)
         return [
             "// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.",
             f"int64_t {name}_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)",
@@ -557,25 +586,43 @@ class _Function:
             "}",
             "",
             *(
-                [f"static void {name}_pack(const struct call *call, int64_t task, UNUSED int64_t worker)", "{"]
+                [
+                    f"static void {name}_pack(const void *context, int64_t task, UNUSED int64_t worker)",
+                    "{",
+                    "  const struct call *const call = context;",
+                    *_indented([*self._packed(), *packing]),
+                    "}",
+                    "",
+                ]
                 if panels
                 else []
             ),
-            *_indented([*self._packed(), *packing] if panels else []),
-            *(["}", ""] if panels else []),
-            *self._all_ahead(),
-            f"static void {name}_task(const struct call *call, int64_t task, int64_t worker)",
+            f"static void {name}_task(const void *context, int64_t task, int64_t worker)",
             "{",
+            "  const struct call *const call = context;",
             "  const int64_t first = task * call->block, rest = call->batch - first;",
             f"  char *scratch = call->work + {name}_work(call->block, call->chunk, worker);",
-            f"  {name}_block(call, first, rest < call->block ? rest : call->block, scratch);",
+            f"  {name}_block(call, first, rest < call->block ? rest : call->block, scratch, 0);",
+            "}",
+            "",
+            f"static void {name}_together(const void *context, struct team *team)",
+            "{",
+            "  const struct call *const call = context;",
+            f"  char *scratch = call->work + {name}_work(call->block, call->chunk, 0);",
+            f"  {name}_block(call, 0, call->batch, scratch, team);",
             "}",
             "",
             f"void {name}(const struct call *call)",
             "{",
-            *(["  if (call->begin == 0)", f"    share(call, {name}_pack, {panels});"] if panels else []),
-            *(["  if (call->together)", f"    share(call, {name}_ahead, {ahead});"] if self.ahead else []),
-            f"  share(call, {name}_task, (call->batch + call->block - 1) / call->block);",
+            *(
+                ["  if (call->begin == 0)", f"    share(&call->threads, {name}_pack, call, {panels});"]
+                if panels
+                else []
+            ),
+            "  if (call->together)",
+            f"    gather(&call->threads, {name}_together, call);",
+            "  else",
+            f"    share(&call->threads, {name}_task, call, (call->batch + call->block - 1) / call->block);",
             "}",
             "",
         ]
@@ -584,14 +631,14 @@ class _Function:
 
     def _level(self, level: Level) -> None:
         stores, reduces = self.stores.get(level, []), self.reduces.get(level, [])
+        added = [(value.values[0], ("total", value)) for value in self.totals.get(level, ())]
         totals = {value: self._fresh(self.row, f"{_c(value.name)}_columns") for value in reduces}
         self.row.lines += [f"vec {total} = {REDUCTIONS[value.operation][0]};" for value, total in totals.items()]
         pieces: list[tuple[Value, Any, int, int]] = [
             (value, None, start, length) for value in stores for start, length in self._pieces(value)
         ]
-        for value, total in totals.items():
-            operand = value.values[0]
-            pieces += [(operand, (value.operation, total), start, length) for start, length in self._pieces(operand)]
+        for operand, reduction in (*((v.values[0], (v.operation, total)) for v, total in totals.items()), *added):
+            pieces += [(operand, reduction, start, length) for start, length in self._pieces(operand)]
         groups: dict[int, list[_Task]] = defaultdict(list)
         for value, reduction, start, length in _even(pieces):
             groups[length].append((value, reduction, start))
@@ -633,6 +680,12 @@ class _Function:
         scope = _Scope(taken={*self.identifiers, "j", "n"})
         for value, reduction, start in tasks:
             result = self._evaluate(value, start, scope)
+            if reduction is not None and reduction[0] == "total":
+                place = self.parts[reduction[1]]
+                self._use(place, scope)
+                at = f"{place.row}{f' + {start}' if start else ''} + j"
+                scope.lines.append(f"put_real({at}, take_real({at}, n) + {result}, n);")
+                continue
             if reduction is not None:
                 operation, total = reduction
                 scope.given[total] = "vec *"
@@ -662,9 +715,14 @@ class _Function:
             const = "const " if reading and scope.given.get(place.row, "const ").startswith("const ") else ""
             scope.given[place.row] = f"{const}{place.storage}_storage *"
 
-    def _point(self, value: Value, reduction: tuple[str, str] | None, start: int) -> None:
+    def _point(self, value: Value, reduction: tuple[str, Any] | None, start: int) -> None:
         """One column alone."""
         result = self._evaluate(value, start, self.row)
+        if reduction is not None and reduction[0] == "total":
+            place = self.parts[reduction[1]]
+            self._use(place, self.row)
+            self.row.lines.append(f"{place.row}[{start}] += {result}[0];")
+            return
         if reduction is not None:
             operation, total = reduction
             self.row.lines.append(f"{total} = {REDUCTIONS[operation][1]}({total}, {result}, 1);")
@@ -757,7 +815,8 @@ def _number(number: float | bool) -> str:
 
 _WORDS = (
     "auto default enum extern goto long register signed volatile "
-    "row rows first step t r j n at call scratch output ahead left steps chunk block"
+    "row rows first step t r j n at call scratch output ahead left steps chunk block team parts uncounted "
+    "counted"
 )
 
 

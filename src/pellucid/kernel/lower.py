@@ -30,8 +30,8 @@ class Value:
 
     ``kind`` is "memory" (an input of the stage), "draws" (random numbers of a site), "math" (``operation`` column by
     column on ``operands``, values or numbers), "slice" (of one operand, from ``start``), "cat" (of the operands),
-    "spread" (one column repeated), "product" (the operand times the matrix ``operation``) or "reduce" (``operation``,
-    "sum", "largest" or "smallest", over the columns).
+    "spread" (one column repeated), "product" (the operand times the matrix ``operation``), "reduce" (``operation``,
+    "sum", "largest" or "smallest", over the columns) or "total" (the sum over all rows of all steps).
     """
 
     kind: str
@@ -382,6 +382,8 @@ def _over_columns(low: _Lowering, x: Value, dim: Any) -> None:
 
 def _reduction(operation: str) -> Rule:
     def rule(low: _Lowering, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
+        if operation == "sum" and dim == [0]:
+            return Value("total", low.name(), x.width, (low.real(x),), rows=False)
         _over_columns(low, x, dim)
         return low.reduce(operation, x)
 

@@ -117,15 +117,15 @@ def before_loop(
 
 
 def after_loop(
-    program: Program, values: Values, needed: Sequence[bool], x: Tensor
+    program: Program, values: Values, needed: Sequence[bool], x: Tensor, run_by: Callable[[Stage], Any] = lambda s: s
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of input and parameters from what backward's loop has left."""
+    """The gradients of input and parameters from what backward's loop has left; ``run_by(stage)`` runs the stage."""
     names = (program.input_gradient, *program.parameter_gradients)
     wanted = tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need))
     # The gradient of a parameter that is a transposed view (torch's weights) gets its layout: nobody has to copy it.
     turned = [n for n, p in zip(names[1:], program.parameters, strict=True) if _is_transposed(values[p])]
     after = program.after.only(wanted, tuple(turned))
-    results = values | after.run(x.shape[0] * x.shape[1], values)
+    results = values | run_by(after).run(x.shape[0] * x.shape[1], values)
     of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
     return None if of_input is None else of_input.reshape(x.shape), of_parameters
 

@@ -13,6 +13,8 @@
 #define PANEL (VECTORS * LANES)
 #define PADDED(width) (((width) + PANEL - 1) / PANEL * PANEL)
 
+#define PART(left) ((left) < LANES ? (int)(left) : LANES) // how many of the columns that are left a vector takes
+
 // LANES rows of LANES numbers become columns.
 INLINE void transpose(vec *rows)
 {
@@ -40,28 +42,28 @@ INLINE void transpose(vec *rows)
 
 // One panel of a matrix of any strides.
 #define DEFINE_PACK(type)                                                                                              \
-  UNUSED static void pack_##type(const type##_storage *matrix, int64_t row_stride, int64_t column_stride,             \
-                                 int64_t depth, int64_t width, real *packed, int64_t panel)             \
+  UNUSED static void pack_##type(const type##_storage *matrix, int64_t row_stride, int64_t column_stride,              \
+                                 int64_t depth, int64_t width, real *packed, int64_t panel)                            \
   {                                                                                                                    \
     real *to = packed + panel * depth * PANEL;                                                                         \
-    const type##_storage *from = matrix + panel * PANEL * column_stride;                                              \
-    const int64_t columns = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;                            \
-    const int64_t turned = row_stride == 1 && columns == PANEL ? depth / LANES * LANES : 0;                           \
-    for (int64_t k = 0; k < turned; k += LANES)                                                                       \
+    const type##_storage *from = matrix + panel * PANEL * column_stride;                                               \
+    const int64_t columns = width - panel * PANEL < PANEL ? width - panel * PANEL : PANEL;                             \
+    const int64_t turned = row_stride == 1 && columns == PANEL ? depth / LANES * LANES : 0;                            \
+    for (int64_t k = 0; k < turned; k += LANES)                                                                        \
       for (int64_t c = 0; c < PANEL; c += LANES) {                                                                     \
         vec square[LANES];                                                                                             \
         for (int i = 0; i < LANES; i++)                                                                                \
-          square[i] = load_##type(from + (c + i) * column_stride + k);                                                \
+          square[i] = load_##type(from + (c + i) * column_stride + k);                                                 \
         transpose(square);                                                                                             \
         for (int i = 0; i < LANES; i++)                                                                                \
           store_real(to + (k + i) * PANEL + c, square[i]);                                                             \
       }                                                                                                                \
-    for (int64_t block = turned; block < depth; block += 16) {                                                        \
-      const int64_t end = block + 16 < depth ? block + 16 : depth;                                                    \
+    for (int64_t block = turned; block < depth; block += 16) {                                                         \
+      const int64_t end = block + 16 < depth ? block + 16 : depth;                                                     \
       if (column_stride == 1) {                                                                                        \
         for (int64_t k = block; k < end; k++)                                                                          \
-          for (int64_t c = 0; c < columns; c++)                                                                        \
-            to[k * PANEL + c] = read_##type(from + k * row_stride + c);                                                \
+          for (int64_t c = 0; c < columns; c += LANES)                                                                 \
+            put_real(to + k * PANEL + c, take_##type(from + k * row_stride + c, PART(columns - c)), PART(columns - c)); \
       } else {                                                                                                         \
         for (int64_t c = 0; c < columns; c++)                                                                          \
           for (int64_t k = block; k < end; k++)                                                                        \
@@ -73,11 +75,11 @@ INLINE void transpose(vec *rows)
     }                                                                                                                  \
   }
 
-// count panels side by side (more than one only for a single row, whose few sums would wait for each other).
-INLINE void tile(const int rows, const int count, const real *a, int64_t a_stride, int64_t depth, const real *panels,
-                 real *out, int64_t out_stride)
+// Sums over the depth, of some rows of a (of any strides) and count panels side by side (more than one only for a single
+// row, whose few sums would wait for each other).
+INLINE void add_products(vec sums[TILE][2 * VECTORS], const int rows, const int count, const real *a, int64_t a_row,
+                         int64_t a_column, int64_t depth, const real *panels)
 {
-  vec sums[TILE][2 * VECTORS];
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < count * VECTORS; v++)
       sums[r][v] = splat(0);
@@ -87,8 +89,15 @@ INLINE void tile(const int rows, const int count, const real *a, int64_t a_strid
       b[v] = *(const vec *)(panels + (v / VECTORS * depth + k) * PANEL + v % VECTORS * LANES);
     for (int r = 0; r < rows; r++)
       for (int v = 0; v < count * VECTORS; v++)
-        sums[r][v] += a[r * a_stride + k] * b[v];
+        sums[r][v] += a[r * a_row + k * a_column] * b[v];
   }
+}
+
+INLINE void tile(const int rows, const int count, const real *a, int64_t a_stride, int64_t depth, const real *panels,
+                 real *out, int64_t out_stride)
+{
+  vec sums[TILE][2 * VECTORS];
+  add_products(sums, rows, count, a, a_stride, 1, depth, panels);
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < count * VECTORS; v++)
       *(vec *)(out + r * out_stride + v * LANES) = sums[r][v];
@@ -113,23 +122,39 @@ UNUSED static void panel_product(int64_t rows, int64_t depth, const real *a, int
 }
 
 // out (rows × PADDED(width)) = a (rows × depth) times a packed matrix.
-UNUSED static void product(int64_t rows, int64_t depth, int64_t width, const real *a, int64_t a_stride,
-                           const real *packed, real *out)
+struct product {
+  int64_t rows, depth, width;
+  const real *a;
+  int64_t a_stride;
+  const real *packed;
+  real *out;
+};
+
+static void product_share(const void *context, int64_t share, int64_t shares)
 {
-  const int64_t panels = PADDED(width) / PANEL, out_stride = PADDED(width);
-  int64_t p = 0;
-  for (; rows == 1 && p + 2 <= panels; p += 2)
-    tile(1, 2, a, a_stride, depth, packed + p * depth * PANEL, out + p * PANEL, out_stride);
-  for (; p < panels; p++)
-    panel_product(rows, depth, a, a_stride, packed + p * depth * PANEL, out + p * PANEL, out_stride);
+  const struct product *const p = context;
+  const int64_t panels = PADDED(p->width) / PANEL, out_stride = PADDED(p->width), end = panels * (share + 1) / shares;
+  int64_t i = panels * share / shares;
+  for (; p->rows == 1 && i + 2 <= end; i += 2)
+    tile(1, 2, p->a, p->a_stride, p->depth, p->packed + i * p->depth * PANEL, p->out + i * PANEL, out_stride);
+  for (; i < end; i++)
+    panel_product(p->rows, p->depth, p->a, p->a_stride, p->packed + i * p->depth * PANEL, p->out + i * PANEL,
+                  out_stride);
+}
+
+INLINE void product(int64_t rows, int64_t depth, int64_t width, const real *a, int64_t a_stride, const real *packed,
+                    real *out, struct team *team)
+{
+  const struct product product = {rows, depth, width, a, a_stride, packed, out};
+  with_help(team, product_share, &product);
 }
 
 // The same for steps, each of which takes its rows from a batch; out is contiguous.
 UNUSED static void products(int64_t steps, int64_t batch, int64_t rows, int64_t depth, int64_t width, const real *a,
-                            int64_t a_stride, const real *packed, real *out)
+                            int64_t a_stride, const real *packed, real *out, struct team *team)
 {
   if (rows == batch || steps == 1) {
-    product(steps * rows, depth, width, a, a_stride, packed, out);
+    product(steps * rows, depth, width, a, a_stride, packed, out, team);
     return;
   }
   const int64_t panels = PADDED(width) / PANEL, out_stride = PADDED(width);

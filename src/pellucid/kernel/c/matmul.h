@@ -1,0 +1,167 @@
+// Products of two matrices: out (rows × width) = a (rows × depth) b (depth × width).
+//
+// A task is a rectangle of the result. Of DEPTH of the depth at a time it packs its part of b into panels, as in
+// product.h, and its part of a, if that lies column by column, into strips of TILE rows: a tile reads both from front to
+// end, and both stay in the second cache. While tiles are multiplied, what will be packed next is fetched.
+
+#define DEPTH 256
+#define HEIGHT (24 * TILE)                  // rows of the largest rectangle
+#define WIDTH (1024 / (int)sizeof(real))    // and its columns
+#define STRIPS (WIDTH * DEPTH)              // where they begin in the memory of a thread, behind the panels
+#define PACKED ((WIDTH + HEIGHT) * DEPTH)   // numbers
+
+struct matmul {
+  const real *a, *b;
+  real *out; // contiguous
+  int64_t rows, depth, width;
+  int64_t a_row, a_column, b_row, b_column; // strides; one of a's is 1
+};
+
+// Columns of a, which lie side by side: TILE of them at a time in a strip.
+static void pack_strips(const real *a, int64_t a_column, int64_t rows, int64_t depth, real *to)
+{
+  for (int64_t k = 0; k < depth; k += 16) // rows of memory that stay in the first cache
+    for (int64_t r = 0; r < rows; r += TILE)
+      for (int64_t i = k; i < k + 16 && i < depth; i++)
+        if (r + TILE <= rows)
+          memcpy(to + r * depth + i * TILE, a + i * a_column + r, TILE * sizeof(real));
+        else
+          memcpy(to + r * depth + i * TILE, a + i * a_column + r, (size_t)(rows - r) * sizeof(real));
+}
+
+// Rows of b, whose columns lie side by side: PANEL of them at a time in a panel.
+static void pack_panels(const real *b, int64_t b_row, int64_t width, int64_t depth, real *to)
+{
+  for (int64_t k = 0; k < depth; k++, b += b_row, to += PANEL)
+    for (int64_t column = 0; column < width; column += PANEL)
+      for (int64_t c = column; c < column + PANEL; c += LANES)
+        store_real(to + column * depth + c - column, c < width ? take_real(b + c, PART(width - c)) : splat(0));
+}
+
+// Memory that will be read soon: what is left of rows, from an offset in the first of them.
+struct soon {
+  const char *row;
+  int64_t stride, bytes, rows, offset;
+};
+
+INLINE void fetch(struct soon *soon)
+{
+  for (int line = 0; line < 32 && soon->rows > 0; line++) {
+    __builtin_prefetch(soon->row + soon->offset, 0, 2);
+    soon->offset += 64;
+    if (soon->offset >= soon->bytes)
+      soon->offset = 0, soon->row += soon->stride, soon->rows--;
+  }
+}
+
+// Some rows of one panel of the result, added to what is there unless this is the first part of the depth.
+INLINE void add_tile(const int rows, const real *a, int64_t a_row, int64_t a_column, const real *panel, int64_t depth,
+                     real *out, int64_t out_row, int64_t columns, int first)
+{
+  vec sums[TILE][2 * VECTORS];
+  add_products(sums, rows, 1, a, a_row, a_column, depth, panel);
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < VECTORS && v * LANES < columns; v++) {
+      const int n = PART(columns - v * LANES);
+      real *to = out + r * out_row + v * LANES;
+      put_real(to, first ? sums[r][v] : sums[r][v] + take_real(to, n), n);
+    }
+}
+
+#define DEFINE_ADD_TILES(name, A_ROW, A_COLUMN)                                                                        \
+  static void name(int64_t rows, const real *a, UNUSED int64_t a_row, int64_t a_tile, const real *panel,               \
+                   int64_t depth, real *out, int64_t out_row, int64_t columns, int first, struct soon soon[2])         \
+  {                                                                                                                    \
+    for (int64_t r = 0; r < rows; r += TILE, a += a_tile, out += TILE * out_row) {                                     \
+      fetch(soon), fetch(soon + 1);                                                                                    \
+      switch (rows - r < TILE ? rows - r : TILE) {                                                                     \
+      case 1: add_tile(1, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
+      case 2: add_tile(2, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
+      case 3: add_tile(3, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
+      case 4: add_tile(4, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
+      case 5: add_tile(5, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
+      default: add_tile(6, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first);                            \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }
+DEFINE_ADD_TILES(add_rows, a_row, 1)
+DEFINE_ADD_TILES(add_strips, 1, TILE)
+
+static void multiply_rectangle(const struct matmul *m, int64_t top, int64_t rows, int64_t left, int64_t width,
+                               real *packed)
+{
+  for (int64_t k = 0; k < m->depth || k == 0; k += DEPTH) {
+    const int64_t depth = m->depth - k < DEPTH ? m->depth - k : DEPTH, behind = m->depth - k - depth;
+    const real *const a = m->a + top * m->a_row + k * m->a_column, *const b = m->b + k * m->b_row + left * m->b_column;
+    const int64_t size = sizeof(real), next = behind < DEPTH ? behind : DEPTH;
+    struct soon soon[2] = {
+      {(const char *)(a + DEPTH * m->a_column), m->a_column * size, rows * size, m->a_row == 1 ? next : 0, 0},
+      {(const char *)(b + DEPTH * m->b_row), m->b_row * size, width * size, m->b_column == 1 ? next : 0, 0}};
+    if (m->b_column == 1)
+      pack_panels(b, m->b_row, width, depth, packed);
+    else
+      for (int64_t panel = 0; panel * PANEL < width; panel++)
+        pack_real(b, m->b_row, m->b_column, depth, width, packed, panel);
+    if (m->a_row == 1)
+      pack_strips(a, m->a_column, rows, depth, packed + STRIPS);
+    for (int64_t column = 0; column < width; column += PANEL) {
+      const real *const panel = packed + column * depth;
+      real *const out = m->out + top * m->width + left + column;
+      const int64_t columns = width - column < PANEL ? width - column : PANEL;
+      if (m->a_row == 1)
+        add_strips(rows, packed + STRIPS, 1, TILE * depth, panel, depth, out, m->width, columns, k == 0, soon);
+      else
+        add_rows(rows, a, m->a_row, TILE * m->a_row, panel, depth, out, m->width, columns, k == 0, soon);
+    }
+  }
+}
+
+struct matmuls {
+  const struct matmul *all; // the longest tasks first
+  int64_t count;
+  int64_t height, width; // of a rectangle
+  real *work;            // PACKED numbers for each thread
+  struct threads threads;
+};
+
+static int64_t columns_of_rectangles(const struct matmuls *matmuls, const struct matmul *m)
+{
+  return (m->width + matmuls->width - 1) / matmuls->width;
+}
+static int64_t rectangles(const struct matmuls *matmuls, const struct matmul *m)
+{
+  return (m->rows + matmuls->height - 1) / matmuls->height * columns_of_rectangles(matmuls, m);
+}
+
+static void multiply_task(const void *context, int64_t task, int64_t worker)
+{
+  const struct matmuls *matmuls = context;
+  const struct matmul *m = matmuls->all;
+  for (; task >= rectangles(matmuls, m); m++)
+    task -= rectangles(matmuls, m);
+  const int64_t across = columns_of_rectangles(matmuls, m);
+  const int64_t top = task / across * matmuls->height, left = task % across * matmuls->width;
+  multiply_rectangle(m, top, m->rows - top < matmuls->height ? m->rows - top : matmuls->height, left,
+                     m->width - left < matmuls->width ? m->width - left : matmuls->width,
+                     matmuls->work + worker * PACKED);
+}
+
+int64_t packed(void) { return PACKED; }
+
+void multiply(struct matmuls *matmuls)
+{
+  int64_t tasks;
+  matmuls->height = HEIGHT, matmuls->width = WIDTH;
+  for (;;) {
+    tasks = 0;
+    for (int64_t i = 0; i < matmuls->count; i++)
+      tasks += rectangles(matmuls, matmuls->all + i);
+    if (tasks >= 4 * matmuls->threads.count || (matmuls->height <= 4 * TILE && matmuls->width <= PANEL))
+      break;
+    if (matmuls->height > 4 * TILE)
+      matmuls->height = matmuls->height / 2 / TILE * TILE;
+    else
+      matmuls->width /= 2;
+  }
+  share(&matmuls->threads, multiply_task, matmuls, tasks);
+}
