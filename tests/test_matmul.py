@@ -41,7 +41,7 @@ def pairs(shapes, layouts, dtype):
 def check(pairs):
     dtype = pairs[0][0].dtype
     with memory.poison():
-        found = matmul.multiply(pairs)
+        found = matmul.multiply([((a, False), (b.t(), True)) for a, b in pairs])
     for (a, b), result in zip(pairs, found, strict=True):
         assert result.dtype == dtype
         assert result.is_contiguous()
@@ -67,12 +67,12 @@ def test_every_size(rows, depth, width, first, second):
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
 def test_nothing_to_multiply(shape):
     rows, depth, width = shape
-    (result,) = matmul.multiply([(torch.randn(rows, depth), torch.randn(depth, width))])
+    (result,) = matmul.multiply([((torch.randn(rows, depth), False), (torch.randn(depth, width), False))])
     assert torch.equal(result, torch.zeros(rows, width))
 
 
 def test_nan_and_infinity_come_out():
     a, b = torch.ones(7, 300), torch.ones(300, 65)
     a[3, 299], b[0, 64] = torch.nan, torch.inf
-    (result,) = matmul.multiply([(a, b)])
+    (result,) = matmul.multiply([((a, False), (b, False))])
     torch.testing.assert_close(result, a @ b, equal_nan=True)

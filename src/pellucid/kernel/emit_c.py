@@ -186,8 +186,7 @@ class _Function:
         self.sites = {d: (i, *site) for i, (d, site) in enumerate(zip(program.draws, program.sites, strict=True))}
         self.lowered = lower(stage, program.draws)
         self.storage = {n: _storage(p.meta["val"].dtype) for n, p in stage.placeholders.items() if n != "rows"}
-        returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
-        results = {n: _storage(r.meta["val"].dtype) for n, r in zip(stage.outputs, returned, strict=True)}
+        results = stage.results
         memory = {n: v for n, v in self.lowered.inputs.items() if v.kind == "memory"}
         totals = {n: v for n, v in self.lowered.outputs.items() if v.kind == "total"}
         outputs = {
@@ -200,8 +199,8 @@ class _Function:
             inputs=tuple(n for n in memory if n not in states),
             states=states,
             state_storage=storage,
-            outputs={n: (v.width, results[n]) for n, v in outputs.items()},
-            totals={n: r.meta["val"] for n, r in zip(stage.outputs, returned, strict=True) if n in totals},
+            outputs={n: (v.width, _storage(results[n].dtype)) for n, v in outputs.items()},
+            totals={n: results[n] for n in totals},
             ahead=0,
             output_is_state=new_states.index(output) if output in new_states else None,
             operations=sum(2 * depth * width for depth, width in self.lowered.matrices.values())

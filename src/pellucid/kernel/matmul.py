@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+import threading
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -15,57 +18,53 @@ from torch import Tensor
 
 from pellucid.kernel import build, memory
 from pellucid.kernel.emit_c import header, preamble
-from pellucid.kernel.threads import Threads, useful
+from pellucid.kernel.threads import useful
 
 ALIGNMENT = 64
-_Pair = tuple[Tensor, Tensor]
+DEPTH = 4  # its place in struct matmul
+_kept = threading.local()
+_Operand = tuple[Tensor, bool]  # a matrix, and whether it is taken transposed
 
 
-class _Matmul(ctypes.Structure):
-    """``struct matmul`` of c/matmul.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "out")),
-        *((name, ctypes.c_int64) for name in ("rows", "depth", "width", "a_row", "a_column", "b_row", "b_column")),
-    )
-
-
-class _Matmuls(ctypes.Structure):
-    """``struct matmuls``."""
-
-    _fields_ = (
-        ("all", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("count", "height", "width")),
-        ("work", ctypes.c_void_p),
-        ("threads", Threads),
-    )
-
-
-def multiply(pairs: Sequence[_Pair]) -> list[Tensor]:
+def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
     """Return a @ b of every pair: contiguous CPU tensors of their dtype, float32 or float64, all of one.
 
     Args:
-        pairs: (rows, depth) and (depth, width) each, of any strides.
+        pairs: (rows, depth) and (depth, width) each, of any strides, as they are taken.
 
     Raises:
         BuildError: there is no compiler.
     """
-    pairs = [(a if 1 in a.stride() else a.contiguous(), b) for a, b in pairs]
-    dtype = pairs[0][0].dtype
-    outs = [memory.empty((a.shape[0], b.shape[1]), dtype) for a, b in pairs]
-    jobs = [
-        _Matmul(*(t.data_ptr() for t in (a, b, out)), *a.shape, b.shape[1], *a.stride(), *b.stride())
-        for (a, b), out in zip(pairs, outs, strict=True)
-        if out.numel()
-    ]
-    jobs.sort(key=lambda job: -job.depth)
+    dtype = pairs[0][0][0].dtype
+    outs, jobs, kept = [], [], []
+    operations = 0
+    for (a, a_turned), (b, b_turned) in pairs:
+        if 1 not in a.stride():
+            kept.append(a := a.contiguous())  # until it has been read
+        rows, depth, *a_strides = (*a.shape[::-1], *a.stride()[::-1]) if a_turned else (*a.shape, *a.stride())
+        _, width, *b_strides = (*b.shape[::-1], *b.stride()[::-1]) if b_turned else (*b.shape, *b.stride())
+        out = memory.empty((rows, width), dtype)
+        outs.append(out)
+        if rows and width:  # struct matmul of c/matmul.h
+            jobs.append((a.data_ptr(), b.data_ptr(), out.data_ptr(), rows, depth, width, *a_strides, *b_strides))
+            operations += 2 * rows * depth * width
+    jobs.sort(key=lambda job: -job[DEPTH])
     run, packed = _library(dtype)
-    threads = useful(sum(2 * job.rows * job.depth * job.width for job in jobs))
-    work = memory.empty((threads.count * packed * dtype.itemsize + ALIGNMENT,), torch.uint8)
+    threads = useful(operations)
+    work = _work(threads.number * packed * dtype.itemsize + ALIGNMENT)
+    every = array("q", itertools.chain.from_iterable(jobs))
     aligned = -(-work.data_ptr() // ALIGNMENT) * ALIGNMENT
-    array = (_Matmul * max(len(jobs), 1))(*jobs)
-    run(ctypes.byref(_Matmuls(ctypes.addressof(array), len(jobs), 0, 0, aligned, threads)))
+    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, aligned, *threads))  # struct matmuls
+    run(matmuls.buffer_info()[0])
     return outs
+
+
+def _work(size: int) -> Tensor:
+    """Memory for what is packed, kept by every Python thread: half a MiB for each thread that it shares work with."""
+    work = getattr(_kept, "work", None)
+    if work is None or work.numel() < size:
+        work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
+    return work
 
 
 @functools.cache

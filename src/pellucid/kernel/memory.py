@@ -77,12 +77,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     lease = _lease(size) if size >= THRESHOLD and _limit else None
     if lease is None:
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
+        fill = _poison
     else:
         # resize_ gives the shape in place: view would return a tensor that autograd takes for a view.
         tensor = torch.frombuffer(lease, dtype=dtype, count=count).resize_(shape)
-    if _poison or _must_fill():
-        tensor.fill_(_conspicuous(dtype))
-    return tensor
+        fill = _poison or _must_fill()
+    return tensor.fill_(_conspicuous(dtype)) if fill else tensor
 
 
 def release() -> int:

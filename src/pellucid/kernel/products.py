@@ -1,9 +1,9 @@
-"""The stage behind the backward loop, its products of all steps apart from what torch does."""
+"""A stage outside the loop, its transposed matrices and products of all steps apart from what torch does."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,54 +18,76 @@ _Operand = tuple[str, bool]  # an input of the stage, and whether it is transpos
 
 
 @dataclass(frozen=True)
-class Behind:
-    """Products of inputs of a stage, by the names of their results, and the rest of the stage, which may read them."""
+class Apart:
+    """A stage in three parts: transposed inputs, products of inputs, and the rest, if any, which may read both."""
 
+    transposed: Mapping[str, str]
     products: Mapping[str, tuple[_Operand, _Operand]]
-    rest: Stage
+    rest: Stage | None
 
-    def run(self, rows: int, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Take the inputs by name from ``values`` and return the outputs by name: as `Stage.run`."""
-        if not self.products:
-            return self.rest.run(rows, values)
-        pairs = [tuple(_operand(values, o) for o in operands) for operands in self.products.values()]
-        compiled = threads.shared() and all(t.dtype in (torch.float32, torch.float64) for pair in pairs for t in pair)
-        results = matmul.multiply(pairs) if compiled else [torch.mm(a, b) for a, b in pairs]  # type: ignore[arg-type]
-        return self.rest.run(rows, {**values, **dict(zip(self.products, results, strict=True))})
+    def run(self, rows: int, values: Mapping[str, Any], by_step: Container[str]) -> dict[str, Tensor]:
+        """Take the inputs by name from ``values`` and return the results by name.
+
+        The values ``by_step`` are (time, batch, features), all others have time folded into the rows.
+        """
+        results = {name: values[source].t() for name, source in self.transposed.items()}
+        pairs = [
+            tuple((_folded(values, name, by_step), transposed) for name, transposed in operands)
+            for operands in self.products.values()
+        ]
+        if pairs:
+            dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
+            compiled = threads.shared() and dtypes in ({torch.float32}, {torch.float64})
+            found = matmul.multiply(pairs) if compiled else [torch.mm(*map(_turned, pair)) for pair in pairs]  # type: ignore[arg-type]
+            results |= zip(self.products, found, strict=True)
+        if self.rest is None:
+            return results
+        given = {
+            name: results[name] if name in results else _folded(values, name, by_step) for name in self.rest.inputs
+        }
+        return results | self.rest.run(rows, given)
 
 
 @functools.lru_cache(maxsize=512)
-def apart(stage: Stage) -> Behind:
+def apart(stage: Stage) -> Apart:
     """Cut a stage."""
-    products: dict[str, tuple[_Operand, _Operand]] = {}
     names = dict(zip(stage.placeholders.values(), ("rows", *stage.inputs), strict=True))
+    transposed: dict[str, str] = {}
+    products: dict[str, tuple[_Operand, _Operand]] = {}
+    for node in stage.graph.nodes:
+        source = _source(node, names)
+        if node.target is aten.mm.default:
+            operands = [_source(a, names) for a in node.args]
+            if None not in operands:
+                products[node.name] = tuple(operands)  # type: ignore[assignment]
+        elif source is not None and source[1] and node.name in stage.outputs:
+            transposed[node.name] = source[0]
+    apart = {**transposed, **products}
+    returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
+    if all(node.name == name and name in apart for node, name in zip(returned, stage.outputs, strict=True)):
+        return Apart(transposed, products, None)
     graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in stage.graph.nodes:
-        operands = [_source(a, names) for a in node.args] if node.target is aten.mm.default else [None]
-        if None not in operands:
-            products[node.name] = tuple(operands)  # type: ignore[assignment]
-    for node in stage.graph.nodes:
-        if node.op == "placeholder":
-            copies[node] = graph.node_copy(node)
-    for node in stage.graph.nodes:
-        if node.name in products:
-            copies[node] = graph.placeholder(node.name)
+    copies = {node: graph.node_copy(node) for node in stage.graph.nodes if node.op == "placeholder"}
+    copies |= {node: graph.placeholder(node.name) for node in stage.graph.nodes if node.name in apart}
     for node in stage.graph.nodes:
         if node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.eliminate_dead_code()
-    return Behind(products, Stage(graph, (*stage.inputs, *products), stage.outputs))
+    return Apart(transposed, products, Stage(graph, (*stage.inputs, *apart), stage.outputs))
 
 
 def _source(node: Any, names: Mapping[fx.Node, str]) -> _Operand | None:
+    """The input that a node is, and whether it is transposed."""
     if node in names:
         return names[node], False
-    if node.target in (torch.t, aten.permute.default) and node.args[0] in names:
-        return names[node.args[0]], True
-    return None
+    turned = node.target is torch.t or (node.target is aten.permute.default and node.args[1] == [1, 0])
+    return (names[node.args[0]], True) if turned and node.args[0] in names else None
 
 
-def _operand(values: Mapping[str, Tensor], operand: _Operand) -> Tensor:
-    name, transposed = operand
-    return values[name].t() if transposed else values[name]
+def _folded(values: Mapping[str, Tensor], name: str, by_step: Container[str]) -> Tensor:
+    return values[name].flatten(0, 1) if name in by_step else values[name]
+
+
+def _turned(operand: tuple[Tensor, bool]) -> Tensor:
+    matrix, transposed = operand
+    return matrix.t() if transposed else matrix

@@ -44,6 +44,12 @@ class Stage:
         nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
         return dict(zip(("rows", *self.inputs), nodes, strict=True))
 
+    @property
+    def results(self) -> dict[str, Abstract]:
+        """What the outputs are, by their names."""
+        returned = next(n for n in self.graph.nodes if n.op == "output").args[0]
+        return {name: node.meta["val"] for name, node in zip(self.outputs, returned, strict=True)}  # type: ignore
+
     @functools.cached_property
     def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The stage as a Python function ``(rows, *inputs) -> outputs``."""

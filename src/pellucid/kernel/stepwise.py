@@ -82,7 +82,11 @@ class Stepwise:
         if time == 0:
             return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
         stages = (program.before, program.back_step, program.after)
-        values = before_loop(program, stages, x, parameters, lengths, seed, saved, output_gradient, start)
+        values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages, start)
+        for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
+            values[name] = value if name in program.saved_folded else value.flatten(0, 1)
+        values[program.output_gradient] = real_gradient(output_gradient, lengths).flatten(0, 1)
+        values |= program.before.run(time * batch, values)
         masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
         loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
         order = range(time) if reverse else range(time - 1, -1, -1)
@@ -90,42 +94,32 @@ class Stepwise:
         last, kept = loop.run(order, batch, list(state_gradients), values, masks, wanted, zero_masked=True)
         for name in wanted:
             values[name] = torch.cat(kept[name])
-        of_input, of_parameters = after_loop(program, values, needed, x)
+        values |= after_loop(program, parameters, needed).run(time * batch, values)
+        of_input, of_parameters = gradients(program, values, needed, x)
         return of_input, last, of_parameters
 
 
-def before_loop(
-    program: Program,
-    stages: Sequence[Stage],
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    saved: Sequence[Tensor],
-    output_gradient: Tensor,
-    start: int,
-) -> Values:
-    """Everything that backward's loop and ``stages`` can read, time folded into the rows."""
-    time, batch = x.shape[:2]
-    if lengths is not None:
-        output_gradient = output_gradient.masked_fill(~_mask(time, lengths).unsqueeze(-1), 0)
-    values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages, start)
-    for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
-        values[name] = value if name in program.saved_folded else value.flatten(0, 1)
-    values[program.output_gradient] = output_gradient.flatten(0, 1)
-    return values | program.before.run(time * batch, values)
+def real_gradient(output_gradient: Tensor, lengths: Tensor | None) -> Tensor:
+    """The gradient of the output, 0 at steps that are not real."""
+    if lengths is None:
+        return output_gradient
+    return output_gradient.masked_fill(~_mask(output_gradient.shape[0], lengths).unsqueeze(-1), 0)
 
 
-def after_loop(
-    program: Program, values: Values, needed: Sequence[bool], x: Tensor, run_by: Callable[[Stage], Any] = lambda s: s
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of input and parameters from what backward's loop has left; ``run_by(stage)`` runs the stage."""
+def after_loop(program: Program, parameters: Sequence[Tensor], needed: Sequence[bool]) -> Stage:
+    """What is done behind backward's loop, as far as it is needed."""
     names = (program.input_gradient, *program.parameter_gradients)
     wanted = tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need))
     # The gradient of a parameter that is a transposed view (torch's weights) gets its layout: nobody has to copy it.
-    turned = [n for n, p in zip(names[1:], program.parameters, strict=True) if _is_transposed(values[p])]
-    after = program.after.only(wanted, tuple(turned))
-    results = values | run_by(after).run(x.shape[0] * x.shape[1], values)
+    turned = tuple(n for n, p in zip(names[1:], parameters, strict=True) if _is_transposed(p))
+    return program.after.only(wanted, turned)
+
+
+def gradients(
+    program: Program, results: Values, needed: Sequence[bool], x: Tensor
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of input and parameters, of the values behind the loop."""
+    names = (program.input_gradient, *program.parameter_gradients)
     of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
     return None if of_input is None else of_input.reshape(x.shape), of_parameters
 
@@ -228,8 +222,11 @@ def _shorten(graph: fx.Graph) -> None:
 def fixed_values(program: Program, parameters: Sequence[Tensor], device: torch.device) -> Values:
     """Parameters, constants, and what depends on them alone."""
     values: Values = dict(zip(program.parameters, parameters, strict=True))
-    values |= {name: constant.to(device) for name, constant in program.constants.items()}
-    return values | program.once.run(0, values)
+    for name, constant in program.constants.items():
+        values[name] = constant.to(device)
+    if program.once.outputs:
+        values |= program.once.run(0, values)
+    return values
 
 
 def folded_inputs(program: Program, x: Tensor, seed: Tensor | None, stages: Sequence[Stage], start: int) -> Values:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,17 +25,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-class Threads(ctypes.Structure):
+class Threads(NamedTuple):
     """``struct threads`` of c/call.h."""
 
-    _fields_ = (("count", ctypes.c_int64), ("parallel", ctypes.c_void_p))
+    number: int
+    parallel: int  # the address of GOMP_parallel, 0 for one thread
 
 
 def useful(operations: float) -> Threads:
     """As many threads as repay waking them, at most torch's number."""
-    wanted = 1 if _forked else min(torch.get_num_threads(), int(operations / OPERATIONS_FOR_A_THREAD))
-    parallel = _openmp() if wanted > 1 else None
-    return Threads(wanted, parallel) if parallel else Threads(1, None)
+    wanted = int(operations / OPERATIONS_FOR_A_THREAD)
+    if wanted > 1 and not _forked:
+        wanted = min(wanted, torch.get_num_threads())
+        parallel = _openmp() if wanted > 1 else None
+        if parallel is not None:
+            return Threads(wanted, parallel)
+    return Threads(1, 0)
 
 
 def shared() -> bool:

@@ -172,7 +172,7 @@ class SequenceLayer(torch.nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """All levels and directions; x is (time, batch, features), the inputs side by side."""
         x, states, cast = self._autocast(x, states)
-        further = x[..., self.input_size :]
+        further = x[..., self.input_size :] if x.shape[-1] > self.input_size else None
         last: list[list[Tensor]] = [[] for _ in states]
         recorded: dict[str, list[Tensor]] = {name: [] for name in options.record}
         for level in range(self.num_layers):
@@ -193,10 +193,10 @@ class SequenceLayer(torch.nn.Module):
             if level + 1 < self.num_layers and self.training and self.dropout > 0:
                 draws = random.uniform(x.shape, random.draw_seed(), device=x.device)
                 x = dropping(self.dropout)(x, draws, self.dropout)
-            if level + 1 < self.num_layers and further.shape[-1]:
+            if level + 1 < self.num_layers and further is not None:
                 x = torch.cat([x, further], -1)
         top = {name: torch.stack(values) for name, values in recorded.items()}
-        return x, tuple(torch.stack(entry) for entry in last), top
+        return x, tuple(torch.stack(e) if len(e) > 1 else e[0].unsqueeze(0) for e in last), top
 
     def _direction(
         self,
@@ -236,6 +236,8 @@ class SequenceLayer(torch.nn.Module):
     def _side_by_side(self, x: Tensor, further: Mapping[str, Any], axes: Sequence[str]) -> Tensor:
         """Return all inputs of the formula along the features, the first one first; x has ``axes``."""
         source = self.cell.source
+        if not further and len(source.inputs) == 1:
+            return x
         names = [symbol.name for symbol in source.inputs[1:]]
         missing = [name for name in names if further.get(name) is None]
         unknown = [name for name in further if name not in names]
@@ -316,7 +318,8 @@ class SequenceLayer(torch.nn.Module):
             raise RuntimeError(
                 f"{label(self)}: the input is {shape_text(x.shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
-        dtype = next((p.dtype for p in self.parameters()), x.dtype)
+        first = next(iter(self._parameters.values()), None)
+        dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
         if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
             raise ValueError(
                 f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
