@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from pellucid.kernel.lower import Unsupported, Value, lower
+from pellucid.kernel.lower import lower
 from pellucid.kernel.program import Abstract, Program, Stage
+from pellucid.kernel.values import Unsupported, Value
 
 aten = torch.ops.aten
 HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h")
