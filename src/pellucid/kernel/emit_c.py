@@ -42,15 +42,17 @@ _FUNCTIONS = (
 # How each operation on columns is written.
 ARITHMETIC: dict[str, str] = {
     **{name: f"vec_{name}({{0}})" for name in _FUNCTIONS.split()},
-    **{name: f"vec_{name}({{0}}, {{1}})" for name in ("maximum", "minimum", "atan2", "fmod", "pow")},
+    **{name: f"vec_{name}({{0}}, {{1}})" for name in ("maximum", "minimum", "atan2", "hypot", "fmod", "pow")},
     **{"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}"},
-    **{"neg": "-{0}", "square": "{0} * {0}", "constant": "{0}"},
+    **{"neg": "-{0}", "square": "{0} * {0}", "constant": "{0}", "copysign": "with_sign({0}, {1})"},
     **{"eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}"},
     **{"le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}"},
-    **{"and": "{0} & {1}", "or": "{0} | {1}", "not": "~{0}"},
+    **{"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "~{0}"},
     **{"where": "choose({0}, {1}, {2})", "from_mask": "from_mask({0})"},
 }
-CHEAP = set("add sub mul neg square constant eq ne lt le gt ge and or not where from_mask relu abs".split())
+CHEAP = set(
+    "add sub mul neg square constant eq ne lt le gt ge and or xor not where from_mask relu abs copysign".split()
+)
 # Beside the loop of backward these take what is saved of a step past a row's end, and a gradient of 0: saved zeros do,
 # because all that is made of them is finite.
 POLYNOMIAL = {
@@ -60,6 +62,7 @@ POLYNOMIAL = {
 }
 REDUCTIONS = {
     "sum": ("splat(0)", "add_columns", "sum"),
+    "product": ("splat(1)", "multiply_columns", "multiplied"),
     "largest": ("splat(-INFINITY)", "larger_columns", "largest"),
     "smallest": ("splat(INFINITY)", "smaller_columns", "smallest"),
 }

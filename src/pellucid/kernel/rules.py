@@ -17,7 +17,12 @@ Rule = Callable[..., Any]
 
 
 def _elementwise(operation: str) -> Rule:
-    return lambda low, *operands: low.math(operation, *map(low.real, operands))
+    def rule(low: Lowering, *operands: Any) -> Value:
+        if low.result.dtype == torch.bool and operation in OF_MASKS:
+            return low.math(OF_MASKS[operation], *operands, mask=True)
+        return low.math(operation, *map(low.real, operands))
+
+    return rule
 
 
 def _comparison(operation: str) -> Rule:
@@ -25,8 +30,16 @@ def _comparison(operation: str) -> Rule:
 
 
 def _logical(operation: str) -> Rule:
+    return lambda low, *operands: low.math(operation, *(_truth(low, o) for o in operands), mask=True)
+
+
+def _truth(low: Lowering, x: Value) -> Value:
+    return x if x.mask else low.math("ne", x, 0.0, name="truth", mask=True)
+
+
+def _bitwise(operation: str) -> Rule:
     def rule(low: Lowering, *operands: Any) -> Value:
-        if not all(isinstance(o, Value) and o.mask for o in operands):
+        if low.result.dtype != torch.bool:
             raise Unsupported(f"{low.node.target} of numbers")
         return low.math(operation, *operands, mask=True)
 
@@ -35,6 +48,8 @@ def _logical(operation: str) -> Rule:
 
 def _scaled(operation: str) -> Rule:
     def rule(low: Lowering, a: Any, b: Any, alpha: float = 1) -> Value:
+        if low.result.dtype == torch.bool:  # torch has no difference of two
+            return low.math("or", a, b, mask=True)
         a, b = low.real(a), low.real(b)
         return low.math(operation, a, b if alpha == 1 else low.math("mul", b, alpha, name="scaled"))
 
@@ -42,10 +57,38 @@ def _scaled(operation: str) -> Rule:
 
 
 def _divide(low: Lowering, a: Any, b: Any, rounding_mode: str | None = None) -> Value:
-    if rounding_mode is not None:
-        quotient = low.math("div", low.real(a), low.real(b), name="quotient")
-        return low.math(rounding_mode, quotient)
-    return low.math("div", low.real(a), low.real(b))
+    a, b = low.real(a), low.real(b)
+    if rounding_mode is None:
+        return low.math("div", a, b)
+    quotient = low.math("div", a, b, name="quotient")
+    return low.math("trunc", quotient) if rounding_mode == "trunc" else _floor_divided(low, a, b, quotient)
+
+
+def _floor_divided(low: Lowering, a: Any, b: Any, quotient: Value) -> Value:
+    """What is floor(a / b) but where a / b rounds up to a whole number: by the remainder, as in torch."""
+    rest, other_sign = _truncated_rest(low, a, b)
+    whole = low.math("div", low.math("sub", a, rest, name="multiple"), b, name="whole")
+    whole = low.math("where", other_sign, low.math("sub", whole, 1.0, name="below"), whole, name="whole_below")
+    floor = low.math("floor", whole, name="floor")
+    far = low.math("gt", low.math("sub", whole, floor, name="fraction"), 0.5, name="far", mask=True)
+    floor = low.math("where", far, low.math("add", floor, 1.0, name="above"), floor, name="nearest")
+    zero = low.math("copysign", 0.0, quotient, name="zero")
+    signed = low.math("where", low.math("ne", whole, 0.0, name="some", mask=True), floor, zero, name="signed")
+    return low.math("where", low.math("eq", b, 0.0, name="by_zero", mask=True), quotient, signed)
+
+
+def _remainder(low: Lowering, a: Any, b: Any) -> Value:
+    a, b = low.real(a), low.real(b)
+    rest, other_sign = _truncated_rest(low, a, b)
+    return low.math("where", other_sign, low.math("add", rest, b, name="shifted"), rest)
+
+
+def _truncated_rest(low: Lowering, a: Any, b: Any) -> tuple[Value, Value]:
+    """The rest of a division towards zero, and whether it is one of another sign than the divisor."""
+    rest = low.math("fmod", a, b, name="rest")
+    signs = (low.math("lt", x, 0.0, name="negative", mask=True) for x in (b, rest))
+    some = low.math("ne", rest, 0.0, name="some_rest", mask=True)
+    return rest, low.math("and", some, low.math("xor", *signs, name="signs", mask=True), name="other_sign", mask=True)
 
 
 def _where(low: Lowering, mask: Value, a: Any, b: Any) -> Value:
@@ -59,6 +102,19 @@ def _clamp(low: Lowering, x: Value, low_end: Any = None, high_end: Any = None, *
     if low_end is not None:
         x = low.math("maximum", x, low_end, name="floor")
     return x if high_end is None else low.math("minimum", x, high_end)
+
+
+def _without_nan(comparison: str) -> Rule:
+    def rule(low: Lowering, a: Value, b: Value) -> Value:
+        unknown = low.math("ne", b, b, name="unknown", mask=True)
+        first = low.math("or", low.math(comparison, a, b, name="beyond", mask=True), unknown, name="first", mask=True)
+        return low.math("where", first, a, b)
+
+    return rule
+
+
+def _is_infinite(low: Lowering, x: Value) -> Value:
+    return low.math("eq", low.math("abs", low.real(x), name="magnitude"), math.inf, mask=True)
 
 
 def _power(low: Lowering, x: Any, exponent: Any) -> Value:
@@ -160,6 +216,12 @@ def _expand(low: Lowering, x: Any, *_: Any, **__: Any) -> Value:
     return low.spread(x, width_of(low.result))
 
 
+def _permute(low: Lowering, x: Value, axes: list[int]) -> Value:
+    if [axis % len(axes) for axis in axes] != list(range(len(axes))):
+        raise Unsupported(f"{low.node.target} to {axes}")
+    return x
+
+
 def _reshape(low: Lowering, x: Value, *_: Any) -> Value:
     if isinstance(low.result, Abstract) and low.result.rows:
         if x.width == width_of(low.result):
@@ -185,6 +247,11 @@ def _reduction(operation: str) -> Rule:
     return rule
 
 
+def _any(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    _over_columns(low, x, dim)
+    return low.math("gt", low.reduce("largest", _truth(low, x), "largest"), 0.0, mask=True)
+
+
 def _mean(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     _over_columns(low, x, dim)
     return low.mean(low.real(x), "mean")
@@ -204,9 +271,14 @@ def _variance(low: Lowering, x: Value, dim: Any = None, correction: float | None
 
 def _norm(low: Lowering, x: Value, order: float = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     _over_columns(low, x, dim)
-    if order != 2:
-        raise Unsupported(f"{low.node.target} of order {order}")
-    return low.math("sqrt", low.reduce("sum", low.math("square", x, name="square"), "squares"))
+    if order == 2:
+        return low.math("sqrt", low.reduce("sum", low.math("square", x, name="square"), "squares"))
+    magnitude = low.math("abs", x, name="magnitude")
+    if order == 1:
+        return low.reduce("sum", magnitude)
+    if math.isinf(order):
+        return low.reduce("largest" if order > 0 else "smallest", magnitude)
+    raise Unsupported(f"{low.node.target} of order {order}")
 
 
 def _layer_norm(low: Lowering, x: Value, shape: list[int], weight: Any, bias: Any, eps: float) -> list[Value]:
@@ -257,6 +329,26 @@ def _softmax_backward(logarithm: bool) -> Rule:
     return rule
 
 
+def _elu(low: Lowering, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    curve = low.math("expm1", _times(low, x, input_scale, "input"), name="curve")
+    below, above = _times(low, curve, alpha * scale, "below"), _times(low, x, scale, "above")
+    return low.math("where", low.math("gt", x, 0.0, name="positive", mask=True), above, below)
+
+
+def _leaky_relu(low: Lowering, x: Value, slope: float = 0.01) -> Value:
+    below = low.math("mul", x, slope, name="below")
+    return low.math("where", low.math("gt", x, 0.0, name="positive", mask=True), x, below)
+
+
+def _shrink_backward(low: Lowering, gradient: Value, x: Value, bound: float) -> Value:
+    ends = low.math("ge", x, -bound, name="above", mask=True), low.math("le", x, bound, name="below", mask=True)
+    return low.math("where", low.math("and", *ends, name="within", mask=True), 0.0, gradient)
+
+
+def _times(low: Lowering, x: Value, factor: float, name: str) -> Value:
+    return x if factor == 1 else low.math("mul", x, factor, name=name)
+
+
 def _softplus(low: Lowering, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     if beta != 1:
         scaled = low.math("mul", x, beta, name="scaled")
@@ -305,20 +397,23 @@ def _product(low: Lowering, a: fx.Node, matrix: fx.Node, name: str = "") -> Valu
 
 
 def _added_product(low: Lowering, bias: fx.Node, a: fx.Node, matrix: fx.Node, beta: float = 1, alpha: float = 1) -> Any:
-    if beta != 1 or alpha != 1:
-        raise Unsupported(f"{low.node.target} with beta or alpha")
-    return low.math("add", low.value(bias), _product(low, a, matrix, "product"))
+    product = _times(low, _product(low, a, matrix, "product"), alpha, "scaled")
+    if beta == 0:  # then nothing of the bias counts, not even NaN
+        return product
+    return low.math("add", _times(low, low.value(bias), beta, "bias"), product)
 
 
 _UNARY = (
     "neg abs exp expm1 log log1p log2 log10 exp2 tanh sigmoid relu erf erfc sqrt rsqrt reciprocal sin cos tan asin "
-    "acos atan sinh cosh asinh acosh atanh floor ceil round trunc sign square"
+    "acos atan sinh cosh asinh acosh atanh floor ceil round trunc sign square "
 )
+_BINARY = "maximum minimum atan2 hypot"
 _COMPARISONS = "eq ne lt le gt ge"
+OF_MASKS = {"mul": "and", "maximum": "or", "minimum": "and"}
 WITH_MATRIX = {aten.mm.default, aten.addmm.default}
 
 OPERATIONS: dict[Any, Rule] = {
-    **{getattr(aten, name).default: _elementwise(name) for name in _UNARY.split()},
+    **{getattr(aten, name).default: _elementwise(name) for name in (_UNARY + _BINARY).split()},
     **{
         getattr(getattr(aten, name), o): _comparison(name)
         for name in _COMPARISONS.split()
@@ -328,21 +423,29 @@ OPERATIONS: dict[Any, Rule] = {
     **{aten.add.Scalar: _scaled("add"), aten.sub.Scalar: _scaled("sub")},
     **{aten.mul.Tensor: _elementwise("mul"), aten.mul.Scalar: _elementwise("mul")},
     **{aten.div.Tensor: _divide, aten.div.Scalar: _divide, aten.div.Tensor_mode: _divide},
-    **{aten.maximum.default: _elementwise("maximum"), aten.minimum.default: _elementwise("minimum")},
-    **{aten.atan2.default: _elementwise("atan2"), aten.fmod.Tensor: _elementwise("fmod")},
-    **{aten.fmod.Scalar: _elementwise("fmod")},
+    **{aten.fmod.Tensor: _elementwise("fmod"), aten.fmod.Scalar: _elementwise("fmod")},
+    **{aten.remainder.Tensor: _remainder, aten.remainder.Scalar: _remainder},
+    **{aten.copysign.Tensor: _elementwise("copysign"), aten.copysign.Scalar: _elementwise("copysign")},
+    **{aten.fmax.default: _without_nan("gt"), aten.fmin.default: _without_nan("lt")},
+    **{aten.isnan.default: lambda low, x: low.math("ne", low.real(x), low.real(x), mask=True)},
+    aten.isinf.default: _is_infinite,
     **{aten.pow.Tensor_Scalar: _power, aten.pow.Tensor_Tensor: _power, aten.pow.Scalar: _power},
-    **{aten.logical_and.default: _logical("and"), aten.bitwise_and.Tensor: _logical("and")},
-    **{aten.logical_or.default: _logical("or"), aten.bitwise_or.Tensor: _logical("or")},
-    **{aten.logical_not.default: _logical("not"), aten.bitwise_not.default: _logical("not")},
+    **{getattr(aten, f"logical_{name}").default: _logical(name) for name in ("and", "or", "xor", "not")},
+    **{getattr(aten, f"bitwise_{name}").Tensor: _bitwise(name) for name in ("and", "or", "xor")},
+    aten.bitwise_not.default: _bitwise("not"),
     aten.where.self: _where,
     aten.clamp.default: _clamp,
     aten.clamp.Tensor: _clamp,
     aten.clamp_min.default: lambda low, x, end: _clamp(low, x, end),
     aten.clamp_max.default: lambda low, x, end: _clamp(low, x, None, end),
+    **{aten.clamp_min.Tensor: _elementwise("maximum"), aten.clamp_max.Tensor: _elementwise("minimum")},
+    aten.hardtanh.default: lambda low, x, low_end=-1, high_end=1: _clamp(low, x, low_end, high_end),
+    **{aten.elu.default: _elu, aten.leaky_relu.default: _leaky_relu},
+    **{aten.hardshrink_backward.default: _shrink_backward, aten.softshrink_backward.default: _shrink_backward},
     aten._to_copy.default: _copy,
     **dict.fromkeys((aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default), _same),
     **{aten.full.default: _filled(None), aten.full_like.default: _filled(None), aten.zeros.default: _filled(0)},
+    **{aten.empty_permuted.default: _filled(0), aten.empty_like.default: _filled(0)},
     **{aten.zeros_like.default: _filled(0), aten.ones_like.default: _filled(1), aten.new_zeros.default: _filled(0)},
     aten.scalar_tensor.default: lambda low, number, **_: low.constant(number, 1),
     aten.split_with_sizes.default: _split,
@@ -354,10 +457,12 @@ OPERATIONS: dict[Any, Rule] = {
     aten.select_scatter.default: _select_scatter,
     aten.repeat.default: _repeat,
     aten.expand.default: _expand,
+    aten.permute.default: _permute,
     **dict.fromkeys((aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default), _reshape),
     **dict.fromkeys((aten.squeeze.dim, aten.squeeze.dims, aten.reshape.default), _reshape),
     **{aten.sum.dim_IntList: _reduction("sum"), aten.mean.dim: _mean, aten.var.correction: _variance},
     **{aten.amax.default: _reduction("largest"), aten.amin.default: _reduction("smallest")},
+    **{aten.prod.dim_int: _reduction("product"), aten.any.dim: _any},
     aten.linalg_vector_norm.default: _norm,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,

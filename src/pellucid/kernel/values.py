@@ -22,7 +22,7 @@ class Value:
     ``kind`` is "memory" (an input of the stage), "draws" (random numbers of a site), "math" (``operation`` column by
     column on ``operands``, values or numbers), "slice" (of one operand, from ``start``), "cat" (of the operands),
     "spread" (one column repeated), "product" (the operand times the matrix ``operation``), "reduce" (``operation``,
-    "sum", "largest" or "smallest", over the columns) or "total" (the sum over all rows of all steps).
+    "sum", "product", "largest" or "smallest", over the columns) or "total" (the sum over all rows of all steps).
     """
 
     kind: str
