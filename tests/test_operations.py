@@ -123,3 +123,32 @@ def groups(pieces):
 @pytest.mark.parametrize("pieces", groups(COLUMNS) + groups(ROWS))
 def test_operation(pieces, width, dtype):
     compare(pieces, width, dtype, *numbers(width, pieces[0] in ROWS))
+
+
+COMPARED = [
+    "({m} + b).amax(-1, keepdim=True) * m",
+    "({m} + b)[:, 1:].amin(-1, keepdim=True) * m",
+    "F.normalize({m} + b, math.inf, -1) * m",
+    "torch.where((z := {m} + b) == z.amax(-1, keepdim=True), m, h)",
+    "torch.where((z := ({m} + b).abs()) == z.amax(-1, keepdim=True), m.sigmoid(), h)",
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("piece", COMPARED)
+def test_a_maximum_is_found_again(monkeypatch, piece, dtype):
+    """Also where a compiler rounds a product in one sweep, adds to it unrounded in another, or 16 bits are stored."""
+    monkeypatch.setenv("PELLUCID_CFLAGS", "-O2")
+    space = {"torch": torch, "F": F, "math": math}
+    exec(f"def compared(x, h, *, g: 'hidden', b: 'hidden'):\n    return x + {piece.format(m='(m := h * g)')}", space)
+    layer = pellucid.cell(space["compared"])(47, 47, dtype=dtype)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(47))
+    x, h = torch.randn(2, 30, 47).to(dtype)
+    expected, found = (results(layer, x, h, backend) for backend in ("naive", "c"))
+    for name, value in found.items():
+        assert value.isfinite().all()
+        if dtype != torch.bfloat16:  # where torch itself rounds what it takes the maximum of
+            torch.testing.assert_close(value, expected[name])

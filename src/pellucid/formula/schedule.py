@@ -28,6 +28,7 @@ MOVES = {
     *(aten.split_with_sizes.default, aten.slice.Tensor, aten.select.int, aten.cat.default, aten.expand.default),
     *(aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.clone.default),
 }
+EQUALITIES = {aten.eq.Tensor, aten.ne.Tensor}
 CHEAP = {
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.relu.default, aten.where.self, *MOVES),
     *(aten.le.Scalar, aten.lt.Scalar, aten.ge.Scalar, aten.gt.Scalar, aten.eq.Scalar, aten.ne.Scalar),
@@ -324,8 +325,13 @@ class _Scheduler:
                     loop |= {node, *needed}
 
     def _computed_again(self, forward: set[fx.Node], backward: set[fx.Node], loop: set[fx.Node]) -> set[fx.Node]:
-        """What backward computes again instead of reading it: one cheap operation on what is saved anyway."""
+        """What backward computes again instead of reading it: one cheap operation on what is saved anyway.
+
+        Not what it compares with another number of forward, a maximum with what it is the maximum of: computed again,
+        or not rounded to be saved, one of the two may be another in its last bit.
+        """
         needed = {n for n in forward if any(user in backward for user in n.users)}
+        compared = self._compared(backward)
         again: set[fx.Node] = set()
 
         def there(node: fx.Node) -> bool:
@@ -339,11 +345,23 @@ class _Scheduler:
                 parts = [node, *(a for a in node.all_input_nodes if node.target is operator.getitem)]
                 inputs = [a for n in parts for a in n.all_input_nodes if a not in parts]
                 only_loop = all(user in loop for user in node.users if user in backward)
-                again_there = self._fits(node) and all(map(there, inputs))
+                again_there = node not in compared and self._fits(node) and all(map(there, inputs))
                 if only_loop and parts[-1].target in CHEAP and again_there:
                     needed.discard(node)
                     again.update(parts)
         return again
+
+    def _compared(self, members: set[fx.Node]) -> set[fx.Node]:
+        """What is compared for being equal, or what members and moves make that of."""
+        found: set[fx.Node] = set()
+        todo = [a for n in members if n.target in EQUALITIES for a in n.all_input_nodes]
+        while todo:
+            node = todo.pop()
+            if node in members or node.target in MOVES or node.target is operator.getitem:
+                todo.extend(node.all_input_nodes)
+            else:
+                found.add(node)
+        return found
 
     def _features(self, node: fx.Node) -> tuple[int, ...]:
         """How many rows the value has for a row of the batch, and its other axes."""

@@ -215,6 +215,7 @@ class _Function:
         written = (f"{n} to" for n in (*outputs, *totals))
         self.buffers = (*self.loop.inputs, *states, *written, "output", *matrices)
         self.identifiers = {_c(n) for n in self.lowered.names}
+        self.compared = _compared(self.lowered.outputs.values())
         self.levels: dict[Value, Level] = {}
         self.places: dict[Value, _Place] = {}  # where a value can be read
         self.targets: dict[Value, list[_Place]] = defaultdict(list)  # where it is written
@@ -363,10 +364,13 @@ class _Function:
                 self._visit(operand, level)
 
     def _cost(self, value: Value) -> int:
-        """Operations that compute a value from what is in memory; more than any limit where one is dear."""
+        """Operations that compute a value from what is in memory; more than any limit where one is dear.
+
+        So is what is compared for being equal: one of two sweeps may round a product before it is added to.
+        """
         if value.kind in ("memory", "draws", "product", "reduce") or value in self.targets:
             return 0
-        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP else 100
+        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in self.compared else 100
         return own + sum(map(self._cost, value.values))
 
     def _in_memory(self, value: Value, start: int = 0) -> tuple[str, str] | None:
@@ -785,6 +789,23 @@ class _Function:
         scope.taken.add(name)
         scope.own.add(name)
         return name
+
+
+def _compared(outputs: Iterable[Value]) -> set[Value]:
+    """What is compared for being equal to another value, and what that is a part of or the magnitude of."""
+    found: set[Value] = set()
+    seen: set[Value] = set()
+    todo = [(value, False) for value in outputs]
+    while todo:
+        value, compared = todo.pop()
+        if compared:
+            found.add(value)
+        inner = compared and (value.kind in ("slice", "cat", "spread") or value.operation in ("abs", "neg"))
+        inner = inner or (value.operation in ("eq", "ne") and len(set(value.values)) == 2)
+        if inner or value not in seen:
+            seen.add(value)
+            todo += [(operand, inner) for operand in value.values]
+    return found
 
 
 def _even(pieces: list[tuple[Value, Any, int, int]]) -> list[tuple[Value, Any, int, int]]:
