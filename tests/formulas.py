@@ -288,6 +288,7 @@ FURTHER = [
     "torch.erf({}) + ({}).detach()",
     "torch.masked_fill({}, h > 0, 0.0)",
     "h * torch.tensor(2.0, dtype=h.dtype) + torch.outer(g, b).sum() * ({})",
+    "({} @ g).tanh().unsqueeze(-1) * h + torch.mv({}, b).unsqueeze(-1)",
 ]
 NO_KERNEL = [  # in the formula or in its gradient
     "torch.cumsum({}, -1)",

@@ -147,8 +147,8 @@ class _Loop:
     def buffers(self, time: int, batch: int) -> dict[str, Tensor]:
         """Memory for the outputs."""
         return {
-            name: memory.empty((time, batch, width), getattr(torch, storage))
-            for name, (width, storage) in self.layout.outputs.items()
+            name: memory.empty((time, batch, *axes), getattr(torch, storage))
+            for name, (axes, storage) in self.layout.outputs.items()
         }
 
     def run(

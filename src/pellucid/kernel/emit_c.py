@@ -82,7 +82,7 @@ class Loop:
     inputs: tuple[str, ...]  # contiguous; (time · batch, width), or of one row
     states: tuple[str, ...]  # each a buffer of slots (batch, width), and how many slots there are
     state_storage: str
-    outputs: Mapping[str, tuple[int, str]]  # (time · batch, width), without the new states: width and storage
+    outputs: Mapping[str, tuple[tuple[int, ...], str]]  # without the new states: axes after time and batch, storage
     totals: Mapping[str, Abstract]  # sums over all rows: (parts, width) of real numbers, added to what is there
     ahead: int  # columns of what is computed for a chunk of steps at once
     output_is_state: int | None  # the state that is the output too; its buffer may be NULL
@@ -191,7 +191,7 @@ class _Function:
         self.lowered = lower(stage, program.draws)
         self.storage = {n: _storage(p.meta["val"].dtype) for n, p in stage.placeholders.items() if n != "rows"}
         returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
-        results = {n: _storage(r.meta["val"].dtype) for n, r in zip(stage.outputs, returned, strict=True)}
+        results = {n: r.meta["val"] for n, r in zip(stage.outputs, returned, strict=True)}
         memory = {n: v for n, v in self.lowered.inputs.items() if v.kind == "memory"}
         totals = {n: v for n, v in self.lowered.outputs.items() if v.kind == "total"}
         outputs = {
@@ -204,8 +204,11 @@ class _Function:
             inputs=tuple(n for n in memory if n not in states),
             states=states,
             state_storage=storage,
-            outputs={n: (v.width, results[n]) for n, v in outputs.items()},
-            totals={n: r.meta["val"] for n, r in zip(stage.outputs, returned, strict=True) if n in totals},
+            outputs={
+                n: (results[n].shape[1:] if results[n].rows else (v.width,), _storage(results[n].dtype))
+                for n, v in outputs.items()
+            },
+            totals={n: results[n] for n in totals},
             ahead=0,
             output_is_state=new_states.index(output) if output in new_states else None,
             operations=sum(2 * depth * width for depth, width in self.lowered.matrices.values())
