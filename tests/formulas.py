@@ -111,6 +111,12 @@ def counter(x, h, n, *, U, a: "hidden hidden"):
 
 
 @pellucid.cell
+def indexed(x, h, *, U, W, V, g: "hidden"):
+    z = torch.einsum("bi,ij->bj", x, U) + torch.einsum("...i,ji", h, W)
+    return torch.tanh(z) * torch.einsum("ij,bi,bj->b", V, h, g * z).unsqueeze(-1)
+
+
+@pellucid.cell
 def multi_head(x, h, *, U: "input 4*width", W: "4*width hidden"):
     heads = (x @ U).unflatten(-1, (4, -1))
     mixed = torch.softmax(heads, 1) * heads
@@ -136,6 +142,7 @@ WORKING = [
     (no_recurrence, {}),
     (counter, {}),
     (unparameterised, {}),
+    (indexed, {}),
     (multi_head, {"width": 2}),
 ]
 
@@ -213,6 +220,14 @@ def open_state(x, h, c, *, U):
     return h + c[:, 1:].sum(-1, keepdim=True) + x @ U, c
 
 
+def einsum_over_the_batch(x, h, *, U, W):
+    return x @ U + torch.einsum("bi,bj,jk->bk", h, h, W) + torch.einsum("bi,ij->j", h, W)
+
+
+def einsum_disagrees(x, h, *, U, W):
+    return torch.einsum("bi,ij->bj", x, U) + torch.einsum("bi,ij->bj", h, W) + torch.einsum("bi,ij->bj", x, W)
+
+
 # function, extra sizes, words of the message, the part of the line under which the carets stand
 BROKEN = [
     (unknown_name, {}, ("'V' is not defined",), "V"),
@@ -228,6 +243,8 @@ BROKEN = [
     (in_place, {}, ("in place", "c = c + i * g"), "h += x @ U"),
     (in_place_method, {}, ("in place", "use add"), "(x @ U).add_(h @ W)"),
     (too_many_indices, {}, ("2 indices into 1×4, which has 1 axes",), "b[:, 1:]"),
+    (einsum_over_the_batch, {}, ("samples would be mixed", "bi,ij->j"), 'torch.einsum("bi,ij->j", h, W)'),
+    (einsum_disagrees, {}, ("input 3 against hidden 4",), 'torch.einsum("bi,ij->bj", x, W)'),
     (open_state, {}, ("still open", 'c: "hidden"'), "c[:, 1:]"),
     (uneven_chunk, {}, ("1×5 cannot be split into 2 equal parts",), "(x @ U).chunk(2, -1)"),
 ]
@@ -288,6 +305,13 @@ FURTHER = [
     "torch.erf({}) + ({}).detach()",
     "torch.masked_fill({}, h > 0, 0.0)",
     "h * torch.tensor(2.0, dtype=h.dtype) + torch.outer(g, b).sum() * ({})",
+    "({} @ g).tanh().unsqueeze(-1) * h + torch.mv({}, b).unsqueeze(-1)",
+    "torch.matmul({}, W) + F.linear({}, W) + torch.addmm(h, {}, W, beta=0.5, alpha=2.0)",
+    "torch.einsum('bi,ij->bj', {}, W) + torch.einsum('ij,bi', W, {})",
+    "torch.einsum('...i,ji,...j->...', {}, W, h).unsqueeze(-1) * torch.einsum('bi, i -> bi', {}, g)",
+    "torch.einsum('bi,bi,ij->bj', {}, h, W) + torch.einsum('bi,i->b', {}, g).unsqueeze(-1)",
+    "torch.einsum('ij,jk,bi->bk', W, W, {}) + torch.tensordot({}, W, dims=1) + torch.inner({}, W)",
+    "({}).norm(1, -1, True) + h",
 ]
 NO_KERNEL = [  # in the formula or in its gradient
     "torch.cumsum({}, -1)",

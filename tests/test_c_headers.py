@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 POLYNOMIALS = "exp expm1 log log1p tanh sigmoid softplus erf".split()
 EXACT = "sqrt rsqrt reciprocal abs floor ceil round trunc sign relu".split()
 LIBRARY = "sin cos tan asin acos atan sinh cosh asinh acosh atanh exp2 log2 log10 erfc".split()
-OF_TWO = "maximum minimum pow fmod atan2".split()
+OF_TWO = "maximum minimum pow fmod atan2 hypot".split()
+REDUCTIONS = "sum multiplied largest smallest".split()
 STORAGE = {
     "float32": ("float", torch.float32),
     "float64": ("double", torch.float64),
@@ -94,7 +95,7 @@ int lanes(void) { return LANES; }
     for (int64_t i = 0; i < count; i++)                                                                                \
       write_##type(p + i, x[i]);                                                                                      \
   }
-REDUCTION(sum) REDUCTION(largest) REDUCTION(smallest)
+REDUCTION(sum) REDUCTION(multiplied) REDUCTION(largest) REDUCTION(smallest)
 
 // y: a mask's numbers, and p, q: the mask stored again and chosen between 2 and 3.
 void run_bool(const uint8_t *p, uint8_t *q, real *y, real *chosen, int count)
@@ -193,7 +194,7 @@ class Driver:
         self.library = library
         self.lanes: int = library.lanes()
         self.dtype = np.dtype(np.float64 if double else np.float32)
-        for name in ("sum", "largest", "smallest"):
+        for name in REDUCTIONS:
             getattr(library, f"run_{name}").restype = ctypes.c_double if double else ctypes.c_float
 
     def run(self, name: str, *arguments: np.ndarray | int) -> float:
@@ -369,6 +370,7 @@ def test_reductions(driver: Driver) -> None:
     lanes = driver.lanes
     x = np.random.default_rng(3).permutation(lanes).astype(driver.dtype) - 3
     assert [driver.run(name, x) for name in ("sum", "largest", "smallest")] == [x.sum(), x.max(), x.min()]
+    assert driver.run("multiplied", 2**x) == 2 ** x.sum()
     for i in range(lanes):
         y = x.copy()
         y[i] = 100
@@ -376,7 +378,7 @@ def test_reductions(driver: Driver) -> None:
         y[i] = -100
         assert driver.run("smallest", y) == -100
         y[i] = np.nan
-        assert all(math.isnan(driver.run(name, y)) for name in ("sum", "largest", "smallest"))
+        assert all(math.isnan(driver.run(name, y)) for name in REDUCTIONS)
 
 
 def patterns(dtype: torch.dtype, real: np.dtype) -> torch.Tensor:

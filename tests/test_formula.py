@@ -6,11 +6,14 @@ import operator
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import fx
 
 import formulas
 import pellucid
 from pellucid.formula.capture import DependsOnRows, capture
+from pellucid.formula.einsum import einsum, parse
 from pellucid.formula.shapes import solve
 from pellucid.formula.source import read
 from pellucid.kernel import registry
@@ -42,6 +45,7 @@ def test_the_articles_example():
         (formulas.read_out, {"classes": 5}, {"U": (3, 4), "W": (4, 4), "V": (4, 5), "d": (5,)}),
         (formulas.noisy, {}, {"U": (3, 8), "W": (4, 8), "b": (8,)}),
         (formulas.concatenated, {}, {"W": (7, 8), "b": (8,)}),
+        (formulas.indexed, {}, {"U": (3, 4), "W": (4, 4), "V": (4, 4), "g": (4,)}),
         (formulas.counter, {}, {"U": (3, 4), "a": (4, 4)}),
         (cells.lstm, {}, {"U": (3, 16), "W": (4, 16), "b": (16,)}),
         (cells.gru, {}, {"U": (3, 12), "W": (4, 12), "b": (12,), "c": (12,)}),
@@ -208,6 +212,56 @@ def test_a_number_is_known_only_of_what_comes_from_outside():
     assert [n.args[1] for n in graph.nodes if n.target is torch.ops.aten.mul.Tensor] == [9.0]
     with pytest.raises(RuntimeError, match=r"asks for a number.*torch\.where"):
         captured(lambda x: (x * (x * scale[0]).sum().item(),))
+
+
+def assert_einsum(equation, *terms):
+    operands = [torch.randn([2 + "bijk".index(axis) for axis in term], dtype=torch.float64) for term in terms]
+    torch.testing.assert_close(einsum(equation, *operands), torch.einsum(equation, *operands))
+
+
+axes = st.permutations("bijk").flatmap(lambda order: st.integers(0, 3).map(lambda count: order[:count]))
+
+
+@settings(max_examples=200)
+@given(terms=st.lists(axes, min_size=1, max_size=4), result=st.none() | axes)
+def test_einsum_is_that_of_torch(terms, result):
+    known = {letter for term in terms for letter in term}
+    equation = ",".join("".join(term) for term in terms)
+    if result is not None:
+        equation += "->" + "".join(letter for letter in result if letter in known)
+    assert_einsum(equation, *terms)
+
+
+@pytest.mark.parametrize(
+    ("equation", "terms"),
+    [
+        ("...i,ij->...j", ["bi", "ij"]),
+        ("...i,ij", ["bki", "ij"]),
+        ("...,...", ["bi", "i"]),
+        ("b...,b->b...", ["bik", "b"]),
+        ("i...->...", ["ib"]),
+        ("Bi , iJ -> B J", ["bi", "ij"]),
+        ("ii->i", ["kk"]),
+    ],
+)
+def test_einsum_takes_ellipses_blanks_and_diagonals(equation, terms):
+    assert_einsum(equation, *terms)
+
+
+@pytest.mark.parametrize(
+    ("equation", "axes"),
+    [
+        ("bi,ij", [2]),
+        ("bi,ij->bk", [2, 2]),
+        ("bii->b", [3]),
+        ("bi->b", [3]),
+        ("b1->b", [2]),
+        ([0, 1], [2]),
+        ("b...i", [1]),
+    ],
+)
+def test_an_einsum_that_is_torchs_own_affair(equation, axes):
+    assert parse(equation, axes) is None
 
 
 def test_source_keeps_names_lines_and_place():

@@ -15,6 +15,7 @@ from torch._decomp import _core_aten_decompositions_post_autograd
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
 from pellucid.formula.capture import Decompositions, DependsOnRows, capture
+from pellucid.formula.einsum import RowsFirst
 from pellucid.formula.shapes import Solution, split_result
 from pellucid.formula.source import Source
 
@@ -168,7 +169,8 @@ class _Tracing:
     def run(self, values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Run the author's function once; return output and new states."""
         inputs = apart(values[0], self.solution.input_sizes(self.source))
-        output, states = step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
+        with RowsFirst():
+            output, states = step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
         return (output, *states)
 
     def values(self, rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:

@@ -24,10 +24,13 @@ from pellucid.kernel.program import Abstract, Program, Stage
 ONCE, INPUT, STEP = range(3)
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default}  # of all steps at once they run at the machine's full rate
-CHEAP = {
-    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.relu.default, aten.where.self),
+MOVES = {
     *(aten.split_with_sizes.default, aten.slice.Tensor, aten.select.int, aten.cat.default, aten.expand.default),
     *(aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.clone.default),
+}
+EQUALITIES = {aten.eq.Tensor, aten.ne.Tensor}
+CHEAP = {
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.relu.default, aten.where.self, *MOVES),
     *(aten.le.Scalar, aten.lt.Scalar, aten.ge.Scalar, aten.gt.Scalar, aten.eq.Scalar, aten.ne.Scalar),
 }
 
@@ -277,16 +280,18 @@ class _Scheduler:
 
     # -- the fused loop -------------------------------------------------------------------------------------------
 
-    def _fits(self, node: fx.Node, products: bool = False) -> bool:
+    def _fits(self, node: fx.Node, products: bool = False, within: Iterable[fx.Node] = ()) -> bool:
         """Whether a value of all steps can as well be computed step by step inside a fused loop.
 
-        Forward's products can, for the loop takes them a chunk of steps at a time, which stays in cache.
+        Forward's products can, for the loop takes them a chunk of steps at a time, which stays in cache. Whole numbers,
+        which no loop stores, can if only what is ``within`` reads them.
         """
         value = node.meta.get("val")
         tensors = [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, Abstract)]
         outside = self.kind[node] == ONCE or (node.target in PRODUCTS and not products)
-        stored = all(t.rows and (t.dtype.is_floating_point or t.dtype == torch.bool) for t in tensors)
-        return not outside and stored and lowerable(node)
+        whole = any(not t.dtype.is_floating_point and t.dtype != torch.bool for t in tensors)
+        there = all(t.rows for t in tensors) and (not whole or set(node.users) <= set(within))
+        return not outside and there and lowerable(node)
 
     def _move_into_loop(
         self, stage: set[fx.Node], loop: set[fx.Node], read_after: Iterable[fx.Node] = (), products: bool = False
@@ -295,7 +300,8 @@ class _Scheduler:
 
         What is ``read_after`` the loop stays: at steps that are not real the loop leaves zeros, right for gradients.
         """
-        stay = {*read_after} | {n for n in stage if not self._fits(n, products)}
+        within = stage | loop
+        stay = {*read_after} | {n for n in stage if not self._fits(n, products, within)}
         moved = stage - self._ancestors(stay)
         moved -= {n for n in moved if n.target is operator.getitem and n.args[0] not in moved}  # a part, not the tuple
         stage -= moved
@@ -319,8 +325,13 @@ class _Scheduler:
                     loop |= {node, *needed}
 
     def _computed_again(self, forward: set[fx.Node], backward: set[fx.Node], loop: set[fx.Node]) -> set[fx.Node]:
-        """What backward computes again instead of reading it: one cheap operation on what is saved anyway."""
+        """What backward computes again instead of reading it: one cheap operation on what is saved anyway.
+
+        Not what it compares with another number of forward, a maximum with what it is the maximum of: computed again,
+        or not rounded to be saved, one of the two may be another in its last bit.
+        """
         needed = {n for n in forward if any(user in backward for user in n.users)}
+        compared = self._compared(backward)
         again: set[fx.Node] = set()
 
         def there(node: fx.Node) -> bool:
@@ -334,10 +345,23 @@ class _Scheduler:
                 parts = [node, *(a for a in node.all_input_nodes if node.target is operator.getitem)]
                 inputs = [a for n in parts for a in n.all_input_nodes if a not in parts]
                 only_loop = all(user in loop for user in node.users if user in backward)
-                if only_loop and parts[-1].target in CHEAP and self._fits(node) and all(map(there, inputs)):
+                again_there = node not in compared and self._fits(node) and all(map(there, inputs))
+                if only_loop and parts[-1].target in CHEAP and again_there:
                     needed.discard(node)
                     again.update(parts)
         return again
+
+    def _compared(self, members: set[fx.Node]) -> set[fx.Node]:
+        """What is compared for being equal, or what members and moves make that of."""
+        found: set[fx.Node] = set()
+        todo = [a for n in members if n.target in EQUALITIES for a in n.all_input_nodes]
+        while todo:
+            node = todo.pop()
+            if node in members or node.target in MOVES or node.target is operator.getitem:
+                todo.extend(node.all_input_nodes)
+            else:
+                found.add(node)
+        return found
 
     def _features(self, node: fx.Node) -> tuple[int, ...]:
         """How many rows the value has for a row of the batch, and its other axes."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pellucid.formula.dims import Conflict, Dim, Reason
+from pellucid.formula.einsum import parse
 from pellucid.formula.tracer import ROWS, Shape, Traced, Tracer
 
 Rule = Callable[..., Any]
@@ -134,6 +135,31 @@ def _linear(tracer: Tracer, x: Any, weight: Any, bias: Any = None) -> Traced:
     return result if bias is None else pointwise(tracer, "linear", (result, bias), {})
 
 
+@rule("einsum")
+def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Any:
+    shapes = map(tracer.dims_of, operands)
+    found = parse(equation, [None if dims is None else len(dims) for dims in shapes])
+    if found is None:
+        return tracer.by_torch(torch.einsum, (equation, *operands), {})
+    terms, result = found
+    reason = Reason("product", {"expression": tracer.expression(), "left": ""})
+    sizes: dict[str, Dim] = {}
+    for value, term in sorted(zip(operands, terms, strict=True), key=lambda pair: tracer.dims_of(pair[0]) is None):
+        dims = tracer.dims_of(value)
+        if dims is None:
+            dims = tuple(sizes.get(letter) or tracer.unifier.fresh() for letter in term)
+            value.shape_.set(dims, [(reason,) if letter in sizes else () for letter in term])
+        for letter, dim in zip(term, dims, strict=True):
+            sizes[letter] = tracer.one_size(sizes.get(letter, dim), dim, reason, f"{equation}, {letter}", operands)
+    rows = [letter for letter, dim in sizes.items() if tracer.unifier.resolve(dim) == ROWS]
+    if any(result[:1] != letter for letter in rows):
+        tracer.fail(
+            f"{equation} does not keep the batch, {rows[0]}, as the first axis of its result: samples would be mixed. "
+            "The batch is invisible to a cell: sum over the features only"
+        )
+    return Traced(tracer, Shape([sizes[letter] for letter in result]))
+
+
 @rule("t", "T", "mT", "transpose", "swapaxes", "permute")
 def _transpose(tracer: Tracer, value: Any, *axes: Any) -> Any:
     dims = tracer.dims_of(value)
@@ -182,14 +208,12 @@ def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced
 
 
 @rule(
-    "sum", "mean", "amax", "amin", "prod", "std", "var", "logsumexp", "norm", "any", "all", "argmax", "argmin",
+    "sum", "mean", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all", "argmax", "argmin",
     "nansum", "median", "max", "min", "aminmax",
 )  # fmt: skip
 def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if isinstance(dim, Traced):  # torch.max(a, b) of two values
         return pointwise(tracer, "maximum", (value, dim), {})
-    if isinstance(kwargs.get("p"), (int, float)):
-        kwargs.pop("p")
     dims = tracer.dims_of(value)
     if dims is None:
         tracer.fail('a reduction of a parameter of open shape; annotate its axes, as in W: "hidden hidden"')
@@ -204,6 +228,11 @@ def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, 
     one = Dim((), 1)
     kept = [one if i in axes else d for i, d in enumerate(dims) if keepdim or i not in axes]
     return Traced(tracer, Shape(kept))
+
+
+@rule("norm")
+def _norm(tracer: Tracer, value: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    return _reduce(tracer, value, dim, keepdim, **kwargs)
 
 
 def _feature_axes(tracer: Tracer, dims: Sequence[Dim], axes: Sequence[int]) -> set[int]:

@@ -114,18 +114,20 @@ class Tracer:
             [pad] * (longest - len(right)) + list(right),
             strict=True,
         ):
-            if a == pad or b == pad:
-                merged.append(b if a == pad else a)
-                continue
-            reason = Reason("agree", {"expression": self.expression()})
-            try:
-                if (self.unifier.resolve(a) == ROWS) != (self.unifier.resolve(b) == ROWS):
-                    raise Conflict
-                merged.append(self.unifier.unify(a, b, reason))
-            except Conflict:
-                shapes = " and ".join(self.text(v) for v in values if self.dims_of(v) != ())
-                self.fail(f"{operation}: {shapes} cannot agree: {self._size(a)} against {self._size(b)}")
+            merged.append(self.one_size(a, b, Reason("agree", {"expression": self.expression()}), operation, values))
         return tuple(merged)
+
+    def one_size(self, a: Dim, b: Dim, reason: Reason, operation: str, values: Sequence[Any]) -> Dim:
+        """Unify two sizes of axes that go together; one goes with any."""
+        if Dim((), 1) in (a, b):
+            return b if a == Dim((), 1) else a
+        try:
+            if (self.unifier.resolve(a) == ROWS) != (self.unifier.resolve(b) == ROWS):
+                raise Conflict
+            return self.unifier.unify(a, b, reason)
+        except Conflict:
+            shapes = " and ".join(self.text(v) for v in values if self.dims_of(v) != ())
+            self.fail(f"{operation}: {shapes} cannot agree: {self._size(a)} against {self._size(b)}")
 
     def _size(self, dim: Dim) -> str:
         value = self.unifier.value(dim)

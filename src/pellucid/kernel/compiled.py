@@ -85,11 +85,11 @@ class Compiled:
                 outputs["output"] = memory.empty((time, batch, states[output_state].shape[-1]), x.dtype)
         slots = [time + 1 if state in whole else 2 for state in program.states]
         history, last = loop.run(values, states, outputs, slots, time, batch, reverse, lengths, seed, start)
+        output = outputs.get("output", outputs.get(program.output))  # its steps that are not real are 0, a state's stay
         for state, new, steps in zip(program.states, program.new_states, history, strict=True):
             if steps.shape[0] == time + 1:
                 older, newer = steps[:-1], steps[1:]
                 outputs[state], outputs[new] = (newer, older) if reverse else (older, newer)
-        output = outputs.get("output")
         if output is None:
             output = outputs[program.output]
         folded = [values[name] for name in program.saved_folded] if save else []
@@ -135,7 +135,7 @@ class _Loop:
         self.real = torch.float64 if dtype == torch.float64 else torch.float32
         self.state_dtype = getattr(torch, layout.state_storage)
         self.state_of = dict(zip(program.new_states, program.states, strict=True))
-        self._outputs = [(name, width, getattr(torch, kind)) for name, (width, kind) in layout.outputs.items()]
+        self._outputs = [(name, axes, getattr(torch, kind)) for name, (axes, kind) in layout.outputs.items()]
         self._run = getattr(library, layout.name)
         self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
         self._work = getattr(library, f"{layout.name}_work")
@@ -155,8 +155,8 @@ class _Loop:
         start: int,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Add the outputs to those that have their memory; return the slots of every state, and the last states."""
-        for name, width, dtype in self._outputs:
-            outputs[name] = memory.empty((time, batch, width), dtype)
+        for name, axes, dtype in self._outputs:
+            outputs[name] = memory.empty((time, batch, *axes), dtype)
         history = [memory.empty((n, *s.shape), self.state_dtype) for n, s in zip(slots, states, strict=True)]
         first, last = (time, 0) if backwards else (0, time)
         for steps, state, n in zip(history, states, slots, strict=True):

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from pellucid.kernel.lower import Unsupported, Value, lower
+from pellucid.kernel.lower import lower
 from pellucid.kernel.program import Abstract, Program, Stage
+from pellucid.kernel.values import Unsupported, Value
 
 aten = torch.ops.aten
 HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h")
@@ -41,15 +42,17 @@ _FUNCTIONS = (
 # How each operation on columns is written.
 ARITHMETIC: dict[str, str] = {
     **{name: f"vec_{name}({{0}})" for name in _FUNCTIONS.split()},
-    **{name: f"vec_{name}({{0}}, {{1}})" for name in ("maximum", "minimum", "atan2", "fmod", "pow")},
+    **{name: f"vec_{name}({{0}}, {{1}})" for name in ("maximum", "minimum", "atan2", "hypot", "fmod", "pow")},
     **{"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}"},
-    **{"neg": "-{0}", "square": "{0} * {0}", "constant": "{0}"},
+    **{"neg": "-{0}", "square": "{0} * {0}", "constant": "{0}", "copysign": "with_sign({0}, {1})"},
     **{"eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}"},
     **{"le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}"},
-    **{"and": "{0} & {1}", "or": "{0} | {1}", "not": "~{0}"},
+    **{"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "~{0}"},
     **{"where": "choose({0}, {1}, {2})", "from_mask": "from_mask({0})"},
 }
-CHEAP = set("add sub mul neg square constant eq ne lt le gt ge and or not where from_mask relu abs".split())
+CHEAP = set(
+    "add sub mul neg square constant eq ne lt le gt ge and or xor not where from_mask relu abs copysign".split()
+)
 # Beside the loop of backward these take what is saved of a step past a row's end, and a gradient of 0: saved zeros do,
 # because all that is made of them is finite.
 POLYNOMIAL = {
@@ -59,6 +62,7 @@ POLYNOMIAL = {
 }
 REDUCTIONS = {
     "sum": ("splat(0)", "add_columns", "sum"),
+    "product": ("splat(1)", "multiply_columns", "multiplied"),
     "largest": ("splat(-INFINITY)", "larger_columns", "largest"),
     "smallest": ("splat(INFINITY)", "smaller_columns", "smallest"),
 }
@@ -78,7 +82,7 @@ class Loop:
     inputs: tuple[str, ...]  # contiguous; (time · batch, width), or of one row
     states: tuple[str, ...]  # each a buffer of slots (batch, width), and how many slots there are
     state_storage: str
-    outputs: Mapping[str, tuple[int, str]]  # (time · batch, width), without the new states: width and storage
+    outputs: Mapping[str, tuple[tuple[int, ...], str]]  # without the new states: axes after time and batch, storage
     totals: Mapping[str, Abstract]  # sums over all rows: (parts, width) of real numbers, added to what is there
     ahead: int  # columns of what is computed for a chunk of steps at once
     output_is_state: int | None  # the state that is the output too; its buffer may be NULL
@@ -199,7 +203,10 @@ class _Function:
             inputs=tuple(n for n in memory if n not in states),
             states=states,
             state_storage=storage,
-            outputs={n: (v.width, _storage(results[n].dtype)) for n, v in outputs.items()},
+            outputs={
+                n: (results[n].shape[1:] if results[n].rows else (v.width,), _storage(results[n].dtype))
+                for n, v in outputs.items()
+            },
             totals={n: results[n] for n in totals},
             ahead=0,
             output_is_state=new_states.index(output) if output in new_states else None,
@@ -210,6 +217,7 @@ class _Function:
         written = (f"{n} to" for n in (*outputs, *totals))
         self.buffers = (*self.loop.inputs, *states, *written, "output", *matrices)
         self.identifiers = {_c(n) for n in self.lowered.names}
+        self.compared = _compared(self.lowered.outputs.values())
         self.levels: dict[Value, Level] = {}
         self.places: dict[Value, _Place] = {}  # where a value can be read
         self.targets: dict[Value, list[_Place]] = defaultdict(list)  # where it is written
@@ -358,10 +366,13 @@ class _Function:
                 self._visit(operand, level)
 
     def _cost(self, value: Value) -> int:
-        """Operations that compute a value from what is in memory; more than any limit where one is dear."""
+        """Operations that compute a value from what is in memory; more than any limit where one is dear.
+
+        So is what is compared for being equal: one of two sweeps may round a product before it is added to.
+        """
         if value.kind in ("memory", "draws", "product", "reduce") or value in self.targets:
             return 0
-        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP else 100
+        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in self.compared else 100
         return own + sum(map(self._cost, value.values))
 
     def _in_memory(self, value: Value, start: int = 0) -> tuple[str, str] | None:
@@ -780,6 +791,23 @@ class _Function:
         scope.taken.add(name)
         scope.own.add(name)
         return name
+
+
+def _compared(outputs: Iterable[Value]) -> set[Value]:
+    """What is compared for being equal to another value, and what that is a part of or the magnitude of."""
+    found: set[Value] = set()
+    seen: set[Value] = set()
+    todo = [(value, False) for value in outputs]
+    while todo:
+        value, compared = todo.pop()
+        if compared:
+            found.add(value)
+        inner = compared and (value.kind in ("slice", "cat", "spread") or value.operation in ("abs", "neg"))
+        inner = inner or (value.operation in ("eq", "ne") and len(set(value.values)) == 2)
+        if inner or value not in seen:
+            seen.add(value)
+            todo += [(operand, inner) for operand in value.values]
+    return found
 
 
 def _even(pieces: list[tuple[Value, Any, int, int]]) -> list[tuple[Value, Any, int, int]]:

@@ -48,7 +48,7 @@ class Stage:
     def results(self) -> dict[str, Abstract]:
         """What the outputs are, by their names."""
         returned = next(n for n in self.graph.nodes if n.op == "output").args[0]
-        return {name: node.meta["val"] for name, node in zip(self.outputs, returned, strict=True)}  # type: ignore
+        return {name: node.meta["val"] for name, node in zip(self.outputs, returned, strict=True)}
 
     @functools.cached_property
     def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:

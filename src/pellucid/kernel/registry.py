@@ -24,9 +24,9 @@ from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Source
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.compiled import Compiled
-from pellucid.kernel.lower import Unsupported
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Stepwise
+from pellucid.kernel.values import Unsupported
 
 BACKENDS = ("auto", "c", "stepwise", "naive")
 _sources: dict[str, Source] = {}

@@ -61,5 +61,6 @@ INLINE vec keep(vec v, int n, real other)
   return v;
 }
 INLINE vec add_columns(vec total, vec v, int n) { return total + keep(v, n, 0); }
+INLINE vec multiply_columns(vec total, vec v, int n) { return total * keep(v, n, 1); }
 INLINE vec larger_columns(vec total, vec v, int n) { return vec_maximum(total, keep(v, n, -INFINITY)); }
 INLINE vec smaller_columns(vec total, vec v, int n) { return vec_minimum(total, keep(v, n, INFINITY)); }

@@ -93,12 +93,15 @@ typedef real vec16 __attribute__((vector_size(16)));
   }
 #endif
 #define SUM(a, b) ((a) + (b))
+#define MULTIPLIED(a, b) ((a) * (b))
 #define LARGEST(a, b) SELECT((a > b) | (a != a), a, b)
 #define SMALLEST(a, b) SELECT((a < b) | (a != a), a, b)
 DEFINE_QUARTER(sum, SUM)
+DEFINE_QUARTER(multiplied, MULTIPLIED)
 DEFINE_QUARTER(largest, LARGEST)
 DEFINE_QUARTER(smallest, SMALLEST)
 DEFINE_REDUCTION(sum, SUM)
+DEFINE_REDUCTION(multiplied, MULTIPLIED)
 DEFINE_REDUCTION(largest, LARGEST)
 DEFINE_REDUCTION(smallest, SMALLEST)
 

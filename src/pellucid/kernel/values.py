@@ -1,0 +1,128 @@
+"""The few kinds of values that a stage is made of, and what makes them of an operation's arguments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from pellucid.kernel.program import Abstract
+
+
+class Unsupported(Exception):
+    """An operation, or its use, that has no lowering; the text names it."""
+
+
+@dataclass(eq=False)
+class Value:
+    """A value of one row: ``width`` columns; one of width 1 goes with every column of another.
+
+    ``kind`` is "memory" (an input of the stage), "draws" (random numbers of a site), "math" (``operation`` column by
+    column on ``operands``, values or numbers), "slice" (of one operand, from ``start``), "cat" (of the operands),
+    "spread" (one column repeated), "product" (the operand times the matrix ``operation``), "reduce" (``operation``,
+    "sum", "product", "largest" or "smallest", over the columns) or "total" (the sum over all rows of all steps).
+    """
+
+    kind: str
+    name: str
+    width: int
+    operands: tuple[Any, ...] = ()
+    operation: str = ""
+    start: int = 0
+    mask: bool = False  # true or false
+    rows: bool = True  # memory only: whether every row has its own
+    values: tuple[Value, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = tuple(o for o in self.operands if isinstance(o, Value))
+
+
+class Lowering:
+    """The values of a stage so far, and the node of its graph that is being lowered."""
+
+    def __init__(self, draws: tuple[str, ...], names: set[str]) -> None:
+        self.draws, self.names = draws, names
+        self.inputs: dict[str, Value] = {}
+        self.matrices: dict[str, tuple[int, int]] = {}
+        self.matrix_names: dict[fx.Node, str] = {}
+        self.made: dict[fx.Node, Any] = {}
+        self.results: set[str] = set()  # names of nodes that a value has got
+        self.node: fx.Node
+
+    def value(self, argument: Any) -> Any:
+        """What an argument of a node is: a value, a number, or a list of them."""
+        if isinstance(argument, fx.Node):
+            found = self.made[argument]
+            if found is None:
+                raise Unsupported(f"{self.node.target} of a matrix of parameters")
+            return found
+        if isinstance(argument, (tuple, list)):
+            return [self.value(a) for a in argument]
+        return argument
+
+    def name(self, text: str = "") -> str:
+        """A name of its own: that of the node for its result, with ``text`` for what it needs on the way."""
+        name = f"{self.node.name}_{text}" if text else self.node.name
+        if not text and name not in self.results:
+            self.results.add(name)
+            return name
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
+
+    def math(self, operation: str, *operands: Any, name: str = "", mask: bool = False, width: int | None = None) -> Any:
+        """Column by column an operation on values and numbers."""
+        widths = [o.width for o in operands if isinstance(o, Value)]
+        return Value(
+            "math", self.name(name), max(widths, default=1) if width is None else width, operands, operation, mask=mask
+        )
+
+    def reduce(self, operation: str, x: Value, name: str = "") -> Value:
+        """One column of all."""
+        return Value("reduce", self.name(name), 1, (self.real(x),), operation)
+
+    def mean(self, x: Value, name: str) -> Value:
+        """The mean of the columns."""
+        return self.math("mul", self.reduce("sum", x, f"{name}_sum"), 1 / x.width, name=name)
+
+    def real(self, x: Any) -> Any:
+        """A mask as a number, anything else as it is."""
+        return self.math("from_mask", x, name="number") if isinstance(x, Value) and x.mask else x
+
+    def slice(self, x: Value, start: int, width: int, name: str = "") -> Value:
+        """Some columns that stand together."""
+        if start == 0 and width == x.width:
+            return x
+        return Value("slice", self.name(name), width, (x,), start=start, mask=x.mask)
+
+    def cat(self, parts: list[Value]) -> Value:
+        """Columns side by side."""
+        parts = [p for p in parts if p.width]
+        if len(parts) == 1:
+            return parts[0]
+        if any(p.mask for p in parts) and not all(p.mask for p in parts):
+            parts = [self.real(p) for p in parts]
+        return Value("cat", self.name(), sum(p.width for p in parts), tuple(parts), mask=parts[0].mask)
+
+    def constant(self, number: float, width: int) -> Value:
+        """A number in every column."""
+        return self.math("constant", float(number), width=width, name="constant")
+
+    def spread(self, x: Any, width: int) -> Value:
+        """A number or one column in every column; what is as wide already as it is."""
+        if not isinstance(x, Value):
+            return self.constant(x, width)
+        return x if x.width == width else Value("spread", self.name(), width, (x,), mask=x.mask)
+
+    @property
+    def result(self) -> Any:
+        """What is known of the result of the node."""
+        return self.node.meta["val"]
+
+
+def width_of(meta: Abstract) -> int:
+    """How many columns a row has."""
+    return int(math.prod(meta.shape[1:] if meta.rows else meta.shape))
