@@ -62,7 +62,7 @@ def apart(stage: Stage) -> Apart:
                 products[node.name] = tuple(operands)  # type: ignore[assignment]
         elif source is not None and source[1] and node.name in stage.outputs:
             transposed[node.name] = source[0]
-    apart = {**transposed, **products}
+    apart = tuple(node.name for node in stage.graph.nodes if node.name in transposed or node.name in products)
     returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]
     if all(node.name == name and name in apart for node, name in zip(returned, stage.outputs, strict=True)):
         return Apart(transposed, products, None)
