@@ -11,7 +11,7 @@ import functools
 import itertools
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from pellucid.kernel.emit_c import header, preamble
 from pellucid.kernel.threads import useful
 
 ALIGNMENT = 64
-DEPTH = 4  # its place in struct matmul
+DEPTH = 5  # its place in struct matmul
 _kept = threading.local()
 _Operand = tuple[Tensor, bool]  # a matrix, and whether it is taken transposed
 
@@ -36,6 +36,7 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
         BuildError: there is no compiler.
     """
     dtype = pairs[0][0][0].dtype
+    run, packed, padded = _library(dtype)
     outs, jobs, kept = [], [], []
     operations = 0
     for (a, a_turned), (b, b_turned) in pairs:
@@ -46,17 +47,24 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
         out = memory.empty((rows, width), dtype)
         outs.append(out)
         if rows and width:  # struct matmul of c/matmul.h
-            jobs.append((a.data_ptr(), b.data_ptr(), out.data_ptr(), rows, depth, width, *a_strides, *b_strides))
+            panels = 0
+            if b_strides[1] != 1:
+                kept.append(memory.empty((depth * padded(width) + ALIGNMENT // dtype.itemsize,), dtype))
+                panels = _aligned(kept[-1])
+            places = (a.data_ptr(), b.data_ptr(), out.data_ptr(), panels)
+            jobs.append((*places, rows, depth, width, *a_strides, *b_strides))
             operations += 2 * rows * depth * width
     jobs.sort(key=lambda job: -job[DEPTH])
-    run, packed = _library(dtype)
     threads = useful(operations)
     work = _work(threads.number * packed * dtype.itemsize + ALIGNMENT)
     every = array("q", itertools.chain.from_iterable(jobs))
-    aligned = -(-work.data_ptr() // ALIGNMENT) * ALIGNMENT
-    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, aligned, *threads))  # struct matmuls
+    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, _aligned(work), *threads))  # struct matmuls
     run(matmuls.buffer_info()[0])
     return outs
+
+
+def _aligned(memory: Tensor) -> int:
+    return -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT
 
 
 def _work(size: int) -> Tensor:
@@ -68,12 +76,13 @@ def _work(size: int) -> Tensor:
 
 
 @functools.cache
-def _library(dtype: torch.dtype) -> tuple[ctypes._CFuncPtr, int]:  # type: ignore[name-defined]
-    """The compiled function, and how many numbers a thread packs."""
+def _library(dtype: torch.dtype) -> tuple[Callable[[int], None], int, Callable[[int], int]]:
+    """The compiled function, how many numbers a thread packs, and the columns that a width is filled up to."""
     library = build.load(text(dtype))
     library.multiply.argtypes, library.multiply.restype = [ctypes.c_void_p], None
-    library.packed.restype = ctypes.c_int64
-    return library.multiply, library.packed()
+    library.packed.restype = library.padded.restype = ctypes.c_int64
+    library.padded.argtypes = [ctypes.c_int64]
+    return library.multiply, library.packed(), library.padded
 
 
 def text(dtype: torch.dtype) -> str:

@@ -2,17 +2,23 @@
 //
 // A task is a rectangle of the result. Of DEPTH of the depth at a time it packs its part of b into panels, as in
 // product.h, and its part of a, if that lies column by column, into strips of TILE rows: a tile reads both from front to
-// end, and both stay in the second cache. While tiles are multiplied, what will be packed next is fetched.
+// end, and both stay in the second cache. While tiles are multiplied, what will be packed next is fetched. A matrix b
+// that does not lie row by row is packed once, before all tasks.
 
 #define DEPTH 256
-#define HEIGHT (24 * TILE)                  // rows of the largest rectangle
-#define WIDTH (1024 / (int)sizeof(real))    // and its columns
-#define STRIPS (WIDTH * DEPTH)              // where they begin in the memory of a thread, behind the panels
-#define PACKED ((WIDTH + HEIGHT) * DEPTH)   // numbers
+#define HEIGHT (24 * TILE)               // rows of the largest rectangle
+#define WIDTH (2048 / (int)sizeof(real)) // and its columns
+// Strips and panels lie a little apart, or they would compete for the same few places of the first cache.
+#define APART (int)(64 / sizeof(real))
+#define STRIP(depth) ((depth) * TILE + APART)
+#define OWN_PANEL(depth) ((depth) * PANEL + APART)
+#define STRIPS (WIDTH / PANEL * OWN_PANEL(DEPTH))      // where they begin in the memory of a thread, behind the panels
+#define PACKED (STRIPS + HEIGHT / TILE * STRIP(DEPTH)) // numbers
 
 struct matmul {
   const real *a, *b;
-  real *out; // contiguous
+  real *out;    // contiguous
+  real *panels; // memory for all of b, or NULL where b's columns lie side by side
   int64_t rows, depth, width;
   int64_t a_row, a_column, b_row, b_column; // strides; one of a's is 1
 };
@@ -20,22 +26,24 @@ struct matmul {
 // Columns of a, which lie side by side: TILE of them at a time in a strip.
 static void pack_strips(const real *a, int64_t a_column, int64_t rows, int64_t depth, real *to)
 {
-  for (int64_t k = 0; k < depth; k += 16) // rows of memory that stay in the first cache
+  for (int64_t k = 0; k < depth; k += 4)
     for (int64_t r = 0; r < rows; r += TILE)
-      for (int64_t i = k; i < k + 16 && i < depth; i++)
+      for (int64_t i = k; i < k + 4 && i < depth; i++)
         if (r + TILE <= rows)
-          memcpy(to + r * depth + i * TILE, a + i * a_column + r, TILE * sizeof(real));
+          memcpy(to + r / TILE * STRIP(depth) + i * TILE, a + i * a_column + r, TILE * sizeof(real));
         else
-          memcpy(to + r * depth + i * TILE, a + i * a_column + r, (size_t)(rows - r) * sizeof(real));
+          memcpy(to + r / TILE * STRIP(depth) + i * TILE, a + i * a_column + r, (size_t)(rows - r) * sizeof(real));
 }
 
 // Rows of b, whose columns lie side by side: PANEL of them at a time in a panel.
 static void pack_panels(const real *b, int64_t b_row, int64_t width, int64_t depth, real *to)
 {
   for (int64_t k = 0; k < depth; k++, b += b_row, to += PANEL)
-    for (int64_t column = 0; column < width; column += PANEL)
+    for (int64_t column = 0; column < width; column += PANEL) {
+      real *const panel = to + column / PANEL * OWN_PANEL(depth);
       for (int64_t c = column; c < column + PANEL; c += LANES)
-        store_real(to + column * depth + c - column, c < width ? take_real(b + c, PART(width - c)) : splat(0));
+        store_real(panel + c - column, c < width ? take_real(b + c, PART(width - c)) : splat(0));
+    }
 }
 
 // Memory that will be read soon: what is left of rows, from an offset in the first of them.
@@ -96,20 +104,18 @@ static void multiply_rectangle(const struct matmul *m, int64_t top, int64_t rows
     const int64_t size = sizeof(real), next = behind < DEPTH ? behind : DEPTH;
     struct soon soon[2] = {
       {(const char *)(a + DEPTH * m->a_column), m->a_column * size, rows * size, m->a_row == 1 ? next : 0, 0},
-      {(const char *)(b + DEPTH * m->b_row), m->b_row * size, width * size, m->b_column == 1 ? next : 0, 0}};
-    if (m->b_column == 1)
+      {(const char *)(b + DEPTH * m->b_row), m->b_row * size, width * size, m->panels ? 0 : next, 0}};
+    if (!m->panels)
       pack_panels(b, m->b_row, width, depth, packed);
-    else
-      for (int64_t panel = 0; panel * PANEL < width; panel++)
-        pack_real(b, m->b_row, m->b_column, depth, width, packed, panel);
     if (m->a_row == 1)
       pack_strips(a, m->a_column, rows, depth, packed + STRIPS);
     for (int64_t column = 0; column < width; column += PANEL) {
-      const real *const panel = packed + column * depth;
+      const real *const panel = m->panels ? m->panels + (left + column) * m->depth + k * PANEL
+                                          : packed + column / PANEL * OWN_PANEL(depth);
       real *const out = m->out + top * m->width + left + column;
       const int64_t columns = width - column < PANEL ? width - column : PANEL;
       if (m->a_row == 1)
-        add_strips(rows, packed + STRIPS, 1, TILE * depth, panel, depth, out, m->width, columns, k == 0, soon);
+        add_strips(rows, packed + STRIPS, 1, STRIP(depth), panel, depth, out, m->width, columns, k == 0, soon);
       else
         add_rows(rows, a, m->a_row, TILE * m->a_row, panel, depth, out, m->width, columns, k == 0, soon);
     }
@@ -123,6 +129,17 @@ struct matmuls {
   real *work;            // PACKED numbers for each thread
   struct threads threads;
 };
+
+static int64_t panels(const struct matmul *m) { return m->panels ? PADDED(m->width) / PANEL : 0; }
+
+static void pack_task(const void *context, int64_t task, UNUSED int64_t worker)
+{
+  const struct matmuls *matmuls = context;
+  const struct matmul *m = matmuls->all;
+  for (; task >= panels(m); m++)
+    task -= panels(m);
+  pack_real(m->b, m->b_row, m->b_column, m->depth, m->width, m->panels, task);
+}
 
 static int64_t columns_of_rectangles(const struct matmuls *matmuls, const struct matmul *m)
 {
@@ -147,10 +164,14 @@ static void multiply_task(const void *context, int64_t task, int64_t worker)
 }
 
 int64_t packed(void) { return PACKED; }
+int64_t padded(int64_t width) { return PADDED(width); }
 
 void multiply(struct matmuls *matmuls)
 {
-  int64_t tasks;
+  int64_t tasks, packs = 0;
+  for (int64_t i = 0; i < matmuls->count; i++)
+    packs += panels(matmuls->all + i);
+  share(&matmuls->threads, pack_task, matmuls, packs);
   matmuls->height = HEIGHT, matmuls->width = WIDTH;
   for (;;) {
     tasks = 0;
