@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pellucid.kernel import build, memory
+from pellucid.kernel import build, matmul, memory
 from pellucid.kernel.emit_c import Loop, emit
 from pellucid.kernel.products import apart
 from pellucid.kernel.program import Program
@@ -51,6 +51,8 @@ class Compiled:
         with self._loading:
             if training not in self._loops:
                 written = emit(self.program, self.dtype, training)
+                if training:
+                    matmul.prepare(self.dtype)
                 library = build.load(written.text)
                 self._loops[training] = {
                     name: _Loop(loop, library, self.program, self.dtype) for name, loop in written.loops.items()

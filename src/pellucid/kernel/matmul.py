@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pellucid.kernel import build, memory
+from pellucid.kernel import build, memory, threads
 from pellucid.kernel.emit_c import header, preamble
 from pellucid.kernel.threads import useful
 
@@ -33,7 +33,7 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
         pairs: (rows, depth) and (depth, width) each, of any strides, as they are taken.
 
     Raises:
-        BuildError: there is no compiler.
+        BuildError: it is not `ready`.
     """
     dtype = pairs[0][0][0].dtype
     run, packed, padded = _library(dtype)
@@ -55,12 +55,29 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
             jobs.append((*places, rows, depth, width, *a_strides, *b_strides))
             operations += 2 * rows * depth * width
     jobs.sort(key=lambda job: -job[DEPTH])
-    threads = useful(operations)
-    work = _work(threads.number * packed * dtype.itemsize + ALIGNMENT)
+    team = useful(operations)
+    work = _work(team.number * packed * dtype.itemsize + ALIGNMENT)
     every = array("q", itertools.chain.from_iterable(jobs))
-    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, _aligned(work), *threads))  # struct matmuls
+    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, _aligned(work), *team))  # struct matmuls
     run(matmuls.buffer_info()[0])
     return outs
+
+
+@functools.cache
+def ready(dtype: torch.dtype) -> bool:
+    """Whether `multiply` can be had for a type, with torch's number of threads; it is compiled where it is not yet."""
+    if dtype not in (torch.float32, torch.float64) or not threads.shared():
+        return False
+    try:
+        _library(dtype)
+    except build.BuildError:
+        return False
+    return True
+
+
+def prepare(dtype: torch.dtype) -> None:
+    """Begin to compile it, beside whatever is compiled meanwhile."""
+    threading.Thread(target=ready, args=(dtype,), daemon=True).start()
 
 
 def _aligned(memory: Tensor) -> int:
@@ -94,6 +111,7 @@ def text(dtype: torch.dtype) -> str:
             preamble(real),
             f"DEFINE_PACK({real})",
             f"#define pack_real pack_{real}",
+            f"#define load_real load_{real}",
             header("matmul.h"),
         )
     )

@@ -23,16 +23,27 @@ struct matmul {
   int64_t a_row, a_column, b_row, b_column; // strides; one of a's is 1
 };
 
-// Columns of a, which lie side by side: TILE of them at a time in a strip.
+// Columns of a, which lie side by side: TILE of them at a time in a strip, the last one filled up with zeros.
 static void pack_strips(const real *a, int64_t a_column, int64_t rows, int64_t depth, real *to)
 {
   for (int64_t k = 0; k < depth; k += 4)
     for (int64_t r = 0; r < rows; r += TILE)
-      for (int64_t i = k; i < k + 4 && i < depth; i++)
+      for (int64_t i = k; i < k + 4 && i < depth; i++) {
+        real *const strip = to + r / TILE * STRIP(depth) + i * TILE;
         if (r + TILE <= rows)
-          memcpy(to + r / TILE * STRIP(depth) + i * TILE, a + i * a_column + r, TILE * sizeof(real));
+          memcpy(strip, a + i * a_column + r, TILE * sizeof(real));
         else
-          memcpy(to + r / TILE * STRIP(depth) + i * TILE, a + i * a_column + r, (size_t)(rows - r) * sizeof(real));
+          for (int64_t j = 0; j < TILE; j++)
+            strip[j] = r + j < rows ? a[i * a_column + r + j] : 0;
+      }
+}
+
+// The same of fewer than TILE rows of a, whose columns may lie anywhere.
+static void pack_strip(const real *a, int64_t a_row, int64_t a_column, int64_t rows, int64_t depth, real *to)
+{
+  for (int64_t k = 0; k < depth; k++)
+    for (int64_t j = 0; j < TILE; j++)
+      to[k * TILE + j] = j < rows ? a[j * a_row + k * a_column] : 0;
 }
 
 // Rows of b, whose columns lie side by side: PANEL of them at a time in a panel.
@@ -62,38 +73,47 @@ INLINE void fetch(struct soon *soon)
   }
 }
 
-// Some rows of one panel of the result, added to what is there unless this is the first part of the depth.
-INLINE void add_tile(const int rows, const real *a, int64_t a_row, int64_t a_column, const real *panel, int64_t depth,
-                     real *out, int64_t out_row, int64_t columns, int first)
+// A tile of the result, added to what is there unless this is the first part of the depth.
+INLINE void add_tile(const real *a, int64_t a_row, int64_t a_column, const real *panel, int64_t depth, real *out,
+                     int64_t out_row, int first)
 {
   vec sums[TILE][2 * VECTORS];
-  add_products(sums, rows, 1, a, a_row, a_column, depth, panel);
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < VECTORS && v * LANES < columns; v++) {
-      const int n = PART(columns - v * LANES);
+  add_products(sums, TILE, 1, a, a_row, a_column, depth, panel);
+  for (int r = 0; r < TILE; r++)
+    for (int v = 0; v < VECTORS; v++) {
       real *to = out + r * out_row + v * LANES;
-      put_real(to, first ? sums[r][v] : sums[r][v] + take_real(to, n), n);
+      store_real(to, first ? sums[r][v] : sums[r][v] + load_real(to));
     }
 }
 
-#define DEFINE_ADD_TILES(name, A_ROW, A_COLUMN)                                                                        \
-  static void name(int64_t rows, const real *a, UNUSED int64_t a_row, int64_t a_tile, const real *panel,               \
-                   int64_t depth, real *out, int64_t out_row, int64_t columns, int first, struct soon soon[2])         \
-  {                                                                                                                    \
-    for (int64_t r = 0; r < rows; r += TILE, a += a_tile, out += TILE * out_row) {                                     \
-      fetch(soon), fetch(soon + 1);                                                                                    \
-      switch (rows - r < TILE ? rows - r : TILE) {                                                                     \
-      case 1: add_tile(1, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
-      case 2: add_tile(2, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
-      case 3: add_tile(3, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
-      case 4: add_tile(4, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
-      case 5: add_tile(5, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first); break;                      \
-      default: add_tile(6, a, A_ROW, A_COLUMN, panel, depth, out, out_row, columns, first);                            \
-      }                                                                                                                \
-    }                                                                                                                  \
-  }
-DEFINE_ADD_TILES(add_rows, a_row, 1)
-DEFINE_ADD_TILES(add_strips, 1, TILE)
+static void add_strip(const real *strip, const real *panel, int64_t depth, real *out, int64_t out_row, int first)
+{
+  add_tile(strip, 1, TILE, panel, depth, out, out_row, first);
+}
+
+static void add_rows(const real *a, int64_t a_row, const real *panel, int64_t depth, real *out, int64_t out_row,
+                     int first)
+{
+  add_tile(a, a_row, 1, panel, depth, out, out_row, first);
+}
+
+// A tile at the border, of fewer rows or columns.
+static void add_border(const real *a, int64_t a_row, int strip, const real *panel, int64_t depth, real *out,
+                       int64_t out_row, int64_t rows, int64_t columns, int first)
+{
+  real whole[TILE * PANEL];
+  if (strip)
+    add_strip(a, panel, depth, whole, PANEL, 1);
+  else
+    add_rows(a, a_row, panel, depth, whole, PANEL, 1);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c += LANES) {
+      const int n = PART(columns - c);
+      real *to = out + r * out_row + c;
+      const vec sum = take_real(whole + r * PANEL + c, n);
+      put_real(to, first ? sum : sum + take_real(to, n), n);
+    }
+}
 
 static void multiply_rectangle(const struct matmul *m, int64_t top, int64_t rows, int64_t left, int64_t width,
                                real *packed)
@@ -107,17 +127,30 @@ static void multiply_rectangle(const struct matmul *m, int64_t top, int64_t rows
       {(const char *)(b + DEPTH * m->b_row), m->b_row * size, width * size, m->panels ? 0 : next, 0}};
     if (!m->panels)
       pack_panels(b, m->b_row, width, depth, packed);
+    // Where the rows of a lie side by side only those of the last tile, if they are fewer, are packed.
+    const int64_t unpacked = m->a_row == 1 ? 0 : rows / TILE * TILE;
     if (m->a_row == 1)
       pack_strips(a, m->a_column, rows, depth, packed + STRIPS);
+    else if (unpacked < rows)
+      pack_strip(a + unpacked * m->a_row, m->a_row, m->a_column, rows - unpacked, depth, packed + STRIPS);
     for (int64_t column = 0; column < width; column += PANEL) {
       const real *const panel = m->panels ? m->panels + (left + column) * m->depth + k * PANEL
                                           : packed + column / PANEL * OWN_PANEL(depth);
       real *const out = m->out + top * m->width + left + column;
       const int64_t columns = width - column < PANEL ? width - column : PANEL;
-      if (m->a_row == 1)
-        add_strips(rows, packed + STRIPS, 1, STRIP(depth), panel, depth, out, m->width, columns, k == 0, soon);
-      else
-        add_rows(rows, a, m->a_row, TILE * m->a_row, panel, depth, out, m->width, columns, k == 0, soon);
+      for (int64_t r = 0; r < rows; r += TILE) {
+        const int strip = r >= unpacked, first = k == 0;
+        const real *const tile = strip ? packed + STRIPS + (r - unpacked) / TILE * STRIP(depth) : a + r * m->a_row;
+        real *const to = out + r * m->width;
+        fetch(soon), fetch(soon + 1);
+        if (rows - r < TILE || columns < PANEL)
+          add_border(tile, m->a_row, strip, panel, depth, to, m->width, rows - r < TILE ? rows - r : TILE, columns,
+                     first);
+        else if (strip)
+          add_strip(tile, panel, depth, to, m->width, first);
+        else
+          add_rows(tile, m->a_row, panel, depth, to, m->width, first);
+      }
     }
   }
 }
