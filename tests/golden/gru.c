@@ -8,52 +8,56 @@
 
 DEFINE_PACK(float32)
 
-INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row, const float32_storage *b_all_row, const real_storage *mm_1_kept_row, const float32_storage *c_all_row, const float32_storage *h_now_row, float32_storage *h_next_row, float32_storage *getitem_5_to_row, float32_storage *sigmoid_to_row, float32_storage *sigmoid_1_to_row, float32_storage *tanh_to_row)
+INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row, const float32_storage *b_all_row,
+    const real_storage *mm_1_kept_row, const float32_storage *c_all_row, const float32_storage *h_now_row,
+    float32_storage *h_next_row, float32_storage *n_h_to_row, float32_storage *r_to_row, float32_storage *z_to_row,
+    float32_storage *n_to_row)
 {
   const vec mm_24 = take_real(mm_kept_row + 24 + j, n);
-  const vec b__24 = take_float32(b_all_row + 24 + j, n);
-  const vec add_24 = mm_24 + b__24;
+  const vec b_24 = take_float32(b_all_row + 24 + j, n);
+  const vec add_24 = mm_24 + b_24;
   const vec mm_1_24 = take_real(mm_1_kept_row + 24 + j, n);
-  const vec c__24 = take_float32(c_all_row + 24 + j, n);
-  const vec add_1_24 = mm_1_24 + c__24;
+  const vec c_24 = take_float32(c_all_row + 24 + j, n);
+  const vec add_1_24 = mm_1_24 + c_24;
   const vec add_3 = add_24 + add_1_24;
-  const vec sigmoid_1 = vec_sigmoid(add_3);
-  const vec sub = splat(1.0) - sigmoid_1;
+  const vec z = vec_sigmoid(add_3);
+  const vec sub = splat(1.0) - z;
   const vec mm_48 = take_real(mm_kept_row + 48 + j, n);
-  const vec b__48 = take_float32(b_all_row + 48 + j, n);
-  const vec add_48 = mm_48 + b__48;
+  const vec b_48 = take_float32(b_all_row + 48 + j, n);
+  const vec add_48 = mm_48 + b_48;
   const vec mm = take_real(mm_kept_row + j, n);
-  const vec b_ = take_float32(b_all_row + j, n);
-  const vec add = mm + b_;
+  const vec b = take_float32(b_all_row + j, n);
+  const vec add = mm + b;
   const vec mm_1 = take_real(mm_1_kept_row + j, n);
-  const vec c_ = take_float32(c_all_row + j, n);
-  const vec add_1 = mm_1 + c_;
+  const vec c = take_float32(c_all_row + j, n);
+  const vec add_1 = mm_1 + c;
   const vec add_2 = add + add_1;
-  const vec sigmoid = vec_sigmoid(add_2);
+  const vec r_ = vec_sigmoid(add_2);
   const vec mm_1_48 = take_real(mm_1_kept_row + 48 + j, n);
-  const vec c__48 = take_float32(c_all_row + 48 + j, n);
-  const vec add_1_48 = mm_1_48 + c__48;
-  const vec mul = sigmoid * add_1_48;
+  const vec c_48 = take_float32(c_all_row + 48 + j, n);
+  const vec add_1_48 = mm_1_48 + c_48;
+  const vec mul = r_ * add_1_48;
   const vec add_4 = add_48 + mul;
-  const vec tanh_ = vec_tanh(add_4);
-  const vec mul_1 = sub * tanh_;
-  const vec h_ = take_float32(h_now_row + j, n);
-  const vec mul_2 = sigmoid_1 * h_;
+  const vec n_ = vec_tanh(add_4);
+  const vec mul_1 = sub * n_;
+  const vec h = take_float32(h_now_row + j, n);
+  const vec mul_2 = z * h;
   const vec add_5 = mul_1 + mul_2;
   put_float32(h_next_row + j, add_5, n);
-  put_float32(getitem_5_to_row + j, add_1_48, n);
-  put_float32(sigmoid_to_row + j, sigmoid, n);
-  put_float32(sigmoid_1_to_row + j, sigmoid_1, n);
-  put_float32(tanh_to_row + j, tanh_, n);
+  put_float32(n_h_to_row + j, add_1_48, n);
+  put_float32(r_to_row + j, r_, n);
+  put_float32(z_to_row + j, z, n);
+  put_float32(n_to_row + j, n_, n);
 }
 
 // All steps of rows first to first + rows - 1, forward.
-static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
-  UNUSED struct team *team)
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch, UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_chunk = (void *)scratch;
+  scratch += ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage));
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(72)));
   int64_t ahead = 0; // the first step of the chunk whose input products are there
@@ -64,21 +68,22 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
       ahead = call->backwards ? t - steps + 1 : t;
       if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
-        products(steps, call->batch, rows, 40, 72, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
-          packed_0, mm_chunk, team);
+        products(steps, call->batch, rows, 40, 72, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40,
+            40, packed_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
     const int64_t next_0 = (t + !call->backwards) % call->slots[0];
-    UNUSED const float32_storage *const h_now = (float32_storage *)call->buffers[3] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const h_now =
+        (float32_storage *)call->buffers[3] + (now_0 * call->batch + first) * 24;
     UNUSED const float32_storage *const x_at = (const float32_storage *)call->buffers[0] + at * 40;
     UNUSED const float32_storage *const b_all = (const float32_storage *)call->buffers[1];
     UNUSED const float32_storage *const c_all = (const float32_storage *)call->buffers[2];
     UNUSED float32_storage *const h_next = (float32_storage *)call->buffers[3] + (next_0 * call->batch + first) * 24;
-    UNUSED float32_storage *const getitem_5_to = (float32_storage *)call->buffers[4] + at * 24;
-    UNUSED float32_storage *const sigmoid_to = (float32_storage *)call->buffers[5] + at * 24;
-    UNUSED float32_storage *const sigmoid_1_to = (float32_storage *)call->buffers[6] + at * 24;
-    UNUSED float32_storage *const tanh_to = (float32_storage *)call->buffers[7] + at * 24;
+    UNUSED float32_storage *const n_h_to = (float32_storage *)call->buffers[4] + at * 24;
+    UNUSED float32_storage *const r_to = (float32_storage *)call->buffers[5] + at * 24;
+    UNUSED float32_storage *const z_to = (float32_storage *)call->buffers[6] + at * 24;
+    UNUSED float32_storage *const n_to = (float32_storage *)call->buffers[7] + at * 24;
     UNUSED const real_storage *const mm_kept = mm_chunk + (t - ahead) * rows * PADDED(72);
     if (any_real(call, first, rows, t)) {
       // mm_1 = h @ W
@@ -90,14 +95,16 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         const float32_storage *const c_all_row = c_all;
         const float32_storage *const h_now_row = h_now + r * 24;
         float32_storage *const h_next_row = h_next + r * 24;
-        float32_storage *const getitem_5_to_row = getitem_5_to + r * 24;
-        float32_storage *const sigmoid_to_row = sigmoid_to + r * 24;
-        float32_storage *const sigmoid_1_to_row = sigmoid_1_to + r * 24;
-        float32_storage *const tanh_to_row = tanh_to + r * 24;
+        float32_storage *const n_h_to_row = n_h_to + r * 24;
+        float32_storage *const r_to_row = r_to + r * 24;
+        float32_storage *const z_to_row = z_to + r * 24;
+        float32_storage *const n_to_row = n_to + r * 24;
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          forward_columns_0(j, LANES, mm_kept_row, b_all_row, mm_1_kept_row, c_all_row, h_now_row, h_next_row, getitem_5_to_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row);
+          forward_columns_0(j, LANES, mm_kept_row, b_all_row, mm_1_kept_row, c_all_row, h_now_row, h_next_row,
+              n_h_to_row, r_to_row, z_to_row, n_to_row);
         if (24 % LANES)
-          forward_columns_0(24 / LANES * LANES, 24 % LANES, mm_kept_row, b_all_row, mm_1_kept_row, c_all_row, h_now_row, h_next_row, getitem_5_to_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row);
+          forward_columns_0(24 / LANES * LANES, 24 % LANES, mm_kept_row, b_all_row, mm_1_kept_row, c_all_row,
+              h_now_row, h_next_row, n_h_to_row, r_to_row, z_to_row, n_to_row);
       }
     }
     float32_storage *const output_to = call->buffers[8];
@@ -108,10 +115,10 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         if (t < call->lengths[first + r])
           continue;
         memcpy(h_next + r * 24, h_now + r * 24, 24 * sizeof(*h_next));
-        memset(getitem_5_to + r * 24, 0, 24 * sizeof(*getitem_5_to));
-        memset(sigmoid_to + r * 24, 0, 24 * sizeof(*sigmoid_to));
-        memset(sigmoid_1_to + r * 24, 0, 24 * sizeof(*sigmoid_1_to));
-        memset(tanh_to + r * 24, 0, 24 * sizeof(*tanh_to));
+        memset(n_h_to + r * 24, 0, 24 * sizeof(*n_h_to));
+        memset(r_to + r * 24, 0, 24 * sizeof(*r_to));
+        memset(z_to + r * 24, 0, 24 * sizeof(*z_to));
+        memset(n_to + r * 24, 0, 24 * sizeof(*n_to));
         if (output_to)
           memset(output_to + (at + r) * 24, 0, 24 * sizeof(*output_to));
       }
@@ -121,7 +128,9 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(40 * PADDED(72) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(72) * (int64_t)sizeof(real)) + threads * (ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage)));
+  return ROUNDED(40 * PADDED(72) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(72) * (int64_t)sizeof(real)) +
+      threads * (ROUNDED(chunk * block * PADDED(72) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(72) * (int64_t)sizeof(real_storage)));
 }
 
 static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
@@ -168,54 +177,59 @@ void forward(const struct call *call)
     share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
 }
 
-INLINE void backward_columns_0(int64_t j, int n, const float32_storage *getitem_5_at_row, const float32_storage *sigmoid_at_row, const float32_storage *sigmoid_1_at_row, const float32_storage *tanh_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, float32_storage *cat_to_row, const float32_storage *h_at_row, float32_storage *cat_1_to_row, real_storage *sum_1_part_row, real_storage *sum_2_part_row)
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *n_h_at_row, const float32_storage *r_at_row,
+    const float32_storage *z_at_row, const float32_storage *n_at_row, const float32_storage *output_gradient_at_row,
+    const float32_storage *h_gradient_now_row, float32_storage *cat_to_row, const float32_storage *h_at_row,
+    float32_storage *cat_1_to_row, real_storage *sum_1_part_row, real_storage *sum_2_part_row)
 {
-  const vec getitem_5 = take_float32(getitem_5_at_row + j, n);
-  const vec sigmoid = take_float32(sigmoid_at_row + j, n);
-  const vec sub_3 = splat(1.0) - sigmoid;
-  const vec mul_13 = sigmoid * sub_3;
-  const vec mul_tensor_2 = getitem_5 * mul_13;
-  const vec sigmoid_1 = take_float32(sigmoid_1_at_row + j, n);
-  const vec sub = splat(1.0) - sigmoid_1;
-  const vec tanh_ = take_float32(tanh_at_row + j, n);
-  const vec mul_7 = tanh_ * tanh_;
+  const vec n_h = take_float32(n_h_at_row + j, n);
+  const vec r_ = take_float32(r_at_row + j, n);
+  const vec sub_3 = splat(1.0) - r_;
+  const vec mul_13 = r_ * sub_3;
+  const vec mul_18 = n_h * mul_13;
+  const vec z = take_float32(z_at_row + j, n);
+  const vec sub = splat(1.0) - z;
+  const vec n_ = take_float32(n_at_row + j, n);
+  const vec mul_7 = n_ * n_;
   const vec sub_1 = splat(1.0) - mul_7;
-  const vec mul_tensor = sub * sub_1;
+  const vec mul_15 = sub * sub_1;
   const vec output_gradient = take_float32(output_gradient_at_row + j, n);
   const vec h_gradient = take_float32(h_gradient_now_row + j, n);
   const vec add_6 = output_gradient + h_gradient;
-  const vec mul_tensor_1 = mul_tensor * add_6;
-  const vec mul_tensor_3 = mul_tensor_2 * mul_tensor_1;
-  put_float32(cat_to_row + j, mul_tensor_3, n);
-  const vec h_ = take_float32(h_at_row + j, n);
-  const vec mul_4 = add_6 * h_;
-  const vec mul_6 = add_6 * tanh_;
+  const vec mul_17 = mul_15 * add_6;
+  const vec mul_20 = mul_18 * mul_17;
+  put_float32(cat_to_row + j, mul_20, n);
+  const vec h = take_float32(h_at_row + j, n);
+  const vec mul_4 = add_6 * h;
+  const vec mul_6 = add_6 * n_;
   const vec neg = -mul_6;
   const vec add_7 = mul_4 + neg;
-  const vec sub_2 = splat(1.0) - sigmoid_1;
-  const vec mul_11 = sigmoid_1 * sub_2;
+  const vec sub_2 = splat(1.0) - z;
+  const vec mul_11 = z * sub_2;
   const vec mul_12 = add_7 * mul_11;
   put_float32(cat_to_row + 24 + j, mul_12, n);
-  const vec mul_9 = mul_tensor_1 * sigmoid;
+  const vec mul_9 = mul_17 * r_;
   put_float32(cat_to_row + 48 + j, mul_9, n);
-  put_float32(cat_1_to_row + j, mul_tensor_3, n);
+  put_float32(cat_1_to_row + j, mul_20, n);
   put_float32(cat_1_to_row + 24 + j, mul_12, n);
-  put_float32(cat_1_to_row + 48 + j, mul_tensor_1, n);
-  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_tensor_3, n);
+  put_float32(cat_1_to_row + 48 + j, mul_17, n);
+  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_20, n);
   put_real(sum_1_part_row + 24 + j, take_real(sum_1_part_row + 24 + j, n) + mul_12, n);
   put_real(sum_1_part_row + 48 + j, take_real(sum_1_part_row + 48 + j, n) + mul_9, n);
-  put_real(sum_2_part_row + j, take_real(sum_2_part_row + j, n) + mul_tensor_3, n);
+  put_real(sum_2_part_row + j, take_real(sum_2_part_row + j, n) + mul_20, n);
   put_real(sum_2_part_row + 24 + j, take_real(sum_2_part_row + 24 + j, n) + mul_12, n);
-  put_real(sum_2_part_row + 48 + j, take_real(sum_2_part_row + 48 + j, n) + mul_tensor_1, n);
+  put_real(sum_2_part_row + 48 + j, take_real(sum_2_part_row + 48 + j, n) + mul_17, n);
 }
 
-INLINE void backward_columns_1(int64_t j, int n, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *sigmoid_1_at_row, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
+INLINE void backward_columns_1(int64_t j, int n, const float32_storage *output_gradient_at_row,
+    const float32_storage *h_gradient_now_row, const float32_storage *z_at_row, const real_storage *mm_3_kept_row,
+    float32_storage *h_gradient_next_row)
 {
   const vec output_gradient = take_float32(output_gradient_at_row + j, n);
   const vec h_gradient = take_float32(h_gradient_now_row + j, n);
   const vec add_6 = output_gradient + h_gradient;
-  const vec sigmoid_1 = take_float32(sigmoid_1_at_row + j, n);
-  const vec mul_3 = add_6 * sigmoid_1;
+  const vec z = take_float32(z_at_row + j, n);
+  const vec mul_3 = add_6 * z;
   const vec mm_3 = take_real(mm_3_kept_row + j, n);
   const vec add_8 = mul_3 + mm_3;
   put_float32(h_gradient_next_row + j, add_8, n);
@@ -223,10 +237,11 @@ INLINE void backward_columns_1(int64_t j, int n, const float32_storage *output_g
 
 // All steps of rows first to first + rows - 1, backward.
 static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
-  UNUSED struct team *team)
+    UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_3_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
   real *const parts = (real *)scratch;
   memset(parts, 0, (PADDED(72) + PADDED(72) + PADDED(72)) * sizeof(real));
   real *const sum_1_part = parts;
@@ -237,23 +252,25 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
     const int64_t next_0 = (t + !call->backwards) % call->slots[0];
-    UNUSED const float32_storage *const h_gradient_now = (float32_storage *)call->buffers[6] + (now_0 * call->batch + first) * 24;
-    UNUSED const float32_storage *const sigmoid_1_at = (const float32_storage *)call->buffers[0] + at * 24;
+    UNUSED const float32_storage *const h_gradient_now =
+        (float32_storage *)call->buffers[6] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const z_at = (const float32_storage *)call->buffers[0] + at * 24;
     UNUSED const float32_storage *const output_gradient_at = (const float32_storage *)call->buffers[1] + at * 24;
     UNUSED const float32_storage *const h_at = (const float32_storage *)call->buffers[2] + at * 24;
-    UNUSED const float32_storage *const tanh_at = (const float32_storage *)call->buffers[3] + at * 24;
-    UNUSED const float32_storage *const sigmoid_at = (const float32_storage *)call->buffers[4] + at * 24;
-    UNUSED const float32_storage *const getitem_5_at = (const float32_storage *)call->buffers[5] + at * 24;
-    UNUSED float32_storage *const h_gradient_next = (float32_storage *)call->buffers[6] + (next_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const n_at = (const float32_storage *)call->buffers[3] + at * 24;
+    UNUSED const float32_storage *const r_at = (const float32_storage *)call->buffers[4] + at * 24;
+    UNUSED const float32_storage *const n_h_at = (const float32_storage *)call->buffers[5] + at * 24;
+    UNUSED float32_storage *const h_gradient_next =
+        (float32_storage *)call->buffers[6] + (next_0 * call->batch + first) * 24;
     UNUSED float32_storage *const cat_to = (float32_storage *)call->buffers[7] + at * 72;
     UNUSED float32_storage *const cat_1_to = (float32_storage *)call->buffers[8] + at * 72;
     if (any_real(call, first, rows, t)) {
       for (int64_t r = 0; r < rows; r++) {
         const int counted = !call->lengths || t < call->lengths[first + r];
-        const float32_storage *const getitem_5_at_row = getitem_5_at + r * 24;
-        const float32_storage *const sigmoid_at_row = sigmoid_at + r * 24;
-        const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
-        const float32_storage *const tanh_at_row = tanh_at + r * 24;
+        const float32_storage *const n_h_at_row = n_h_at + r * 24;
+        const float32_storage *const r_at_row = r_at + r * 24;
+        const float32_storage *const z_at_row = z_at + r * 24;
+        const float32_storage *const n_at_row = n_at + r * 24;
         const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
         const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
         float32_storage *const cat_to_row = cat_to + r * 72;
@@ -262,22 +279,27 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         real_storage *const sum_1_part_row = counted ? sum_1_part : uncounted;
         real_storage *const sum_2_part_row = counted ? sum_2_part : uncounted;
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_0(j, LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row, sum_1_part_row, sum_2_part_row);
+          backward_columns_0(j, LANES, n_h_at_row, r_at_row, z_at_row, n_at_row, output_gradient_at_row,
+              h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row, sum_1_part_row, sum_2_part_row);
         if (24 % LANES)
-          backward_columns_0(24 / LANES * LANES, 24 % LANES, getitem_5_at_row, sigmoid_at_row, sigmoid_1_at_row, tanh_at_row, output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row, sum_1_part_row, sum_2_part_row);
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, n_h_at_row, r_at_row, z_at_row, n_at_row,
+              output_gradient_at_row, h_gradient_now_row, cat_to_row, h_at_row, cat_1_to_row, sum_1_part_row,
+              sum_2_part_row);
       }
       // mm_3 = cat @ permute_1
       product(rows, 72, 24, cat_to, 72, packed_0, mm_3_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
         const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
-        const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
+        const float32_storage *const z_at_row = z_at + r * 24;
         const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
         float32_storage *const h_gradient_next_row = h_gradient_next + r * 24;
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_1(j, LANES, output_gradient_at_row, h_gradient_now_row, sigmoid_1_at_row, mm_3_kept_row, h_gradient_next_row);
+          backward_columns_1(j, LANES, output_gradient_at_row, h_gradient_now_row, z_at_row, mm_3_kept_row,
+              h_gradient_next_row);
         if (24 % LANES)
-          backward_columns_1(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, sigmoid_1_at_row, mm_3_kept_row, h_gradient_next_row);
+          backward_columns_1(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, z_at_row,
+              mm_3_kept_row, h_gradient_next_row);
       }
     }
     if (call->lengths)
@@ -298,7 +320,9 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(72 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(72) + PADDED(72) + PADDED(72)) * (int64_t)sizeof(real)));
+  return ROUNDED(72 * PADDED(24) * (int64_t)sizeof(real)) +
+      threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(72) + PADDED(72) +
+      PADDED(72)) * (int64_t)sizeof(real)));
 }
 
 static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)

@@ -8,134 +8,150 @@
 
 DEFINE_PACK(float32)
 
-INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row, float32_storage *mm_to_row, vec *native_layer_norm_mean_sum_columns)
+INLINE void forward_columns_0(int64_t j, int n, const real_storage *mm_kept_row, float32_storage *mm_to_row,
+    vec *layer_norm_mean_sum_columns)
 {
   const vec mm = take_real(mm_kept_row + j, n);
   put_float32(mm_to_row + j, mm, n);
-  *native_layer_norm_mean_sum_columns = add_columns(*native_layer_norm_mean_sum_columns, mm, n);
+  *layer_norm_mean_sum_columns = add_columns(*layer_norm_mean_sum_columns, mm, n);
 }
 
-INLINE void forward_columns_1(int64_t j, int n, const real_storage *mm_kept_row, vec native_layer_norm_mean, vec *native_layer_norm_variance_sum_columns)
+INLINE void forward_columns_1(int64_t j, int n, const real_storage *mm_kept_row, vec layer_norm_mean,
+    vec *layer_norm_variance_sum_columns)
 {
   const vec mm = take_real(mm_kept_row + j, n);
-  const vec native_layer_norm_centred = mm - native_layer_norm_mean;
-  const vec native_layer_norm_square = native_layer_norm_centred * native_layer_norm_centred;
-  *native_layer_norm_variance_sum_columns = add_columns(*native_layer_norm_variance_sum_columns, native_layer_norm_square, n);
+  const vec layer_norm_centred = mm - layer_norm_mean;
+  const vec layer_norm_square = layer_norm_centred * layer_norm_centred;
+  *layer_norm_variance_sum_columns = add_columns(*layer_norm_variance_sum_columns, layer_norm_square, n);
 }
 
-INLINE void forward_columns_2(int64_t j, int n, const real_storage *mm_kept_row, vec native_layer_norm_mean, vec native_layer_norm_rstd, const float32_storage *gamma_x_all_row, const float32_storage *beta_x_all_row, real_storage *native_layer_norm_shifted_kept_row)
+INLINE void forward_columns_2(int64_t j, int n, const real_storage *mm_kept_row, vec layer_norm_mean,
+    vec layer_norm_rstd, const float32_storage *gamma_x_all_row, const float32_storage *beta_x_all_row,
+    real_storage *layer_norm_shifted_kept_row)
 {
   const vec mm = take_real(mm_kept_row + j, n);
-  const vec native_layer_norm_centred = mm - native_layer_norm_mean;
-  const vec native_layer_norm_normalized = native_layer_norm_centred * native_layer_norm_rstd;
+  const vec layer_norm_centred = mm - layer_norm_mean;
+  const vec layer_norm_normalized = layer_norm_centred * layer_norm_rstd;
   const vec gamma_x = take_float32(gamma_x_all_row + j, n);
-  const vec native_layer_norm_scaled = native_layer_norm_normalized * gamma_x;
+  const vec layer_norm_scaled = layer_norm_normalized * gamma_x;
   const vec beta_x = take_float32(beta_x_all_row + j, n);
-  const vec native_layer_norm_shifted = native_layer_norm_scaled + beta_x;
-  put_real(native_layer_norm_shifted_kept_row + j, native_layer_norm_shifted, n);
+  const vec layer_norm_shifted = layer_norm_scaled + beta_x;
+  put_real(layer_norm_shifted_kept_row + j, layer_norm_shifted, n);
 }
 
-INLINE void forward_columns_3(int64_t j, int n, const real_storage *mm_1_kept_row, float32_storage *mm_1_to_row, vec *native_layer_norm_1_mean_sum_columns)
+INLINE void forward_columns_3(int64_t j, int n, const real_storage *mm_1_kept_row, float32_storage *mm_1_to_row,
+    vec *layer_norm_1_mean_sum_columns)
 {
   const vec mm_1 = take_real(mm_1_kept_row + j, n);
   put_float32(mm_1_to_row + j, mm_1, n);
-  *native_layer_norm_1_mean_sum_columns = add_columns(*native_layer_norm_1_mean_sum_columns, mm_1, n);
+  *layer_norm_1_mean_sum_columns = add_columns(*layer_norm_1_mean_sum_columns, mm_1, n);
 }
 
-INLINE void forward_columns_4(int64_t j, int n, const real_storage *mm_1_kept_row, vec native_layer_norm_1_mean, vec *native_layer_norm_1_variance_sum_columns)
+INLINE void forward_columns_4(int64_t j, int n, const real_storage *mm_1_kept_row, vec layer_norm_1_mean,
+    vec *layer_norm_1_variance_sum_columns)
 {
   const vec mm_1 = take_real(mm_1_kept_row + j, n);
-  const vec native_layer_norm_1_centred = mm_1 - native_layer_norm_1_mean;
-  const vec native_layer_norm_1_square = native_layer_norm_1_centred * native_layer_norm_1_centred;
-  *native_layer_norm_1_variance_sum_columns = add_columns(*native_layer_norm_1_variance_sum_columns, native_layer_norm_1_square, n);
+  const vec layer_norm_1_centred = mm_1 - layer_norm_1_mean;
+  const vec layer_norm_1_square = layer_norm_1_centred * layer_norm_1_centred;
+  *layer_norm_1_variance_sum_columns = add_columns(*layer_norm_1_variance_sum_columns, layer_norm_1_square, n);
 }
 
-INLINE void forward_columns_5(int64_t j, int n, const real_storage *native_layer_norm_shifted_kept_row, const real_storage *mm_1_kept_row, vec native_layer_norm_1_mean, vec native_layer_norm_1_rstd, const float32_storage *gamma_h_all_row, const float32_storage *beta_h_all_row, const float32_storage *c_now_row, float32_storage *c_next_row, float32_storage *sigmoid_to_row, float32_storage *sigmoid_1_to_row, float32_storage *tanh_to_row, float32_storage *sigmoid_2_to_row, vec *native_layer_norm_2_mean_sum_columns)
+INLINE void forward_columns_5(int64_t j, int n, const real_storage *layer_norm_shifted_kept_row,
+    const real_storage *mm_1_kept_row, vec layer_norm_1_mean, vec layer_norm_1_rstd,
+    const float32_storage *gamma_h_all_row, const float32_storage *beta_h_all_row, const float32_storage *c_now_row,
+    float32_storage *c_next_row, float32_storage *sigmoid_to_row, float32_storage *sigmoid_1_to_row,
+    float32_storage *tanh_to_row, float32_storage *sigmoid_2_to_row, vec *layer_norm_2_mean_sum_columns)
 {
-  const vec native_layer_norm_shifted_24 = take_real(native_layer_norm_shifted_kept_row + 24 + j, n);
+  const vec layer_norm_shifted_24 = take_real(layer_norm_shifted_kept_row + 24 + j, n);
   const vec mm_1_24 = take_real(mm_1_kept_row + 24 + j, n);
-  const vec native_layer_norm_1_centred_24 = mm_1_24 - native_layer_norm_1_mean;
-  const vec native_layer_norm_1_normalized_24 = native_layer_norm_1_centred_24 * native_layer_norm_1_rstd;
+  const vec layer_norm_1_centred_24 = mm_1_24 - layer_norm_1_mean;
+  const vec layer_norm_1_normalized_24 = layer_norm_1_centred_24 * layer_norm_1_rstd;
   const vec gamma_h_24 = take_float32(gamma_h_all_row + 24 + j, n);
-  const vec native_layer_norm_1_scaled_24 = native_layer_norm_1_normalized_24 * gamma_h_24;
+  const vec layer_norm_1_scaled_24 = layer_norm_1_normalized_24 * gamma_h_24;
   const vec beta_h_24 = take_float32(beta_h_all_row + 24 + j, n);
-  const vec native_layer_norm_1_shifted_24 = native_layer_norm_1_scaled_24 + beta_h_24;
-  const vec add_24 = native_layer_norm_shifted_24 + native_layer_norm_1_shifted_24;
-  const vec sigmoid = vec_sigmoid(add_24);
-  const vec c_ = take_float32(c_now_row + j, n);
-  const vec mul = sigmoid * c_;
-  const vec native_layer_norm_shifted = take_real(native_layer_norm_shifted_kept_row + j, n);
+  const vec layer_norm_1_shifted_24 = layer_norm_1_scaled_24 + beta_h_24;
+  const vec a_24 = layer_norm_shifted_24 + layer_norm_1_shifted_24;
+  const vec sigmoid = vec_sigmoid(a_24);
+  const vec c = take_float32(c_now_row + j, n);
+  const vec mul = sigmoid * c;
+  const vec layer_norm_shifted = take_real(layer_norm_shifted_kept_row + j, n);
   const vec mm_1 = take_real(mm_1_kept_row + j, n);
-  const vec native_layer_norm_1_centred = mm_1 - native_layer_norm_1_mean;
-  const vec native_layer_norm_1_normalized = native_layer_norm_1_centred * native_layer_norm_1_rstd;
+  const vec layer_norm_1_centred = mm_1 - layer_norm_1_mean;
+  const vec layer_norm_1_normalized = layer_norm_1_centred * layer_norm_1_rstd;
   const vec gamma_h = take_float32(gamma_h_all_row + j, n);
-  const vec native_layer_norm_1_scaled = native_layer_norm_1_normalized * gamma_h;
+  const vec layer_norm_1_scaled = layer_norm_1_normalized * gamma_h;
   const vec beta_h = take_float32(beta_h_all_row + j, n);
-  const vec native_layer_norm_1_shifted = native_layer_norm_1_scaled + beta_h;
-  const vec add = native_layer_norm_shifted + native_layer_norm_1_shifted;
-  const vec sigmoid_1 = vec_sigmoid(add);
-  const vec native_layer_norm_shifted_48 = take_real(native_layer_norm_shifted_kept_row + 48 + j, n);
+  const vec layer_norm_1_shifted = layer_norm_1_scaled + beta_h;
+  const vec a = layer_norm_shifted + layer_norm_1_shifted;
+  const vec sigmoid_1 = vec_sigmoid(a);
+  const vec layer_norm_shifted_48 = take_real(layer_norm_shifted_kept_row + 48 + j, n);
   const vec mm_1_48 = take_real(mm_1_kept_row + 48 + j, n);
-  const vec native_layer_norm_1_centred_48 = mm_1_48 - native_layer_norm_1_mean;
-  const vec native_layer_norm_1_normalized_48 = native_layer_norm_1_centred_48 * native_layer_norm_1_rstd;
+  const vec layer_norm_1_centred_48 = mm_1_48 - layer_norm_1_mean;
+  const vec layer_norm_1_normalized_48 = layer_norm_1_centred_48 * layer_norm_1_rstd;
   const vec gamma_h_48 = take_float32(gamma_h_all_row + 48 + j, n);
-  const vec native_layer_norm_1_scaled_48 = native_layer_norm_1_normalized_48 * gamma_h_48;
+  const vec layer_norm_1_scaled_48 = layer_norm_1_normalized_48 * gamma_h_48;
   const vec beta_h_48 = take_float32(beta_h_all_row + 48 + j, n);
-  const vec native_layer_norm_1_shifted_48 = native_layer_norm_1_scaled_48 + beta_h_48;
-  const vec add_48 = native_layer_norm_shifted_48 + native_layer_norm_1_shifted_48;
-  const vec tanh_ = vec_tanh(add_48);
-  const vec mul_1 = sigmoid_1 * tanh_;
-  const vec add_1 = mul + mul_1;
-  put_float32(c_next_row + j, add_1, n);
+  const vec layer_norm_1_shifted_48 = layer_norm_1_scaled_48 + beta_h_48;
+  const vec a_48 = layer_norm_shifted_48 + layer_norm_1_shifted_48;
+  const vec tanh = vec_tanh(a_48);
+  const vec mul_1 = sigmoid_1 * tanh;
+  const vec new_c = mul + mul_1;
+  put_float32(c_next_row + j, new_c, n);
   put_float32(sigmoid_to_row + j, sigmoid, n);
   put_float32(sigmoid_1_to_row + j, sigmoid_1, n);
-  put_float32(tanh_to_row + j, tanh_, n);
-  const vec native_layer_norm_shifted_72 = take_real(native_layer_norm_shifted_kept_row + 72 + j, n);
+  put_float32(tanh_to_row + j, tanh, n);
+  const vec layer_norm_shifted_72 = take_real(layer_norm_shifted_kept_row + 72 + j, n);
   const vec mm_1_72 = take_real(mm_1_kept_row + 72 + j, n);
-  const vec native_layer_norm_1_centred_72 = mm_1_72 - native_layer_norm_1_mean;
-  const vec native_layer_norm_1_normalized_72 = native_layer_norm_1_centred_72 * native_layer_norm_1_rstd;
+  const vec layer_norm_1_centred_72 = mm_1_72 - layer_norm_1_mean;
+  const vec layer_norm_1_normalized_72 = layer_norm_1_centred_72 * layer_norm_1_rstd;
   const vec gamma_h_72 = take_float32(gamma_h_all_row + 72 + j, n);
-  const vec native_layer_norm_1_scaled_72 = native_layer_norm_1_normalized_72 * gamma_h_72;
+  const vec layer_norm_1_scaled_72 = layer_norm_1_normalized_72 * gamma_h_72;
   const vec beta_h_72 = take_float32(beta_h_all_row + 72 + j, n);
-  const vec native_layer_norm_1_shifted_72 = native_layer_norm_1_scaled_72 + beta_h_72;
-  const vec add_72 = native_layer_norm_shifted_72 + native_layer_norm_1_shifted_72;
-  const vec sigmoid_2 = vec_sigmoid(add_72);
+  const vec layer_norm_1_shifted_72 = layer_norm_1_scaled_72 + beta_h_72;
+  const vec a_72 = layer_norm_shifted_72 + layer_norm_1_shifted_72;
+  const vec sigmoid_2 = vec_sigmoid(a_72);
   put_float32(sigmoid_2_to_row + j, sigmoid_2, n);
-  *native_layer_norm_2_mean_sum_columns = add_columns(*native_layer_norm_2_mean_sum_columns, add_1, n);
+  *layer_norm_2_mean_sum_columns = add_columns(*layer_norm_2_mean_sum_columns, new_c, n);
 }
 
-INLINE void forward_columns_6(int64_t j, int n, const float32_storage *c_next_row, vec native_layer_norm_2_mean, vec *native_layer_norm_2_variance_sum_columns)
+INLINE void forward_columns_6(int64_t j, int n, const float32_storage *c_next_row, vec layer_norm_2_mean,
+    vec *layer_norm_2_variance_sum_columns)
 {
-  const vec add_1 = take_float32(c_next_row + j, n);
-  const vec native_layer_norm_2_centred = add_1 - native_layer_norm_2_mean;
-  const vec native_layer_norm_2_square = native_layer_norm_2_centred * native_layer_norm_2_centred;
-  *native_layer_norm_2_variance_sum_columns = add_columns(*native_layer_norm_2_variance_sum_columns, native_layer_norm_2_square, n);
+  const vec new_c = take_float32(c_next_row + j, n);
+  const vec layer_norm_2_centred = new_c - layer_norm_2_mean;
+  const vec layer_norm_2_square = layer_norm_2_centred * layer_norm_2_centred;
+  *layer_norm_2_variance_sum_columns = add_columns(*layer_norm_2_variance_sum_columns, layer_norm_2_square, n);
 }
 
-INLINE void forward_columns_7(int64_t j, int n, const float32_storage *sigmoid_2_to_row, const float32_storage *c_next_row, vec native_layer_norm_2_mean, vec native_layer_norm_2_rstd, const float32_storage *gamma_c_all_row, const float32_storage *beta_c_all_row, float32_storage *h_next_row, float32_storage *tanh_1_to_row)
+INLINE void forward_columns_7(int64_t j, int n, const float32_storage *sigmoid_2_to_row,
+    const float32_storage *c_next_row, vec layer_norm_2_mean, vec layer_norm_2_rstd,
+    const float32_storage *gamma_c_all_row, const float32_storage *beta_c_all_row, float32_storage *h_next_row,
+    float32_storage *tanh_1_to_row)
 {
   const vec sigmoid_2 = take_float32(sigmoid_2_to_row + j, n);
-  const vec add_1 = take_float32(c_next_row + j, n);
-  const vec native_layer_norm_2_centred = add_1 - native_layer_norm_2_mean;
-  const vec native_layer_norm_2_normalized = native_layer_norm_2_centred * native_layer_norm_2_rstd;
+  const vec new_c = take_float32(c_next_row + j, n);
+  const vec layer_norm_2_centred = new_c - layer_norm_2_mean;
+  const vec layer_norm_2_normalized = layer_norm_2_centred * layer_norm_2_rstd;
   const vec gamma_c = take_float32(gamma_c_all_row + j, n);
-  const vec native_layer_norm_2_scaled = native_layer_norm_2_normalized * gamma_c;
+  const vec layer_norm_2_scaled = layer_norm_2_normalized * gamma_c;
   const vec beta_c = take_float32(beta_c_all_row + j, n);
-  const vec native_layer_norm_2_shifted = native_layer_norm_2_scaled + beta_c;
-  const vec tanh_1 = vec_tanh(native_layer_norm_2_shifted);
-  const vec mul_2 = sigmoid_2 * tanh_1;
-  put_float32(h_next_row + j, mul_2, n);
+  const vec layer_norm_2_shifted = layer_norm_2_scaled + beta_c;
+  const vec tanh_1 = vec_tanh(layer_norm_2_shifted);
+  const vec new_h = sigmoid_2 * tanh_1;
+  put_float32(h_next_row + j, new_h, n);
   put_float32(tanh_1_to_row + j, tanh_1, n);
 }
 
 // All steps of rows first to first + rows - 1, forward.
-static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
-  UNUSED struct team *team)
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch, UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const native_layer_norm_shifted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const layer_norm_shifted_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_chunk = (void *)scratch;
+  scratch += ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage));
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
   int64_t ahead = 0; // the first step of the chunk whose input products are there
@@ -146,16 +162,18 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
       ahead = call->backwards ? t - steps + 1 : t;
       if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
-        products(steps, call->batch, rows, 40, 96, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
-          packed_0, mm_chunk, team);
+        products(steps, call->batch, rows, 40, 96, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40,
+            40, packed_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
     const int64_t next_0 = (t + !call->backwards) % call->slots[0];
     const int64_t now_1 = (t + call->backwards) % call->slots[1];
     const int64_t next_1 = (t + !call->backwards) % call->slots[1];
-    UNUSED const float32_storage *const h_now = (float32_storage *)call->buffers[7] + (now_0 * call->batch + first) * 24;
-    UNUSED const float32_storage *const c_now = (float32_storage *)call->buffers[8] + (now_1 * call->batch + first) * 24;
+    UNUSED const float32_storage *const h_now =
+        (float32_storage *)call->buffers[7] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const c_now =
+        (float32_storage *)call->buffers[8] + (now_1 * call->batch + first) * 24;
     UNUSED const float32_storage *const x_at = (const float32_storage *)call->buffers[0] + at * 40;
     UNUSED const float32_storage *const gamma_x_all = (const float32_storage *)call->buffers[1];
     UNUSED const float32_storage *const beta_x_all = (const float32_storage *)call->buffers[2];
@@ -186,30 +204,33 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         float32_storage *const getitem_1_to_row = getitem_1_to + r * 1;
         const float32_storage *const gamma_x_all_row = gamma_x_all;
         const float32_storage *const beta_x_all_row = beta_x_all;
-        real_storage *const native_layer_norm_shifted_kept_row = native_layer_norm_shifted_kept + r * PADDED(96);
+        real_storage *const layer_norm_shifted_kept_row = layer_norm_shifted_kept + r * PADDED(96);
         float32_storage *const getitem_2_to_row = getitem_2_to + r * 1;
-        vec native_layer_norm_mean_sum_columns = splat(0);
+        vec layer_norm_mean_sum_columns = splat(0);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          forward_columns_0(j, LANES, mm_kept_row, mm_to_row, &native_layer_norm_mean_sum_columns);
+          forward_columns_0(j, LANES, mm_kept_row, mm_to_row, &layer_norm_mean_sum_columns);
         if (96 % LANES)
-          forward_columns_0(96 / LANES * LANES, 96 % LANES, mm_kept_row, mm_to_row, &native_layer_norm_mean_sum_columns);
-        const vec native_layer_norm_mean_sum = splat(sum(native_layer_norm_mean_sum_columns));
-        vec native_layer_norm_variance_sum_columns = splat(0);
-        const vec native_layer_norm_mean = native_layer_norm_mean_sum * splat(0.010416666666666666);
+          forward_columns_0(96 / LANES * LANES, 96 % LANES, mm_kept_row, mm_to_row, &layer_norm_mean_sum_columns);
+        const vec layer_norm_mean_sum = splat(sum(layer_norm_mean_sum_columns));
+        vec layer_norm_variance_sum_columns = splat(0);
+        const vec layer_norm_mean = layer_norm_mean_sum * splat(0.010416666666666666);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          forward_columns_1(j, LANES, mm_kept_row, native_layer_norm_mean, &native_layer_norm_variance_sum_columns);
+          forward_columns_1(j, LANES, mm_kept_row, layer_norm_mean, &layer_norm_variance_sum_columns);
         if (96 % LANES)
-          forward_columns_1(96 / LANES * LANES, 96 % LANES, mm_kept_row, native_layer_norm_mean, &native_layer_norm_variance_sum_columns);
-        write_float32(getitem_1_to_row + 0, native_layer_norm_mean[0]);
-        const vec native_layer_norm_variance_sum = splat(sum(native_layer_norm_variance_sum_columns));
-        const vec native_layer_norm_variance = native_layer_norm_variance_sum * splat(0.010416666666666666);
-        const vec native_layer_norm_stable = native_layer_norm_variance + splat(1e-05);
-        const vec native_layer_norm_rstd = vec_rsqrt(native_layer_norm_stable);
+          forward_columns_1(96 / LANES * LANES, 96 % LANES, mm_kept_row, layer_norm_mean,
+              &layer_norm_variance_sum_columns);
+        write_float32(getitem_1_to_row + 0, layer_norm_mean[0]);
+        const vec layer_norm_variance_sum = splat(sum(layer_norm_variance_sum_columns));
+        const vec layer_norm_variance = layer_norm_variance_sum * splat(0.010416666666666666);
+        const vec layer_norm_stable = layer_norm_variance + splat(1e-05);
+        const vec layer_norm_rstd = vec_rsqrt(layer_norm_stable);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          forward_columns_2(j, LANES, mm_kept_row, native_layer_norm_mean, native_layer_norm_rstd, gamma_x_all_row, beta_x_all_row, native_layer_norm_shifted_kept_row);
+          forward_columns_2(j, LANES, mm_kept_row, layer_norm_mean, layer_norm_rstd, gamma_x_all_row, beta_x_all_row,
+              layer_norm_shifted_kept_row);
         if (96 % LANES)
-          forward_columns_2(96 / LANES * LANES, 96 % LANES, mm_kept_row, native_layer_norm_mean, native_layer_norm_rstd, gamma_x_all_row, beta_x_all_row, native_layer_norm_shifted_kept_row);
-        write_float32(getitem_2_to_row + 0, native_layer_norm_rstd[0]);
+          forward_columns_2(96 / LANES * LANES, 96 % LANES, mm_kept_row, layer_norm_mean, layer_norm_rstd,
+              gamma_x_all_row, beta_x_all_row, layer_norm_shifted_kept_row);
+        write_float32(getitem_2_to_row + 0, layer_norm_rstd[0]);
       }
       // mm_1 = h @ W
       product(rows, 24, 96, h_now, 24, packed_1, mm_1_kept, team);
@@ -217,7 +238,7 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         const real_storage *const mm_1_kept_row = mm_1_kept + r * PADDED(96);
         float32_storage *const mm_1_to_row = mm_1_to + r * 96;
         float32_storage *const getitem_4_to_row = getitem_4_to + r * 1;
-        const real_storage *const native_layer_norm_shifted_kept_row = native_layer_norm_shifted_kept + r * PADDED(96);
+        const real_storage *const layer_norm_shifted_kept_row = layer_norm_shifted_kept + r * PADDED(96);
         const float32_storage *const gamma_h_all_row = gamma_h_all;
         const float32_storage *const beta_h_all_row = beta_h_all;
         const float32_storage *const c_now_row = c_now + r * 24;
@@ -233,46 +254,54 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         float32_storage *const h_next_row = h_next + r * 24;
         float32_storage *const tanh_1_to_row = tanh_1_to + r * 24;
         float32_storage *const getitem_12_to_row = getitem_12_to + r * 1;
-        vec native_layer_norm_1_mean_sum_columns = splat(0);
+        vec layer_norm_1_mean_sum_columns = splat(0);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          forward_columns_3(j, LANES, mm_1_kept_row, mm_1_to_row, &native_layer_norm_1_mean_sum_columns);
+          forward_columns_3(j, LANES, mm_1_kept_row, mm_1_to_row, &layer_norm_1_mean_sum_columns);
         if (96 % LANES)
-          forward_columns_3(96 / LANES * LANES, 96 % LANES, mm_1_kept_row, mm_1_to_row, &native_layer_norm_1_mean_sum_columns);
-        const vec native_layer_norm_1_mean_sum = splat(sum(native_layer_norm_1_mean_sum_columns));
-        vec native_layer_norm_1_variance_sum_columns = splat(0);
-        const vec native_layer_norm_1_mean = native_layer_norm_1_mean_sum * splat(0.010416666666666666);
+          forward_columns_3(96 / LANES * LANES, 96 % LANES, mm_1_kept_row, mm_1_to_row, &layer_norm_1_mean_sum_columns);
+        const vec layer_norm_1_mean_sum = splat(sum(layer_norm_1_mean_sum_columns));
+        vec layer_norm_1_variance_sum_columns = splat(0);
+        const vec layer_norm_1_mean = layer_norm_1_mean_sum * splat(0.010416666666666666);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          forward_columns_4(j, LANES, mm_1_kept_row, native_layer_norm_1_mean, &native_layer_norm_1_variance_sum_columns);
+          forward_columns_4(j, LANES, mm_1_kept_row, layer_norm_1_mean, &layer_norm_1_variance_sum_columns);
         if (96 % LANES)
-          forward_columns_4(96 / LANES * LANES, 96 % LANES, mm_1_kept_row, native_layer_norm_1_mean, &native_layer_norm_1_variance_sum_columns);
-        write_float32(getitem_4_to_row + 0, native_layer_norm_1_mean[0]);
-        const vec native_layer_norm_1_variance_sum = splat(sum(native_layer_norm_1_variance_sum_columns));
-        vec native_layer_norm_2_mean_sum_columns = splat(0);
-        const vec native_layer_norm_1_variance = native_layer_norm_1_variance_sum * splat(0.010416666666666666);
-        const vec native_layer_norm_1_stable = native_layer_norm_1_variance + splat(1e-05);
-        const vec native_layer_norm_1_rstd = vec_rsqrt(native_layer_norm_1_stable);
+          forward_columns_4(96 / LANES * LANES, 96 % LANES, mm_1_kept_row, layer_norm_1_mean,
+              &layer_norm_1_variance_sum_columns);
+        write_float32(getitem_4_to_row + 0, layer_norm_1_mean[0]);
+        const vec layer_norm_1_variance_sum = splat(sum(layer_norm_1_variance_sum_columns));
+        vec layer_norm_2_mean_sum_columns = splat(0);
+        const vec layer_norm_1_variance = layer_norm_1_variance_sum * splat(0.010416666666666666);
+        const vec layer_norm_1_stable = layer_norm_1_variance + splat(1e-05);
+        const vec layer_norm_1_rstd = vec_rsqrt(layer_norm_1_stable);
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          forward_columns_5(j, LANES, native_layer_norm_shifted_kept_row, mm_1_kept_row, native_layer_norm_1_mean, native_layer_norm_1_rstd, gamma_h_all_row, beta_h_all_row, c_now_row, c_next_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row, sigmoid_2_to_row, &native_layer_norm_2_mean_sum_columns);
+          forward_columns_5(j, LANES, layer_norm_shifted_kept_row, mm_1_kept_row, layer_norm_1_mean, layer_norm_1_rstd,
+              gamma_h_all_row, beta_h_all_row, c_now_row, c_next_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row,
+              sigmoid_2_to_row, &layer_norm_2_mean_sum_columns);
         if (24 % LANES)
-          forward_columns_5(24 / LANES * LANES, 24 % LANES, native_layer_norm_shifted_kept_row, mm_1_kept_row, native_layer_norm_1_mean, native_layer_norm_1_rstd, gamma_h_all_row, beta_h_all_row, c_now_row, c_next_row, sigmoid_to_row, sigmoid_1_to_row, tanh_to_row, sigmoid_2_to_row, &native_layer_norm_2_mean_sum_columns);
-        write_float32(getitem_5_to_row + 0, native_layer_norm_1_rstd[0]);
-        const vec native_layer_norm_2_mean_sum = splat(sum(native_layer_norm_2_mean_sum_columns));
-        vec native_layer_norm_2_variance_sum_columns = splat(0);
-        const vec native_layer_norm_2_mean = native_layer_norm_2_mean_sum * splat(0.041666666666666664);
+          forward_columns_5(24 / LANES * LANES, 24 % LANES, layer_norm_shifted_kept_row, mm_1_kept_row,
+              layer_norm_1_mean, layer_norm_1_rstd, gamma_h_all_row, beta_h_all_row, c_now_row, c_next_row,
+              sigmoid_to_row, sigmoid_1_to_row, tanh_to_row, sigmoid_2_to_row, &layer_norm_2_mean_sum_columns);
+        write_float32(getitem_5_to_row + 0, layer_norm_1_rstd[0]);
+        const vec layer_norm_2_mean_sum = splat(sum(layer_norm_2_mean_sum_columns));
+        vec layer_norm_2_variance_sum_columns = splat(0);
+        const vec layer_norm_2_mean = layer_norm_2_mean_sum * splat(0.041666666666666664);
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          forward_columns_6(j, LANES, c_next_row, native_layer_norm_2_mean, &native_layer_norm_2_variance_sum_columns);
+          forward_columns_6(j, LANES, c_next_row, layer_norm_2_mean, &layer_norm_2_variance_sum_columns);
         if (24 % LANES)
-          forward_columns_6(24 / LANES * LANES, 24 % LANES, c_next_row, native_layer_norm_2_mean, &native_layer_norm_2_variance_sum_columns);
-        write_float32(getitem_11_to_row + 0, native_layer_norm_2_mean[0]);
-        const vec native_layer_norm_2_variance_sum = splat(sum(native_layer_norm_2_variance_sum_columns));
-        const vec native_layer_norm_2_variance = native_layer_norm_2_variance_sum * splat(0.041666666666666664);
-        const vec native_layer_norm_2_stable = native_layer_norm_2_variance + splat(1e-05);
-        const vec native_layer_norm_2_rstd = vec_rsqrt(native_layer_norm_2_stable);
+          forward_columns_6(24 / LANES * LANES, 24 % LANES, c_next_row, layer_norm_2_mean,
+              &layer_norm_2_variance_sum_columns);
+        write_float32(getitem_11_to_row + 0, layer_norm_2_mean[0]);
+        const vec layer_norm_2_variance_sum = splat(sum(layer_norm_2_variance_sum_columns));
+        const vec layer_norm_2_variance = layer_norm_2_variance_sum * splat(0.041666666666666664);
+        const vec layer_norm_2_stable = layer_norm_2_variance + splat(1e-05);
+        const vec layer_norm_2_rstd = vec_rsqrt(layer_norm_2_stable);
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          forward_columns_7(j, LANES, sigmoid_2_to_row, c_next_row, native_layer_norm_2_mean, native_layer_norm_2_rstd, gamma_c_all_row, beta_c_all_row, h_next_row, tanh_1_to_row);
+          forward_columns_7(j, LANES, sigmoid_2_to_row, c_next_row, layer_norm_2_mean, layer_norm_2_rstd,
+              gamma_c_all_row, beta_c_all_row, h_next_row, tanh_1_to_row);
         if (24 % LANES)
-          forward_columns_7(24 / LANES * LANES, 24 % LANES, sigmoid_2_to_row, c_next_row, native_layer_norm_2_mean, native_layer_norm_2_rstd, gamma_c_all_row, beta_c_all_row, h_next_row, tanh_1_to_row);
-        write_float32(getitem_12_to_row + 0, native_layer_norm_2_rstd[0]);
+          forward_columns_7(24 / LANES * LANES, 24 % LANES, sigmoid_2_to_row, c_next_row, layer_norm_2_mean,
+              layer_norm_2_rstd, gamma_c_all_row, beta_c_all_row, h_next_row, tanh_1_to_row);
+        write_float32(getitem_12_to_row + 0, layer_norm_2_rstd[0]);
       }
     }
     float32_storage *const output_to = call->buffers[22];
@@ -306,7 +335,10 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(40 * PADDED(96) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(96) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage)));
+  return ROUNDED(40 * PADDED(96) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(96) * (int64_t)sizeof(real)) +
+      threads * (ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage)));
 }
 
 static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
@@ -353,206 +385,247 @@ void forward(const struct call *call)
     share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
 }
 
-INLINE void backward_columns_0(int64_t j, int n, const float32_storage *sigmoid_2_at_row, const float32_storage *tanh_1_at_row, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *gamma_c_all_row, real_storage *native_layer_norm_backward_weighted_kept_row, real_storage *mul_tensor_5_kept_row, vec *native_layer_norm_backward_level_sum_columns, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec *native_layer_norm_backward_along_mean_sum_columns, real_storage *sum_1_part_row, real_storage *sum_2_part_row)
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *sigmoid_2_at_row,
+    const float32_storage *tanh_1_at_row, const float32_storage *output_gradient_at_row,
+    const float32_storage *h_gradient_now_row, const float32_storage *gamma_c_all_row,
+    real_storage *layer_norm_gradient_weighted_kept_row, real_storage *mul_33_kept_row,
+    vec *layer_norm_gradient_level_sum_columns, const float32_storage *new_c_at_row, vec getitem_11, vec getitem_12,
+    vec *layer_norm_gradient_along_mean_sum_columns, real_storage *sum_1_part_row, real_storage *sum_2_part_row)
 {
   const vec sigmoid_2 = take_float32(sigmoid_2_at_row + j, n);
   const vec tanh_1 = take_float32(tanh_1_at_row + j, n);
   const vec mul_5 = tanh_1 * tanh_1;
   const vec sub = splat(1.0) - mul_5;
-  const vec mul_tensor = sigmoid_2 * sub;
+  const vec mul_25 = sigmoid_2 * sub;
   const vec output_gradient = take_float32(output_gradient_at_row + j, n);
   const vec h_gradient = take_float32(h_gradient_now_row + j, n);
   const vec add_2 = output_gradient + h_gradient;
-  const vec mul_tensor_1 = mul_tensor * add_2;
+  const vec mul_27 = mul_25 * add_2;
   const vec gamma_c = take_float32(gamma_c_all_row + j, n);
-  const vec native_layer_norm_backward_weighted = mul_tensor_1 * gamma_c;
-  put_real(native_layer_norm_backward_weighted_kept_row + j, native_layer_norm_backward_weighted, n);
+  const vec layer_norm_gradient_weighted = mul_27 * gamma_c;
+  put_real(layer_norm_gradient_weighted_kept_row + j, layer_norm_gradient_weighted, n);
   const vec sub_2 = splat(1.0) - sigmoid_2;
   const vec mul_9 = sigmoid_2 * sub_2;
-  const vec mul_tensor_4 = tanh_1 * mul_9;
-  const vec mul_tensor_5 = mul_tensor_4 * add_2;
-  put_real(mul_tensor_5_kept_row + j, mul_tensor_5, n);
-  *native_layer_norm_backward_level_sum_columns = add_columns(*native_layer_norm_backward_level_sum_columns, native_layer_norm_backward_weighted, n);
-  const vec add_1 = take_float32(add_1_at_row + j, n);
-  const vec native_layer_norm_backward_centred = add_1 - getitem_11;
-  const vec native_layer_norm_backward_normalized = native_layer_norm_backward_centred * getitem_12;
-  const vec native_layer_norm_backward_along = native_layer_norm_backward_weighted * native_layer_norm_backward_normalized;
-  *native_layer_norm_backward_along_mean_sum_columns = add_columns(*native_layer_norm_backward_along_mean_sum_columns, native_layer_norm_backward_along, n);
-  const vec sub_1 = add_1 - getitem_11;
-  const vec mul_tensor_2 = sub_1 * getitem_12;
-  const vec mul_tensor_3 = mul_tensor_2 * mul_tensor_1;
-  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_tensor_3, n);
-  put_real(sum_2_part_row + j, take_real(sum_2_part_row + j, n) + mul_tensor_1, n);
+  const vec mul_31 = tanh_1 * mul_9;
+  const vec mul_33 = mul_31 * add_2;
+  put_real(mul_33_kept_row + j, mul_33, n);
+  *layer_norm_gradient_level_sum_columns = add_columns(*layer_norm_gradient_level_sum_columns,
+      layer_norm_gradient_weighted, n);
+  const vec new_c = take_float32(new_c_at_row + j, n);
+  const vec layer_norm_gradient_centred = new_c - getitem_11;
+  const vec layer_norm_gradient_normalized = layer_norm_gradient_centred * getitem_12;
+  const vec layer_norm_gradient_along = layer_norm_gradient_weighted * layer_norm_gradient_normalized;
+  *layer_norm_gradient_along_mean_sum_columns = add_columns(*layer_norm_gradient_along_mean_sum_columns,
+      layer_norm_gradient_along, n);
+  const vec sub_1 = new_c - getitem_11;
+  const vec mul_28 = sub_1 * getitem_12;
+  const vec mul_30 = mul_28 * mul_27;
+  put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_30, n);
+  put_real(sum_2_part_row + j, take_real(sum_2_part_row + j, n) + mul_27, n);
 }
 
-INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradient_now_row, const real_storage *native_layer_norm_backward_weighted_kept_row, vec native_layer_norm_backward_level, const float32_storage *add_1_at_row, vec getitem_11, vec getitem_12, vec native_layer_norm_backward_along_mean, const float32_storage *sigmoid_at_row, float32_storage *c_gradient_next_row, const float32_storage *tanh_at_row, const float32_storage *sigmoid_1_at_row, const float32_storage *gamma_h_all_row, real_storage *native_layer_norm_backward_1_weighted_kept_row, const float32_storage *c_at_row, const real_storage *mul_tensor_5_kept_row, const float32_storage *gamma_x_all_row, real_storage *native_layer_norm_backward_2_weighted_kept_row, vec *native_layer_norm_backward_1_level_sum_columns, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec *native_layer_norm_backward_1_along_mean_sum_columns, vec *native_layer_norm_backward_2_level_sum_columns, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec *native_layer_norm_backward_2_along_mean_sum_columns, real_storage *sum_3_part_row, real_storage *sum_4_part_row, real_storage *sum_5_part_row, real_storage *sum_6_part_row)
+INLINE void backward_columns_1(int64_t j, int n, const float32_storage *c_gradient_now_row,
+    const real_storage *layer_norm_gradient_weighted_kept_row, vec layer_norm_gradient_level,
+    const float32_storage *new_c_at_row, vec getitem_11, vec getitem_12, vec layer_norm_gradient_along_mean,
+    const float32_storage *sigmoid_at_row, float32_storage *c_gradient_next_row, const float32_storage *tanh_at_row,
+    const float32_storage *sigmoid_1_at_row, const float32_storage *gamma_h_all_row,
+    real_storage *layer_norm_gradient_1_weighted_kept_row, const float32_storage *c_at_row,
+    const real_storage *mul_33_kept_row, const float32_storage *gamma_x_all_row,
+    real_storage *layer_norm_gradient_2_weighted_kept_row, vec *layer_norm_gradient_1_level_sum_columns,
+    const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5,
+    vec *layer_norm_gradient_1_along_mean_sum_columns, vec *layer_norm_gradient_2_level_sum_columns,
+    const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec *layer_norm_gradient_2_along_mean_sum_columns,
+    real_storage *sum_3_part_row, real_storage *sum_4_part_row, real_storage *sum_5_part_row,
+    real_storage *sum_6_part_row)
 {
   const vec c_gradient = take_float32(c_gradient_now_row + j, n);
-  const vec native_layer_norm_backward_weighted = take_real(native_layer_norm_backward_weighted_kept_row + j, n);
-  const vec native_layer_norm_backward_level_free = native_layer_norm_backward_weighted - native_layer_norm_backward_level;
-  const vec add_1 = take_float32(add_1_at_row + j, n);
-  const vec native_layer_norm_backward_centred = add_1 - getitem_11;
-  const vec native_layer_norm_backward_normalized = native_layer_norm_backward_centred * getitem_12;
-  const vec native_layer_norm_backward = native_layer_norm_backward_normalized * native_layer_norm_backward_along_mean;
-  const vec native_layer_norm_backward_ = native_layer_norm_backward_level_free - native_layer_norm_backward;
-  const vec native_layer_norm_backward_input = native_layer_norm_backward_ * getitem_12;
-  const vec add_3 = c_gradient + native_layer_norm_backward_input;
+  const vec layer_norm_gradient_weighted = take_real(layer_norm_gradient_weighted_kept_row + j, n);
+  const vec layer_norm_gradient_level_free = layer_norm_gradient_weighted - layer_norm_gradient_level;
+  const vec new_c = take_float32(new_c_at_row + j, n);
+  const vec layer_norm_gradient_centred = new_c - getitem_11;
+  const vec layer_norm_gradient_normalized = layer_norm_gradient_centred * getitem_12;
+  const vec layer_norm_gradient = layer_norm_gradient_normalized * layer_norm_gradient_along_mean;
+  const vec layer_norm_gradient_ = layer_norm_gradient_level_free - layer_norm_gradient;
+  const vec layer_norm_gradient_input = layer_norm_gradient_ * getitem_12;
+  const vec add_3 = c_gradient + layer_norm_gradient_input;
   const vec sigmoid = take_float32(sigmoid_at_row + j, n);
   const vec mul_17 = add_3 * sigmoid;
   put_float32(c_gradient_next_row + j, mul_17, n);
-  const vec tanh_ = take_float32(tanh_at_row + j, n);
+  const vec tanh = take_float32(tanh_at_row + j, n);
   const vec sigmoid_1 = take_float32(sigmoid_1_at_row + j, n);
   const vec sub_4 = splat(1.0) - sigmoid_1;
   const vec mul_15 = sigmoid_1 * sub_4;
-  const vec mul_tensor_8 = tanh_ * mul_15;
-  const vec mul_tensor_9 = mul_tensor_8 * add_3;
+  const vec mul_37 = tanh * mul_15;
+  const vec mul_39 = mul_37 * add_3;
   const vec gamma_h = take_float32(gamma_h_all_row + j, n);
-  const vec native_layer_norm_backward_1_weighted = mul_tensor_9 * gamma_h;
-  put_real(native_layer_norm_backward_1_weighted_kept_row + j, native_layer_norm_backward_1_weighted, n);
-  const vec c_ = take_float32(c_at_row + j, n);
+  const vec layer_norm_gradient_1_weighted = mul_39 * gamma_h;
+  put_real(layer_norm_gradient_1_weighted_kept_row + j, layer_norm_gradient_1_weighted, n);
+  const vec c = take_float32(c_at_row + j, n);
   const vec sub_5 = splat(1.0) - sigmoid;
   const vec mul_19 = sigmoid * sub_5;
-  const vec mul_tensor_10 = c_ * mul_19;
-  const vec mul_tensor_11 = mul_tensor_10 * add_3;
+  const vec mul_40 = c * mul_19;
+  const vec mul_42 = mul_40 * add_3;
   const vec gamma_h_24 = take_float32(gamma_h_all_row + 24 + j, n);
-  const vec native_layer_norm_backward_1_weighted_24 = mul_tensor_11 * gamma_h_24;
-  put_real(native_layer_norm_backward_1_weighted_kept_row + 24 + j, native_layer_norm_backward_1_weighted_24, n);
-  const vec mul_13 = tanh_ * tanh_;
+  const vec layer_norm_gradient_1_weighted_24 = mul_42 * gamma_h_24;
+  put_real(layer_norm_gradient_1_weighted_kept_row + 24 + j, layer_norm_gradient_1_weighted_24, n);
+  const vec mul_13 = tanh * tanh;
   const vec sub_3 = splat(1.0) - mul_13;
-  const vec mul_tensor_6 = sigmoid_1 * sub_3;
-  const vec mul_tensor_7 = mul_tensor_6 * add_3;
+  const vec mul_34 = sigmoid_1 * sub_3;
+  const vec mul_36 = mul_34 * add_3;
   const vec gamma_h_48 = take_float32(gamma_h_all_row + 48 + j, n);
-  const vec native_layer_norm_backward_1_weighted_48 = mul_tensor_7 * gamma_h_48;
-  put_real(native_layer_norm_backward_1_weighted_kept_row + 48 + j, native_layer_norm_backward_1_weighted_48, n);
-  const vec mul_tensor_5 = take_real(mul_tensor_5_kept_row + j, n);
+  const vec layer_norm_gradient_1_weighted_48 = mul_36 * gamma_h_48;
+  put_real(layer_norm_gradient_1_weighted_kept_row + 48 + j, layer_norm_gradient_1_weighted_48, n);
+  const vec mul_33 = take_real(mul_33_kept_row + j, n);
   const vec gamma_h_72 = take_float32(gamma_h_all_row + 72 + j, n);
-  const vec native_layer_norm_backward_1_weighted_72 = mul_tensor_5 * gamma_h_72;
-  put_real(native_layer_norm_backward_1_weighted_kept_row + 72 + j, native_layer_norm_backward_1_weighted_72, n);
+  const vec layer_norm_gradient_1_weighted_72 = mul_33 * gamma_h_72;
+  put_real(layer_norm_gradient_1_weighted_kept_row + 72 + j, layer_norm_gradient_1_weighted_72, n);
   const vec gamma_x = take_float32(gamma_x_all_row + j, n);
-  const vec native_layer_norm_backward_2_weighted = mul_tensor_9 * gamma_x;
-  put_real(native_layer_norm_backward_2_weighted_kept_row + j, native_layer_norm_backward_2_weighted, n);
+  const vec layer_norm_gradient_2_weighted = mul_39 * gamma_x;
+  put_real(layer_norm_gradient_2_weighted_kept_row + j, layer_norm_gradient_2_weighted, n);
   const vec gamma_x_24 = take_float32(gamma_x_all_row + 24 + j, n);
-  const vec native_layer_norm_backward_2_weighted_24 = mul_tensor_11 * gamma_x_24;
-  put_real(native_layer_norm_backward_2_weighted_kept_row + 24 + j, native_layer_norm_backward_2_weighted_24, n);
+  const vec layer_norm_gradient_2_weighted_24 = mul_42 * gamma_x_24;
+  put_real(layer_norm_gradient_2_weighted_kept_row + 24 + j, layer_norm_gradient_2_weighted_24, n);
   const vec gamma_x_48 = take_float32(gamma_x_all_row + 48 + j, n);
-  const vec native_layer_norm_backward_2_weighted_48 = mul_tensor_7 * gamma_x_48;
-  put_real(native_layer_norm_backward_2_weighted_kept_row + 48 + j, native_layer_norm_backward_2_weighted_48, n);
+  const vec layer_norm_gradient_2_weighted_48 = mul_36 * gamma_x_48;
+  put_real(layer_norm_gradient_2_weighted_kept_row + 48 + j, layer_norm_gradient_2_weighted_48, n);
   const vec gamma_x_72 = take_float32(gamma_x_all_row + 72 + j, n);
-  const vec native_layer_norm_backward_2_weighted_72 = mul_tensor_5 * gamma_x_72;
-  put_real(native_layer_norm_backward_2_weighted_kept_row + 72 + j, native_layer_norm_backward_2_weighted_72, n);
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted, n);
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_24, n);
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_48, n);
-  *native_layer_norm_backward_1_level_sum_columns = add_columns(*native_layer_norm_backward_1_level_sum_columns, native_layer_norm_backward_1_weighted_72, n);
+  const vec layer_norm_gradient_2_weighted_72 = mul_33 * gamma_x_72;
+  put_real(layer_norm_gradient_2_weighted_kept_row + 72 + j, layer_norm_gradient_2_weighted_72, n);
+  *layer_norm_gradient_1_level_sum_columns = add_columns(*layer_norm_gradient_1_level_sum_columns,
+      layer_norm_gradient_1_weighted, n);
+  *layer_norm_gradient_1_level_sum_columns = add_columns(*layer_norm_gradient_1_level_sum_columns,
+      layer_norm_gradient_1_weighted_24, n);
+  *layer_norm_gradient_1_level_sum_columns = add_columns(*layer_norm_gradient_1_level_sum_columns,
+      layer_norm_gradient_1_weighted_48, n);
+  *layer_norm_gradient_1_level_sum_columns = add_columns(*layer_norm_gradient_1_level_sum_columns,
+      layer_norm_gradient_1_weighted_72, n);
   const vec mm_1 = take_float32(mm_1_at_row + j, n);
-  const vec native_layer_norm_backward_1_centred = mm_1 - getitem_4;
-  const vec native_layer_norm_backward_1_normalized = native_layer_norm_backward_1_centred * getitem_5;
-  const vec native_layer_norm_backward_1_along = native_layer_norm_backward_1_weighted * native_layer_norm_backward_1_normalized;
-  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along, n);
+  const vec layer_norm_gradient_1_centred = mm_1 - getitem_4;
+  const vec layer_norm_gradient_1_normalized = layer_norm_gradient_1_centred * getitem_5;
+  const vec layer_norm_gradient_1_along = layer_norm_gradient_1_weighted * layer_norm_gradient_1_normalized;
+  *layer_norm_gradient_1_along_mean_sum_columns = add_columns(*layer_norm_gradient_1_along_mean_sum_columns,
+      layer_norm_gradient_1_along, n);
   const vec mm_1_24 = take_float32(mm_1_at_row + 24 + j, n);
-  const vec native_layer_norm_backward_1_centred_24 = mm_1_24 - getitem_4;
-  const vec native_layer_norm_backward_1_normalized_24 = native_layer_norm_backward_1_centred_24 * getitem_5;
-  const vec native_layer_norm_backward_1_along_24 = native_layer_norm_backward_1_weighted_24 * native_layer_norm_backward_1_normalized_24;
-  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_24, n);
+  const vec layer_norm_gradient_1_centred_24 = mm_1_24 - getitem_4;
+  const vec layer_norm_gradient_1_normalized_24 = layer_norm_gradient_1_centred_24 * getitem_5;
+  const vec layer_norm_gradient_1_along_24 = layer_norm_gradient_1_weighted_24 * layer_norm_gradient_1_normalized_24;
+  *layer_norm_gradient_1_along_mean_sum_columns = add_columns(*layer_norm_gradient_1_along_mean_sum_columns,
+      layer_norm_gradient_1_along_24, n);
   const vec mm_1_48 = take_float32(mm_1_at_row + 48 + j, n);
-  const vec native_layer_norm_backward_1_centred_48 = mm_1_48 - getitem_4;
-  const vec native_layer_norm_backward_1_normalized_48 = native_layer_norm_backward_1_centred_48 * getitem_5;
-  const vec native_layer_norm_backward_1_along_48 = native_layer_norm_backward_1_weighted_48 * native_layer_norm_backward_1_normalized_48;
-  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_48, n);
+  const vec layer_norm_gradient_1_centred_48 = mm_1_48 - getitem_4;
+  const vec layer_norm_gradient_1_normalized_48 = layer_norm_gradient_1_centred_48 * getitem_5;
+  const vec layer_norm_gradient_1_along_48 = layer_norm_gradient_1_weighted_48 * layer_norm_gradient_1_normalized_48;
+  *layer_norm_gradient_1_along_mean_sum_columns = add_columns(*layer_norm_gradient_1_along_mean_sum_columns,
+      layer_norm_gradient_1_along_48, n);
   const vec mm_1_72 = take_float32(mm_1_at_row + 72 + j, n);
-  const vec native_layer_norm_backward_1_centred_72 = mm_1_72 - getitem_4;
-  const vec native_layer_norm_backward_1_normalized_72 = native_layer_norm_backward_1_centred_72 * getitem_5;
-  const vec native_layer_norm_backward_1_along_72 = native_layer_norm_backward_1_weighted_72 * native_layer_norm_backward_1_normalized_72;
-  *native_layer_norm_backward_1_along_mean_sum_columns = add_columns(*native_layer_norm_backward_1_along_mean_sum_columns, native_layer_norm_backward_1_along_72, n);
-  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted, n);
-  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_24, n);
-  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_48, n);
-  *native_layer_norm_backward_2_level_sum_columns = add_columns(*native_layer_norm_backward_2_level_sum_columns, native_layer_norm_backward_2_weighted_72, n);
+  const vec layer_norm_gradient_1_centred_72 = mm_1_72 - getitem_4;
+  const vec layer_norm_gradient_1_normalized_72 = layer_norm_gradient_1_centred_72 * getitem_5;
+  const vec layer_norm_gradient_1_along_72 = layer_norm_gradient_1_weighted_72 * layer_norm_gradient_1_normalized_72;
+  *layer_norm_gradient_1_along_mean_sum_columns = add_columns(*layer_norm_gradient_1_along_mean_sum_columns,
+      layer_norm_gradient_1_along_72, n);
+  *layer_norm_gradient_2_level_sum_columns = add_columns(*layer_norm_gradient_2_level_sum_columns,
+      layer_norm_gradient_2_weighted, n);
+  *layer_norm_gradient_2_level_sum_columns = add_columns(*layer_norm_gradient_2_level_sum_columns,
+      layer_norm_gradient_2_weighted_24, n);
+  *layer_norm_gradient_2_level_sum_columns = add_columns(*layer_norm_gradient_2_level_sum_columns,
+      layer_norm_gradient_2_weighted_48, n);
+  *layer_norm_gradient_2_level_sum_columns = add_columns(*layer_norm_gradient_2_level_sum_columns,
+      layer_norm_gradient_2_weighted_72, n);
   const vec mm = take_float32(mm_at_row + j, n);
-  const vec native_layer_norm_backward_2_centred = mm - getitem_1;
-  const vec native_layer_norm_backward_2_normalized = native_layer_norm_backward_2_centred * getitem_2;
-  const vec native_layer_norm_backward_2_along = native_layer_norm_backward_2_weighted * native_layer_norm_backward_2_normalized;
-  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along, n);
+  const vec layer_norm_gradient_2_centred = mm - getitem_1;
+  const vec layer_norm_gradient_2_normalized = layer_norm_gradient_2_centred * getitem_2;
+  const vec layer_norm_gradient_2_along = layer_norm_gradient_2_weighted * layer_norm_gradient_2_normalized;
+  *layer_norm_gradient_2_along_mean_sum_columns = add_columns(*layer_norm_gradient_2_along_mean_sum_columns,
+      layer_norm_gradient_2_along, n);
   const vec mm_24 = take_float32(mm_at_row + 24 + j, n);
-  const vec native_layer_norm_backward_2_centred_24 = mm_24 - getitem_1;
-  const vec native_layer_norm_backward_2_normalized_24 = native_layer_norm_backward_2_centred_24 * getitem_2;
-  const vec native_layer_norm_backward_2_along_24 = native_layer_norm_backward_2_weighted_24 * native_layer_norm_backward_2_normalized_24;
-  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_24, n);
+  const vec layer_norm_gradient_2_centred_24 = mm_24 - getitem_1;
+  const vec layer_norm_gradient_2_normalized_24 = layer_norm_gradient_2_centred_24 * getitem_2;
+  const vec layer_norm_gradient_2_along_24 = layer_norm_gradient_2_weighted_24 * layer_norm_gradient_2_normalized_24;
+  *layer_norm_gradient_2_along_mean_sum_columns = add_columns(*layer_norm_gradient_2_along_mean_sum_columns,
+      layer_norm_gradient_2_along_24, n);
   const vec mm_48 = take_float32(mm_at_row + 48 + j, n);
-  const vec native_layer_norm_backward_2_centred_48 = mm_48 - getitem_1;
-  const vec native_layer_norm_backward_2_normalized_48 = native_layer_norm_backward_2_centred_48 * getitem_2;
-  const vec native_layer_norm_backward_2_along_48 = native_layer_norm_backward_2_weighted_48 * native_layer_norm_backward_2_normalized_48;
-  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_48, n);
+  const vec layer_norm_gradient_2_centred_48 = mm_48 - getitem_1;
+  const vec layer_norm_gradient_2_normalized_48 = layer_norm_gradient_2_centred_48 * getitem_2;
+  const vec layer_norm_gradient_2_along_48 = layer_norm_gradient_2_weighted_48 * layer_norm_gradient_2_normalized_48;
+  *layer_norm_gradient_2_along_mean_sum_columns = add_columns(*layer_norm_gradient_2_along_mean_sum_columns,
+      layer_norm_gradient_2_along_48, n);
   const vec mm_72 = take_float32(mm_at_row + 72 + j, n);
-  const vec native_layer_norm_backward_2_centred_72 = mm_72 - getitem_1;
-  const vec native_layer_norm_backward_2_normalized_72 = native_layer_norm_backward_2_centred_72 * getitem_2;
-  const vec native_layer_norm_backward_2_along_72 = native_layer_norm_backward_2_weighted_72 * native_layer_norm_backward_2_normalized_72;
-  *native_layer_norm_backward_2_along_mean_sum_columns = add_columns(*native_layer_norm_backward_2_along_mean_sum_columns, native_layer_norm_backward_2_along_72, n);
+  const vec layer_norm_gradient_2_centred_72 = mm_72 - getitem_1;
+  const vec layer_norm_gradient_2_normalized_72 = layer_norm_gradient_2_centred_72 * getitem_2;
+  const vec layer_norm_gradient_2_along_72 = layer_norm_gradient_2_weighted_72 * layer_norm_gradient_2_normalized_72;
+  *layer_norm_gradient_2_along_mean_sum_columns = add_columns(*layer_norm_gradient_2_along_mean_sum_columns,
+      layer_norm_gradient_2_along_72, n);
   const vec sub_6 = mm_1 - getitem_4;
-  const vec mul_tensor_12 = sub_6 * getitem_5;
-  const vec mul_tensor_13 = mul_tensor_12 * mul_tensor_9;
-  put_real(sum_3_part_row + j, take_real(sum_3_part_row + j, n) + mul_tensor_13, n);
+  const vec mul_43 = sub_6 * getitem_5;
+  const vec mul_45 = mul_43 * mul_39;
+  put_real(sum_3_part_row + j, take_real(sum_3_part_row + j, n) + mul_45, n);
   const vec sub_6_24 = mm_1_24 - getitem_4;
-  const vec mul_tensor_12_24 = sub_6_24 * getitem_5;
-  const vec mul_tensor_13_24 = mul_tensor_12_24 * mul_tensor_11;
-  put_real(sum_3_part_row + 24 + j, take_real(sum_3_part_row + 24 + j, n) + mul_tensor_13_24, n);
+  const vec mul_43_24 = sub_6_24 * getitem_5;
+  const vec mul_45_24 = mul_43_24 * mul_42;
+  put_real(sum_3_part_row + 24 + j, take_real(sum_3_part_row + 24 + j, n) + mul_45_24, n);
   const vec sub_6_48 = mm_1_48 - getitem_4;
-  const vec mul_tensor_12_48 = sub_6_48 * getitem_5;
-  const vec mul_tensor_13_48 = mul_tensor_12_48 * mul_tensor_7;
-  put_real(sum_3_part_row + 48 + j, take_real(sum_3_part_row + 48 + j, n) + mul_tensor_13_48, n);
+  const vec mul_43_48 = sub_6_48 * getitem_5;
+  const vec mul_45_48 = mul_43_48 * mul_36;
+  put_real(sum_3_part_row + 48 + j, take_real(sum_3_part_row + 48 + j, n) + mul_45_48, n);
   const vec sub_6_72 = mm_1_72 - getitem_4;
-  const vec mul_tensor_12_72 = sub_6_72 * getitem_5;
-  const vec mul_tensor_13_72 = mul_tensor_12_72 * mul_tensor_5;
-  put_real(sum_3_part_row + 72 + j, take_real(sum_3_part_row + 72 + j, n) + mul_tensor_13_72, n);
-  put_real(sum_4_part_row + j, take_real(sum_4_part_row + j, n) + mul_tensor_9, n);
-  put_real(sum_4_part_row + 24 + j, take_real(sum_4_part_row + 24 + j, n) + mul_tensor_11, n);
-  put_real(sum_4_part_row + 48 + j, take_real(sum_4_part_row + 48 + j, n) + mul_tensor_7, n);
-  put_real(sum_4_part_row + 72 + j, take_real(sum_4_part_row + 72 + j, n) + mul_tensor_5, n);
+  const vec mul_43_72 = sub_6_72 * getitem_5;
+  const vec mul_45_72 = mul_43_72 * mul_33;
+  put_real(sum_3_part_row + 72 + j, take_real(sum_3_part_row + 72 + j, n) + mul_45_72, n);
+  put_real(sum_4_part_row + j, take_real(sum_4_part_row + j, n) + mul_39, n);
+  put_real(sum_4_part_row + 24 + j, take_real(sum_4_part_row + 24 + j, n) + mul_42, n);
+  put_real(sum_4_part_row + 48 + j, take_real(sum_4_part_row + 48 + j, n) + mul_36, n);
+  put_real(sum_4_part_row + 72 + j, take_real(sum_4_part_row + 72 + j, n) + mul_33, n);
   const vec sub_7 = mm - getitem_1;
-  const vec mul_tensor_14 = sub_7 * getitem_2;
-  const vec mul_tensor_15 = mul_tensor_14 * mul_tensor_9;
-  put_real(sum_5_part_row + j, take_real(sum_5_part_row + j, n) + mul_tensor_15, n);
+  const vec mul_46 = sub_7 * getitem_2;
+  const vec mul_48 = mul_46 * mul_39;
+  put_real(sum_5_part_row + j, take_real(sum_5_part_row + j, n) + mul_48, n);
   const vec sub_7_24 = mm_24 - getitem_1;
-  const vec mul_tensor_14_24 = sub_7_24 * getitem_2;
-  const vec mul_tensor_15_24 = mul_tensor_14_24 * mul_tensor_11;
-  put_real(sum_5_part_row + 24 + j, take_real(sum_5_part_row + 24 + j, n) + mul_tensor_15_24, n);
+  const vec mul_46_24 = sub_7_24 * getitem_2;
+  const vec mul_48_24 = mul_46_24 * mul_42;
+  put_real(sum_5_part_row + 24 + j, take_real(sum_5_part_row + 24 + j, n) + mul_48_24, n);
   const vec sub_7_48 = mm_48 - getitem_1;
-  const vec mul_tensor_14_48 = sub_7_48 * getitem_2;
-  const vec mul_tensor_15_48 = mul_tensor_14_48 * mul_tensor_7;
-  put_real(sum_5_part_row + 48 + j, take_real(sum_5_part_row + 48 + j, n) + mul_tensor_15_48, n);
+  const vec mul_46_48 = sub_7_48 * getitem_2;
+  const vec mul_48_48 = mul_46_48 * mul_36;
+  put_real(sum_5_part_row + 48 + j, take_real(sum_5_part_row + 48 + j, n) + mul_48_48, n);
   const vec sub_7_72 = mm_72 - getitem_1;
-  const vec mul_tensor_14_72 = sub_7_72 * getitem_2;
-  const vec mul_tensor_15_72 = mul_tensor_14_72 * mul_tensor_5;
-  put_real(sum_5_part_row + 72 + j, take_real(sum_5_part_row + 72 + j, n) + mul_tensor_15_72, n);
-  put_real(sum_6_part_row + j, take_real(sum_6_part_row + j, n) + mul_tensor_9, n);
-  put_real(sum_6_part_row + 24 + j, take_real(sum_6_part_row + 24 + j, n) + mul_tensor_11, n);
-  put_real(sum_6_part_row + 48 + j, take_real(sum_6_part_row + 48 + j, n) + mul_tensor_7, n);
-  put_real(sum_6_part_row + 72 + j, take_real(sum_6_part_row + 72 + j, n) + mul_tensor_5, n);
+  const vec mul_46_72 = sub_7_72 * getitem_2;
+  const vec mul_48_72 = mul_46_72 * mul_33;
+  put_real(sum_5_part_row + 72 + j, take_real(sum_5_part_row + 72 + j, n) + mul_48_72, n);
+  put_real(sum_6_part_row + j, take_real(sum_6_part_row + j, n) + mul_39, n);
+  put_real(sum_6_part_row + 24 + j, take_real(sum_6_part_row + 24 + j, n) + mul_42, n);
+  put_real(sum_6_part_row + 48 + j, take_real(sum_6_part_row + 48 + j, n) + mul_36, n);
+  put_real(sum_6_part_row + 72 + j, take_real(sum_6_part_row + 72 + j, n) + mul_33, n);
 }
 
-INLINE void backward_columns_2(int64_t j, int n, const real_storage *native_layer_norm_backward_1_weighted_kept_row, vec native_layer_norm_backward_1_level, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5, vec native_layer_norm_backward_1_along_mean, float32_storage *getitem_16_to_row, const real_storage *native_layer_norm_backward_2_weighted_kept_row, vec native_layer_norm_backward_2_level, const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec native_layer_norm_backward_2_along_mean, float32_storage *getitem_19_to_row)
+INLINE void backward_columns_2(int64_t j, int n, const real_storage *layer_norm_gradient_1_weighted_kept_row,
+    vec layer_norm_gradient_1_level, const float32_storage *mm_1_at_row, vec getitem_4, vec getitem_5,
+    vec layer_norm_gradient_1_along_mean, float32_storage *getitem_16_to_row,
+    const real_storage *layer_norm_gradient_2_weighted_kept_row, vec layer_norm_gradient_2_level,
+    const float32_storage *mm_at_row, vec getitem_1, vec getitem_2, vec layer_norm_gradient_2_along_mean,
+    float32_storage *getitem_19_to_row)
 {
-  const vec native_layer_norm_backward_1_weighted = take_real(native_layer_norm_backward_1_weighted_kept_row + j, n);
-  const vec native_layer_norm_backward_1_level_free = native_layer_norm_backward_1_weighted - native_layer_norm_backward_1_level;
+  const vec layer_norm_gradient_1_weighted = take_real(layer_norm_gradient_1_weighted_kept_row + j, n);
+  const vec layer_norm_gradient_1_level_free = layer_norm_gradient_1_weighted - layer_norm_gradient_1_level;
   const vec mm_1 = take_float32(mm_1_at_row + j, n);
-  const vec native_layer_norm_backward_1_centred = mm_1 - getitem_4;
-  const vec native_layer_norm_backward_1_normalized = native_layer_norm_backward_1_centred * getitem_5;
-  const vec native_layer_norm_backward_1 = native_layer_norm_backward_1_normalized * native_layer_norm_backward_1_along_mean;
-  const vec native_layer_norm_backward_1_ = native_layer_norm_backward_1_level_free - native_layer_norm_backward_1;
-  const vec native_layer_norm_backward_1_input = native_layer_norm_backward_1_ * getitem_5;
-  put_float32(getitem_16_to_row + j, native_layer_norm_backward_1_input, n);
-  const vec native_layer_norm_backward_2_weighted = take_real(native_layer_norm_backward_2_weighted_kept_row + j, n);
-  const vec native_layer_norm_backward_2_level_free = native_layer_norm_backward_2_weighted - native_layer_norm_backward_2_level;
+  const vec layer_norm_gradient_1_centred = mm_1 - getitem_4;
+  const vec layer_norm_gradient_1_normalized = layer_norm_gradient_1_centred * getitem_5;
+  const vec layer_norm_gradient_1 = layer_norm_gradient_1_normalized * layer_norm_gradient_1_along_mean;
+  const vec layer_norm_gradient_1_ = layer_norm_gradient_1_level_free - layer_norm_gradient_1;
+  const vec layer_norm_gradient_1_input = layer_norm_gradient_1_ * getitem_5;
+  put_float32(getitem_16_to_row + j, layer_norm_gradient_1_input, n);
+  const vec layer_norm_gradient_2_weighted = take_real(layer_norm_gradient_2_weighted_kept_row + j, n);
+  const vec layer_norm_gradient_2_level_free = layer_norm_gradient_2_weighted - layer_norm_gradient_2_level;
   const vec mm = take_float32(mm_at_row + j, n);
-  const vec native_layer_norm_backward_2_centred = mm - getitem_1;
-  const vec native_layer_norm_backward_2_normalized = native_layer_norm_backward_2_centred * getitem_2;
-  const vec native_layer_norm_backward_2 = native_layer_norm_backward_2_normalized * native_layer_norm_backward_2_along_mean;
-  const vec native_layer_norm_backward_2_ = native_layer_norm_backward_2_level_free - native_layer_norm_backward_2;
-  const vec native_layer_norm_backward_2_input = native_layer_norm_backward_2_ * getitem_2;
-  put_float32(getitem_19_to_row + j, native_layer_norm_backward_2_input, n);
+  const vec layer_norm_gradient_2_centred = mm - getitem_1;
+  const vec layer_norm_gradient_2_normalized = layer_norm_gradient_2_centred * getitem_2;
+  const vec layer_norm_gradient_2 = layer_norm_gradient_2_normalized * layer_norm_gradient_2_along_mean;
+  const vec layer_norm_gradient_2_ = layer_norm_gradient_2_level_free - layer_norm_gradient_2;
+  const vec layer_norm_gradient_2_input = layer_norm_gradient_2_ * getitem_2;
+  put_float32(getitem_19_to_row + j, layer_norm_gradient_2_input, n);
 }
 
-INLINE void backward_columns_3(int64_t j, int n, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
+INLINE void backward_columns_3(int64_t j, int n, const real_storage *mm_3_kept_row,
+    float32_storage *h_gradient_next_row)
 {
   const vec mm_3 = take_real(mm_3_kept_row + j, n);
   put_float32(h_gradient_next_row + j, mm_3, n);
@@ -560,16 +633,22 @@ INLINE void backward_columns_3(int64_t j, int n, const real_storage *mm_3_kept_r
 
 // All steps of rows first to first + rows - 1, backward.
 static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
-  UNUSED struct team *team)
+    UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const native_layer_norm_backward_1_weighted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const native_layer_norm_backward_2_weighted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const native_layer_norm_backward_weighted_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mul_tensor_5_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_3_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const layer_norm_gradient_1_weighted_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const layer_norm_gradient_2_weighted_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const layer_norm_gradient_weighted_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mul_33_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
   real *const parts = (real *)scratch;
-  memset(parts, 0, (PADDED(24) + PADDED(24) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96)) * sizeof(real));
+  memset(parts, 0,
+      (PADDED(24) + PADDED(24) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96)) * sizeof(real));
   real *const sum_1_part = parts;
   real *const sum_2_part = sum_1_part + PADDED(24);
   real *const sum_3_part = sum_2_part + PADDED(24);
@@ -584,12 +663,14 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     const int64_t next_0 = (t + !call->backwards) % call->slots[0];
     const int64_t now_1 = (t + call->backwards) % call->slots[1];
     const int64_t next_1 = (t + !call->backwards) % call->slots[1];
-    UNUSED const float32_storage *const h_gradient_now = (float32_storage *)call->buffers[22] + (now_0 * call->batch + first) * 24;
-    UNUSED const float32_storage *const c_gradient_now = (float32_storage *)call->buffers[23] + (now_1 * call->batch + first) * 24;
+    UNUSED const float32_storage *const h_gradient_now =
+        (float32_storage *)call->buffers[22] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const c_gradient_now =
+        (float32_storage *)call->buffers[23] + (now_1 * call->batch + first) * 24;
     UNUSED const float32_storage *const output_gradient_at = (const float32_storage *)call->buffers[0] + at * 24;
     UNUSED const float32_storage *const tanh_1_at = (const float32_storage *)call->buffers[1] + at * 24;
     UNUSED const float32_storage *const sigmoid_2_at = (const float32_storage *)call->buffers[2] + at * 24;
-    UNUSED const float32_storage *const add_1_at = (const float32_storage *)call->buffers[3] + at * 24;
+    UNUSED const float32_storage *const new_c_at = (const float32_storage *)call->buffers[3] + at * 24;
     UNUSED const float32_storage *const getitem_11_at = (const float32_storage *)call->buffers[4] + at * 1;
     UNUSED const float32_storage *const getitem_12_at = (const float32_storage *)call->buffers[5] + at * 1;
     UNUSED const float32_storage *const gamma_c_all = (const float32_storage *)call->buffers[6];
@@ -608,8 +689,10 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     UNUSED const float32_storage *const getitem_2_at = (const float32_storage *)call->buffers[19] + at * 1;
     UNUSED const float32_storage *const gamma_x_all = (const float32_storage *)call->buffers[20];
     UNUSED const float32_storage *const beta_x_all = (const float32_storage *)call->buffers[21];
-    UNUSED float32_storage *const h_gradient_next = (float32_storage *)call->buffers[22] + (next_0 * call->batch + first) * 24;
-    UNUSED float32_storage *const c_gradient_next = (float32_storage *)call->buffers[23] + (next_1 * call->batch + first) * 24;
+    UNUSED float32_storage *const h_gradient_next =
+        (float32_storage *)call->buffers[22] + (next_0 * call->batch + first) * 24;
+    UNUSED float32_storage *const c_gradient_next =
+        (float32_storage *)call->buffers[23] + (next_1 * call->batch + first) * 24;
     UNUSED float32_storage *const getitem_16_to = (float32_storage *)call->buffers[24] + at * 96;
     UNUSED float32_storage *const getitem_19_to = (float32_storage *)call->buffers[25] + at * 96;
     if (any_real(call, first, rows, t)) {
@@ -620,9 +703,9 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         const float32_storage *const output_gradient_at_row = output_gradient_at + r * 24;
         const float32_storage *const h_gradient_now_row = h_gradient_now + r * 24;
         const float32_storage *const gamma_c_all_row = gamma_c_all;
-        real_storage *const native_layer_norm_backward_weighted_kept_row = native_layer_norm_backward_weighted_kept + r * PADDED(24);
-        real_storage *const mul_tensor_5_kept_row = mul_tensor_5_kept + r * PADDED(24);
-        const float32_storage *const add_1_at_row = add_1_at + r * 24;
+        real_storage *const layer_norm_gradient_weighted_kept_row = layer_norm_gradient_weighted_kept + r * PADDED(24);
+        real_storage *const mul_33_kept_row = mul_33_kept + r * PADDED(24);
+        const float32_storage *const new_c_at_row = new_c_at + r * 24;
         const float32_storage *const getitem_11_at_row = getitem_11_at + r * 1;
         const float32_storage *const getitem_12_at_row = getitem_12_at + r * 1;
         real_storage *const sum_1_part_row = counted ? sum_1_part : uncounted;
@@ -633,10 +716,12 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         const float32_storage *const tanh_at_row = tanh_at + r * 24;
         const float32_storage *const sigmoid_1_at_row = sigmoid_1_at + r * 24;
         const float32_storage *const gamma_h_all_row = gamma_h_all;
-        real_storage *const native_layer_norm_backward_1_weighted_kept_row = native_layer_norm_backward_1_weighted_kept + r * PADDED(96);
+        real_storage *const layer_norm_gradient_1_weighted_kept_row =
+            layer_norm_gradient_1_weighted_kept + r * PADDED(96);
         const float32_storage *const c_at_row = c_at + r * 24;
         const float32_storage *const gamma_x_all_row = gamma_x_all;
-        real_storage *const native_layer_norm_backward_2_weighted_kept_row = native_layer_norm_backward_2_weighted_kept + r * PADDED(96);
+        real_storage *const layer_norm_gradient_2_weighted_kept_row =
+            layer_norm_gradient_2_weighted_kept + r * PADDED(96);
         const float32_storage *const mm_1_at_row = mm_1_at + r * 96;
         const float32_storage *const getitem_4_at_row = getitem_4_at + r * 1;
         const float32_storage *const getitem_5_at_row = getitem_5_at + r * 1;
@@ -649,44 +734,72 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         real_storage *const sum_6_part_row = counted ? sum_6_part : uncounted;
         float32_storage *const getitem_16_to_row = getitem_16_to + r * 96;
         float32_storage *const getitem_19_to_row = getitem_19_to + r * 96;
-        vec native_layer_norm_backward_level_sum_columns = splat(0);
-        vec native_layer_norm_backward_along_mean_sum_columns = splat(0);
+        vec layer_norm_gradient_level_sum_columns = splat(0);
+        vec layer_norm_gradient_along_mean_sum_columns = splat(0);
         const vec getitem_11 = splat(read_float32(getitem_11_at_row));
         const vec getitem_12 = splat(read_float32(getitem_12_at_row));
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_0(j, LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, gamma_c_all_row, native_layer_norm_backward_weighted_kept_row, mul_tensor_5_kept_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns, sum_1_part_row, sum_2_part_row);
+          backward_columns_0(j, LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row,
+              gamma_c_all_row, layer_norm_gradient_weighted_kept_row, mul_33_kept_row,
+              &layer_norm_gradient_level_sum_columns, new_c_at_row, getitem_11, getitem_12,
+              &layer_norm_gradient_along_mean_sum_columns, sum_1_part_row, sum_2_part_row);
         if (24 % LANES)
-          backward_columns_0(24 / LANES * LANES, 24 % LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row, h_gradient_now_row, gamma_c_all_row, native_layer_norm_backward_weighted_kept_row, mul_tensor_5_kept_row, &native_layer_norm_backward_level_sum_columns, add_1_at_row, getitem_11, getitem_12, &native_layer_norm_backward_along_mean_sum_columns, sum_1_part_row, sum_2_part_row);
-        const vec native_layer_norm_backward_level_sum = splat(sum(native_layer_norm_backward_level_sum_columns));
-        const vec native_layer_norm_backward_along_mean_sum = splat(sum(native_layer_norm_backward_along_mean_sum_columns));
-        vec native_layer_norm_backward_1_level_sum_columns = splat(0);
-        vec native_layer_norm_backward_1_along_mean_sum_columns = splat(0);
-        vec native_layer_norm_backward_2_level_sum_columns = splat(0);
-        vec native_layer_norm_backward_2_along_mean_sum_columns = splat(0);
-        const vec native_layer_norm_backward_level = native_layer_norm_backward_level_sum * splat(0.041666666666666664);
-        const vec native_layer_norm_backward_along_mean = native_layer_norm_backward_along_mean_sum * splat(0.041666666666666664);
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, sigmoid_2_at_row, tanh_1_at_row, output_gradient_at_row,
+              h_gradient_now_row, gamma_c_all_row, layer_norm_gradient_weighted_kept_row, mul_33_kept_row,
+              &layer_norm_gradient_level_sum_columns, new_c_at_row, getitem_11, getitem_12,
+              &layer_norm_gradient_along_mean_sum_columns, sum_1_part_row, sum_2_part_row);
+        const vec layer_norm_gradient_level_sum = splat(sum(layer_norm_gradient_level_sum_columns));
+        const vec layer_norm_gradient_along_mean_sum = splat(sum(layer_norm_gradient_along_mean_sum_columns));
+        vec layer_norm_gradient_1_level_sum_columns = splat(0);
+        vec layer_norm_gradient_1_along_mean_sum_columns = splat(0);
+        vec layer_norm_gradient_2_level_sum_columns = splat(0);
+        vec layer_norm_gradient_2_along_mean_sum_columns = splat(0);
+        const vec layer_norm_gradient_level = layer_norm_gradient_level_sum * splat(0.041666666666666664);
+        const vec layer_norm_gradient_along_mean = layer_norm_gradient_along_mean_sum * splat(0.041666666666666664);
         const vec getitem_4 = splat(read_float32(getitem_4_at_row));
         const vec getitem_5 = splat(read_float32(getitem_5_at_row));
         const vec getitem_1 = splat(read_float32(getitem_1_at_row));
         const vec getitem_2 = splat(read_float32(getitem_2_at_row));
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_1(j, LANES, c_gradient_now_row, native_layer_norm_backward_weighted_kept_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, gamma_h_all_row, native_layer_norm_backward_1_weighted_kept_row, c_at_row, mul_tensor_5_kept_row, gamma_x_all_row, native_layer_norm_backward_2_weighted_kept_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns, sum_3_part_row, sum_4_part_row, sum_5_part_row, sum_6_part_row);
+          backward_columns_1(j, LANES, c_gradient_now_row, layer_norm_gradient_weighted_kept_row,
+              layer_norm_gradient_level, new_c_at_row, getitem_11, getitem_12, layer_norm_gradient_along_mean,
+              sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, gamma_h_all_row,
+              layer_norm_gradient_1_weighted_kept_row, c_at_row, mul_33_kept_row, gamma_x_all_row,
+              layer_norm_gradient_2_weighted_kept_row, &layer_norm_gradient_1_level_sum_columns, mm_1_at_row,
+              getitem_4, getitem_5, &layer_norm_gradient_1_along_mean_sum_columns,
+              &layer_norm_gradient_2_level_sum_columns, mm_at_row, getitem_1, getitem_2,
+              &layer_norm_gradient_2_along_mean_sum_columns, sum_3_part_row, sum_4_part_row, sum_5_part_row,
+              sum_6_part_row);
         if (24 % LANES)
-          backward_columns_1(24 / LANES * LANES, 24 % LANES, c_gradient_now_row, native_layer_norm_backward_weighted_kept_row, native_layer_norm_backward_level, add_1_at_row, getitem_11, getitem_12, native_layer_norm_backward_along_mean, sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, gamma_h_all_row, native_layer_norm_backward_1_weighted_kept_row, c_at_row, mul_tensor_5_kept_row, gamma_x_all_row, native_layer_norm_backward_2_weighted_kept_row, &native_layer_norm_backward_1_level_sum_columns, mm_1_at_row, getitem_4, getitem_5, &native_layer_norm_backward_1_along_mean_sum_columns, &native_layer_norm_backward_2_level_sum_columns, mm_at_row, getitem_1, getitem_2, &native_layer_norm_backward_2_along_mean_sum_columns, sum_3_part_row, sum_4_part_row, sum_5_part_row, sum_6_part_row);
-        const vec native_layer_norm_backward_1_level_sum = splat(sum(native_layer_norm_backward_1_level_sum_columns));
-        const vec native_layer_norm_backward_1_along_mean_sum = splat(sum(native_layer_norm_backward_1_along_mean_sum_columns));
-        const vec native_layer_norm_backward_2_level_sum = splat(sum(native_layer_norm_backward_2_level_sum_columns));
-        const vec native_layer_norm_backward_2_along_mean_sum = splat(sum(native_layer_norm_backward_2_along_mean_sum_columns));
-        const vec native_layer_norm_backward_1_level = native_layer_norm_backward_1_level_sum * splat(0.010416666666666666);
-        const vec native_layer_norm_backward_1_along_mean = native_layer_norm_backward_1_along_mean_sum * splat(0.010416666666666666);
-        const vec native_layer_norm_backward_2_level = native_layer_norm_backward_2_level_sum * splat(0.010416666666666666);
-        const vec native_layer_norm_backward_2_along_mean = native_layer_norm_backward_2_along_mean_sum * splat(0.010416666666666666);
+          backward_columns_1(24 / LANES * LANES, 24 % LANES, c_gradient_now_row, layer_norm_gradient_weighted_kept_row,
+              layer_norm_gradient_level, new_c_at_row, getitem_11, getitem_12, layer_norm_gradient_along_mean,
+              sigmoid_at_row, c_gradient_next_row, tanh_at_row, sigmoid_1_at_row, gamma_h_all_row,
+              layer_norm_gradient_1_weighted_kept_row, c_at_row, mul_33_kept_row, gamma_x_all_row,
+              layer_norm_gradient_2_weighted_kept_row, &layer_norm_gradient_1_level_sum_columns, mm_1_at_row,
+              getitem_4, getitem_5, &layer_norm_gradient_1_along_mean_sum_columns,
+              &layer_norm_gradient_2_level_sum_columns, mm_at_row, getitem_1, getitem_2,
+              &layer_norm_gradient_2_along_mean_sum_columns, sum_3_part_row, sum_4_part_row, sum_5_part_row,
+              sum_6_part_row);
+        const vec layer_norm_gradient_1_level_sum = splat(sum(layer_norm_gradient_1_level_sum_columns));
+        const vec layer_norm_gradient_1_along_mean_sum = splat(sum(layer_norm_gradient_1_along_mean_sum_columns));
+        const vec layer_norm_gradient_2_level_sum = splat(sum(layer_norm_gradient_2_level_sum_columns));
+        const vec layer_norm_gradient_2_along_mean_sum = splat(sum(layer_norm_gradient_2_along_mean_sum_columns));
+        const vec layer_norm_gradient_1_level = layer_norm_gradient_1_level_sum * splat(0.010416666666666666);
+        const vec layer_norm_gradient_1_along_mean = layer_norm_gradient_1_along_mean_sum * splat(0.010416666666666666);
+        const vec layer_norm_gradient_2_level = layer_norm_gradient_2_level_sum * splat(0.010416666666666666);
+        const vec layer_norm_gradient_2_along_mean = layer_norm_gradient_2_along_mean_sum * splat(0.010416666666666666);
         for (int64_t j = 0; j + LANES <= 96; j += LANES)
-          backward_columns_2(j, LANES, native_layer_norm_backward_1_weighted_kept_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, native_layer_norm_backward_2_weighted_kept_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
+          backward_columns_2(j, LANES, layer_norm_gradient_1_weighted_kept_row, layer_norm_gradient_1_level,
+              mm_1_at_row, getitem_4, getitem_5, layer_norm_gradient_1_along_mean, getitem_16_to_row,
+              layer_norm_gradient_2_weighted_kept_row, layer_norm_gradient_2_level, mm_at_row, getitem_1, getitem_2,
+              layer_norm_gradient_2_along_mean, getitem_19_to_row);
         if (96 % LANES)
-          backward_columns_2(96 / LANES * LANES, 96 % LANES, native_layer_norm_backward_1_weighted_kept_row, native_layer_norm_backward_1_level, mm_1_at_row, getitem_4, getitem_5, native_layer_norm_backward_1_along_mean, getitem_16_to_row, native_layer_norm_backward_2_weighted_kept_row, native_layer_norm_backward_2_level, mm_at_row, getitem_1, getitem_2, native_layer_norm_backward_2_along_mean, getitem_19_to_row);
+          backward_columns_2(96 / LANES * LANES, 96 % LANES, layer_norm_gradient_1_weighted_kept_row,
+              layer_norm_gradient_1_level, mm_1_at_row, getitem_4, getitem_5, layer_norm_gradient_1_along_mean,
+              getitem_16_to_row, layer_norm_gradient_2_weighted_kept_row, layer_norm_gradient_2_level, mm_at_row,
+              getitem_1, getitem_2, layer_norm_gradient_2_along_mean, getitem_19_to_row);
       }
-      // mm_3 = native_layer_norm_backward_1_input @ permute_1
+      // mm_3 = layer_norm_gradient_1_input @ permute_1
       product(rows, 96, 24, getitem_16_to, 96, packed_0, mm_3_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
@@ -720,7 +833,13 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(96 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(24) + PADDED(24) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96)) * (int64_t)sizeof(real)));
+  return ROUNDED(96 * PADDED(24) * (int64_t)sizeof(real)) +
+      threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(96) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(24) + PADDED(24) + PADDED(96) +
+      PADDED(96) + PADDED(96) + PADDED(96) + PADDED(96)) * (int64_t)sizeof(real)));
 }
 
 static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)

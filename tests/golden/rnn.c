@@ -8,24 +8,26 @@
 
 DEFINE_PACK(float32)
 
-INLINE void forward_columns_0(int64_t j, int n, const float32_storage *b_all_row, const real_storage *mm_kept_row, const real_storage *mm_1_kept_row, float32_storage *h_next_row)
+INLINE void forward_columns_0(int64_t j, int n, const float32_storage *b_all_row, const real_storage *mm_kept_row,
+    const real_storage *mm_1_kept_row, float32_storage *h_next_row)
 {
-  const vec b_ = take_float32(b_all_row + j, n);
+  const vec b = take_float32(b_all_row + j, n);
   const vec mm = take_real(mm_kept_row + j, n);
-  const vec add_tensor = b_ + mm;
+  const vec add_3 = b + mm;
   const vec mm_1 = take_real(mm_1_kept_row + j, n);
-  const vec add_tensor_1 = add_tensor + mm_1;
-  const vec tanh_ = vec_tanh(add_tensor_1);
-  put_float32(h_next_row + j, tanh_, n);
+  const vec add_5 = add_3 + mm_1;
+  const vec tanh = vec_tanh(add_5);
+  put_float32(h_next_row + j, tanh, n);
 }
 
 // All steps of rows first to first + rows - 1, forward.
-static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
-  UNUSED struct team *team)
+static void forward_block(const struct call *call, int64_t first, int64_t rows, char *scratch, UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_chunk = (void *)scratch; scratch += ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage));
-  UNUSED real_storage *const mm_1_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_chunk = (void *)scratch;
+  scratch += ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_1_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(24)));
   int64_t ahead = 0; // the first step of the chunk whose input products are there
@@ -36,13 +38,14 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
       ahead = call->backwards ? t - steps + 1 : t;
       if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
-        products(steps, call->batch, rows, 40, 24, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40, 40,
-          packed_0, mm_chunk, team);
+        products(steps, call->batch, rows, 40, 24, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40,
+            40, packed_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
     const int64_t next_0 = (t + !call->backwards) % call->slots[0];
-    UNUSED const float32_storage *const h_now = (float32_storage *)call->buffers[2] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const h_now =
+        (float32_storage *)call->buffers[2] + (now_0 * call->batch + first) * 24;
     UNUSED const float32_storage *const x_at = (const float32_storage *)call->buffers[0] + at * 40;
     UNUSED const float32_storage *const b_all = (const float32_storage *)call->buffers[1];
     UNUSED float32_storage *const h_next = (float32_storage *)call->buffers[2] + (next_0 * call->batch + first) * 24;
@@ -78,7 +81,9 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(40 * PADDED(24) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
+  return ROUNDED(40 * PADDED(24) * (int64_t)sizeof(real)) + ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) +
+      threads * (ROUNDED(chunk * block * PADDED(24) * (int64_t)sizeof(real_storage)) +
+      ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)));
 }
 
 static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
@@ -125,20 +130,23 @@ void forward(const struct call *call)
     share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
 }
 
-INLINE void backward_columns_0(int64_t j, int n, const float32_storage *output_gradient_at_row, const float32_storage *h_gradient_now_row, const float32_storage *tanh_at_row, float32_storage *mul_1_to_row, real_storage *sum_1_part_row)
+INLINE void backward_columns_0(int64_t j, int n, const float32_storage *output_gradient_at_row,
+    const float32_storage *h_gradient_now_row, const float32_storage *tanh_at_row, float32_storage *mul_1_to_row,
+    real_storage *sum_1_part_row)
 {
   const vec output_gradient = take_float32(output_gradient_at_row + j, n);
   const vec h_gradient = take_float32(h_gradient_now_row + j, n);
   const vec add_2 = output_gradient + h_gradient;
-  const vec tanh_ = take_float32(tanh_at_row + j, n);
-  const vec mul = tanh_ * tanh_;
+  const vec tanh = take_float32(tanh_at_row + j, n);
+  const vec mul = tanh * tanh;
   const vec sub = splat(1.0) - mul;
   const vec mul_1 = add_2 * sub;
   put_float32(mul_1_to_row + j, mul_1, n);
   put_real(sum_1_part_row + j, take_real(sum_1_part_row + j, n) + mul_1, n);
 }
 
-INLINE void backward_columns_1(int64_t j, int n, const real_storage *mm_3_kept_row, float32_storage *h_gradient_next_row)
+INLINE void backward_columns_1(int64_t j, int n, const real_storage *mm_3_kept_row,
+    float32_storage *h_gradient_next_row)
 {
   const vec mm_3 = take_real(mm_3_kept_row + j, n);
   put_float32(h_gradient_next_row + j, mm_3, n);
@@ -146,10 +154,11 @@ INLINE void backward_columns_1(int64_t j, int n, const real_storage *mm_3_kept_r
 
 // All steps of rows first to first + rows - 1, backward.
 static void backward_block(const struct call *call, int64_t first, int64_t rows, char *scratch,
-  UNUSED struct team *team)
+    UNUSED struct team *team)
 {
   UNUSED const int64_t block = call->block, chunk = call->chunk;
-  UNUSED real_storage *const mm_3_kept = (void *)scratch; scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
+  UNUSED real_storage *const mm_3_kept = (void *)scratch;
+  scratch += ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage));
   real *const parts = (real *)scratch;
   memset(parts, 0, (PADDED(24) + PADDED(24)) * sizeof(real));
   real *const sum_1_part = parts;
@@ -159,10 +168,12 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
     const int64_t next_0 = (t + !call->backwards) % call->slots[0];
-    UNUSED const float32_storage *const h_gradient_now = (float32_storage *)call->buffers[2] + (now_0 * call->batch + first) * 24;
+    UNUSED const float32_storage *const h_gradient_now =
+        (float32_storage *)call->buffers[2] + (now_0 * call->batch + first) * 24;
     UNUSED const float32_storage *const output_gradient_at = (const float32_storage *)call->buffers[0] + at * 24;
     UNUSED const float32_storage *const tanh_at = (const float32_storage *)call->buffers[1] + at * 24;
-    UNUSED float32_storage *const h_gradient_next = (float32_storage *)call->buffers[2] + (next_0 * call->batch + first) * 24;
+    UNUSED float32_storage *const h_gradient_next =
+        (float32_storage *)call->buffers[2] + (next_0 * call->batch + first) * 24;
     UNUSED float32_storage *const mul_1_to = (float32_storage *)call->buffers[3] + at * 24;
     if (any_real(call, first, rows, t)) {
       for (int64_t r = 0; r < rows; r++) {
@@ -173,9 +184,11 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
         float32_storage *const mul_1_to_row = mul_1_to + r * 24;
         real_storage *const sum_1_part_row = counted ? sum_1_part : uncounted;
         for (int64_t j = 0; j + LANES <= 24; j += LANES)
-          backward_columns_0(j, LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row, sum_1_part_row);
+          backward_columns_0(j, LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row,
+              sum_1_part_row);
         if (24 % LANES)
-          backward_columns_0(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row, mul_1_to_row, sum_1_part_row);
+          backward_columns_0(24 / LANES * LANES, 24 % LANES, output_gradient_at_row, h_gradient_now_row, tanh_at_row,
+              mul_1_to_row, sum_1_part_row);
       }
       // mm_3 = mul_1 @ permute_1
       product(rows, 24, 24, mul_1_to, 24, packed_0, mm_3_kept, team);
@@ -204,7 +217,9 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
 // Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.
 int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)
 {
-  return ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) + threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(24) + PADDED(24)) * (int64_t)sizeof(real)));
+  return ROUNDED(24 * PADDED(24) * (int64_t)sizeof(real)) +
+      threads * (ROUNDED(block * PADDED(24) * (int64_t)sizeof(real_storage)) + ROUNDED((PADDED(24) +
+      PADDED(24)) * (int64_t)sizeof(real)));
 }
 
 static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)

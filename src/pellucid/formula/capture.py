@@ -7,6 +7,7 @@ between the two is one of the rows.
 
 from __future__ import annotations
 
+import contextvars
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,11 +18,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pellucid.formula.source import Source
 from pellucid.kernel.program import Abstract
 
 ROWS = (11, 18)  # without a common factor, and so that no simple arithmetic takes both to one number
 aten = torch.ops.aten
 Decompositions = Mapping[Any, Callable[..., Any]]
+
+
+_capturing: contextvars.ContextVar[_Capture | None] = contextvars.ContextVar("capturing", default=None)
 
 
 class DependsOnRows(Exception):
@@ -51,6 +56,21 @@ def capture(
     return first.graph, first.constants
 
 
+def free(name: str) -> str:
+    """A name of the formula as it stands in a graph, where two are taken."""
+    return f"{name}_" if name in ("rows", "output") else name
+
+
+def call_by_variables(source: Source, variables: Mapping[str, Any]) -> None:
+    """Give the nodes of tensors that are being captured the names of the formula's variables."""
+    capturing, given = _capturing.get(), {symbol.name for symbol in source.symbols}
+    for variable, value in variables.items() if capturing else ():
+        name = f"new_{variable}" if variable in given else free(variable)
+        node = capturing._known.get(value) if isinstance(value, Tensor) else None  # type: ignore[union-attr]
+        if node is not None and node.op == "call_function":
+            node._rename(name)
+
+
 class _Capture(TorchDispatchMode):
     """Writes down what reaches torch's kernels: below autograd and the transforms of torch.func."""
 
@@ -70,8 +90,12 @@ class _Capture(TorchDispatchMode):
         """Call the function, and keep what its results need."""
         for i, argument in enumerate(arguments):
             self._remember(argument, self.graph.placeholder(f"argument_{i}"))
-        with self:
-            results = function(*arguments)
+        token = _capturing.set(self)
+        try:
+            with self:
+                results = function(*arguments)
+        finally:
+            _capturing.reset(token)
         self.graph.output(self._nodes(results))
         self.graph.eliminate_dead_code()
         return self
@@ -92,9 +116,8 @@ class _Capture(TorchDispatchMode):
                 f"torch.where(condition, a, b)"
             )
         result = func(*args, **kwargs)
-        node = self.graph.create_node(
-            "call_function", func, self._nodes(args), self._nodes(kwargs), func.overloadpacket.__name__
-        )
+        name = func.overloadpacket.__name__.removeprefix("native_").replace("_backward", "_gradient")
+        node = self.graph.create_node("call_function", func, self._nodes(args), self._nodes(kwargs), name)
         return self._remember(result, node)
 
     def _is_given(self, value: Any) -> bool:

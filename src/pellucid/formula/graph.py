@@ -14,8 +14,9 @@ from torch._decomp import _core_aten_decompositions_post_autograd
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
-from pellucid.formula.capture import Decompositions, DependsOnRows, capture
+from pellucid.formula.capture import Decompositions, DependsOnRows, call_by_variables, capture
 from pellucid.formula.einsum import RowsFirst
+from pellucid.formula.rewrite import is_returning, returning
 from pellucid.formula.shapes import Solution, split_result
 from pellucid.formula.source import Source
 
@@ -170,8 +171,19 @@ class _Tracing:
         """Run the author's function once; return output and new states."""
         inputs = apart(values[0], self.solution.input_sizes(self.source))
         with RowsFirst():
-            output, states = step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
+            output, states = step(self.named, self.hyperparameters, self.training, [*inputs, *values[1:]])
         return (output, *states)
+
+    @functools.cached_property
+    def named(self) -> Source:
+        """The formula; what it computes is called by its variables while it is captured."""
+
+        def call(result: Any, values: Mapping[str, Any]) -> Any:
+            call_by_variables(self.source, values)
+            return result
+
+        whole = self.source.tree is not None and not is_returning(self.source)
+        return returning(self.source, call) if whole else self.source
 
     def values(self, rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Draw input and states, parameters and draws, always the same, for so many rows."""

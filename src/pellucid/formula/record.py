@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pellucid.errors import FormulaError
-from pellucid.formula.rewrite import rewritten
+from pellucid.formula.capture import call_by_variables
+from pellucid.formula.rewrite import returning
 from pellucid.formula.shapes import split_result
 from pellucid.formula.source import Source
-
-COLLECT = "__pellucid_collect__"
-LOCALS = "__pellucid_locals__"
 
 
 def recordable(source: Source) -> tuple[str, ...]:
@@ -42,6 +37,7 @@ def recording(source: Source, names: Sequence[str]) -> Source:
         )
 
     def collect(result: Any, values: Mapping[str, Any]) -> Any:
+        call_by_variables(source, values)
         output, states = split_result(source, result)
         known = {**values, **{s.name: value for s, value in zip(source.states, states, strict=True)}}
         columns = [output]
@@ -57,21 +53,4 @@ def recording(source: Source, names: Sequence[str]) -> Source:
             columns.append(value.to(output.dtype) if isinstance(value, torch.Tensor) else value)
         return torch.cat(columns, -1), states
 
-    tree = copy.deepcopy(source.tree)
-    tree.body = [_Returns().visit(node) for node in tree.body]
-    return replace(source, function=rewritten(source, tree, {COLLECT: collect, LOCALS: locals}))
-
-
-class _Returns(ast.NodeTransformer):
-    """Passes what the function returns through the collector; functions inside it keep theirs."""
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        return node
-
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        return node
-
-    def visit_Return(self, node: ast.Return) -> ast.AST:
-        values = ast.Call(ast.Name(LOCALS, ast.Load()), [], [])
-        call = ast.Call(ast.Name(COLLECT, ast.Load()), [node.value or ast.Constant(None), values], [])
-        return ast.copy_location(ast.Return(ast.copy_location(call, node.value or node)), node)
+    return returning(source, collect)

@@ -4,13 +4,17 @@ from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pellucid.formula.source import Source
 
 OUTER = "__pellucid_outer__"
+RESULT = "__pellucid_result__"
+LOCALS = "__pellucid_locals__"
 
 
 def rewritten(source: Source, tree: ast.FunctionDef, added: dict[str, Any]) -> Callable[..., Any]:
@@ -34,3 +38,31 @@ def rewritten(source: Source, tree: ast.FunctionDef, added: dict[str, Any]) -> C
 
 def _code(code: types.CodeType, name: str) -> types.CodeType:
     return next(c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
+
+
+def returning(source: Source, function: Callable[[Any, Mapping[str, Any]], Any]) -> Source:
+    """The formula that returns what ``function`` makes of its result and its variables; it must have a tree."""
+    tree = copy.deepcopy(source.tree)
+    assert tree is not None
+    tree.body = [_Returns().visit(node) for node in tree.body]
+    return replace(source, function=rewritten(source, tree, {RESULT: function, LOCALS: locals}))
+
+
+def is_returning(source: Source) -> bool:
+    """Whether a formula is one that `returning` made."""
+    return RESULT in source.function.__code__.co_freevars
+
+
+class _Returns(ast.NodeTransformer):
+    """Passes what the function returns through another; functions inside it keep theirs."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return node
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        return node
+
+    def visit_Return(self, node: ast.Return) -> ast.AST:
+        values = ast.Call(ast.Name(LOCALS, ast.Load()), [], [])
+        call = ast.Call(ast.Name(RESULT, ast.Load()), [node.value or ast.Constant(None), values], [])
+        return ast.copy_location(ast.Return(ast.copy_location(call, node.value or node)), node)

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from pellucid.errors import FormulaError
+from pellucid.formula.capture import free
 from pellucid.formula.graph import Joint
 from pellucid.formula.source import Source
 from pellucid.kernel.lower import lowerable
@@ -78,10 +79,10 @@ class _Scheduler:
 
     def _name_placeholders(self) -> None:
         """Give them the author's names, which stand in what is generated."""
-        self.inputs[0]._rename("_".join(symbol.name for symbol in self.source.inputs))
+        self.inputs[0]._rename(free("_".join(symbol.name for symbol in self.source.inputs)))
         for nodes, symbols in ((self.states, self.source.states), (self.parameters, self.source.parameters)):
             for node, symbol in zip(nodes, symbols, strict=True):
-                node._rename(symbol.name)
+                node._rename(free(symbol.name))
         for node in self.draws:
             node._rename("draws")
         self.output_grad[0]._rename("output_gradient")
@@ -181,9 +182,12 @@ class _Scheduler:
         for leaf in ordered[1:]:
             with self.joint.graph.inserting_before(root):
                 value = _together(total.meta["val"], leaf.meta["val"])
-                total = self.joint.graph.call_function(target, (total, leaf))
+                name = target.overloadpacket.__name__
+                total = self.joint.graph.create_node("call_function", target, (total, leaf), name=name)
                 total.meta["val"] = value
         root.replace_all_uses_with(total)
+        root._rename(f"{(name := root.name)}_as_written")
+        total._rename(name)
         self.kind[total] = self.kind[root]  # another chain may read it
         for of in (self.of_state_grad, self.of_grad):
             if root in of:

@@ -67,6 +67,7 @@ REDUCTIONS = {
     "smallest": ("splat(INFINITY)", "smaller_columns", "smallest"),
 }
 AS_CHEAP_AS_READING = 3  # operations
+MOST_COLUMNS = 120
 PART = "part"  # instead of a distance of rows: all rows are added at one place
 
 Level = tuple[int, int]  # products passed, then reductions since
@@ -118,6 +119,7 @@ def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
     packs = sorted({f.storage[matrix] for f in functions for matrix in f.loop.matrices})
     title = f"// {program.name}: written by pellucid from the cell's formula.\n"
     body = "\n".join([*(f"DEFINE_PACK({storage})" for storage in packs), "", *(f.text() for f in functions)])
+    body = "\n".join(piece for line in body.split("\n") for piece in _broken(line))
     text = title + preamble(real) + "\n" + body
     return Text(text, {function.name: function.loop for function in functions})
 
@@ -395,8 +397,8 @@ class _Function:
         work = [line for stage in range(last + 1) for line in (*self._products(stage), *self._rows(stage))]
         return [
             f"// All steps of rows first to first + rows - 1, {self.name}.",
-            f"static void {self.name}_block(const struct call *call, int64_t first, int64_t rows, char *scratch,",
-            "  UNUSED struct team *team)",
+            f"static void {self.name}_block(const struct call *call, int64_t first, int64_t rows, char *scratch, "
+            "UNUSED struct team *team)",
             "{",
             *_indented(self._scratches()),
             *_indented(self._all_parts()),
@@ -463,7 +465,8 @@ class _Function:
             yield "UNUSED const int64_t block = call->block, chunk = call->chunk;"
         for place in self.scratch:
             size = self._size(place)
-            yield f"UNUSED {place.storage}_storage *const {place.pointer} = (void *)scratch; scratch += {size};"
+            yield f"UNUSED {place.storage}_storage *const {place.pointer} = (void *)scratch;"
+            yield f"scratch += {size};"
 
     def _packed(self) -> Iterator[str]:
         place = "call->work"
@@ -508,8 +511,8 @@ class _Function:
             matrix, depth, width = self._matrix(value)
             rows, stride = self._input_rows(value)
             yield f"    // {value.name} = {value.values[0].name} @ {value.operation}"
-            yield f"    products(steps, call->batch, rows, {depth}, {width}, {rows}, {stride},"
-            yield f"      packed_{matrix}, {chunk.pointer}, team);"
+            packed = f"packed_{matrix}, {chunk.pointer}"
+            yield f"    products(steps, call->batch, rows, {depth}, {width}, {rows}, {stride}, {packed}, team);"
         if self.zeros:
             yield "  }"
         yield "}"
@@ -833,6 +836,19 @@ def _indented(lines: Iterable[str], depth: int = 1) -> list[str]:
     return ["  " * depth + line for line in lines]
 
 
+def _broken(line: str) -> Iterator[str]:
+    """A line in pieces of at most 120 characters, as far as it can be broken behind a comma or an operator."""
+    indent = len(line) - len(line.lstrip()) + 4
+    while len(line) > MOST_COLUMNS and "//" not in line:
+        ends = (line.rfind(mark, indent, MOST_COLUMNS) + len(mark) for mark in (", ", " = ", " + ", " ? "))
+        cut = next((end for end in ends if end > indent), 0)
+        if not cut:
+            break
+        yield line[:cut].rstrip()
+        line = " " * indent + line[cut:]
+    yield line
+
+
 def _number(number: float | bool) -> str:
     number = float(number)
     if math.isnan(number):
@@ -841,7 +857,8 @@ def _number(number: float | bool) -> str:
 
 
 _WORDS = (
-    "auto default enum extern goto long register signed volatile "
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while linux unix "
     "row rows first step t r j n at call scratch output ahead left steps chunk block team parts uncounted "
     "counted"
 )
@@ -849,8 +866,12 @@ _WORDS = (
 
 @functools.cache
 def _reserved() -> frozenset[str]:
-    """Words that stand in the headers or in every loop."""
-    return frozenset((*re.findall(r"[A-Za-z_]\w*", headers()), *_WORDS.split()))
+    """Names that mean something else in the headers, and words of C and of every loop."""
+    code = re.sub(r"//[^\n]*", "", headers())
+    called = re.findall(r"([A-Za-z_]\w*)\s*\(", code)
+    defined = re.findall(r"#define\s+(\w+)", code)
+    types = [word for line in re.findall(r"typedef[^\n]*", code) for word in re.findall(r"[A-Za-z_]\w*", line)]
+    return frozenset((*called, *defined, *types, *_WORDS.split()))
 
 
 def _c(name: str) -> str:
