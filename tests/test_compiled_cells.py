@@ -16,7 +16,8 @@ import formulas
 import pellucid
 from explaining import GOLDEN
 from pellucid.kernel import build, compiled, memory, registry, threads
-from pellucid.kernel.emit_c import emit, headers
+from pellucid.kernel.emit_c import emit
+from pellucid.kernel.text_c import headers
 from pellucid.nn import cells
 
 CELLS = {value.source.name: value for value in vars(cells).values() if isinstance(value, pellucid.Cell)}

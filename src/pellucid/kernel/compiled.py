@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, matmul, memory
-from pellucid.kernel.emit_c import Loop, emit
+from pellucid.kernel.emit_c import emit
+from pellucid.kernel.plan import Loop
 from pellucid.kernel.products import apart
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values, after_loop, fixed_values, folded_inputs, gradients, real_gradient

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, memory, threads
-from pellucid.kernel.emit_c import header, preamble
+from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
 ALIGNMENT = 64
