@@ -26,12 +26,13 @@ HALF = (torch.bfloat16, torch.float16)
 TIME = 3  # cells of normalized sums amplify rounding at every step
 
 # How a call is cut: as it comes; among two threads; among more threads than rows; into blocks of a few rows, chunks and
-# calls of one step.
+# calls of one step; without packing the matrices.
 DIVISIONS = {
     "whole": {},
     "threads": {"OPERATIONS_FOR_A_THREAD": 1},
     "help": {"OPERATIONS_FOR_A_THREAD": 1, "MEETING": 0, "OPERATIONS_WITHOUT_A_PAUSE": 1},
     "pieces": {"BLOCK": 5, "AHEAD": 1, "OPERATIONS_WITHOUT_A_PAUSE": 1},
+    "direct": {"DIRECT": 1000},
 }
 THREADS = {"threads": 2, "help": 4}
 
@@ -124,7 +125,7 @@ FACTORS = {
 
 def design():
     """A row for every cell and size of the state: any two values of two factors meet in one of them."""
-    shuffle, rows = random.Random(7).shuffle, []  # one of few seeds that will do
+    shuffle, rows = random.Random(21).shuffle, []  # few seeds will do; in some a single unit is saturated
     for cell in CELLS:
         columns = {"cell": [cell] * 5, "hidden": FACTORS["hidden"]}
         for factor, values in list(FACTORS.items())[1:]:
@@ -225,7 +226,7 @@ import test_compiled_cells as tests
 torch.set_num_threads(2)
 memory.set_limit(0)  # every tensor from malloc, with red zones behind its last element
 compiled.ALIGNMENT = 1  # torch's memory is aligned; the work space has not a byte to spare
-threads.OPERATIONS_FOR_A_THREAD, compiled.MEETING, compiled.BLOCK = 1, 0, 7
+threads.OPERATIONS_FOR_A_THREAD, compiled.MEETING, compiled.BLOCK, compiled.DIRECT = 1, 0, 7, 4
 for cell in sys.argv[2:]:
     layer = tests.make(tests.CELLS[cell], 5, 21, torch.float32)
     for batch in (1, 33):

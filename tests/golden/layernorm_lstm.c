@@ -153,7 +153,11 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
   UNUSED real_storage *const mm_chunk = (void *)scratch;
   scratch += ROUNDED(chunk * block * PADDED(96) * (int64_t)sizeof(real_storage));
   UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const struct matrix matrix_0 = {call->direct ? 0 : packed_0, call->buffers[23], call->strides[0],
+      call->strides[1]};
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
+  UNUSED const struct matrix matrix_1 = {call->direct ? 0 : packed_1, call->buffers[24], call->strides[2],
+      call->strides[3]};
   int64_t ahead = 0; // the first step of the chunk whose input products are there
   for (int64_t step = call->begin; step < call->end; step++) {
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
@@ -163,7 +167,7 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
       if (any_real(call, first, rows, ahead)) {
         // mm = x @ U
         products(steps, call->batch, rows, 40, 96, (const real *)call->buffers[0] + (ahead * call->batch + first) * 40,
-            40, packed_0, mm_chunk, team);
+            40, &matrix_0, mm_chunk, team);
       }
     }
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
@@ -233,7 +237,7 @@ static void forward_block(const struct call *call, int64_t first, int64_t rows, 
         write_float32(getitem_2_to_row + 0, layer_norm_rstd[0]);
       }
       // mm_1 = h @ W
-      product(rows, 24, 96, h_now, 24, packed_1, mm_1_kept, team);
+      product(rows, 24, 96, h_now, 24, &matrix_1, mm_1_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const mm_1_kept_row = mm_1_kept + r * PADDED(96);
         float32_storage *const mm_1_to_row = mm_1_to + r * 96;
@@ -345,7 +349,11 @@ static void forward_pack(const void *context, int64_t task, UNUSED int64_t worke
 {
   const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const struct matrix matrix_0 = {call->direct ? 0 : packed_0, call->buffers[23], call->strides[0],
+      call->strides[1]};
   UNUSED const real *const packed_1 = (const real *)((const char *)(packed_0 + 40 * PADDED(96)));
+  UNUSED const struct matrix matrix_1 = {call->direct ? 0 : packed_1, call->buffers[24], call->strides[2],
+      call->strides[3]};
   if (task < PADDED(96) / PANEL) { // U
     pack_float32(call->buffers[23], call->strides[0], call->strides[1], 40, 96,
       (real *)packed_0, task);
@@ -377,7 +385,7 @@ static void forward_together(const void *context, struct team *team)
 
 void forward(const struct call *call)
 {
-  if (call->begin == 0)
+  if (call->begin == 0 && !call->direct)
     share(&call->threads, forward_pack, call, PADDED(96) / PANEL + PADDED(96) / PANEL);
   if (call->together)
     gather(&call->threads, forward_together, call);
@@ -657,6 +665,8 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
   real *const sum_6_part = sum_5_part + PADDED(96);
   real *const uncounted = sum_6_part + PADDED(96);
   UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const struct matrix matrix_0 = {call->direct ? 0 : packed_0, call->buffers[33], call->strides[0],
+      call->strides[1]};
   for (int64_t step = call->begin; step < call->end; step++) {
     const int64_t t = call->backwards ? call->time - 1 - step : step, at = t * call->batch + first;
     const int64_t now_0 = (t + call->backwards) % call->slots[0];
@@ -800,7 +810,7 @@ static void backward_block(const struct call *call, int64_t first, int64_t rows,
               getitem_1, getitem_2, layer_norm_gradient_2_along_mean, getitem_19_to_row);
       }
       // mm_3 = layer_norm_gradient_1_input @ permute_1
-      product(rows, 96, 24, getitem_16_to, 96, packed_0, mm_3_kept, team);
+      product(rows, 96, 24, getitem_16_to, 96, &matrix_0, mm_3_kept, team);
       for (int64_t r = 0; r < rows; r++) {
         const real_storage *const mm_3_kept_row = mm_3_kept + r * PADDED(24);
         float32_storage *const h_gradient_next_row = h_gradient_next + r * 24;
@@ -846,6 +856,8 @@ static void backward_pack(const void *context, int64_t task, UNUSED int64_t work
 {
   const struct call *const call = context;
   UNUSED const real *const packed_0 = (const real *)(call->work);
+  UNUSED const struct matrix matrix_0 = {call->direct ? 0 : packed_0, call->buffers[33], call->strides[0],
+      call->strides[1]};
   if (task < PADDED(24) / PANEL) { // permute_1
     pack_float32(call->buffers[33], call->strides[0], call->strides[1], 96, 24,
       (real *)packed_0, task);
@@ -871,7 +883,7 @@ static void backward_together(const void *context, struct team *team)
 
 void backward(const struct call *call)
 {
-  if (call->begin == 0)
+  if (call->begin == 0 && !call->direct)
     share(&call->threads, backward_pack, call, PADDED(24) / PANEL);
   if (call->together)
     gather(&call->threads, backward_together, call);

@@ -25,6 +25,7 @@ AHEAD = 2**16  # numbers that a block of rows computes ahead: they stay in the s
 AHEAD_TOGETHER = 2**22  # the same where all threads compute them
 OPERATIONS_WITHOUT_A_PAUSE = 4e9  # about 50 ms: then Python looks after signals
 MEETING = 5e4  # operations that a thread does while another one is told what to do
+DIRECT = 2  # rows of all steps for which a matrix is not packed
 BEGIN, END = 3, 4  # their places in struct call
 
 
@@ -168,7 +169,9 @@ class _Loop:
             self._fill(values, history, outputs, slots, time, batch, backwards, lengths, seed, start)
         else:
             outputs |= {name: torch.zeros(meta.shape, dtype=meta.dtype) for name, meta in self.layout.totals.items()}
-        return history, [steps[last % n].clone() for steps, n in zip(history, slots, strict=True)]
+        return history, [
+            steps[last % n].clone() if n > 2 else steps[last % n] for steps, n in zip(history, slots, strict=True)
+        ]
 
     def _fill(
         self,
@@ -191,6 +194,7 @@ class _Loop:
         totals = {
             name: torch.zeros((blocks, math.prod(meta.shape)), dtype=self.real) for name, meta in layout.totals.items()
         }
+        direct = layout.direct and time * batch <= DIRECT and all(1 in matrix.stride() for matrix in matrices)
         steps = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.number / (batch * layout.operations)))
         chunk = min(time, steps, max(1, (AHEAD_TOGETHER if together else AHEAD) // max(1, block * layout.ahead)))
         size = self._work(block, chunk, min(threads.number, blocks))
@@ -206,7 +210,7 @@ class _Loop:
         call = array(  # struct call of c/call.h
             "q",
             (
-                *(time, batch, start, 0, time, backwards, block, chunk, together),
+                *(time, batch, start, 0, time, backwards, block, chunk, direct, together),
                 0 if seed is None else int(seed),
                 0 if real is None else real.data_ptr(),
                 *(strides.buffer_info()[0], kept.buffer_info()[0]),

@@ -151,7 +151,15 @@ class _Function(Sweeps):
         place = "call->work"
         for i, (depth, width) in enumerate(self.lowered.matrices.values()):
             yield f"UNUSED const real *const packed_{i} = (const real *)({place});"
+            yield f"UNUSED const struct matrix matrix_{i} = {self._matrix_text(i)};"
             place = f"(const char *)(packed_{i} + {depth} * PADDED({width}))"
+
+    def _matrix_text(self, number: int) -> str:
+        name = self.loop.matrices[number]
+        if not self.loop.direct:
+            return f"{{packed_{number}, 0, 0, 0}}"
+        strides = f"call->strides[{2 * number}], call->strides[{2 * number + 1}]"
+        return f"{{call->direct ? 0 : packed_{number}, {self._buffer(f'{name} matrix')}, {strides}}}"
 
     def _slots(self) -> Iterator[str]:
         for i in range(len(self.loop.states)):
@@ -175,7 +183,7 @@ class _Function(Sweeps):
             matrix, depth, width = self._matrix(value)
             to = self.places[value].pointer
             yield f"// {value.name} = {operand.name} @ {value.operation}"
-            yield f"product(rows, {depth}, {width}, {found[0]}, {found[1]}, packed_{matrix}, {to}, team);"
+            yield f"product(rows, {depth}, {width}, {found[0]}, {found[1]}, &matrix_{matrix}, {to}, team);"
 
     def _products_ahead(self) -> Iterator[str]:
         """Products of the input, for a chunk of steps: a matrix is read once for all of them."""
@@ -190,7 +198,7 @@ class _Function(Sweeps):
             matrix, depth, width = self._matrix(value)
             rows, stride = self._input_rows(value)
             yield f"    // {value.name} = {value.values[0].name} @ {value.operation}"
-            packed = f"packed_{matrix}, {chunk.pointer}"
+            packed = f"&matrix_{matrix}, {chunk.pointer}"
             yield f"    products(steps, call->batch, rows, {depth}, {width}, {rows}, {stride}, {packed}, team);"
         if self.zeros:
             yield "  }"
@@ -291,7 +299,7 @@ class _Function(Sweeps):
             f"void {name}(const struct call *call)",
             "{",
             *(
-                ["  if (call->begin == 0)", f"    share(&call->threads, {name}_pack, call, {panels});"]
+                ["  if (call->begin == 0 && !call->direct)", f"    share(&call->threads, {name}_pack, call, {panels});"]
                 if panels
                 else []
             ),

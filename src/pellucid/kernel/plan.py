@@ -31,6 +31,7 @@ class Loop:
 
     name: str
     matrices: tuple[str, ...]  # packed from any strides
+    direct: bool  # whether they can be read where they lie
     inputs: tuple[str, ...]  # contiguous; (time · batch, width), or of one row
     states: tuple[str, ...]  # each a buffer of slots (batch, width), and how many slots there are
     state_storage: str
@@ -91,6 +92,7 @@ class Plan:
         self.loop = Loop(
             name=name,
             matrices=tuple(self.lowered.matrices),
+            direct=all(self.storage[name] == real for name in self.lowered.matrices),
             inputs=tuple(n for n in memory if n not in states),
             states=states,
             state_storage=storage,

@@ -28,6 +28,7 @@ struct call {
   int64_t backwards;           // 1: from the last step to the first
   int64_t block;               // rows that one thread takes at a time
   int64_t chunk;               // steps whose input products are computed together
+  int64_t direct;              // 1: the matrices are read where they lie, without being packed
   int64_t together;            // 1: one block of rows, with whose products all threads help
   uint64_t seed;               // of the random draws
   const int64_t *lengths;      // real steps of each row, or NULL

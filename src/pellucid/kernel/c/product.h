@@ -121,12 +121,53 @@ UNUSED static void panel_product(int64_t rows, int64_t depth, const real *a, int
   }
 }
 
-// out (rows × PADDED(width)) = a (rows × depth) times a packed matrix.
+// A matrix, packed, or where it lies: for a few rows it is not worth packing.
+struct matrix {
+  const real *packed; // or NULL
+  const real *at;
+  int64_t row, column; // strides, one of which is 1
+};
+
+// One row times some columns, at most PANEL, of a matrix where it lies.
+UNUSED static void row_product(int64_t depth, const real *a, const struct matrix *matrix, int64_t first,
+                               int64_t columns, real *out)
+{
+  const real *const at = matrix->at + first * matrix->column;
+  if (matrix->column == 1) {
+    for (int64_t c = 0; c < columns; c += 2 * LANES) {
+      const int n = PART(columns - c), rest = (int)(columns - c) - n, m = PART(rest);
+      vec sum = splat(0), next = splat(0);
+      for (int64_t k = 0; k < depth; k++) {
+        sum += a[k] * take_real(at + k * matrix->row + c, n);
+        if (m > 0)
+          next += a[k] * take_real(at + k * matrix->row + c + LANES, m);
+      }
+      put_real(out + c, sum, n);
+      if (m > 0)
+        put_real(out + c + LANES, next, m);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += 4) {
+    vec sums[4] = {{0}};
+    for (int64_t k = 0; k < depth; k += LANES) {
+      const int n = PART(depth - k);
+      const vec x = take_real(a + k, n);
+      for (int i = 0; i < 4; i++)
+        if (c + i < columns)
+          sums[i] += x * take_real(at + (c + i) * matrix->column + k, n);
+    }
+    for (int i = 0; i < 4 && c + i < columns; i++)
+      out[c + i] = sum(sums[i]);
+  }
+}
+
+// out (rows × PADDED(width)) = a (rows × depth) times a matrix.
 struct product {
   int64_t rows, depth, width;
   const real *a;
   int64_t a_stride;
-  const real *packed;
+  const struct matrix *matrix;
   real *out;
 };
 
@@ -134,32 +175,37 @@ static void product_share(const void *context, int64_t share, int64_t shares)
 {
   const struct product *const p = context;
   const int64_t panels = PADDED(p->width) / PANEL, out_stride = PADDED(p->width), end = panels * (share + 1) / shares;
+  const real *const packed = p->matrix->packed;
   int64_t i = panels * share / shares;
+  for (; !packed && i < end; i++)
+    for (int64_t r = 0; r < p->rows; r++)
+      row_product(p->depth, p->a + r * p->a_stride, p->matrix, i * PANEL,
+                  p->width - i * PANEL < PANEL ? p->width - i * PANEL : PANEL, p->out + r * out_stride + i * PANEL);
   for (; p->rows == 1 && i + 2 <= end; i += 2)
-    tile(1, 2, p->a, p->a_stride, p->depth, p->packed + i * p->depth * PANEL, p->out + i * PANEL, out_stride);
+    tile(1, 2, p->a, p->a_stride, p->depth, packed + i * p->depth * PANEL, p->out + i * PANEL, out_stride);
   for (; i < end; i++)
-    panel_product(p->rows, p->depth, p->a, p->a_stride, p->packed + i * p->depth * PANEL, p->out + i * PANEL,
+    panel_product(p->rows, p->depth, p->a, p->a_stride, packed + i * p->depth * PANEL, p->out + i * PANEL,
                   out_stride);
 }
 
-INLINE void product(int64_t rows, int64_t depth, int64_t width, const real *a, int64_t a_stride, const real *packed,
-                    real *out, struct team *team)
+INLINE void product(int64_t rows, int64_t depth, int64_t width, const real *a, int64_t a_stride,
+                    const struct matrix *matrix, real *out, struct team *team)
 {
-  const struct product product = {rows, depth, width, a, a_stride, packed, out};
+  const struct product product = {rows, depth, width, a, a_stride, matrix, out};
   with_help(team, product_share, &product);
 }
 
 // The same for steps, each of which takes its rows from a batch; out is contiguous.
 UNUSED static void products(int64_t steps, int64_t batch, int64_t rows, int64_t depth, int64_t width, const real *a,
-                            int64_t a_stride, const real *packed, real *out, struct team *team)
+                            int64_t a_stride, const struct matrix *matrix, real *out, struct team *team)
 {
   if (rows == batch || steps == 1) {
-    product(steps * rows, depth, width, a, a_stride, packed, out, team);
+    product(steps * rows, depth, width, a, a_stride, matrix, out, team);
     return;
   }
   const int64_t panels = PADDED(width) / PANEL, out_stride = PADDED(width);
   for (int64_t p = 0; p < panels; p++)
     for (int64_t s = 0; s < steps; s++)
-      panel_product(rows, depth, a + s * batch * a_stride, a_stride, packed + p * depth * PANEL,
+      panel_product(rows, depth, a + s * batch * a_stride, a_stride, matrix->packed + p * depth * PANEL,
                     out + s * rows * out_stride + p * PANEL, out_stride);
 }
