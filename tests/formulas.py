@@ -123,6 +123,19 @@ def multi_head(x, h, *, U: "input 4*width", W: "4*width hidden"):
     return torch.tanh(mixed.flatten(1) @ W + h * heads.mean((1, 2)).unsqueeze(-1))
 
 
+@pellucid.cell
+def crowded(x, R, call, *, U, W, rows, r, output, linux, vec, self, NAN):
+    """Names that torch's graphs, the loops in C and C itself have for something else."""
+    n, j = (x @ U).chunk(2, -1)
+    step = torch.sigmoid(n * rows + r * (R @ W))
+    draws = pellucid.dropout(step, 0.3) + vec
+    exp = torch.exp(-draws * draws) * output
+    tanh = torch.tanh(j + self) * linux + NAN
+    at = exp / (1 + exp.abs().sum(-1, keepdim=True))
+    asm = call * 0.5 + at * tanh
+    return torch.tanh(asm + draws), asm
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -144,6 +157,7 @@ WORKING = [
     (unparameterised, {}),
     (indexed, {}),
     (multi_head, {"width": 2}),
+    (crowded, {}),
 ]
 
 

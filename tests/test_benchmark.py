@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from pellucid.benchmark import command, comparison, limit, processes
 from pellucid.benchmark.comparison import EXACT, Agreement, Failed, Run, Skipped
 from pellucid.benchmark.limit import Rates, Work, measure_rates, work
 from pellucid.benchmark.processes import FirstResultRow, MemoryRow
+from pellucid.benchmark.recipe import RECIPE, Recipe, RecipeRow
 from pellucid.benchmark.speed import RECURRENT, SpeedRow
 from pellucid.benchmark.streaming import StreamingRow
 from pellucid.cli import main
@@ -193,3 +196,59 @@ def test_the_first_result_takes_medians_and_shares_a_cache_between_cold_and_warm
     assert (figure.cold_s, figure.warm_s) == (1.4, 0.4)
     assert figure.shortfall() == "1.40 s with a cold cache, at most 1 s is promised"
     assert replace(figure, cold_s=0.9).shortfall() is None
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("row", RECIPE, ids=lambda row: row.cell)
+def test_a_recipe_trains_both_alike_in_either_precision(row):
+    pytest.importorskip("lightning")
+    figure = replace(row, steps=3).measure(RUN)
+    assert figure.row == f"{row.cell.upper()}, sentiment"
+    assert figure.backend in ("c", "stepwise")
+    assert figure.steps == 3
+    assert figure.agreement.passed
+    assert min(figure.ours_ms, figure.torch_nn_ms) > 0
+
+
+@pytest.mark.train
+def test_a_recipe_whose_losses_differ_has_no_figure(monkeypatch):
+    compare = pytest.importorskip("pellucid.recipes.compare")
+    honest = compare.opponent_of
+
+    def other(network, cell):
+        twin, name = honest(network, cell)
+        with torch.no_grad():
+            twin.recurrent.layer.weight_hh_l0.mul_(1 + 1e-6)
+        return twin, name
+
+    monkeypatch.setattr(compare, "opponent_of", other)
+    result = run(monkeypatch, [RecipeRow("gru", steps=1), LEAKY])
+    assert result.exit_code == 1
+    assert "1 of 2 rows fail" in result.output
+    assert "recipe: GRU, sentiment: values or gradients differ" in result.output
+    line = next(line for line in result.output.splitlines() if line.strip().startswith("GRU, sentiment"))
+    assert line.split()[-1] == "differs"
+
+
+def test_the_table_of_a_recipe_shows_the_ratio_and_the_steps(monkeypatch):
+    figure = Recipe("GRU, sentiment", "c", Agreement(0.0, 0.0, 0.0), 40, 20.0, 30.0)
+    monkeypatch.setattr(RecipeRow, "measure", lambda self, run: figure)
+    result = run(monkeypatch, [RecipeRow("gru")])
+    line = next(line for line in result.output.splitlines() if line.strip().startswith("GRU, sentiment"))
+    assert line.split()[2:] == ["c", "0e+00", "20.0", "30.0", "1.50", "40"]
+
+
+@pytest.mark.parametrize("missing", ["lightning", "snownlp"])
+def test_a_recipe_is_left_out_where_its_extra_is_missing(monkeypatch, missing):
+    if missing == "snownlp":
+        pytest.importorskip("lightning")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    else:
+        for name in ("pellucid.recipes.sentiment", "pellucid.recipes.compare"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setitem(sys.modules, "lightning", None)
+    result = run(monkeypatch, [LEAKY, RecipeRow("gru")], "--check")
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.output.split("left out: ")[1:] if line.startswith("recipe: GRU, sentiment: "))
+    assert missing in line.lower()
+    assert "pip install 'pellucid[train]'" in " ".join(line.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pellucid
 from explaining import GOLDEN
 from pellucid.kernel import build, compiled, memory, registry, threads
 from pellucid.kernel.emit_c import emit
-from pellucid.kernel.text_c import headers
+from pellucid.kernel.text_c import MOST_COLUMNS, headers
 from pellucid.nn import cells
 
 CELLS = {value.source.name: value for value in vars(cells).values() if isinstance(value, pellucid.Cell)}
@@ -279,14 +280,57 @@ def test_nothing_is_touched_outside_or_undefined(tmp_path):
 # -- the text -------------------------------------------------------------------------------------------------------
 
 
+def written(key, dtype=torch.float32):
+    """The text of a training step."""
+    return emit(registry.program(key, True, dtype, "cpu", fused=True), dtype, training=True).text
+
+
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "layernorm_lstm", "leaky"])
 def test_golden(name):
     """The whole text without the headers; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
-    key = make(CELLS[name], 40, 24, torch.float32)._keys[0]
-    text = emit(registry.program(key, True, torch.float32, "cpu", fused=True), torch.float32, training=True).text
+    text = written(make(CELLS[name], 40, 24, torch.float32)._keys[0])
     assert text.count(headers()) == 1
     text = text.replace(headers(), "// (the headers)\n")
     path = GOLDEN / f"{name}.c"
     if os.environ.get("PELLUCID_GOLDEN") == "write":
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("cell", "computed"),
+    [
+        (cells.lstm_peephole, {"i": "vec_sigmoid", "f": "vec_sigmoid", "new_c": "mul", "new_h": "sigmoid"}),
+        (formulas.counter, {"new_n": "mul"}),
+        (formulas.crowded, {"step_": "vec_sigmoid", "asm_": "mul"}),
+    ],
+    ids=lambda value: value.source.name if isinstance(value, pellucid.Cell) else "",
+)
+def test_values_bear_the_names_of_the_authors_variables(cell, computed):
+    """A variable that takes the name of a state is its new value."""
+    forward = (
+        written(make(cell, 40, 24, torch.float32)._keys[0]).replace(headers(), "").split("int64_t forward_work")[0]
+    )
+    for name, beginning in computed.items():
+        assert len(re.findall(rf"const vec {name} = {beginning}", forward)) == 1, name
+
+
+def test_what_is_recorded_bears_its_name_too():
+    layer = make(cells.lstm_peephole, 40, 24, torch.float32)
+    x = torch.randn(3, 2, 40)
+    found = []
+    for backend in ("naive", "c"):
+        with pellucid.backend(backend):
+            found.append(layer(x, record=("i",)))
+    torch.testing.assert_close(found[1], found[0])
+    assert ((found[1][2]["i"] > 0) & (found[1][2]["i"] < 1)).all()
+    text = written(registry.recording_keys(layer._keys[0], ("i",))[0])
+    assert "const vec i = vec_sigmoid" in text
+    assert "const vec new_c = " in text
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_lines_are_no_longer_than_an_authors_may_be(name):
+    dtype = torch.bfloat16  # the longest name
+    text = written(make(CELLS[name], 200, 300, dtype)._keys[0], dtype)
+    assert [line for line in text.splitlines() if len(line) > MOST_COLUMNS] == []

@@ -21,11 +21,12 @@ import pellucid
 from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
 from pellucid.benchmark.limit import measure_rates
 from pellucid.benchmark.processes import FIRST_RESULT, MEMORY
+from pellucid.benchmark.recipe import RECIPE
 from pellucid.benchmark.speed import RECURRENT
 from pellucid.benchmark.streaming import STREAMING
 from pellucid.benchmark.table import tables
 
-SUITES: dict[str, Sequence[Row]] = {"recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY]}
+SUITES: dict[str, Sequence[Row]] = {"recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE]}
 PLAIN_WIDTH = 140  # columns where there is no terminal
 
 
@@ -57,6 +58,9 @@ def bench(
     first result  From @pellucid.cell on a new formula to the end of its first training step, in a new process; with
                   a cold cache the kernel is compiled, with a warm one it is found on disk.
     memory        The peak of a training step on 10,000 steps.
+    recipe        A whole training step of the network of `pellucid train sentiment`, which reads reviews of any length:
+                  what its --compare measures. torch.nn's layer reads packed sequences; Δ is the largest difference
+                  of the losses. Left out where the extra is missing: pip install 'pellucid[train]'.
 
     \b
     After the time stands the share of the machine's limit, the least time that the step could take:

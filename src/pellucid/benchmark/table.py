@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pellucid.benchmark.comparison import Figure
 from pellucid.benchmark.processes import FirstResult, Memory
+from pellucid.benchmark.recipe import Recipe
 from pellucid.benchmark.speed import Speed
 from pellucid.benchmark.streaming import Streaming
 
@@ -62,11 +63,18 @@ MEMORY: Columns = {
     "pellucid's step": lambda f: f"{f.ours_s:.2f} s",
     "torch.nn's step": lambda f: f"{f.torch_nn_s:.2f} s",
 }
+RECIPE: Columns = {
+    "pellucid": lambda f: f"{f.ours_ms:.1f}",
+    "torch.nn": lambda f: f"{f.torch_nn_ms:.1f}",
+    "× nn": lambda f: f"{f.factor:.2f}",
+    "steps": lambda f: str(f.steps),
+}
 TABLES: Mapping[type, tuple[str, Columns]] = {
     Speed: ("speed: forward + backward, float32, ms · share of the machine's limit", SPEED),
     Streaming: ("streaming: inference one step at a time, batch 1, float32, µs a step", STREAMING),
     FirstResult: ("first result: seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),
     Memory: ("memory: peak of a training step above what the process held", MEMORY),
+    Recipe: ("recipe: a whole training step of `pellucid train sentiment`, float32, ms", RECIPE),
 }
 
 

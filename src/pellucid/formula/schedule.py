@@ -20,7 +20,7 @@ from pellucid.formula.capture import free
 from pellucid.formula.graph import Joint
 from pellucid.formula.source import Source
 from pellucid.kernel.lower import lowerable
-from pellucid.kernel.program import Abstract, Program, Stage
+from pellucid.kernel.program import Abstract, Program, Stage, placeholder
 
 ONCE, INPUT, STEP = range(3)
 aten = torch.ops.aten
@@ -199,11 +199,11 @@ class _Scheduler:
         """Copy ``members`` into a graph of their own; what they take from elsewhere becomes an input."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        rows = graph.placeholder("rows")
+        rows = placeholder(graph, "rows")
         taken = [a for n in self.nodes if n in members for a in n.all_input_nodes]
         outside = dict.fromkeys(n for n in (*taken, *wanted) if n not in members and not _is_size(n))
         for node in outside:
-            copies[node] = graph.placeholder(node.name)
+            copies[node] = placeholder(graph, node.name)
             copies[node].meta = dict(node.meta)
         for node in self.nodes:
             if _is_size(node) and node.op != "placeholder":

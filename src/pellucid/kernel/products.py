@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pellucid.kernel import matmul
-from pellucid.kernel.program import Stage
+from pellucid.kernel.program import Stage, placeholder
 
 aten = torch.ops.aten
 _Operand = tuple[str, bool]  # an input of the stage, and whether it is transposed
@@ -68,7 +68,7 @@ def apart(stage: Stage) -> Apart:
         return Apart(transposed, products, None)
     graph = fx.Graph()
     copies = {node: graph.node_copy(node) for node in stage.graph.nodes if node.op == "placeholder"}
-    copies |= {node: graph.placeholder(node.name) for node in stage.graph.nodes if node.name in apart}
+    copies |= {node: placeholder(graph, node.name) for node in stage.graph.nodes if node.name in apart}
     for node in stage.graph.nodes:
         if node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)

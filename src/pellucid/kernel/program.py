@@ -27,6 +27,11 @@ class Abstract:
         return len(self.shape)
 
 
+def placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """An input of a graph, called as in its code: of B and b fx makes ``b = B; b_1 = b``, and reads B twice."""
+    return graph.create_node("placeholder", name, name=name)
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A straight piece of the program: named values in, named values out.

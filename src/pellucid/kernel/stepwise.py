@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from pellucid.kernel import random
-from pellucid.kernel.program import Program, Stage
+from pellucid.kernel.program import Program, Stage, placeholder
 
 Tensor = torch.Tensor
 Values = dict[str, Any]
@@ -179,7 +179,7 @@ def _loop(stage: Stage, states: tuple[str, ...], new: tuple[str, ...], fixed: fr
     copies: dict[fx.Node, fx.Node] = {}
     placeholders = stage.placeholders
     for name in ("rows", *states, *by_step, *same):
-        made = graph.placeholder(name)
+        made = placeholder(graph, name)
         if name in placeholders:
             copies[placeholders[name]] = made
     returned = next(n for n in stage.graph.nodes if n.op == "output").args[0]

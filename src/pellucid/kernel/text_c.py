@@ -76,8 +76,8 @@ def number_text(number: float | bool) -> str:
 
 _WORDS = (
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while linux unix "
-    "row rows first step t r j n at call scratch output ahead left steps chunk block team parts uncounted "
+    "asm typeof restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
+    "linux unix row rows first step t r j n at call scratch output ahead left steps chunk block team parts uncounted "
     "counted"
 )
 
@@ -93,5 +93,6 @@ def _reserved() -> frozenset[str]:
 
 
 def identifier(name: str) -> str:
-    """A name as a C identifier."""
-    return f"{name}_" if name in _reserved() or not name.isascii() else name
+    """A name as a C identifier; a macro of a header of C is in capitals."""
+    macro = name.isupper() and len(name) > 1
+    return f"{name}_" if macro or name in _reserved() or not name.isascii() else name

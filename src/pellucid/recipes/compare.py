@@ -57,6 +57,7 @@ class Comparison:
     opponent_ms: float
     largest_difference: float
     first_difference: float
+    backend: str  # of pellucid's layer
 
     @property
     def ratio(self) -> float:
@@ -116,7 +117,9 @@ class Contestant:
             torch.cuda.synchronize()
 
 
-def compare(settings: Settings, device: str, most_steps: int | None = None) -> Comparison:
+def compare(
+    settings: Settings, device: str, most_steps: int | None = None, dtype: torch.dtype = torch.float32
+) -> Comparison:
     """Train pellucid's layer and its opponent from the same weights on the same batches, in turns.
 
     Both take every step with the same dropout masks; who goes first alternates, so that noise of the machine hits
@@ -126,20 +129,23 @@ def compare(settings: Settings, device: str, most_steps: int | None = None) -> C
         settings: as for a training; its epochs say how many steps there are.
         device: "cpu" or "cuda".
         most_steps: stop after so many.
+        dtype: of weights and loss.
     """
     data = Data.load(settings)
     torch.manual_seed(settings.seed)
-    network = settings.network(data.vocabulary).to(device)
+    network = settings.network(data.vocabulary).to(device, dtype)
     twin, name = opponent_of(network, settings.cell)
-    twin.to(device)
+    twin.to(device, dtype)
     epochs = [data.training(settings, epoch) for epoch in range(settings.epochs)]
     steps = min(sum(map(len, epochs)), most_steps or sys.maxsize)
     ours, theirs = Contestant(network, settings.lr, steps), Contestant(twin, settings.lr, steps)
     batches = (batch for epoch in epochs for batch in epoch)
     for index, batch in enumerate(islice(batches, steps)):
         moved = type(batch)(*(tensor.to(device) for tensor in batch))
+        moved = moved._replace(labels=moved.labels.to(dtype))
         for contestant in (ours, theirs) if index % 2 else (theirs, ours):
             contestant.step(moved, settings.seed + index)
     differences = [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)]
     ours_ms, theirs_ms = (statistics.median(contestant.seconds) * 1e3 for contestant in (ours, theirs))
-    return Comparison(name, steps, ours_ms, theirs_ms, max(differences), differences[0])
+    backend = str(network.recurrent.backend)
+    return Comparison(name, steps, ours_ms, theirs_ms, max(differences), differences[0], backend)

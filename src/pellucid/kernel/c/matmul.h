@@ -1,9 +1,9 @@
 // Products of two matrices: out (rows × width) = a (rows × depth) b (depth × width).
 //
 // A task is a rectangle of the result. Of DEPTH of the depth at a time it packs its part of b into panels, as in
-// product.h, and its part of a, if that lies column by column, into strips of TILE rows: a tile reads both from front to
-// end, and both stay in the second cache. While tiles are multiplied, what will be packed next is fetched. A matrix b
-// that does not lie row by row is packed once, before all tasks.
+// product.h, and its part of a, if that lies column by column, into strips of TILE rows: a tile reads both from front
+// to end, and both stay in the second cache. While tiles are multiplied, what will be packed next is fetched. A matrix
+// b that does not lie row by row is packed once, before all tasks.
 
 #define DEPTH 256
 #define HEIGHT (24 * TILE)               // rows of the largest rectangle

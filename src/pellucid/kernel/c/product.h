@@ -1,8 +1,8 @@
 // Products of rows with a packed matrix.
 //
 // A matrix (depth × width) is packed into panels of PANEL columns, filled up with zeros: panel after panel, row after
-// row, so that a tile of the result reads it from front to end. A tile of TILE rows and VECTORS vectors of columns stays
-// in registers while the depth runs.
+// row, so that a tile of the result reads it from front to end. A tile of TILE rows and VECTORS vectors of columns
+// stays in registers while the depth runs.
 
 #if defined(__AVX512F__)
 #define VECTORS 4
@@ -62,8 +62,10 @@ INLINE void transpose(vec *rows)
       const int64_t end = block + 16 < depth ? block + 16 : depth;                                                     \
       if (column_stride == 1) {                                                                                        \
         for (int64_t k = block; k < end; k++)                                                                          \
-          for (int64_t c = 0; c < columns; c += LANES)                                                                 \
-            put_real(to + k * PANEL + c, take_##type(from + k * row_stride + c, PART(columns - c)), PART(columns - c)); \
+          for (int64_t c = 0; c < columns; c += LANES) {                                                               \
+            const int n = PART(columns - c);                                                                           \
+            put_real(to + k * PANEL + c, take_##type(from + k * row_stride + c, n), n);                                \
+          }                                                                                                            \
       } else {                                                                                                         \
         for (int64_t c = 0; c < columns; c++)                                                                          \
           for (int64_t k = block; k < end; k++)                                                                        \
@@ -75,8 +77,8 @@ INLINE void transpose(vec *rows)
     }                                                                                                                  \
   }
 
-// Sums over the depth, of some rows of a (of any strides) and count panels side by side (more than one only for a single
-// row, whose few sums would wait for each other).
+// Sums over the depth, of some rows of a (of any strides) and count panels side by side (more than one only for a
+// single row, whose few sums would wait for each other).
 INLINE void add_products(vec sums[TILE][2 * VECTORS], const int rows, const int count, const real *a, int64_t a_row,
                          int64_t a_column, int64_t depth, const real *panels)
 {
