@@ -109,10 +109,13 @@ INLINE void tile(const int rows, const int count, const real *a, int64_t a_strid
 UNUSED static void panel_product(int64_t rows, int64_t depth, const real *a, int64_t a_stride, const real *panel,
                                  real *out, int64_t out_stride)
 {
-  for (int64_t r = 0; r < rows; r += TILE) {
+  // Tiles of about the same height: a low one has too few sums under way.
+  const int64_t tiles = (rows + TILE - 1) / TILE;
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t r = rows * i / tiles;
     const real *from = a + r * a_stride;
     real *to = out + r * out_stride;
-    switch (rows - r < TILE ? rows - r : TILE) {
+    switch (rows * (i + 1) / tiles - r) {
     case 1: tile(1, 1, from, a_stride, depth, panel, to, out_stride); break;
     case 2: tile(2, 1, from, a_stride, depth, panel, to, out_stride); break;
     case 3: tile(3, 1, from, a_stride, depth, panel, to, out_stride); break;
