@@ -48,7 +48,7 @@ def bench(
     Every row first compares values and gradients with the opponent's in float64 and in float32: Δ is the largest
     difference in float64, relative to the largest entry. A row that differs gets no figure, and the command ends
     with exit status 1. Then both sides take turns, and medians are shown. Rows are called by batch, steps,
-    input→hidden. The whole suite takes about four minutes on two cores; the sections are:
+    input→hidden. The whole suite takes about two and a half minutes on two cores; the sections are:
 
     \b
     speed         A training step: forward + backward. "× nn" above 1 means that pellucid is faster than torch.nn;

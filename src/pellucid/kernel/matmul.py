@@ -1,7 +1,8 @@
 """Matrix products of all steps at once, such as the gradients of the weights, by the tile of `c/product.h`.
 
-Why not ``torch.mm``: on two Zen 4 cores its library reaches 85 to 93 of 117 GFLOP/s a core for these shapes, this 95 to
-104; several products share the threads in one call; and a product is written in the layout that its reader wants.
+Why not ``torch.mm``: all products behind an LSTM, GRU or RNN at once took 0.85 to 1.03 of its time on two Zen 4 cores
+(168 to 188 of 234 GFLOP/s), for several share the threads in one call, and each is written in the layout that its
+reader wants.
 """
 
 from __future__ import annotations
