@@ -281,3 +281,19 @@ def test_checkpointing_and_in_place_safety():
         layer.weight_hh_l0.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 2]], ids=["whole", "lengths"])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_results_may_be_changed_in_place(name, lengths):
+    """``output += residual`` is how people write it; what backward reads must not change with it."""
+    layer, x = getattr(nn, name)(3, 4).double(), torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def gradients(in_place):
+        output, state = layer(x, lengths=lengths)
+        for result in (output, *(state if name == "LSTM" else [state])):
+            yield from torch.autograd.grad(
+                (result.mul_(3) if in_place else result * 3).square().sum(), list(layer.parameters()), retain_graph=True
+            )
+
+    torch.testing.assert_close(list(gradients(True)), list(gradients(False)))

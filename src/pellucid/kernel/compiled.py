@@ -83,9 +83,9 @@ class Compiled:
         output_state = loop.layout.output_is_state
         outputs = {}
         if output_state is not None:
-            if lengths is None:
+            if lengths is None and not save:
                 whole.add(program.states[output_state])
-            else:
+            else:  # padded steps are 0 in the output alone; what backward reads is not the user's to change in place
                 outputs["output"] = memory.empty((time, batch, states[output_state].shape[-1]), x.dtype)
         slots = [time + 1 if state in whole else 2 for state in program.states]
         history, last = loop.run(values, states, outputs, slots, time, batch, reverse, lengths, seed, start)
@@ -169,9 +169,7 @@ class _Loop:
             self._fill(values, history, outputs, slots, time, batch, backwards, lengths, seed, start)
         else:
             outputs |= {name: torch.zeros(meta.shape, dtype=meta.dtype) for name, meta in self.layout.totals.items()}
-        return history, [
-            steps[last % n].clone() if n > 2 else steps[last % n] for steps, n in zip(history, slots, strict=True)
-        ]
+        return history, [steps[last % n].clone() for steps, n in zip(history, slots, strict=True)]
 
     def _fill(
         self,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pellucid.kernel import build, memory, threads
+from pellucid.kernel import build, memory
 from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
@@ -66,8 +66,8 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
 
 @functools.cache
 def ready(dtype: torch.dtype) -> bool:
-    """Whether `multiply` can be had for a type, with torch's number of threads; it is compiled where it is not yet."""
-    if dtype not in (torch.float32, torch.float64) or not threads.shared():
+    """Whether `multiply` can be had for a type; it is compiled where it is not yet."""
+    if dtype not in (torch.float32, torch.float64):
         return False
     try:
         _library(dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pellucid.kernel import matmul
+from pellucid.kernel import matmul, threads
 from pellucid.kernel.program import Stage, placeholder
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ class Apart:
         ]
         if pairs:
             dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
-            compiled = len(dtypes) == 1 and matmul.ready(*dtypes)
+            compiled = len(dtypes) == 1 and threads.shared() and matmul.ready(*dtypes)
             found = matmul.multiply(pairs) if compiled else [torch.mm(*map(_turned, pair)) for pair in pairs]  # type: ignore[arg-type]
             results |= zip(self.products, found, strict=True)
         if self.rest is None:
