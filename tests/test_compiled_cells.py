@@ -226,7 +226,7 @@ import test_compiled_cells as tests
 
 torch.set_num_threads(2)
 memory.set_limit(0)  # every tensor from malloc, with red zones behind its last element
-compiled.ALIGNMENT = 1  # torch's memory is aligned; the work space has not a byte to spare
+memory.ALIGNMENT = 1  # torch's memory is aligned; the work space has not a byte to spare
 threads.OPERATIONS_FOR_A_THREAD, compiled.MEETING, compiled.BLOCK, compiled.DIRECT = 1, 0, 7, 4
 for cell in sys.argv[2:]:
     layer = tests.make(tests.CELLS[cell], 5, 21, torch.float32)

@@ -64,11 +64,12 @@ def free(name: str) -> str:
 def call_by_variables(source: Source, variables: Mapping[str, Any]) -> None:
     """Give the nodes of tensors that are being captured the names of the formula's variables."""
     capturing, given = _capturing.get(), {symbol.name for symbol in source.symbols}
-    for variable, value in variables.items() if capturing else ():
-        name = f"new_{variable}" if variable in given else free(variable)
-        node = capturing._known.get(value) if isinstance(value, Tensor) else None  # type: ignore[union-attr]
+    if capturing is None:
+        return
+    for variable, value in variables.items():
+        node = capturing._known.get(value) if isinstance(value, Tensor) else None
         if node is not None and node.op == "call_function":
-            node._rename(name)
+            node._rename(f"new_{variable}" if variable in given else free(variable))
 
 
 class _Capture(TorchDispatchMode):

@@ -178,15 +178,15 @@ class _Scheduler:
         if sum(value < max(late) for value in late) < 2:
             return
         ordered = [leaf for _, leaf in sorted(zip(late, leaves, strict=True), key=lambda pair: pair[0])]
-        total = ordered[0]
+        total, operation = ordered[0], target.overloadpacket.__name__
         for leaf in ordered[1:]:
             with self.joint.graph.inserting_before(root):
                 value = _together(total.meta["val"], leaf.meta["val"])
-                name = target.overloadpacket.__name__
-                total = self.joint.graph.create_node("call_function", target, (total, leaf), name=name)
+                total = self.joint.graph.create_node("call_function", target, (total, leaf), name=operation)
                 total.meta["val"] = value
         root.replace_all_uses_with(total)
-        root._rename(f"{(name := root.name)}_as_written")
+        name = root.name
+        root._rename(f"{name}_as_written")
         total._rename(name)
         self.kind[total] = self.kind[root]  # another chain may read it
         for of in (self.of_state_grad, self.of_grad):

@@ -19,7 +19,6 @@ from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values, after_loop, fixed_values, folded_inputs, gradients, real_gradient
 from pellucid.kernel.threads import Threads, useful
 
-ALIGNMENT = 64
 BLOCK = 48  # rows that a thread takes through all steps together: their scratch stays in the second cache
 AHEAD = 2**16  # numbers that a block of rows computes ahead: they stay in the second cache
 AHEAD_TOGETHER = 2**22  # the same where all threads compute them
@@ -196,7 +195,7 @@ class _Loop:
         steps = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.number / (batch * layout.operations)))
         chunk = min(time, steps, max(1, (AHEAD_TOGETHER if together else AHEAD) // max(1, block * layout.ahead)))
         size = self._work(block, chunk, min(threads.number, blocks))
-        work = memory.empty((size + ALIGNMENT,), torch.uint8)
+        work = memory.empty((size + memory.ALIGNMENT,), torch.uint8)
         places = [values[name].contiguous() for name in layout.inputs]
         places += history
         places += [outputs[name] for name in layout.outputs]
@@ -212,7 +211,7 @@ class _Loop:
                 0 if seed is None else int(seed),
                 0 if real is None else real.data_ptr(),
                 *(strides.buffer_info()[0], kept.buffer_info()[0]),
-                *(-(-work.data_ptr() // ALIGNMENT) * ALIGNMENT, buffers.buffer_info()[0]),
+                *(memory.aligned(work), buffers.buffer_info()[0]),
                 *threads,
             ),
         )

@@ -155,11 +155,14 @@ class _Function(Sweeps):
             place = f"(const char *)(packed_{i} + {depth} * PADDED({width}))"
 
     def _matrix_text(self, number: int) -> str:
-        name = self.loop.matrices[number]
         if not self.loop.direct:
             return f"{{packed_{number}, 0, 0, 0}}"
-        strides = f"call->strides[{2 * number}], call->strides[{2 * number + 1}]"
-        return f"{{call->direct ? 0 : packed_{number}, {self._buffer(f'{name} matrix')}, {strides}}}"
+        return f"{{call->direct ? 0 : packed_{number}, {self._as_given(number)}}}"
+
+    def _as_given(self, number: int) -> str:
+        """A matrix as the caller has it: its place and its strides."""
+        place = self._buffer(f"{self.loop.matrices[number]} matrix")
+        return f"{place}, call->strides[{2 * number}], call->strides[{2 * number + 1}]"
 
     def _slots(self) -> Iterator[str]:
         for i in range(len(self.loop.states)):
@@ -198,8 +201,8 @@ class _Function(Sweeps):
             matrix, depth, width = self._matrix(value)
             rows, stride = self._input_rows(value)
             yield f"    // {value.name} = {value.values[0].name} @ {value.operation}"
-            packed = f"&matrix_{matrix}, {chunk.pointer}"
-            yield f"    products(steps, call->batch, rows, {depth}, {width}, {rows}, {stride}, {packed}, team);"
+            places = f"{rows}, {stride}, &matrix_{matrix}, {chunk.pointer}"
+            yield f"    products(steps, call->batch, rows, {depth}, {width}, {places}, team);"
         if self.zeros:
             yield "  }"
         yield "}"
@@ -252,10 +255,9 @@ class _Function(Sweeps):
             scratch.append(f"ROUNDED(({self._part_widths()}) * (int64_t)sizeof(real))")
         packing: list[str] = []
         for i, (matrix, (depth, width)) in enumerate(matrices.items()):
-            strides = f"call->strides[{2 * i}], call->strides[{2 * i + 1}]"
             packing += [
                 f"if (task < PADDED({width}) / PANEL) {{ // {matrix}",
-                f"  pack_{self.storage[matrix]}({self._buffer(f'{matrix} matrix')}, {strides}, {depth}, {width},",
+                f"  pack_{self.storage[matrix]}({self._as_given(i)}, {depth}, {width},",
                 f"    (real *)packed_{i}, task);",
                 "  return;",
                 "}",

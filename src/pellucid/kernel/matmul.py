@@ -21,7 +21,6 @@ from pellucid.kernel import build, memory
 from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
-ALIGNMENT = 64
 DEPTH = 5  # its place in struct matmul
 _kept = threading.local()
 _Operand = tuple[Tensor, bool]  # a matrix, and whether it is taken transposed
@@ -50,16 +49,16 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
         if rows and width:  # struct matmul of c/matmul.h
             panels = 0
             if b_strides[1] != 1:
-                kept.append(memory.empty((depth * padded(width) + ALIGNMENT // dtype.itemsize,), dtype))
-                panels = _aligned(kept[-1])
+                kept.append(memory.empty((depth * padded(width) + memory.ALIGNMENT // dtype.itemsize,), dtype))
+                panels = memory.aligned(kept[-1])
             places = (a.data_ptr(), b.data_ptr(), out.data_ptr(), panels)
             jobs.append((*places, rows, depth, width, *a_strides, *b_strides))
             operations += 2 * rows * depth * width
     jobs.sort(key=lambda job: -job[DEPTH])
     team = useful(operations)
-    work = _work(team.number * packed * dtype.itemsize + ALIGNMENT)
+    work = _work(team.number * packed * dtype.itemsize + memory.ALIGNMENT)
     every = array("q", itertools.chain.from_iterable(jobs))
-    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, _aligned(work), *team))  # struct matmuls
+    matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, memory.aligned(work), *team))  # struct matmuls
     run(matmuls.buffer_info()[0])
     return outs
 
@@ -79,10 +78,6 @@ def ready(dtype: torch.dtype) -> bool:
 def prepare(dtype: torch.dtype) -> None:
     """Begin to compile it, beside whatever is compiled meanwhile."""
     threading.Thread(target=ready, args=(dtype,), daemon=True).start()
-
-
-def _aligned(memory: Tensor) -> int:
-    return -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT
 
 
 def _work(size: int) -> Tensor:

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from pellucid.errors import PellucidWarning
 
+ALIGNMENT = 64  # bytes; where vectors are stored
 THRESHOLD = 256 * 2**10  # bytes; smaller tensors are left to torch
 HUGE_PAGE = 2 * 2**20  # bytes
 STAGGER = 4096  # bytes; the places at which tensors start lie within so many
@@ -83,6 +84,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         tensor = torch.frombuffer(lease, dtype=dtype, count=count).resize_(shape)
         fill = _poison or _must_fill()
     return tensor.fill_(_conspicuous(dtype)) if fill else tensor
+
+
+def aligned(tensor: Tensor) -> int:
+    """The first address in a tensor's memory at which vectors are stored; it needs up to `ALIGNMENT` bytes for that."""
+    return -(-tensor.data_ptr() // ALIGNMENT) * ALIGNMENT
 
 
 def release() -> int:

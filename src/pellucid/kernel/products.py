@@ -32,13 +32,13 @@ class Apart:
         """
         results = {name: values[source].t() for name, source in self.transposed.items()}
         pairs = [
-            tuple((_folded(values, name, by_step), transposed) for name, transposed in operands)
-            for operands in self.products.values()
+            ((_folded(values, a, by_step), a_turned), (_folded(values, b, by_step), b_turned))
+            for (a, a_turned), (b, b_turned) in self.products.values()
         ]
         if pairs:
             dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
             compiled = len(dtypes) == 1 and threads.shared() and matmul.ready(*dtypes)
-            found = matmul.multiply(pairs) if compiled else [torch.mm(*map(_turned, pair)) for pair in pairs]  # type: ignore[arg-type]
+            found = matmul.multiply(pairs) if compiled else [torch.mm(_turned(a), _turned(b)) for a, b in pairs]
             results |= zip(self.products, found, strict=True)
         if self.rest is None:
             return results
@@ -57,9 +57,9 @@ def apart(stage: Stage) -> Apart:
     for node in stage.graph.nodes:
         source = _source(node, names)
         if node.target is aten.mm.default:
-            operands = [_source(a, names) for a in node.args]
-            if None not in operands:
-                products[node.name] = tuple(operands)  # type: ignore[assignment]
+            left, right = (_source(a, names) for a in node.args)
+            if left is not None and right is not None:
+                products[node.name] = left, right
         elif source is not None and source[1] and node.name in stage.outputs:
             transposed[node.name] = source[0]
     apart = tuple(node.name for node in stage.graph.nodes if node.name in transposed or node.name in products)

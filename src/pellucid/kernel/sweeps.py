@@ -123,10 +123,11 @@ class Sweeps(Plan):
         scope = Scope(taken={*self.identifiers, "j", "n"})
         for value, reduction, start in tasks:
             result = self._evaluate(value, start, scope)
+            shift = f" + {start}" if start else ""
             if reduction is not None and reduction[0] == "total":
                 place = self.parts[reduction[1]]
                 self._use(place, scope)
-                at = f"{place.row}{f' + {start}' if start else ''} + j"
+                at = f"{place.row}{shift} + j"
                 scope.lines.append(f"put_real({at}, take_real({at}, n) + {result}, n);")
                 continue
             if reduction is not None:
@@ -136,7 +137,6 @@ class Sweeps(Plan):
                 continue
             for place in self.targets[value]:
                 self._use(place, scope)
-                shift = f" + {start}" if start else ""
                 scope.lines.append(f"put_{place.storage}({place.row}{shift} + j, {result}, n);")
         name = f"{self.name}_columns_{len(self.sweeps)}"
         parameters = ["int64_t j", "int n", *(f"{kind}{n}" for n, kind in scope.given.items())]
