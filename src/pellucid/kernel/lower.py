@@ -15,7 +15,7 @@ from torch import fx
 
 from pellucid.kernel.program import Abstract, Stage
 from pellucid.kernel.rules import OPERATIONS, WITH_MATRIX
-from pellucid.kernel.values import Lowering, Unsupported, Value, width_of
+from pellucid.kernel.values import Lowering, Unsupported, Value
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def lower(stage: Stage, draws: tuple[str, ...]) -> Lowered:
     Raises:
         Unsupported: an operation without a line in the table, or used in a way that has none.
     """
-    lowering = _Nodes(draws, {node.name for node in stage.graph.nodes} | set(stage.inputs))
+    lowering = _Rows(draws, {node.name for node in stage.graph.nodes} | set(stage.inputs))
     for name, node in stage.placeholders.items():
         lowering.placeholder(name, node)
     for node in stage.graph.nodes:
@@ -57,8 +57,35 @@ def lowerable(node: fx.Node) -> bool:
     return all(v is None or not v.rows or v.dim() <= 2 for v in axes)
 
 
-class _Nodes(Lowering):
-    """A stage's values, made of one node of its graph after the other."""
+class Nodes(Lowering):
+    """Values made of one node of a graph after the other."""
+
+    def fits(self, value: Abstract) -> bool:
+        """Whether a result can be a value, as far as its axes tell."""
+        raise NotImplementedError
+
+    def call(self, node: fx.Node) -> None:
+        """Make the result of an operation."""
+        self.node = node
+        if node.target is operator.getitem:
+            self.made[node] = self.value(node.args[0])[node.args[1]]
+            return
+        value = node.meta.get("val")
+        rule = OPERATIONS.get(node.target)
+        if rule is None:
+            raise Unsupported(str(node.target))
+        if isinstance(value, Abstract) and not self.fits(value):
+            raise Unsupported(f"{node.target} with a result of {value.dim()} axes")
+        arguments = node.args if node.target in WITH_MATRIX else self.value(node.args)
+        made = self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
+        parts, metas = ([made], [value]) if isinstance(value, Abstract) else (made, value)
+        for part, meta in zip(parts, metas, strict=True):  # another width would write beside the memory
+            if isinstance(part, Value) and part.width != self.width_of(meta):
+                raise Unsupported(f"{node.target} of {part.width} columns instead of {self.width_of(meta)}")
+
+
+class _Rows(Nodes):
+    """The values of a stage."""
 
     def placeholder(self, name: str, node: fx.Node) -> None:
         """Make a value of an input."""
@@ -76,32 +103,21 @@ class _Nodes(Lowering):
             raise Unsupported(f"a value of {meta.dtype}")
         if meta.dim() > 2 or (rows and not _plain_rows(meta)):
             raise Unsupported(f"a value of {meta.dim()} axes, {name}")
-        width = width_of(meta)
+        width = self.width_of(meta)
         kind = "draws" if name in self.draws else "memory"
         made = Value(kind, name, width, mask=meta.dtype == torch.bool, rows=rows)
         self.made[node] = self.inputs[name] = made
 
     def call(self, node: fx.Node) -> None:
-        """Make the result of an operation."""
-        self.node = node
-        if node.target is operator.getitem:
-            self.made[node] = self.value(node.args[0])[node.args[1]]
-            return
-        value = node.meta.get("val")
-        if not isinstance(value, (Abstract, tuple, list)):
+        """Make the result of an operation; what is no tensor is the number of rows."""
+        if node.target is not operator.getitem and not isinstance(node.meta.get("val"), (Abstract, tuple, list)):
             self.made[node] = "rows"
             return
-        rule = OPERATIONS.get(node.target)
-        if rule is None:
-            raise Unsupported(str(node.target))
-        if isinstance(value, Abstract) and value.rows and (value.dim() > 2 or not _plain_rows(value)):
-            raise Unsupported(f"{node.target} with a result of {value.dim()} axes")
-        arguments = node.args if node.target in WITH_MATRIX else self.value(node.args)
-        made = self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
-        parts, metas = ([made], [value]) if isinstance(value, Abstract) else (made, value)
-        for part, meta in zip(parts, metas, strict=True):  # another width would write beside the memory
-            if isinstance(part, Value) and part.width != width_of(meta):
-                raise Unsupported(f"{node.target} of {part.width} columns instead of {width_of(meta)}")
+        super().call(node)
+
+    def fits(self, value: Abstract) -> bool:
+        """One row of columns for each row of the batch, or a value without rows."""
+        return not value.rows or (value.dim() <= 2 and _plain_rows(value))
 
 
 def _plain_rows(meta: Abstract) -> bool:

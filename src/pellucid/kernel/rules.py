@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from pellucid.kernel.program import Abstract
-from pellucid.kernel.values import Lowering, Unsupported, Value, width_of
+from pellucid.kernel.values import Lowering, Unsupported, Value
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]
@@ -147,13 +147,13 @@ def _filled(number: float | None) -> Rule:
         fill = arguments[1] if number is None else number
         if value.dtype == torch.bool:
             raise Unsupported(f"{low.node.target} of truth values")
-        return low.spread(fill, width_of(value))
+        return low.spread(fill, low.width_of(value))
 
     return rule
 
 
 def _split(low: Lowering, x: Value, sizes: list[int], dim: int = 0) -> list[Value]:
-    if dim not in (1, -1):
+    if not low.along_columns(dim):
         raise Unsupported(f"{low.node.target} along axis {dim}")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [low.slice(x, start, size, f"part{i}") for i, (start, size) in enumerate(zip(starts, sizes, strict=True))]
@@ -162,20 +162,20 @@ def _split(low: Lowering, x: Value, sizes: list[int], dim: int = 0) -> list[Valu
 def _slice(low: Lowering, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
     if dim == 0 and not start and (end is None or not isinstance(end, int) or end > 1 << 60):
         return x
-    if dim not in (1, -1) or step != 1:
+    if not low.along_columns(dim) or step != 1:
         raise Unsupported(f"{low.node.target} along axis {dim} with step {step}")
     first, last, _ = slice(start, end).indices(x.width)
     return low.slice(x, first, max(last - first, 0))
 
 
 def _select(low: Lowering, x: Value, dim: int, index: int) -> Value:
-    if dim not in (1, -1):
+    if not low.along_columns(dim):
         raise Unsupported(f"{low.node.target} along axis {dim}")
     return low.slice(x, index % x.width, 1)
 
 
 def _cat(low: Lowering, parts: list[Value], dim: int = 0) -> Value:
-    if dim not in (1, -1):
+    if not low.along_columns(dim):
         raise Unsupported(f"{low.node.target} along axis {dim}")
     return low.cat(parts)
 
@@ -194,7 +194,7 @@ def _slice_scatter(
 ) -> Value:
     if dim == 0 and not start and (end is None or not isinstance(end, int) or end > 1 << 60):
         return piece
-    if dim not in (1, -1) or step != 1:
+    if not low.along_columns(dim) or step != 1:
         raise Unsupported(f"{low.node.target} along axis {dim} with step {step}")
     first, last, _ = slice(start, end).indices(x.width)
     before, behind = low.slice(x, 0, first, "before"), low.slice(x, last, x.width - last, "behind")
@@ -213,7 +213,7 @@ def _repeat(low: Lowering, x: Value, times: list[Any]) -> Value:
 
 
 def _expand(low: Lowering, x: Any, *_: Any, **__: Any) -> Value:
-    return low.spread(x, width_of(low.result))
+    return low.spread(x, low.width_of(low.result))
 
 
 def _permute(low: Lowering, x: Value, axes: list[int]) -> Value:
@@ -224,66 +224,60 @@ def _permute(low: Lowering, x: Value, axes: list[int]) -> Value:
 
 def _reshape(low: Lowering, x: Value, *_: Any) -> Value:
     if isinstance(low.result, Abstract) and low.result.rows:
-        if x.width == width_of(low.result):
+        if x.width == low.width_of(low.result):
             return x
     elif isinstance(x, Value) and not x.rows:
         return x
     raise Unsupported(f"{low.node.target} to {tuple(low.result.shape)}")
 
 
-def _over_columns(low: Lowering, x: Value, dim: Any) -> None:
-    axes = [dim] if isinstance(dim, int) else list(dim or [])
-    if axes not in ([1], [-1]):
-        raise Unsupported(f"{low.node.target} over axes {axes}")
-
-
 def _reduction(operation: str) -> Rule:
     def rule(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
         if operation == "sum" and dim == [0]:
-            return Value("total", low.name(), x.width, (low.real(x),), rows=False)
-        _over_columns(low, x, dim)
-        return low.reduce(operation, x)
+            return low.total(x)
+        return low.reduce(operation, x, low.over(dim))
 
     return rule
 
 
 def _any(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    _over_columns(low, x, dim)
-    return low.math("gt", low.reduce("largest", _truth(low, x), "largest"), 0.0, mask=True)
+    return low.math("gt", low.reduce("largest", _truth(low, x), low.over(dim), "largest"), 0.0, mask=True)
 
 
 def _mean(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
-    _over_columns(low, x, dim)
-    return low.mean(low.real(x), "mean")
+    return low.mean(low.real(x), low.over(dim), "mean")
 
 
-def _centred(low: Lowering, x: Value) -> tuple[Value, Value]:
-    mean = low.mean(x, "mean")
+def _centred(low: Lowering, x: Value, over: frozenset[int]) -> tuple[Value, Value]:
+    mean = low.mean(x, over, "mean")
     return mean, low.math("sub", x, mean, name="centred")
 
 
 def _variance(low: Lowering, x: Value, dim: Any = None, correction: float | None = None, keepdim: bool = False) -> Any:
-    _over_columns(low, x, dim)
-    _, centred = _centred(low, x)
-    squares = low.reduce("sum", low.math("square", centred, name="square"), "squares")
-    return low.math("div", squares, float(x.width - (1 if correction is None else correction)))
+    over, lost = low.over(dim), 1 if correction is None else correction
+    _, centred = _centred(low, x, over)
+    squares = low.reduce("sum", low.math("square", centred, name="square"), over, "squares")
+    count = low.count(x, over)
+    free = low.math("sub", count, float(lost), name="free") if isinstance(count, Value) else float(count - lost)
+    return low.math("div", squares, free)
 
 
 def _norm(low: Lowering, x: Value, order: float = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
-    _over_columns(low, x, dim)
+    over = low.over(dim)
     if order == 2:
-        return low.math("sqrt", low.reduce("sum", low.math("square", x, name="square"), "squares"))
+        return low.math("sqrt", low.reduce("sum", low.math("square", x, name="square"), over, "squares"))
     magnitude = low.math("abs", x, name="magnitude")
     if order == 1:
-        return low.reduce("sum", magnitude)
+        return low.reduce("sum", magnitude, over)
     if math.isinf(order):
-        return low.reduce("largest" if order > 0 else "smallest", magnitude)
+        return low.reduce("largest" if order > 0 else "smallest", magnitude, over)
     raise Unsupported(f"{low.node.target} of order {order}")
 
 
 def _layer_norm(low: Lowering, x: Value, shape: list[int], weight: Any, bias: Any, eps: float) -> list[Value]:
-    mean, centred = _centred(low, x)
-    variance = low.mean(low.math("square", centred, name="square"), "variance")
+    over = low.over(-1 if len(shape) == 1 else None)
+    mean, centred = _centred(low, x, over)
+    variance = low.mean(low.math("square", centred, name="square"), over, "variance")
     rstd = low.math("rsqrt", low.math("add", variance, eps, name="stable"), name="rstd")
     y = low.math("mul", centred, rstd, name="normalized")
     if weight is not None:
@@ -298,18 +292,19 @@ def _layer_norm_backward(
         raise Unsupported(f"{low.node.target} of weight and bias")
     normalized = low.math("mul", low.math("sub", x, mean, name="centred"), rstd, name="normalized")
     g = gradient if weight is None else low.math("mul", gradient, weight, name="weighted")
-    along = low.mean(low.math("mul", g, normalized, name="along"), "along_mean")
-    level = low.mean(g, "level")
+    over = low.over(-1 if len(shape) == 1 else None)
+    along = low.mean(low.math("mul", g, normalized, name="along"), over, "along_mean")
+    level = low.mean(g, over, "level")
     inner = low.math("sub", low.math("sub", g, level, name="level_free"), low.math("mul", normalized, along))
     return [low.math("mul", inner, rstd, name="input"), None, None]
 
 
 def _softmax(logarithm: bool) -> Rule:
     def rule(low: Lowering, x: Value, dim: int, half_to_float: bool = False) -> Value:
-        _over_columns(low, x, dim)
-        shifted = low.math("sub", x, low.reduce("largest", x, "largest"), name="shifted")
+        over = low.over(dim)
+        shifted = low.math("sub", x, low.reduce("largest", x, over, "largest"), name="shifted")
         power = low.math("exp", shifted, name="power")
-        total = low.reduce("sum", power, "total")
+        total = low.reduce("sum", power, over, "total")
         if logarithm:
             return low.math("sub", shifted, low.math("log", total, name="log_total"))
         return low.math("div", power, total)
@@ -319,12 +314,12 @@ def _softmax(logarithm: bool) -> Rule:
 
 def _softmax_backward(logarithm: bool) -> Rule:
     def rule(low: Lowering, gradient: Value, y: Value, dim: int, dtype: Any) -> Value:
-        _over_columns(low, y, dim)
+        over = low.over(dim)
         if logarithm:
-            total = low.reduce("sum", gradient, "total")
+            total = low.reduce("sum", gradient, over, "total")
             return low.math("sub", gradient, low.math("mul", low.math("exp", y, name="softmax"), total, name="part"))
         product = low.math("mul", gradient, y, name="weighted")
-        return low.math("sub", product, low.math("mul", y, low.reduce("sum", product, "total"), name="part"))
+        return low.math("sub", product, low.math("mul", y, low.reduce("sum", product, over, "total"), name="part"))
 
     return rule
 

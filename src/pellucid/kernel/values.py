@@ -22,7 +22,10 @@ class Value:
     ``kind`` is "memory" (an input of the stage), "draws" (random numbers of a site), "math" (``operation`` column by
     column on ``operands``, values or numbers), "slice" (of one operand, from ``start``), "cat" (of the operands),
     "spread" (one column repeated), "product" (the operand times the matrix ``operation``), "reduce" (``operation``,
-    "sum", "product", "largest" or "smallest", over the columns) or "total" (the sum over all rows of all steps).
+    "sum", "product", "largest" or "smallest", over the columns), "total" (the sum over all rows of all steps), "number"
+    (given by every call) or "size" (how many entries stand along the axes ``over``).
+
+    In a nest of loops (see `nest`) a value varies along ``axes`` too, and a reduction may be over any of them.
     """
 
     kind: str
@@ -33,10 +36,14 @@ class Value:
     start: int = 0
     mask: bool = False  # true or false
     rows: bool = True  # memory only: whether every row has its own
+    axes: frozenset[int] = frozenset()  # of a nest, beside the columns
+    over: frozenset[int] = frozenset()  # of a nest: what a reduction runs over, the columns too
     values: tuple[Value, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = tuple(o for o in self.operands if isinstance(o, Value))
+        if self.values:
+            self.axes = frozenset().union(*(value.axes for value in self.values)) - self.over
 
 
 class Lowering:
@@ -80,13 +87,39 @@ class Lowering:
             "math", self.name(name), max(widths, default=1) if width is None else width, operands, operation, mask=mask
         )
 
-    def reduce(self, operation: str, x: Value, name: str = "") -> Value:
+    def over(self, dim: Any) -> frozenset[int]:
+        """What an operation over the axes ``dim`` of its argument runs over; Unsupported if that has no kernel."""
+        axes = [dim] if isinstance(dim, int) else list(dim or [])
+        if not (len(axes) == 1 and self.along_columns(axes[0])):
+            raise Unsupported(f"{self.node.target} over axes {axes}")
+        return frozenset({1})
+
+    def along_columns(self, dim: int) -> bool:
+        """Whether an axis of the node's argument is that of the columns."""
+        return dim in (1, -1)
+
+    def reduce(self, operation: str, x: Value, over: frozenset[int], name: str = "") -> Value:
         """One column of all."""
         return Value("reduce", self.name(name), 1, (self.real(x),), operation)
 
-    def mean(self, x: Value, name: str) -> Value:
+    def count(self, x: Value, over: frozenset[int]) -> Any:
+        """How many entries a reduction takes together."""
+        return x.width
+
+    def mean(self, x: Value, over: frozenset[int], name: str) -> Value:
         """The mean of the columns."""
-        return self.math("mul", self.reduce("sum", x, f"{name}_sum"), 1 / x.width, name=name)
+        total, count = self.reduce("sum", x, over, f"{name}_sum"), self.count(x, over)
+        if isinstance(count, Value):
+            return self.math("div", total, count, name=name)
+        return self.math("mul", total, 1 / count, name=name)
+
+    def width_of(self, meta: Abstract) -> int:
+        """How many columns a value has."""
+        return int(math.prod(meta.shape[1:] if meta.rows else meta.shape))
+
+    def total(self, x: Value) -> Value:
+        """The sum over all rows."""
+        return Value("total", self.name(), x.width, (self.real(x),), rows=False)
 
     def real(self, x: Any) -> Any:
         """A mask as a number, anything else as it is."""
@@ -122,7 +155,3 @@ class Lowering:
         """What is known of the result of the node."""
         return self.node.meta["val"]
 
-
-def width_of(meta: Abstract) -> int:
-    """How many columns a row has."""
-    return int(math.prod(meta.shape[1:] if meta.rows else meta.shape))
