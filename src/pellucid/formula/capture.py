@@ -2,12 +2,14 @@
 
 torch's own tracer, make_fx, keeps a size open as a symbol, and its symbols bring sympy and torch._dynamo: 1.3 seconds
 of imports before the first result. Here the function runs twice, with two numbers of rows; a size that differs
-between the two is one of the rows.
+between the two is one of the rows. The sizes of several axes are left open in the same way.
 """
 
 from __future__ import annotations
 
 import contextvars
+import itertools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ from pellucid.formula.source import Source
 from pellucid.kernel.program import Abstract
 
 ROWS = (11, 18)  # without a common factor, and so that no simple arithmetic takes both to one number
+Sizes = Sequence[tuple[int, int]]  # of every open axis, in the two runs
 aten = torch.ops.aten
 Decompositions = Mapping[Any, Callable[..., Any]]
 
@@ -35,8 +38,9 @@ class DependsOnRows(Exception):
 
 def capture(
     function: Callable[..., tuple[Tensor, ...]],
-    arguments: Callable[[int], Sequence[Tensor]],
+    arguments: Callable[..., Sequence[Tensor]],
     decompositions: Decompositions,
+    sizes: Sizes = (ROWS,),
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Return the graph of a function, and the tensors from outside that it reads.
 
@@ -45,14 +49,16 @@ def capture(
 
     Args:
         function: takes the arguments, returns a tuple of tensors.
-        arguments: gives them for a number of rows; the first has rows.
+        arguments: gives them for a number of rows, or for a size of every open axis; these are the first axes of the
+            first argument.
         decompositions: what is recorded in place of an operation.
+        sizes: of the open axes, one after the other.
 
     Raises:
         DependsOnRows: the function does something else for another number of rows.
     """
-    first, second = (_Capture(decompositions).run(function, arguments(rows)) for rows in ROWS)
-    _open_rows(first, second)
+    first, second = (_Capture(decompositions).run(function, arguments(*run)) for run in zip(*sizes, strict=True))
+    _open_sizes(first, second, sizes)
     return first.graph, first.constants
 
 
@@ -165,58 +171,78 @@ class _Capture(TorchDispatchMode):
         return self._known[value]
 
 
-def _open_rows(first: _Capture, second: _Capture) -> None:
-    """Compare two recordings; make of each size that differs a number of rows in the graph of the first."""
+def _open_sizes(first: _Capture, second: _Capture, sizes: Sizes) -> None:
+    """Compare two recordings; make of each size that differs one of an open axis in the graph of the first."""
     graph, count = first.graph, len(first.graph.nodes)
     if count != len(second.graph.nodes):
         raise DependsOnRows("other operations for another number of samples")
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    nodes = list(graph.nodes)
+    placeholders = [n for n in nodes if n.op == "placeholder"]
     with graph.inserting_after(placeholders[-1]):
-        rows = graph.call_function(aten.sym_size.int, (placeholders[0], 0))
+        lengths = [graph.call_function(aten.sym_size.int, (placeholders[0], axis)) for axis in range(len(sizes))]
     twins: dict[fx.Node, fx.Node] = {}
-    for node, twin in zip([n for n in graph.nodes if n is not rows], second.graph.nodes, strict=True):
+    for node, twin in zip(nodes, second.graph.nodes, strict=True):
         twins[twin] = node
 
         def argument(one: Any, other: Any, node: fx.Node = node) -> Any:
             if isinstance(other, fx.Node):
                 same = twins[other] is one
             elif type(one) is int and type(other) is int and one != other:
-                multiple = _multiple(one, other)
-                if multiple:
+                found = _factors(one, other, sizes)
+                if found:
+                    multiple, axes = found
+                    product, *others = [lengths[axis] for axis in axes]
                     with graph.inserting_before(node):
-                        return rows if multiple == 1 else graph.call_function(operator.mul, (rows, multiple))
+                        for factor in (*others, *([multiple] if multiple > 1 else ())):
+                            product = graph.call_function(operator.mul, (product, factor))
+                    return product
                 same = False
             else:
                 same = one == other or one != one  # NaN is another than itself
             if not same:
-                raise DependsOnRows(f"{node.target} takes {one} for {ROWS[0]} samples, {other} for {ROWS[1]}")
+                raise DependsOnRows(f"{node.target} takes {one} for sizes {_run(sizes, 0)}, {other} for {_run(sizes, 1)}")
             return one
 
         if node.target != twin.target:
             raise DependsOnRows(f"{node.target} or {twin.target}, as the number of samples is")
         node.args, node.kwargs = pytree.tree_map(argument, (node.args, node.kwargs), (twin.args, twin.kwargs))
-        node.meta["val"] = pytree.tree_map(_abstract, node.meta.get("val"), twin.meta.get("val"))
+        node.meta["val"] = pytree.tree_map(
+            lambda one, other: _abstract(one, other, sizes), node.meta.get("val"), twin.meta.get("val")
+        )
     for name, constant in first.constants.items():
         if not torch.equal(constant, second.constants[name]):
             raise DependsOnRows("a tensor made of the number of samples")
     graph.eliminate_dead_code()
 
 
-def _multiple(one: int, other: int) -> int | None:
-    """How many rows there are for a row, of a size met with both numbers of rows."""
-    multiple = (other - one) // (ROWS[1] - ROWS[0])
-    return multiple if (one, other) == (multiple * ROWS[0], multiple * ROWS[1]) else None
+def _run(sizes: Sizes, run: int) -> str:
+    return " × ".join(str(pair[run]) for pair in sizes)
+
+
+def _factors(one: int, other: int, sizes: Sizes) -> tuple[int, tuple[int, ...]] | None:
+    """The multiple of which axes' sizes a number is that was met in both runs."""
+    for count in range(1, len(sizes) + 1):
+        for axes in itertools.combinations(range(len(sizes)), count):
+            a, b = (math.prod(sizes[axis][run] for axis in axes) for run in (0, 1))
+            if one % a == 0 and one // a * b == other and one:
+                return one // a, axes
+    return None
 
 
 def _seen(value: Tensor) -> Abstract:
     return Abstract(tuple(value.shape), value.dtype, False)
 
 
-def _abstract(one: Any, other: Any) -> Any:
-    """What is common to a value met with both numbers of rows."""
+def _abstract(one: Any, other: Any, sizes: Sizes) -> Any:
+    """What is common to a value met in both runs: of rows their number for one sample, other axes as in the first."""
     if not isinstance(one, Abstract):
         return None
-    shape = tuple(a if a == b else _multiple(a, b) or 0 for a, b in zip(one.shape, other.shape, strict=True))
-    if 0 in shape and 0 not in one.shape:
-        raise DependsOnRows(f"a value of shape {one.shape} for {ROWS[0]} samples, {other.shape} for {ROWS[1]}")
-    return Abstract(shape, one.dtype, len(shape) > 0 and one.shape[0] != other.shape[0])
+    shape = []
+    for a, b in zip(one.shape, other.shape, strict=True):
+        found = (a, ()) if a == b else _factors(a, b, sizes)
+        if found is None:
+            raise DependsOnRows(
+                f"a value of shape {one.shape} for sizes {_run(sizes, 0)}, {other.shape} for {_run(sizes, 1)}"
+            )
+        shape.append(found[0] if len(sizes) == 1 else a)
+    return Abstract(tuple(shape), one.dtype, len(shape) > 0 and one.shape[0] != other.shape[0])

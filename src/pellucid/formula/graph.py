@@ -206,7 +206,7 @@ class _Tracing:
         def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
             outcome = self.run(values[: primals + sites])
             of = values[:primals]
-            graded = _Graded.apply(*outcome, *values[primals + sites :])
+            graded = Graded.apply(*outcome, *values[primals + sites :])
             found = torch.autograd.grad(graded, of, allow_unused=True) if graded.requires_grad else [None] * primals
             return (*outcome, *(torch.zeros_like(v) if g is None else g for v, g in zip(of, found, strict=True)))
 
@@ -215,7 +215,7 @@ class _Tracing:
             primal = [value.requires_grad_() for value in (*given, *weights)]
             return [*primal, *noise, *(torch.ones(rows, size).to(given[0]) for size in results)]
 
-        return capture(joint, arguments, _decompositions())
+        return capture(joint, arguments, decompositions())
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a cell must not know of the batch."""
@@ -238,7 +238,7 @@ class _Tracing:
                     )
 
 
-class _Graded(torch.autograd.Function):
+class Graded(torch.autograd.Function):
     """A number whose gradient is the one given for each result; torch.autograd.grad(results, ..., gradients) would
     import sympy."""
 
@@ -253,7 +253,7 @@ class _Graded(torch.autograd.Function):
 
 
 @functools.cache
-def _decompositions() -> Decompositions:
+def decompositions() -> Decompositions:
     """torch's own into its core operations; ours where those of every other cell would import sympy, and one more."""
     return {
         **_core_aten_decompositions_post_autograd(),

@@ -8,7 +8,7 @@ it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pellucid.kernel.lower import lower
@@ -110,7 +110,7 @@ class Plan:
         written = (f"{n} to" for n in (*outputs, *totals))
         self.buffers = (*self.loop.inputs, *states, *written, "output", *matrices)
         self.identifiers = {identifier(n) for n in self.lowered.names}
-        self.compared = _compared(self.lowered.outputs.values())
+        self.compared = compared(self.lowered.outputs.values())
         self.levels: dict[Value, Level] = {}
         self.places: dict[Value, Place] = {}  # where a value can be read
         self.targets: dict[Value, list[Place]] = defaultdict(list)  # where it is written
@@ -259,14 +259,7 @@ class Plan:
                 self._visit(operand, level)
 
     def _cost(self, value: Value) -> int:
-        """Operations that compute a value from what is in memory; more than any limit where one is dear.
-
-        So is what is compared for being equal: one of two sweeps may round a product before it is added to.
-        """
-        if value.kind in ("memory", "draws", "product", "reduce") or value in self.targets:
-            return 0
-        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in self.compared else 100
-        return own + sum(map(self._cost, value.values))
+        return cost_of(value, self.targets, self.compared)
 
     def _in_memory(self, value: Value, start: int = 0) -> tuple[str, str] | None:
         """The pointer to the first of a block's rows and their distance, if a value lies there as real numbers."""
@@ -277,7 +270,18 @@ class Plan:
         return self._in_memory(value.values[0], start + value.start) if value.kind == "slice" else None
 
 
-def _compared(outputs: Iterable[Value]) -> set[Value]:
+def cost_of(value: Value, free: Container[Value], dear: Container[Value]) -> int:
+    """Operations that compute a value from what is in memory; more than any limit where one is dear.
+
+    So is what is compared for being equal: one of two sweeps may round a product before it is added to.
+    """
+    if value.kind in ("memory", "draws", "number", "size", "product", "reduce") or value in free:
+        return 0
+    own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in dear else 100
+    return own + sum(cost_of(v, free, dear) for v in value.values)
+
+
+def compared(outputs: Iterable[Value]) -> set[Value]:
     """What is compared for being equal to another value, and what that is a part of or the magnitude of."""
     found: set[Value] = set()
     seen: set[Value] = set()

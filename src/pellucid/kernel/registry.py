@@ -152,10 +152,14 @@ def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: boo
         compiled.loops(save)
         return compiled
     except (Unsupported, BuildError) as error:
-        name = json.loads(text)[0].split(":")[-1]
-        reason = f"{error} has no C kernel" if isinstance(error, Unsupported) else str(error)
-        _warn_once(f"cell {name} runs stepwise, in plain torch and slower, because {reason}")
+        warn_of_fallback(f"cell {json.loads(text)[0].split(':')[-1]}", error)
         return None
+
+
+def warn_of_fallback(what: str, error: Unsupported | BuildError) -> None:
+    """Say once that something runs stepwise, and why."""
+    reason = f"{error} has no C kernel" if isinstance(error, Unsupported) else str(error)
+    _warn_once(f"{what} runs stepwise, in plain torch and slower, because {reason}")
 
 
 @functools.cache

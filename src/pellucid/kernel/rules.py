@@ -223,10 +223,7 @@ def _permute(low: Lowering, x: Value, axes: list[int]) -> Value:
 
 
 def _reshape(low: Lowering, x: Value, *_: Any) -> Value:
-    if isinstance(low.result, Abstract) and low.result.rows:
-        if x.width == low.width_of(low.result):
-            return x
-    elif isinstance(x, Value) and not x.rows:
+    if isinstance(x, Value) and low.keeps_order(x):
         return x
     raise Unsupported(f"{low.node.target} to {tuple(low.result.shape)}")
 

@@ -12,7 +12,7 @@ import torch
 
 from pellucid.kernel.values import Unsupported
 
-HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h")
+HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h", "nest.h")
 STORAGE = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -78,7 +78,7 @@ _WORDS = (
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
     "asm typeof restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
     "linux unix row rows first step t r j n at call scratch output ahead left steps chunk block team parts uncounted "
-    "counted"
+    "counted sizes strides part units end unit columns from rest context worker"
 )
 
 

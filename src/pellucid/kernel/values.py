@@ -117,6 +117,12 @@ class Lowering:
         """How many columns a value has."""
         return int(math.prod(meta.shape[1:] if meta.rows else meta.shape))
 
+    def keeps_order(self, x: Value) -> bool:
+        """Whether the node's result, another shape of its argument, is the same columns."""
+        if isinstance(self.result, Abstract) and self.result.rows:
+            return x.width == self.width_of(self.result)
+        return not x.rows
+
     def total(self, x: Value) -> Value:
         """The sum over all rows."""
         return Value("total", self.name(), x.width, (self.real(x),), rows=False)

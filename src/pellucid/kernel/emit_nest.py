@@ -1,0 +1,543 @@
+"""A lowered form as C text: rows shared among threads, loops over what is reduced, sweeps over the columns.
+
+Between two reductions the data of a row is read once: what one level computes and a later one needs is computed
+again, unless that is dear. Where the columns are not reduced themselves, what is reduced is a vector of columns; it lies
+in scratch, as does what is made of it before a level reads it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.kernel.columns import REDUCTIONS, Columns, Scope, even
+from pellucid.kernel.nest import Lowered, Nest, all_values
+from pellucid.kernel.plan import AS_CHEAP_AS_READING, compared, cost_of
+from pellucid.kernel.text_c import broken, identifier, indented, preamble
+from pellucid.kernel.values import Unsupported, Value
+
+UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
+MOST_COLUMNS = 2**13  # of a row that is kept in scratch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a caller of an emitted nest must know."""
+
+    name: str
+    axes: int
+    operands: tuple[str, ...]  # inputs that lie in memory or are random, then outputs: the order of the places
+    inputs: tuple[str, ...]
+    draws: tuple[str, ...]
+    numbers: tuple[str, ...]
+    outputs: tuple[tuple[str, tuple[int, ...], int, str], ...]  # axes, columns, storage; of totals not
+    totals: tuple[tuple[str, tuple[int, ...], int], ...]
+    inner: frozenset[int]  # axes that are looped over inside a row
+    fixed: bool  # whether the columns are as many as the formula says
+    operations: int  # of an entry, about
+
+
+@dataclass(frozen=True)
+class Text:
+    """The C text of a form, and what is in it."""
+
+    text: str
+    layouts: tuple[Layout, ...]
+
+
+def emit(lowered: Lowered, title: str, real: str) -> Text:
+    """Write a form: "inference", and if it has a gradient "forward", which saves, and "backward"."""
+    nests = [lowered.inference] if lowered.backward is None else [lowered.forward, lowered.backward]
+    functions = [_Function(nest, real) for nest in nests]
+    body = "\n".join(function.text() for function in functions)
+    body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
+    head = f"// {title}: written by pellucid from the formula.\n"
+    return Text(head + preamble(real) + "\n" + body, tuple(function.layout() for function in functions))
+
+
+_Task = tuple[Value, Any, int]  # what is computed; a reduction, a total or None for a store; from which column
+
+
+class _Function(Columns):
+    """The C of one nest."""
+
+    def __init__(self, nest: Nest, real: str) -> None:
+        self.nest, self.real, self.last = nest, real, nest.axes - 1
+        self.values = all_values(nest.outputs.values())
+        self.compared = compared(nest.outputs.values())
+        self.across = self.last in nest.inner  # a row's columns are reduced
+        self.loops = [axis for axis in sorted(nest.inner) if axis != self.last]
+        self.rows = [axis for axis in range(nest.axes - 1) if axis not in nest.inner]
+        inputs = [v for v in nest.inputs.values() if v.kind != "number"]
+        self.numbers = [v for v in nest.inputs.values() if v.kind == "number"]
+        self.operands = [v.name for v in inputs] + [f"{name} to" for name in nest.outputs]
+        self.draws = [v for v in inputs if v.kind == "draws"]
+        self.names = {identifier(v.name) for v in self.values} | {identifier(n) for n in self.operands}
+        self.names |= {f"i_{axis}" for axis in range(nest.axes)}
+        self.targets: dict[Value, list[str]] = defaultdict(list)  # the outputs that a value is
+        self.kept: dict[Value, str] = {}  # scratch that a value is read from, where it is there already
+        self.scratch: list[tuple[str, str, int]] = []  # its pointers, what they point to, and its columns
+        self.levels: dict[Value, int] = {}
+        self.stores: dict[int, list[Value]] = defaultdict(list)
+        self.reduces: dict[int, list[Value]] = defaultdict(list)
+        self.totals: dict[int, list[Value]] = defaultdict(list)
+        self.made: dict[int, list[Value]] = defaultdict(list)  # vectors of columns that a level makes before it begins
+        self.sweeps: list[str] = []
+        self.row = Scope()
+        self.inside: list[Scope] = []
+        self._plan()
+
+    def layout(self) -> Layout:
+        """What the caller must know."""
+        of_inputs = tuple(n for n in self.nest.inputs if self.nest.inputs[n].kind != "number")
+        outputs, totals = [], []
+        for name, value in self.nest.outputs.items():
+            axes = tuple(sorted(value.axes))
+            if value.kind == "total":
+                totals.append((name, axes, value.width))
+            else:
+                outputs.append((name, axes, value.width, self.nest.storage[name]))
+        return Layout(
+            self.nest.name,
+            self.nest.axes,
+            tuple(self.operands),
+            of_inputs,
+            tuple(v.name for v in self.draws),
+            tuple(v.name for v in self.numbers),
+            tuple(outputs),
+            tuple(totals),
+            self.nest.inner,
+            self.nest.columns is not None,
+            sum(20 if value.kind == "draws" else value.kind in ("math", "reduce", "total") for value in self.values),
+        )
+
+    # -- the plan -------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        for value in self.values:
+            if value.kind == "reduce":
+                self.reduces[self.level(value.values[0])].append(value)
+        for name, value in self.nest.outputs.items():
+            if value.kind == "total":
+                self.totals[self.level(value.values[0])].append(value)
+            elif value not in self.stores[self.level(value)]:
+                self.stores[self.level(value)].append(value)
+            self.targets[value].append(name)
+        most = max([*self.stores, *self.reduces, *self.totals], default=0)
+        self.seen: set[tuple[Value, int, bool]] = set()
+        for level in range(most, -1, -1):
+            for value in list(self.stores[level]):
+                self._visit(value, level, self._is_wide(value), top=True)
+            for value in (*self.reduces[level], *self.totals[level]):
+                self._visit(value.values[0], level, True)
+
+    def level(self, value: Value) -> int:
+        """How many reductions come before a value."""
+        if value not in self.levels:
+            before = max((self.level(v) for v in value.values), default=0)
+            self.levels[value] = before + (value.kind == "reduce")
+        return self.levels[value]
+
+    def _visit(self, value: Value, level: int, inside: bool, top: bool = False) -> None:
+        """See to it that a value can be had at a level, in its loops or before them."""
+        if (value, level, inside) in self.seen or value.kind in ("memory", "draws", "number", "size", "reduce"):
+            return
+        self.seen.add((value, level, inside))
+        if self._is_wide(value):
+            dear = value.kind == "math" and self.level(value) < level and cost_of(value, (), self.compared) > AS_CHEAP_AS_READING
+            if dear and self._fits_in_scratch(value):
+                if value not in self.kept:
+                    self._keep(value)
+                    self.stores[self.level(value)].append(value)
+                return
+        elif inside and not top and value.width > 1 and self.loops and value.kind == "math":
+            for later in list(self.made):
+                if later > level and value in self.made[later]:
+                    self.made[later].remove(value)
+            if value not in self.made[level]:
+                self._keep(value)
+                self.made[level].append(value)
+            inside = False
+        for operand in value.values:
+            self._visit(operand, level, inside)
+
+    def _fits_in_scratch(self, value: Value) -> bool:
+        columns = self.nest.columns
+        return self.across and not self.loops and columns is not None and columns <= MOST_COLUMNS
+
+    def _is_wide(self, value: Value) -> bool:
+        """Whether a value changes inside a row."""
+        if not self.nest.inner:
+            return True
+        return bool(value.axes & self.nest.inner) or (self.across and value.width > 1)
+
+    def _keep(self, value: Value) -> None:
+        if value not in self.kept:
+            self.kept[value] = self._scratch(value, "bool" if value.mask else "real")
+
+    def _scratch(self, value: Value, storage: str) -> str:
+        name = self._own(f"{value.name}_kept")
+        self.scratch.append((name, storage, value.width))
+        return name
+
+    def _own(self, name: str) -> str:
+        """A name of the function's that no value has."""
+        name = identifier(name)
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
+
+    # -- the text -------------------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """The C of this nest: its sweeps, one part of the work, and the entry."""
+        self.pointers = {}
+        self.ready: set[Value] = set()
+        self.vectors: dict[Value, str] = {}
+        self.row = Scope(taken=set(self.names))
+        for value in (v for v in self.values if v.kind == "reduce"):
+            if value.width > 1:
+                self.vectors[value] = self._scratch(value, "real")
+        self.drawn = {v: self._scratch(v, "float32") for v in self.draws if v.width > 1}
+        self.filled: set[tuple[Value, int]] = set()
+        for level in sorted({*self.stores, *self.reduces, *self.totals, *self.made}):
+            self._level(level)
+        name = self.nest.name
+        size = " + ".join(self._size(storage, width, "columns") for _, storage, width in self.scratch)
+        lines = [
+            "// One part of the rows.",
+            f"static void {name}_part(const void *context, int64_t part, UNUSED int64_t worker)",
+            "{",
+            "  const struct nest *const call = context;",
+            "  const int64_t *const sizes = call->sizes;",
+            "  UNUSED const int64_t *const strides = call->strides;",
+            *indented(self._scratches()),
+            "  const int64_t units = call->rows * call->tiles, end = units * (part + 1) / call->parts;",
+            "  for (int64_t unit = units * part / call->parts; unit < end; unit++) {",
+            *indented(self._indices(), 2),
+            *indented(self.row.lines, 2),
+            "  }",
+            "}",
+            "",
+            f"// Bytes of a thread's scratch for so many columns at a time.",
+            f"int64_t {name}_scratch(UNUSED int64_t columns)",
+            "{",
+            f"  return {size or '0'};",
+            "}",
+            "",
+            f"void {name}(const struct nest *call)",
+            "{",
+            f"  share(&call->threads, {name}_part, call, call->parts);",
+            "}",
+            "",
+        ]
+        return "\n".join([*self.sweeps, *lines])
+
+    def _scratches(self) -> Iterator[str]:
+        if self.scratch:
+            yield "UNUSED char *scratch = call->work + worker * call->scratch;"
+        for name, storage, width in self.scratch:
+            yield f"UNUSED {storage}_storage *const {name} = (void *)scratch;"
+            yield f"scratch += {self._size(storage, width, 'call->tile')};"
+
+    def _size(self, storage: str, width: int, columns: str) -> str:
+        count = columns if self.nest.columns is None else str(width)
+        return f"ROUNDED({count} * (int64_t)sizeof({storage}_storage))"
+
+    def _indices(self) -> Iterator[str]:
+        """The unit as an index along every axis outside, and the columns that it takes."""
+        if self.across or self.nest.columns is not None:
+            yield f"UNUSED const int64_t columns = sizes[{self.last}], from = 0;"
+            rest = "unit"
+        else:
+            yield "const int64_t from = unit % call->tiles * call->tile;"
+            yield f"const int64_t left = sizes[{self.last}] - from, columns = left < call->tile ? left : call->tile;"
+            rest = "unit / call->tiles"
+        if len(self.rows) == 1:
+            yield f"const int64_t i_{self.rows[0]} = {rest};"
+        elif self.rows:
+            yield f"int64_t rest = {rest};"
+            for axis in self.rows[:0:-1]:
+                yield f"const int64_t i_{axis} = rest % sizes[{axis}];"
+                yield f"rest /= sizes[{axis}];"
+            yield f"const int64_t i_{self.rows[0]} = rest;"
+
+    def _level(self, level: int) -> None:
+        before, after = self.row, []
+        self.inside = []
+        narrow = [v for v in self.stores[level] if not self._is_wide(v)]
+        if self.loops:
+            vectors = [(v, None, 0) for v in self.made[level]]
+            vectors += [(v, None, 0) for v in narrow if v.width > 1]
+            if vectors:
+                self._sweeps(vectors)
+            self.ready |= set(self.made[level])
+        for value in narrow:
+            if value.width == 1:
+                self._point(value, None, 0, self.row)
+        wide = [v for v in self.stores[level] if self._is_wide(v)]
+        reduces, totals = self.reduces[level], self.totals[level]
+        if not (wide or reduces or totals):
+            return
+        sums: dict[Value, str] = {}
+        for value in reduces:
+            start = REDUCTIONS[value.operation][0]
+            if value in self.vectors:
+                put = f"{self.vectors[value]}[j] = {start}[0]"
+                before.lines.append(f"for (int64_t j = 0; j < columns; j++)")
+                before.lines.append(f"  {put};")
+            else:
+                sums[value] = self._fresh(before, f"{identifier(value.name)}_columns")
+                before.lines.append(f"vec {sums[value]} = {start};")
+        for value in totals:
+            if value.width == 1 and not set(self.loops) & value.axes:
+                sums[value] = self._fresh(before, f"{identifier(value.name)}_columns")
+                before.lines.append(f"vec {sums[value]} = splat(0);")
+        # The loops, one inside the other; each has a scope of its own.
+        for axis in self.loops:
+            outer = self.inside[-1] if self.inside else self.row
+            self.inside.append(Scope(taken=set(outer.taken)))
+        for value in totals:
+            depth = self._depth(value.axes)
+            if value.width == 1 and depth >= 0:
+                sums[value] = self._fresh(self.inside[depth], f"{identifier(value.name)}_columns")
+                self.inside[depth].lines.append(f"vec {sums[value]} = splat(0);")
+        tasks: list[_Task] = [(v, None, 0) for v in wide]
+        tasks += [(v.values[0], (v, sums.get(v)), 0) for v in (*reduces, *totals)]
+        deepest = self.inside[-1] if self.inside else self.row
+        columns = [task for task in tasks if task[0].width > 1]
+        for value, reduction, start in (task for task in tasks if task[0].width == 1):
+            self._point(value, reduction, start, self._home(value))
+        if columns:
+            self._sweeps(columns)
+        for depth in range(len(self.loops) - 1, -1, -1):
+            scope, axis = self.inside[depth], self.loops[depth]
+            for value in totals:
+                if value.width == 1 and self._depth(value.axes) == depth:
+                    scope.lines.append(self._add_to_part(value, sums[value], depth))
+            outer = self.inside[depth - 1] if depth else self.row
+            loop = f"for (int64_t i_{axis} = 0; i_{axis} < sizes[{axis}]; i_{axis}++) {{"
+            outer.lines += [loop, *indented(scope.lines), "}"]
+        self.inside = []
+        self.pointers = {key: name for key, name in self.pointers.items() if key[1] < 0}
+        self.filled = {key for key in self.filled if key[1] < 0}
+        for value in totals:
+            if value.width == 1 and self._depth(value.axes) < 0:
+                self.row.lines.append(self._add_to_part(value, sums[value], -1))
+        for value in reduces:
+            if value not in self.vectors:
+                name = self._fresh(self.row, identifier(value.name), own=True)
+                self.row.lines.append(f"const vec {name} = splat({REDUCTIONS[value.operation][2]}({sums[value]}));")
+                self.row.names[(value, 0)] = name
+        self.ready |= {v for v in wide if v in self.kept}
+
+    def _add_to_part(self, value: Value, total: str, depth: int) -> str:
+        pointer = self._pointer(self._target(value), value.axes, depth)
+        return f"*{pointer} += sum({total});"
+
+    def _target(self, value: Value) -> str:
+        (name,) = self.targets[value]
+        return f"{name} to"
+
+    def _depth(self, axes: Iterable[int]) -> int:
+        """The innermost loop of these axes, -1 for the row."""
+        return max((self.loops.index(axis) for axis in axes if axis in self.loops), default=-1)
+
+    def _home(self, value: Value) -> Scope:
+        depth = self._depth(value.axes)
+        return self.inside[depth] if depth >= 0 else self.row
+
+    # -- reading and writing --------------------------------------------------------------------------------------
+
+    def _lies(self, value: Value) -> bool:
+        if value.kind in ("memory", "draws", "number", "size"):
+            return True
+        return value in self.ready or (value in self.vectors and value not in self.row.names)
+
+    def _read(self, value: Value, start: int, scope: Scope) -> str:
+        shift = f" + {start}" if start else ""
+        sweeping = value.width > 1 and not any(scope is other for other in (self.row, *self.inside))
+        if value.kind == "number":
+            return f"splat((real)call->numbers[{self.numbers.index(value)}])"
+        if value.kind == "size":
+            return f"splat((real)({' * '.join(f'sizes[{axis}]' for axis in sorted(value.over))}))"
+        if value.kind == "draws" and value.width == 1:
+            return self._single_draw(value)
+        if value.kind == "draws":
+            pointer, storage = self._filled(value), "float32"
+        elif value in self.vectors or (value in self.kept and value in self.ready):
+            pointer = self.vectors.get(value) or self.kept[value]
+            storage = "bool" if value.mask else "real"
+        else:
+            storage = self.nest.storage[value.name]
+            pointer = self._pointer(value.name, value.axes, self._depth(value.axes))
+        if not sweeping:
+            return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
+        const = "" if scope.given.get(pointer, "const ")[:6] != "const " else "const "
+        scope.given[pointer] = f"{const}{storage}_storage *"
+        return f"take_{storage}({pointer}{shift} + j, n)"
+
+    def _index(self, number: int, axes: Iterable[int], columns: bool) -> str:
+        terms = [f"i_{axis} * strides[{number * (self.nest.axes + 1) + axis}]" for axis in sorted(axes)]
+        return " + ".join([*terms, *(["from"] if columns else [])]) or "0"
+
+    def _single_draw(self, value: Value) -> str:
+        depth = self._depth(value.axes)
+        scope = self.inside[depth] if depth >= 0 else self.row
+        number = self.operands.index(value.name)
+        drawn = self._fresh(scope, f"{identifier(value.name)}_drawn")
+        scope.lines.append(f"float {drawn};")
+        scope.lines.append(self._fill(value, f"&{drawn}", "1", number, value.axes, False))
+        return f"splat({drawn})"
+
+    def _filled(self, value: Value) -> str:
+        """The scratch of random columns, filled where it is not."""
+        depth, name = self._depth(value.axes), self.drawn[value]
+        if (value, depth) not in self.filled:
+            self.filled.add((value, depth))
+            scope = self.inside[depth] if depth >= 0 else self.row
+            number = self.operands.index(value.name)
+            count = "columns" if self.nest.columns is None else str(value.width)
+            scope.lines.append(self._fill(value, name, count, number, value.axes, True))
+        return name
+
+    def _fill(self, value: Value, to: str, count: str, number: int, axes: Iterable[int], columns: bool) -> str:
+        first = f"call->offsets[{number}] + {self._index(number, axes, columns)}"
+        return f"philox_uniform({to}, {count}, call->seed, call->stream, (uint64_t)({first}));"
+
+    def _pointer(self, operand: str, axes: Iterable[int], depth: int) -> str:
+        """The pointer to the columns of an operand at a depth of the loops."""
+        key = (operand, depth)
+        if key not in self.pointers:
+            number = self.operands.index(operand)
+            scope = self.inside[depth] if depth >= 0 else self.row
+            name = self._own(operand.replace(" to", "_to") + ("_at" if depth < 0 else f"_at_{self.loops[depth]}"))
+            if depth < 0:  # names of a level's loops may be taken again by the next
+                scope.taken.add(name)
+            output = operand.endswith(" to")
+            total = output and self.nest.outputs[operand[:-3]].kind == "total"
+            value = self.nest.outputs[operand[:-3]] if output else self.nest.inputs[operand]
+            storage = "real" if total else self.nest.storage[operand.removesuffix(" to")]
+            index = self._index(number, axes, value.width > 1)
+            if total:
+                index += f" + part * strides[{number * (self.nest.axes + 1) + self.nest.axes}]"
+            const = "" if output else "const "
+            made = f"({const}{storage}_storage *)call->places[{number}] + {index}"
+            scope.lines.append(f"{const}{storage}_storage *const {name} = {made};")
+            self.pointers[key] = name
+        return self.pointers[key]
+
+    def _places(self, value: Value) -> Iterator[tuple[str, str]]:
+        """Where a value is to be written, and how it is stored."""
+        if value in self.kept and value not in self.ready:
+            yield self.kept[value], "bool" if value.mask else "real"
+        for name in self.targets.get(value, ()):
+            yield self._pointer(f"{name} to", value.axes, self._depth(value.axes)), self.nest.storage[name]
+
+    # -- sweeps over the columns ----------------------------------------------------------------------------------
+
+    def _sweeps(self, tasks: Sequence[_Task]) -> None:
+        """Sweep over the columns of the deepest loop that is open."""
+        scope = self.inside[-1] if self.inside else self.row
+        pieces = [(v, r, start, length) for v, r, _ in tasks for start, length in self._pieces(v)]
+        if self.nest.columns is not None:
+            pieces = even(pieces)
+        groups: dict[int, list[_Task]] = defaultdict(list)
+        for value, reduction, start, length in pieces:
+            groups[length].append((value, reduction, start))
+        for length in sorted(groups, reverse=True):
+            if length == 1:
+                for value, reduction, start in groups[1]:
+                    self._point(value, reduction, start, scope)
+            else:
+                self._sweep(str(length) if self.nest.columns is not None else "columns", groups[length], scope)
+
+    def _sweep(self, length: str, tasks: Sequence[_Task], outer: Scope) -> None:
+        scope = Scope(taken={*self.names, *outer.taken, "j", "n"})
+        sums: list[tuple[str, str]] = []  # totals of the row, and their operations
+        for value, reduction, start in tasks:
+            result = self._evaluate(value, start, scope)
+            shift = f" + {start}" if start else ""
+            if reduction is None:
+                for pointer, storage in self._places(value):
+                    scope.given[pointer] = f"{storage}_storage *"
+                    scope.lines.append(f"put_{storage}({pointer}{shift} + j, {result}, n);")
+                continue
+            into, total = reduction
+            operation = REDUCTIONS[into.operation][1]
+            if total is not None:
+                scope.given[total] = "vec *"
+                scope.lines.append(f"*{total} = {operation}(*{total}, {result}, n);")
+                if (total, operation) not in sums:
+                    sums.append((total, operation))
+                continue
+            if into in self.vectors:
+                pointer, storage = self.vectors[into], "real"
+            else:
+                pointer, storage = self._pointer(self._target(into), into.axes, self._depth(into.axes)), "real"
+            scope.given[pointer] = f"{storage}_storage *"
+            at = f"{pointer}{shift} + j"
+            scope.lines.append(f"put_real({at}, {operation}(take_real({at}, n), {result}, LANES), n);")
+        name = f"{self.nest.name}_columns_{len(self.sweeps)}"
+        parameters = ["int64_t j", "int n", *(f"{kind}{n}" for n, kind in scope.given.items())]
+        self.sweeps.append(
+            "\n".join([f"INLINE void {name}({', '.join(parameters)})", "{", *indented(scope.lines), "}", ""])
+        )
+        outer.lines += self._loop(name, length, scope, sums)
+
+    def _loop(self, name: str, length: str, scope: Scope, sums: list[tuple[str, str]]) -> Iterator[str]:
+        """The loop over the columns; sums are added up by several vectors, and by chunks."""
+
+        def call(j: str, n: str, number: str = "") -> str:
+            of = {total: f"{total}_parts{number}" for total, _ in sums} if number else {}
+            given = (f"&{of.get(g, g)}" if kind == "vec *" else g for g, kind in scope.given.items())
+            return f"{name}({', '.join((j, n, *given))});"
+
+        if not sums:
+            yield f"for (int64_t j = 0; j + LANES <= {length}; j += LANES)"
+            yield f"  {call('j', 'LANES')}"
+            yield f"if ({length} % LANES)"
+            yield f"  {call(f'{length} / LANES * LANES', f'(int)({length} % LANES)')}"
+            return
+        yield f"for (int64_t chunk = 0; chunk < {length}; chunk += CHUNK) {{"
+        yield f"  const int64_t end = {length} - chunk < CHUNK ? {length} : chunk + CHUNK;"
+        for total, operation in sums:
+            identity = next(r[0] for r in REDUCTIONS.values() if r[1] == operation)
+            parts = ", ".join([identity] * UNROLLED)
+            yield f"  vec {total}_parts[{UNROLLED}] = {{{parts}}};"
+        yield "  int64_t j = chunk;"
+        yield f"  for (; j + {UNROLLED} * LANES <= end; j += {UNROLLED} * LANES) {{"
+        for i in range(UNROLLED):
+            yield f"    {call(f'j + {i} * LANES' if i else 'j', 'LANES', f'[{i}]')}"
+        yield "  }"
+        yield "  for (; j + LANES <= end; j += LANES)"
+        yield f"    {call('j', 'LANES', '[0]')}"
+        yield "  if (j < end)"
+        yield f"    {call('j', '(int)(end - j)', '[0]')}"
+        for total, operation in sums:
+            parts = [f"{total}_parts[{i}]" for i in range(UNROLLED)]
+            while len(parts) > 1:
+                parts = [f"{operation}({a}, {b}, LANES)" for a, b in zip(parts[::2], parts[1::2], strict=True)]
+            yield f"  {total} = {operation}({total}, {parts[0]}, LANES);"
+        yield "}"
+
+    def _point(self, value: Value, reduction: Any, start: int, scope: Scope) -> None:
+        """One column alone."""
+        result = self._evaluate(value, start, scope)
+        if reduction is None:
+            for pointer, storage in self._places(value):
+                number = f"{result}[0] != 0" if storage == "bool" else f"{result}[0]"
+                scope.lines.append(f"write_{storage}({pointer} + {start}, {number});")
+            return
+        into, total = reduction
+        operation = REDUCTIONS[into.operation][1]
+        if total is not None:
+            scope.lines.append(f"{total} = {operation}({total}, {result}, 1);")
+        elif into in self.vectors:
+            raise Unsupported("a column alone that is reduced with others")
+        else:
+            pointer = self._pointer(self._target(into), into.axes, self._depth(into.axes))
+            scope.lines.append(f"{pointer}[{start}] += {result}[0];")

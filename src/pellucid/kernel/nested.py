@@ -1,0 +1,459 @@
+"""Programs of nested loops on tensors: bound to their axes, run, differentiated."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pellucid.kernel import build, memory
+from pellucid.kernel.build import BuildError
+from pellucid.kernel.emit_nest import Layout, emit
+from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
+from pellucid.kernel.registry import chosen_backend, warn_of_fallback
+from pellucid.kernel.text_c import STORAGE
+from pellucid.kernel.threads import useful
+from pellucid.kernel.values import Unsupported
+
+ENTRIES_OF_A_PART = 2**14  # of the work that a thread takes at a time
+FEWEST_PARTS, MOST_PARTS = 16, 64
+UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
+BYTES_OF_TOTALS = 2**24
+LEAST_TILE, TILE = 64, 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
+MOST_BOUND = 1024  # shapes that are remembered
+
+
+class View(NamedTuple):
+    """How an operand lies along the axes of a formula: its distance of entries, None where it does not vary."""
+
+    strides: tuple[int | None, ...]
+    columns: int | None = None  # along the last axis, where the formula fixes them
+
+
+class Axes(NamedTuple):
+    """The axes of a formula: their sizes, which of them are averaged, and how every operand lies along them."""
+
+    sizes: tuple[int, ...]
+    averaged: tuple[int, ...]
+    views: tuple[View, ...]
+
+
+class Draws(NamedTuple):
+    """The sequence of a call's random numbers, and the first element of every random operand in it."""
+
+    seed: int
+    stream: int
+    offsets: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A formula as `run` takes it.
+
+    ``function(averaged, *options, *operands)`` returns a tuple, of which the first result is differentiated;
+    ``averaged`` are axes. Operands are the tensors, then the numbers, then what is random.
+    """
+
+    name: str
+    function: Callable[..., tuple[Tensor, ...]]
+    options: tuple[Any, ...]
+    tensors: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    draws: tuple[str, ...] = ()
+    results: tuple[str, ...] = ("y",)
+    fixed: bool = False  # whether the formula cuts the last axis, whose size is then a part of the program
+
+
+def runs(*tensors: Tensor) -> bool:
+    """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
+    return (
+        chosen_backend() in ("auto", "c")
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and all(type(t) in _PLAIN and t.device.type == "cpu" and t.dtype in STORAGE and t.numel() for t in tensors)
+    )
+
+
+def run(
+    recipe: Recipe,
+    tensors: Sequence[Tensor],
+    axes: Callable[..., Axes],
+    reference: Callable[..., tuple[Tensor, ...]],
+    numbers: Sequence[float] = (),
+    draws: Draws | None = None,
+) -> tuple[Tensor, ...] | None:
+    """Run a formula as one kernel, differentiable in its tensors; None where it has none, of which a warning tells.
+
+    Args:
+        recipe: the formula.
+        tensors: those of which `runs` is true; the first varies along all axes.
+        axes: takes the tensors; asked when tensors of such shapes are met for the first time. The views of what is
+            random stand behind those of the tensors, and their distances are those of the elements in the sequence.
+        reference: takes the tensors, returns the results by plain torch, for a gradient that is differentiated again.
+        numbers: what may change from call to call.
+        draws: where the random numbers come from.
+
+    Returns:
+        The results. The first has the shape of the first tensor, and lies in memory as it does; the others have all
+        axes, of size 1 where they do not vary, and no gradient.
+    """
+    grad = torch.is_grad_enabled()
+    key = (recipe, *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors])
+    bound = _bound.get(key)
+    if bound is None:
+        if len(_bound) >= MOST_BOUND:
+            _bound.clear()
+        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[1:]))
+    if not bound:
+        return None
+    if bound.copied:
+        tensors = [t.contiguous() for t in tensors]
+    if bound.wanted:
+        return _Nested.apply(bound, reference, array("d", numbers), draws, *tensors)
+    return bound.forward(tensors, array("d", numbers), draws)[0]
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_bound: dict[Any, _Bound | None] = {}
+
+
+class _Nested(torch.autograd.Function):
+    """A program with its derived gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bound: _Bound, reference: Any, numbers: array[float], draws: Draws | None, *tensors: Tensor
+    ) -> Any:
+        results, saved = bound.forward(tensors, numbers, draws)
+        ctx.save_for_backward(*[tensors[i] for i in bound.read], saved)
+        ctx.bound, ctx.reference, ctx.numbers, ctx.draws = bound, reference, numbers, draws
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Any:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
+        bound = ctx.bound
+        *read, saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
+        return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
+
+
+# -- a formula's axes in the order of memory ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the kernel: axes of the formula that lie one inside the other."""
+
+    parts: tuple[int, ...]  # of the formula, outer ones first
+    size: int
+    averaged: bool
+    strides: tuple[int | None, ...]  # of every view
+
+
+def _order(axes: Axes, fixed: bool) -> list[_Axis] | None:
+    """The axes in the order of memory, joined where all views allow it; None where the last entries do not lie side
+    by side."""
+    sizes, count = axes.sizes, len(axes.sizes)
+    kept = [a for a in range(count) if sizes[a] != 1 or (fixed and a == count - 1)]
+    if axes.averaged and not set(kept) & set(axes.averaged):
+        kept = sorted([*kept, axes.averaged[-1]])
+    kept = kept or [count - 1]
+    first = axes.views[0].strides
+    if any(first[a] in (None, 0) and sizes[a] != 1 for a in kept):
+        return None
+    kept.sort(key=lambda a: (sizes[a] == 1, -first[a]) if not fixed else a)  # type: ignore[operator]
+    found: list[_Axis] = []
+    for a in kept:
+        strides = tuple(view.strides[a] for view in axes.views)
+        axis = _Axis((a,), sizes[a], a in axes.averaged, strides)
+        last = found[-1] if found else None
+        joined = last is not None and last.averaged == axis.averaged and not (fixed and a == count - 1)
+        if last is not None and joined and all(map(functools.partial(_follows, axis.size), last.strides, strides)):
+            found[-1] = _Axis((*last.parts, a), last.size * axis.size, axis.averaged, strides)
+        else:
+            found.append(axis)
+    innermost = found[-1]
+    if any(s not in (None, 1) for s in innermost.strides) and innermost.size != 1:
+        return None
+    return found
+
+
+def _follows(size: int, outer: int | None, inner: int | None) -> bool:
+    """Whether an axis continues another one, inside it."""
+    return (outer is None and inner is None) or (outer is not None and inner is not None and outer == inner * size)
+
+
+# -- a program bound to shapes --------------------------------------------------------------------------------------
+
+
+def _try_to_bind(
+    recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool]
+) -> _Bound | None:
+    try:
+        return _Bound(recipe, tensors, axes, wanted)
+    except (Unsupported, BuildError) as error:
+        warn_of_fallback(recipe.name, error)
+        return None
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(form: Form, name: str) -> tuple[list[Layout], ctypes.CDLL, tuple[str, ...]]:
+    lowered = lower(form)
+    written = emit(lowered, name, "float64" if form.dtype == torch.float64 else "float32")
+    return list(written.layouts), build.load(written.text), lowered.saved
+
+
+class _Bound:
+    """A recipe for tensors of certain shapes."""
+
+    def __init__(
+        self, recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool]
+    ) -> None:
+        given = axes(*tensors)
+        order = _order(given, recipe.fixed) if all(t.is_contiguous() for t in tensors[1:]) else None
+        self.copied = order is None
+        if order is None:
+            tensors = [t.contiguous() for t in tensors]
+            given = axes(*tensors)
+            order = _order(given, recipe.fixed)
+        if order is None:
+            raise Unsupported("an input whose axes cannot be brought into order")
+        self.recipe, self.order, self.sizes = recipe, order, given.sizes
+        self.templates = [(t.shape, t.dtype) for t in tensors]
+        self.wanted = [i for i, want in enumerate(wanted) if want]
+        form = self._form(given, tensors, wanted)
+        layouts, library, self.saved = _compiled(form, recipe.name)
+        names = (*recipe.tensors, *recipe.draws)
+        views = {name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)}
+        x, result = tensors[0], recipe.results[0]
+        sizes, self.real = [axis.size for axis in order], form.dtype
+        self._forward = self._backward = _Kernel(layouts[0], library, sizes, form.dtype, views, names[0])
+        if self.wanted:
+            views |= {name: self._forward.strides[name] for name in self.saved}
+            views[GRADIENT] = self._forward.strides[result]
+            self._backward = _Kernel(layouts[1], library, sizes, form.dtype, views, names[0])
+        shape = (*x.shape[:-1], self._forward.widths[result]) if recipe.fixed else x.shape
+        like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
+        self._result = (tuple(shape), like.stride(), getattr(torch, self._forward.storage[result]))
+        self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
+        self._extras = [self._along_all(name) for name in recipe.results[1:]]
+        inputs = self._backward.layout.inputs
+        self.read = [i for i, name in enumerate(recipe.tensors) if self.wanted and name in inputs]
+
+    def _form(self, given: Axes, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Form:
+        recipe, order = self.recipe, self.order
+        flags = [tuple(axis.strides[i] is not None for axis in order) for i in range(len(given.views))]
+        columns = [view.columns or given.sizes[-1] if recipe.fixed else None for view in given.views]
+        operands = [
+            Operand(name, varies, t.dtype, "memory", want, width)
+            for name, varies, t, want, width in zip(recipe.tensors, flags, tensors, wanted, columns, strict=False)
+        ]
+        operands += [Operand(name, (False,) * len(order), torch.float64, "number") for name in recipe.numbers]
+        operands += [
+            Operand(name, varies, torch.float32, "draws", columns=width)
+            for name, varies, width in zip(recipe.draws, flags[len(tensors) :], columns[len(tensors) :], strict=True)
+        ]
+        averaged = tuple(i for i, axis in enumerate(order) if axis.averaged)
+        fixed = given.sizes[-1] if recipe.fixed else None
+        options = (averaged, *recipe.options)
+        return Form(recipe.function, options, len(order), tuple(operands), recipe.results, fixed)
+
+    def _along_all(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
+        """Shape and distances of a further result along all axes of the formula."""
+        shape, steps = [1] * len(self.sizes), [0] * len(self.sizes)
+        for axis, stride in zip(self.order, self._forward.strides[name], strict=True):
+            for part in reversed(axis.parts):
+                if stride:
+                    shape[part], steps[part] = self.sizes[part], stride
+                    stride *= self.sizes[part]
+        return tuple(shape), tuple(steps), getattr(torch, self._forward.storage[name])
+
+    def forward(
+        self, tensors: Sequence[Tensor], numbers: array[float], draws: Draws | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The results, and what backward reads of them, one after the other."""
+        kernel, recipe = self._forward, self.recipe
+        places = {name: t.data_ptr() for name, t in zip(recipe.tensors, tensors, strict=True)}
+        y = _allocate(*self._result)
+        results = [y]
+        places[kernel.target(recipe.results[0])] = y.data_ptr()
+        for name, (shape, steps, dtype) in zip(recipe.results[1:], self._extras, strict=True):
+            values = torch.empty(kernel.counts[name], dtype=dtype)
+            results.append(values.as_strided(shape, steps))
+            places[kernel.target(name)] = values.data_ptr()
+        saved = torch.empty(sum(kernel.counts[name] for name in self.saved), dtype=self.real)
+        self._place(places, saved, [kernel.target(name) for name in self.saved])
+        kernel(places, numbers, draws)
+        return tuple(results), saved
+
+    def backward(
+        self, read: Sequence[Tensor], saved: Tensor, gradient: Tensor, numbers: array[float], draws: Draws | None
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors."""
+        kernel, recipe = self._backward, self.recipe
+        shape, strides, dtype = self._result
+        if gradient.stride() != strides or gradient.dtype != dtype:
+            gradient = _allocate(shape, strides, dtype).copy_(gradient)
+        places = {recipe.tensors[i]: t.data_ptr() for i, t in zip(self.read, read, strict=True)}
+        places[GRADIENT] = gradient.data_ptr()
+        self._place(places, saved, self.saved)
+        found: list[Tensor | None] = [None] * len(recipe.tensors)
+        totals = torch.zeros((kernel.parts, kernel.total), dtype=self.real) if kernel.total else None
+        for i in self.wanted:
+            name = f"{recipe.tensors[i]}_gradient"
+            if name in kernel.starts:
+                assert totals is not None
+                places[kernel.target(name)] = totals.data_ptr() + kernel.starts[name] * self.real.itemsize
+                continue
+            of_tensor = _allocate(*self._input) if i == 0 else _contiguous(*self.templates[i])
+            places[kernel.target(name)], found[i] = of_tensor.data_ptr(), of_tensor
+        kernel(places, numbers, draws)
+        if totals is not None:
+            total = totals[0] if kernel.parts == 1 else totals.sum(0)
+            for i in self.wanted:
+                name, (shape, dtype) = f"{recipe.tensors[i]}_gradient", self.templates[i]
+                if name in kernel.starts:
+                    start = kernel.starts[name]
+                    found[i] = total[start : start + math.prod(shape)].view(shape).to(dtype)
+        return found
+
+    def _place(self, places: dict[str, int], saved: Tensor, names: Sequence[str]) -> None:
+        """Say where each of the saved values begins."""
+        place = saved.data_ptr()
+        for name, of in zip(names, self.saved, strict=True):
+            places[name] = place
+            place += self._forward.counts[of] * self.real.itemsize
+
+    def differentiable_backward(
+        self, read: Sequence[Tensor], gradient: Tensor, reference: Callable[..., tuple[Tensor, ...]]
+    ) -> list[Tensor | None]:
+        """The gradients where they will be differentiated again: torch differentiates the formula's own operations.
+
+        A tensor that no gradient depends on has not been kept; there any value does.
+        """
+        tensors = [torch.zeros((), dtype=dtype).expand(shape) for shape, dtype in self.templates]
+        for i, tensor in zip(self.read, read, strict=True):
+            tensors[i] = tensor
+        for i in self.wanted:
+            if not tensors[i].requires_grad:
+                tensors[i] = tensors[i].detach().requires_grad_()
+        y = reference(*tensors)[0]
+        wanted = [tensors[i] for i in self.wanted]
+        gradients = torch.autograd.grad(y, wanted, gradient, create_graph=True, allow_unused=True)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for i, of_tensor in zip(self.wanted, gradients, strict=True):
+            found[i] = of_tensor
+        return found
+
+
+def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor without gaps, whatever the order of its axes."""
+    tensor = memory.empty(shape, dtype)
+    return tensor if tensor.stride() == strides else tensor.as_strided_(shape, strides)
+
+
+def _contiguous(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return memory.empty(shape, dtype)
+
+
+class _Kernel:
+    """One direction of a program, for axes of certain sizes."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        library: ctypes.CDLL,
+        sizes: Sequence[int],
+        real: torch.dtype,
+        views: Mapping[str, Sequence[int]],
+        first: str,
+    ) -> None:
+        self.layout, self.target = layout, "{} to".format
+        self._run = getattr(library, layout.name)
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
+        self.storage: dict[str, str] = {}
+        self.widths: dict[str, int] = {}
+        self.counts: dict[str, int] = {}  # entries of an output
+        self.starts: dict[str, int] = {}  # of the totals, which stand one after the other
+        self.strides: dict[str, Sequence[int]] = {}
+        self.total, last = 0, len(sizes) - 1
+        for name, axes, width, storage in (*layout.outputs, *((n, a, w, "real") for n, a, w in layout.totals)):
+            self.storage[name] = str(real).split(".")[-1] if storage == "real" else storage
+            self.widths[name] = width
+            strides, count = [0] * len(sizes), 1
+            for axis in sorted([*axes, last] if width > 1 else axes, reverse=True):
+                strides[axis] = count
+                count *= width if axis == last and layout.fixed else sizes[axis]
+            of_tensor = name.removesuffix("_gradient")
+            self.strides[name] = views[of_tensor] if of_tensor in views and of_tensor != first else strides
+            self.counts[name] = count
+        for name, _, _ in layout.totals:
+            self.starts[name] = self.total
+            self.total += self.counts[name]
+        operands = [name.removesuffix(" to") if name.endswith(" to") else name for name in layout.operands]
+        flat = array("q")
+        for operand, name in zip(layout.operands, operands, strict=True):
+            flat.extend(self.strides[name] if operand.endswith(" to") else views[name])
+            flat.append(self.total if name in self.starts and operand.endswith(" to") else 0)
+        self._strides, self._sizes = flat, array("q", sizes)
+        self._divide(sizes, library)
+
+    def _divide(self, sizes: Sequence[int], library: ctypes.CDLL) -> None:
+        """Cut the work into parts: always the same ones, for any number of threads, so that sums are too."""
+        layout, last = self.layout, len(sizes) - 1
+        entries, columns = math.prod(sizes), sizes[-1]
+        rows = math.prod(size for axis, size in enumerate(sizes[:-1]) if axis not in layout.inner)
+        tile = columns
+        if last not in layout.inner and not layout.fixed:
+            tile = min(columns, TILE)
+            if rows * -(-columns // tile) < FEWEST_PARTS:  # few rows, and loops inside: narrower, to be shared
+                tile = max(LEAST_TILE, -(-columns * rows // FEWEST_PARTS // LEAST_TILE) * LEAST_TILE)
+        tile = min(tile, columns)
+        tiles = -(-columns // tile)
+        units = rows * tiles
+        parts = max(min(entries // ENTRIES_OF_A_PART, MOST_PARTS), units // UNITS_OF_A_TOTAL)
+        if self.total:
+            parts = min(parts, max(1, BYTES_OF_TOTALS // (8 * self.total)))
+        self.parts = max(1, min(units, parts))
+        self._operations = entries * layout.operations
+        scratch = getattr(library, f"{layout.name}_scratch")
+        scratch.argtypes, scratch.restype = [ctypes.c_int64], ctypes.c_int64
+        self._scratch = scratch(tile)
+        self._division = (rows, tiles, tile, self.parts, self._scratch)
+
+    def __call__(self, places: Mapping[str, int], numbers: array[float], draws: Draws | None) -> None:
+        """Run on the memory that every operand begins at."""
+        pointers = array("q", [places.get(name, 0) for name in self.layout.operands])
+        seed, stream, offsets = 0, 0, array("q")
+        if draws is not None:
+            seed, stream = draws.seed, draws.stream
+            offsets = array("q", [draws.offsets.get(name, 0) for name in self.layout.operands])
+        threads = useful(self._operations)
+        work = 0
+        if self._scratch:
+            buffer = memory.empty((self._scratch * threads.number + memory.ALIGNMENT,), torch.uint8)
+            work = memory.aligned(buffer)
+        call = array(  # struct nest of c/nest.h
+            "q",
+            (
+                *(self._sizes.buffer_info()[0], self._strides.buffer_info()[0], pointers.buffer_info()[0]),
+                *(numbers.buffer_info()[0], offsets.buffer_info()[0], seed, stream),
+                *self._division,
+                work,
+                *threads,
+            ),
+        )
+        self._run(call.buffer_info()[0])
