@@ -121,6 +121,8 @@ class _Function(Columns):
                 self.reduces[self.level(value.values[0])].append(value)
         for name, value in self.nest.outputs.items():
             if value.kind == "total":
+                if value.values[0].width == 1 and not self.across and nest.columns is None:
+                    raise Unsupported("a sum over rows of what all columns have in common")
                 self.totals[self.level(value.values[0])].append(value)
             elif value not in self.stores[self.level(value)]:
                 self.stores[self.level(value)].append(value)
@@ -310,7 +312,7 @@ class _Function(Columns):
         deepest = self.inside[-1] if self.inside else self.row
         columns = [task for task in tasks if task[0].width > 1]
         for value, reduction, start in (task for task in tasks if task[0].width == 1):
-            self._point(value, reduction, start, self._home(value))
+            self._point(value, reduction, start, self._home(value) if reduction is None else deepest)
         if columns:
             self._sweeps(columns)
         for depth in range(len(self.loops) - 1, -1, -1):

@@ -48,8 +48,9 @@ class Operand:
 class Form:
     """What determines a program of nested loops: ``function(*options, *operands)`` returns its results as a tuple.
 
-    The first operand varies along all axes, and the first result alone is differentiated. ``columns`` is the number
-    of columns where the formula cuts them, None where any number will do.
+    The first operand varies along all axes, and the first result alone is differentiated. ``averaged`` are the axes
+    that the formula reduces. ``columns`` is the number of columns where the formula cuts them, None where any number
+    will do.
     """
 
     function: Callable[..., tuple[torch.Tensor, ...]]
@@ -57,6 +58,7 @@ class Form:
     axes: int
     operands: tuple[Operand, ...]
     results: tuple[str, ...]
+    averaged: frozenset[int]
     columns: int | None = None
 
     @property
@@ -336,12 +338,13 @@ class _Axes(Nodes):
         """A sum. Statistics of forward keep the order of their operations; in backward what is the same for all terms
         stands before the sum, and where that spares a pass over the data a sum of sums is added up apart."""
         varying = over & self.along(x)
-        if over - varying:
-            term = self._narrow(x) if self.last in over - varying else x
-            total = self._sum(term, varying, name or "part") if varying else term
-            return self.math("mul", total, self.count(x, over - varying), name=name)
-        if not self.depends(x):
-            return self._reduction("sum", x, varying, name)
+        same = over if not varying else over & {self.last} - varying  # equal terms; those of loops are met in the loops
+        if same:
+            term = self._narrow(x) if self.last in same else x
+            total = self._sum(term, over - same, name or "part") if varying else term
+            return self.math("mul", total, self.count(x, same), name=name)
+        if not self.depends(x) or over != self.form.averaged - ({self.last} if x.width == 1 else set()):
+            return self._reduction("sum", x, over, name)  # a result over rows is nothing but a sum
         if x.operation in ("add", "sub") and self._late(x) and all(isinstance(o, Value) for o in x.operands):
             parts = (self._sum(o, over, "part") for o in x.operands)
             return self.math(x.operation, *parts, name=name)
@@ -349,7 +352,7 @@ class _Axes(Nodes):
         for factor in self._factors(x):
             (inner if self.along(factor) & over else outer).append(factor)
         if not outer:
-            return self._reduction("sum", x, varying, name)
+            return self._reduction("sum", x, over, name)
         total = self._sum(functools.reduce(lambda a, b: self.math("mul", a, b, name="term"), inner), over, "part")
         for factor in outer:
             total = self.math("mul", total, self._narrow(factor) if self.last in over else factor, name="times")
@@ -404,7 +407,7 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
     inner = frozenset().union(*(o.over for value in found for o in value.values if o.kind == "reduce"))
     made: dict[str, Value] = {}
     for output, value in outputs.items():
-        if value.kind == "reduce" and value.over != inner & _along(value.values[0], form.axes - 1):
+        if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):
             if value.operation != "sum":
                 raise Unsupported(f"the {value.operation} over rows")
             value = dataclasses.replace(value, kind="total")
@@ -412,13 +415,14 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
     used = all_values(made.values())
     inputs = {value.name: value for value in used if value.kind in ("memory", "draws", "number")}
     for value in used:
-        if value.kind == "reduce" and not value.over <= inner:
-            raise Unsupported("a reduction over rows inside the formula")
+        if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):
+            raise Unsupported("a formula that reduces over several sets of axes")
     return Nest(name, form.axes, form.columns, inputs, made, storage, inner)
 
 
-def _along(value: Value, last: int) -> frozenset[int]:
-    return value.axes | {last} if value.width > 1 else value.axes
+def _is_inside(value: Value, inner: frozenset[int], last: int) -> bool:
+    """Whether a reduction is over all that is reduced; of a single column over what is not the columns."""
+    return value.over == (inner - {last} if value.values[0].width == 1 else inner)
 
 
 def all_values(values: Iterable[Value]) -> list[Value]:

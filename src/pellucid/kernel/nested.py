@@ -53,12 +53,12 @@ class Draws(NamedTuple):
     offsets: Mapping[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """A formula as `run` takes it.
 
     ``function(averaged, *options, *operands)`` returns a tuple, of which the first result is differentiated;
-    ``averaged`` are axes. Operands are the tensors, then the numbers, then what is random.
+    ``averaged`` are axes. Operands are the tensors, then the numbers, then what is random. A recipe is made once.
     """
 
     name: str
@@ -74,8 +74,8 @@ class Recipe:
 def runs(*tensors: Tensor) -> bool:
     """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
     return (
-        chosen_backend() in ("auto", "c")
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
+        and chosen_backend() in ("auto", "c")
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
         and all(type(t) in _PLAIN and t.device.type == "cpu" and t.dtype in STORAGE and t.numel() for t in tensors)
@@ -89,6 +89,7 @@ def run(
     reference: Callable[..., tuple[Tensor, ...]],
     numbers: Sequence[float] = (),
     draws: Draws | None = None,
+    kind: Any = None,
 ) -> tuple[Tensor, ...] | None:
     """Run a formula as one kernel, differentiable in its tensors; None where it has none, of which a warning tells.
 
@@ -100,18 +101,19 @@ def run(
         reference: takes the tensors, returns the results by plain torch, for a gradient that is differentiated again.
         numbers: what may change from call to call.
         draws: where the random numbers come from.
+        kind: what ``axes`` depends on beside the tensors' shapes.
 
     Returns:
         The results. The first has the shape of the first tensor, and lies in memory as it does; the others have all
         axes, of size 1 where they do not vary, and no gradient.
     """
     grad = torch.is_grad_enabled()
-    key = (recipe, *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors])
+    key = (recipe, kind, *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors])
     bound = _bound.get(key)
     if bound is None:
         if len(_bound) >= MOST_BOUND:
             _bound.clear()
-        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[1:]))
+        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[2:]))
     if not bound:
         return None
     if bound.copied:
@@ -269,7 +271,8 @@ class _Bound:
         averaged = tuple(i for i, axis in enumerate(order) if axis.averaged)
         fixed = given.sizes[-1] if recipe.fixed else None
         options = (averaged, *recipe.options)
-        return Form(recipe.function, options, len(order), tuple(operands), recipe.results, fixed)
+        inner = frozenset({len(order) - 1}) if recipe.fixed else frozenset(averaged)
+        return Form(recipe.function, options, len(order), tuple(operands), recipe.results, inner, fixed)
 
     def _along_all(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
         """Shape and distances of a further result along all axes of the formula."""

@@ -31,14 +31,14 @@ class Value:
     kind: str
     name: str
     width: int
-    operands: tuple[Any, ...] = ()
+    operands: tuple[Any, ...] = field(default=(), repr=False)  # shared by many, they would be written many times
     operation: str = ""
     start: int = 0
     mask: bool = False  # true or false
     rows: bool = True  # memory only: whether every row has its own
     axes: frozenset[int] = frozenset()  # of a nest, beside the columns
     over: frozenset[int] = frozenset()  # of a nest: what a reduction runs over, the columns too
-    values: tuple[Value, ...] = field(init=False)
+    values: tuple[Value, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.values = tuple(o for o in self.operands if isinstance(o, Value))

@@ -42,6 +42,11 @@ class Remembering(ChannelFirst):
                 shapes.append(SymbolShape(name, tuple(buffer.shape), ("channels",), f"norm.{name}", False))
         return shapes
 
+    def _remembered(self, x: Tensor) -> dict[str, Tensor]:
+        if self._reads_batch() or self.running_mean is None or self.running_var is None:
+            return {}
+        return {"running_mean": self.running_mean, "running_var": self.running_var}
+
     def _mixed(self, x: Tensor) -> tuple[int, ...]:
         return self._average_over(x) if self._reads_batch() else ()
 
@@ -51,11 +56,12 @@ class Remembering(ChannelFirst):
     def _batch_average(self, x: Tensor, real: Tensor | None) -> Over:
         return Over(self._average_over(x), real)
 
-    def _update(self, running: Tensor | None, value: Tensor, seen: Tensor, factor: float | Tensor) -> None:
-        """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one."""
+    def _update(self, running: Tensor | None, value: Tensor, seen: Tensor | None, factor: float | Tensor) -> None:
+        """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one; None: everywhere."""
         if running is not None:
             with torch.no_grad():
-                running.add_(torch.where(seen, (value.to(running.dtype) - running) * factor, 0))
+                way = (value.to(running.dtype) - running) * factor
+                running.add_(way if seen is None else torch.where(seen, way, 0))
 
 
 class BatchNormFamily(Remembering):
@@ -105,8 +111,9 @@ class BatchNormFamily(Remembering):
     def _remember(self, average: Any, x: Tensor, mu: Tensor, var: Tensor) -> None:
         if not self.training:
             return
-        count = average.count(x)
-        if known_any(count == 1):
+        whole = type(average) is Over and average.real is None  # then the count is known, and more than 1
+        count = x.numel() // x.shape[1] if whole else average.count(x)
+        if not whole and known_any(count == 1):
             raise ValueError(
                 f"{label(self)}: Expected more than 1 value per channel when training, but only one entry of "
                 f"{shape_text(x.shape, space_axes(x.ndim))} is real. Use a larger batch, or call eval()."
@@ -118,8 +125,8 @@ class BatchNormFamily(Remembering):
         factor: float | Tensor | None = self.momentum
         if factor is None:  # the cumulative average
             factor = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked
-        unbiased = var * (count / (count - 1).clamp(min=1))
-        seen = (count > 1).flatten()
+        unbiased = var * (count / (count - 1 if whole else (count - 1).clamp(min=1)))
+        seen = None if whole else (count > 1).flatten()
         self._update(self.running_mean, mu.flatten(), seen, factor)
         self._update(self.running_var, unbiased.flatten(), seen, factor)
 
@@ -190,6 +197,9 @@ class SyncBatchNorm(BatchNormFamily, torch.nn.SyncBatchNorm):
     def _batch_average(self, x: Tensor, real: Tensor | None) -> Over:
         axes = self._average_over(x)
         return Synchronized(axes, real, self.process_group) if self._is_synchronized() else Over(axes, real)
+
+    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        return None if self._is_synchronized() else super()._by_kernel(input, real)
 
     def _plain(self, input: Tensor) -> Tensor:
         if self._is_synchronized() and input.device.type == "cpu":

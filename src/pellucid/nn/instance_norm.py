@@ -61,6 +61,12 @@ class InstanceNormFamily(Remembering):
             )
         return super()._plain(input)
 
+    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        if input.ndim == self.space + 2:
+            return super()._by_kernel(input, real)
+        y = super()._by_kernel(input.unsqueeze(0), real)
+        return None if y is None else y.squeeze(0)
+
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(x.ndim - self.space, x.ndim))
 

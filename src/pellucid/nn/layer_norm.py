@@ -53,6 +53,9 @@ class LastAxes(NormalizationFamily):
             raise self._misfit(x, wanted, cure, RuntimeError, names)
         return names
 
+    def _kind(self) -> tuple[Any, ...]:
+        return (LastAxes, len(self.normalized_shape))
+
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(x.ndim - len(self.normalized_shape), x.ndim))
 
@@ -93,19 +96,17 @@ class RMSNorm(LastAxes, torch.nn.RMSNorm):
     """
 
     formula = staticmethod(normalize_by_root_mean_square)  # type: ignore[assignment]
+    centred = False
     bias = None
 
     def forward(self, x: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize; torch.nn calls the input of this layer x."""
         return super().forward(x, lengths, mask)
 
-    def _bind(self, input: Tensor, real: Tensor | None) -> dict[str, Any]:
-        bound = super()._bind(input, real)
-        del bound["beta"]
-        return bound | {"eps": torch.finfo(bound["x"].dtype).eps if self.eps is None else self.eps}
-
-    def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
-        return self.formula(**self._bind(input, real)).to(input.dtype)
+    def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        eps = torch.finfo(exact).eps if self.eps is None else self.eps
+        return {"gamma": 1.0 if self.weight is None else self.weight, "eps": eps}
 
     def _averages(self) -> tuple[str, ...]:
         return ("mean_square",)
@@ -147,6 +148,15 @@ class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(1, x.ndim))
 
+    def _kind(self) -> tuple[Any, ...]:
+        return (GroupNorm, self.num_groups)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(1) if x.shape[1] == 1 else x.unflatten(1, (self.num_groups, -1))
+
+    def _averaged_when_grouped(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(range(2, x.ndim + 1))
+
     def _average_shape(self, x: Tensor) -> tuple[int, ...]:
         return (x.shape[0], x.shape[1], *(1,) * (x.ndim - 2))
 
@@ -166,6 +176,7 @@ class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
     """
 
     formula = staticmethod(normalize_by_neighbours)  # type: ignore[assignment]
+    centred = False
     weight = bias = None
     size: int
 
@@ -180,10 +191,11 @@ class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
         """Average the channels around each."""
         return Neighbours(self.size)
 
-    def _bind(self, input: Tensor, real: Tensor | None) -> dict[str, Any]:
-        x = input.to(torch.promote_types(input.dtype, torch.float32))
-        x = x if real is None else x.masked_fill(~real, 0)
-        return {"x": x, "average": self.average(x, real), "alpha": self.alpha, "beta": self.beta, "k": self.k}
+    def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
+        return {"alpha": self.alpha, "beta": self.beta, "k": self.k}
+
+    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        return None  # what is averaged are windows, not axes
 
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return (1,)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import label, shape_text
+from pellucid.kernel import nested
 from pellucid.nn import lengths as real_lengths
-from pellucid.nn.averages import Average, Over
+from pellucid.nn.averages import Average, Over, Remembered
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.padding import real_entries
 from pellucid.nn.windowed import AXES
@@ -31,6 +33,79 @@ def normalize(
     return x_hat * gamma + beta
 
 
+# Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
+SMALL = 2**13
+
+
+def normalized(
+    formula: Callable[..., Tensor],
+    average: Callable[[Tensor], Callable[[Tensor], Tensor]],
+    x: Tensor,
+    real: Tensor | None,
+    symbols: Mapping[str, Tensor | float],
+    centred: bool,
+) -> tuple[Tensor, ...]:
+    """Run a formula of the family; return its result, then, if it is ``centred``, its averages of x and deviation.
+
+    The arithmetic is float32 for the half types. A formula that moves ``x`` by its mean gets it moved close to 0
+    first, which changes nothing but the rounding: far from 0 the digits of a deviation would be lost.
+    """
+    bound = to_formula(x, real, symbols)
+    exact = bound["x"]
+    taken = average(exact)
+    if not centred:
+        return (formula(average=taken, **bound).to(x.dtype),)
+    near, seen = taken(exact.detach()), []
+
+    def observed(values: Tensor) -> Tensor:
+        seen.append(taken(values))
+        return seen[-1]
+
+    y = formula(average=observed, **bound | {"x": exact - near})
+    mu, var = seen
+    return y.to(x.dtype), near + mu.detach(), var.detach()
+
+
+def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:
+    """What a formula's symbols stand for. Under a mask γ and β are 0 at padding, and so is the result."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    if real is None or "gamma" not in symbols:
+        return {"x": exact if real is None else exact.masked_fill(~real, 0), **symbols}
+    masked = {name: value * real if name in ("gamma", "beta") else value for name, value in symbols.items()}
+    return {"x": exact.masked_fill(~real, 0), **masked}
+
+
+def _along_axes(
+    averaged: tuple[int, ...],
+    formula: Callable[..., Tensor],
+    names: Sequence[str],
+    constants: Sequence[tuple[str, float]],
+    centred: bool,
+    *operands: Tensor,
+) -> tuple[Tensor, ...]:
+    """The formula as a kernel computes it: on the axes of memory, some of which are averaged."""
+    given = dict(zip(names, operands, strict=True)) | dict(constants)
+    x, real = given.pop("x"), given.pop("real", None)
+    if "running_mean" in given:
+        remembered = given.pop("running_mean"), given.pop("running_var")
+        return normalized(formula, lambda exact: Remembered(exact, *remembered), x, real, given, centred)
+    return normalized(formula, lambda _: Over(averaged, real), x, real, given, centred)
+
+
+@functools.lru_cache(maxsize=256)
+def _recipe(
+    name: str,
+    formula: Callable[..., Tensor],
+    tensors: tuple[str, ...],
+    numbers: tuple[str, ...],
+    constants: tuple[tuple[str, float], ...],
+    centred: bool,
+) -> nested.Recipe:
+    options = (formula, (*tensors, *numbers), constants, centred)
+    results = ("y", "mu", "var") if centred else ("y",)
+    return nested.Recipe(name, _along_axes, options, tensors, numbers, results=results)
+
+
 class NormalizationFamily(Component, torch.nn.Module):
     """What the members share.
 
@@ -38,11 +113,13 @@ class NormalizationFamily(Component, torch.nn.Module):
     ``mask`` (bool, True = real) broadcasts to the input without its feature axis. Padding does not enter the
     statistics nor the gradients, may hold anything, NaN too, and comes out as 0.
 
-    Without padding torch's own operator runs. With padding that the statistics would see, the formula runs, in
-    float32 for the half types; it first moves the input close to 0, which changes nothing but its rounding.
+    On the CPU the formula runs as one kernel, as far as there is a compiler; inputs of fewer than 8192 entries go to
+    torch's own operator, which is as fast there, as do inputs on other devices and what torch.compile and torch.func
+    see, unless padding is among what is averaged: then the formula runs in plain torch.
     """
 
     formula = staticmethod(normalize)
+    centred = True  # whether the formula moves the input by its mean
     weight: Any
     bias: Any
     eps: Any
@@ -66,6 +143,9 @@ class NormalizationFamily(Component, torch.nn.Module):
         real = self._real(input, axes, lengths, mask)
         if real is None:
             return self._plain(input)
+        y = self._by_kernel(input, real)
+        if y is not None:
+            return y
         if all(real.shape[axis] == 1 for axis in self._mixed(input)):  # no statistic sees both real entries and others
             return self._plain(input.masked_fill(~real, 0)).masked_fill(~real, 0)
         return self._by_formula(input, real)
@@ -74,7 +154,9 @@ class NormalizationFamily(Component, torch.nn.Module):
         self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None
     ) -> dict[str, Any]:
         """Return what the formula's symbols stand for. Under a mask γ and β are 0 at padding, and so is the result."""
-        return self._bind(input, self._real(input, self._check(input), lengths, mask))
+        real = self._real(input, self._check(input), lengths, mask)
+        bound = to_formula(input, real, self._spread_all(self._symbols(input), input))
+        return {"x": bound["x"], "average": self.average(bound["x"], real), **bound}
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the shapes of γ and β; given an input, its shape and those of its averages too."""
@@ -129,34 +211,86 @@ class NormalizationFamily(Component, torch.nn.Module):
         """Names of what the formula averages."""
         return ("mu", "var")
 
+    def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
+        """What the formula reads beside the input and its average."""
+        gamma = 1.0 if self.weight is None else self.weight
+        return {"gamma": gamma, "beta": 0.0 if self.bias is None else self.bias, "eps": self.eps}
+
+    def _remembered(self, x: Tensor) -> dict[str, Tensor]:
+        """The statistics that are taken for averages, if they are: "running_mean" and "running_var"."""
+        return {}
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What decides, for a shape, how the formula's symbols lie along the input's axes."""
+        return (type(self),)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """An input, or what is spread along it, with the axes that the formula's average knows."""
+        return x
+
+    def _averaged_when_grouped(self, x: Tensor) -> tuple[int, ...]:
+        return self._average_over(x)
+
     def _plain(self, input: Tensor) -> Tensor:
-        """Run torch's operator."""
-        return super().forward(input)
+        """Normalize what has no padding."""
+        y = self._by_kernel(input, None) if input.numel() >= SMALL else None
+        return super().forward(input) if y is None else y
 
     # -- the formula --------------------------------------------------------------------------------------------
 
-    def _bind(self, input: Tensor, real: Tensor | None) -> dict[str, Any]:
-        x = input.to(torch.promote_types(input.dtype, torch.float32))
-        x = x if real is None else x.masked_fill(~real, 0)
-        gamma: Tensor | float = 1.0 if self.weight is None else self._spread(self.weight, x)
-        beta: Tensor | float = 0.0 if self.bias is None else self._spread(self.bias, x)
+    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        """Run the formula as one kernel, None where it has none."""
+        symbols = {**self._symbols(input), **self._remembered(input)}
+        given = {name: value for name, value in symbols.items() if isinstance(value, Tensor)}
         if real is not None:
-            gamma, beta = gamma * real, beta * real
-        return {"x": x, "average": self.average(x, real), "gamma": gamma, "beta": beta, "eps": self.eps}
+            given["real"] = real
+        tensors = (input, *given.values())
+        if not nested.runs(*tensors):
+            return None
+        constants = tuple((n, v) for n, v in symbols.items() if n in ("gamma", "beta") and n not in given)
+        numbers = {n: v for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
+        centred = self.centred and "running_mean" not in given
+        recipe = _recipe(label(self), self.formula, ("x", *given), tuple(numbers), constants, centred)
+
+        def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            values = symbols | dict(zip(given, others, strict=True))
+            padding = values.pop("real", None)
+            taken = functools.partial(self.average, real=padding)
+            return normalized(self.formula, taken, x, padding, self._spread_all(values, x), centred)
+
+        spread = functools.partial(self._in_axes, tuple(given))
+        results = nested.run(recipe, tensors, spread, again, tuple(numbers.values()), kind=self._kind())
+        if results is None:
+            return None
+        if len(results) > 1:
+            self._remember(self.average(input, real), input, *results[1:])
+        return results[0]
+
+    def _in_axes(self, names: Sequence[str], x: Tensor, *others: Tensor) -> nested.Axes:
+        """How the input and what the formula reads beside it lie along its axes."""
+        whole = self._grouped(x.detach())
+        views = [nested.View(whole.stride())]
+        for name, value in zip(names, others, strict=True):
+            spread = self._grouped(value if name == "real" else self._spread(value.detach(), x))
+            missing = (None,) * (whole.ndim - spread.ndim)
+            steps = (None if size == 1 else step for size, step in zip(spread.shape, spread.stride(), strict=True))
+            views.append(nested.View((*missing, *steps)))
+        averaged = () if "running_mean" in names else self._averaged_when_grouped(x)
+        return nested.Axes(tuple(whole.shape), averaged, tuple(views))
+
+    def _spread_all(self, symbols: Mapping[str, Tensor | float], x: Tensor) -> dict[str, Tensor | float]:
+        return {
+            name: self._spread(value, x) if isinstance(value, Tensor) else value
+            for name, value in symbols.items()
+            if not name.startswith("running")
+        }
 
     def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
-        bound = self._bind(input, real)
-        average, x, seen = bound["average"], bound["x"], []
-        near = average(x.detach())
-
-        def observed(values: Tensor) -> Tensor:
-            seen.append(average(values))
-            return seen[-1]
-
-        y = self.formula(**bound | {"x": x - near, "average": observed})
-        mu, var = seen
-        self._remember(average, x, near + mu.detach(), var.detach())
-        return y.to(input.dtype)
+        taken = functools.partial(self.average, real=real)
+        y, *averages = normalized(self.formula, taken, input, real, self._spread_all(self._symbols(input), input), self.centred)
+        if averages:
+            self._remember(self.average(input, real), input, *averages)
+        return y
 
     def _remember(self, average: Any, x: Tensor, mu: Tensor, var: Tensor) -> None:
         """Keep the statistics of a batch, if the layer does."""
@@ -216,6 +350,7 @@ class Normalization(NormalizationFamily):
     affine_axes=1, shape=16)`` is what ``BatchNorm1d(16)`` computes in training.
 
     Input and output: any shape that has these axes. ``mask`` broadcasts to the input itself (its last axes first).
+    Where ``affine_axes`` do not ascend, the formula runs in plain torch.
 
     Args:
         axes: the axes that are averaged.
@@ -286,7 +421,15 @@ class Normalization(NormalizationFamily):
         return None if real is None else real.squeeze(-1)
 
     def _plain(self, input: Tensor) -> Tensor:
-        return self._by_formula(input, None)
+        y = self._by_kernel(input, None)
+        return self._by_formula(input, None) if y is None else y
+
+    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        places = [axis % input.ndim for axis in self.affine_axes]
+        return super()._by_kernel(input, real) if places == sorted(places) else None
+
+    def _kind(self) -> tuple[Any, ...]:
+        return (Normalization, self.averaged, self.affine_axes)
 
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return tuple(axis % x.ndim for axis in self.averaged)
