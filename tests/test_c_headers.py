@@ -113,6 +113,10 @@ void run_philox(float *out, int64_t count, uint64_t seed, uint64_t stream, uint6
 {
   philox_uniform(out, count, seed, stream, first);
 }
+float run_philox_number(uint64_t seed, uint64_t stream, uint64_t element)
+{
+  return philox_number(seed, stream, element);
+}
 """
 
 # Reads and writes that end where a page ends behind which nothing may be touched, and every function once.
@@ -148,9 +152,13 @@ int main(void)
     run_bool(p, q, y, y, count);
     run_bool(q, p, y, y, count);
   }
-  for (int64_t count = 0; count < 80; count++)
-    for (uint64_t first = 0; first < 5; first++)
-      run_philox((float *)(void *)end - count, count, ~0ull, ~0ull, first + (1ull << 34));
+  for (int64_t count = 0; count < 300; count++)
+    for (uint64_t first = 0; first < 5; first++) {
+      float *p = (float *)(void *)end - count;
+      run_philox(p, count, ~0ull, ~0ull, first + (1ull << 34) - 150);
+      if (count && *p != run_philox_number(~0ull, ~0ull, first + (1ull << 34) - 150))
+        return 3;
+    }
   memcpy(x, special, sizeof x);
   EVERY_FUNCTION
   return isnan(run_sum(x)) && isnan(run_largest(x)) && isnan(run_smallest(x)) ? 0 : LANES == 16 ? 1 : 0;
@@ -458,18 +466,37 @@ def test_masks(driver: Driver) -> None:
         np.testing.assert_array_equal(again, [*expected[:count], *[9] * (lanes + 1 - count)])
 
 
-@pytest.mark.parametrize(("seed", "stream"), [(0, 0), (12345678901, 77), (2**63 + 5, 2**64 - 1), (-3, 2**33)])
+SEEDS_AND_STREAMS = [
+    (0, 0),
+    (12345678901, 77),
+    (2**63 + 5, 2**64 - 1),
+    (2**64 - 1, 2**32 - 1),
+    (-3, 2**33),
+    (2**32, 2**63),
+]
+BORDER = 2**34  # elements whose blocks have the same upper word
+
+
+@pytest.mark.parametrize(("seed", "stream"), SEEDS_AND_STREAMS)
 def test_random_numbers_are_those_of_uniform(driver: Driver, seed: int, stream: int) -> None:
-    for first in (0, 1, 2, 3, 4, 63, 4 * (2**32 - 3) + 1):
-        for count in (0, 1, 2, 3, 4, 5, 31, 33, 64, 1001):
+    for first in (0, 1, 2, 3, 4, 63, BORDER - 11, BORDER - 128, BORDER - 131, 6 * BORDER - 998, 2**50 + 2):
+        expected = uniform((4099,), seed, stream=stream, offset=first).numpy()
+        for count in (*range(300), 510, 512, 1001, 1024, 4099):
             result = np.full(count + 1, 7, np.float32)
-            words = [ctypes.c_uint64(word % 2**64).value for word in (seed, stream, first)]
             driver.library.run_philox(
-                result.ctypes._as_parameter_, ctypes.c_int64(count), *(ctypes.c_uint64(word) for word in words)
+                result.ctypes._as_parameter_, ctypes.c_int64(count), *map(ctypes.c_uint64, (seed, stream, first))
             )
             assert result[count] == 7
-            expected = uniform((count,), seed, stream=stream, offset=first)
-            assert torch.equal(torch.from_numpy(result[:count]), expected)
+            np.testing.assert_array_equal(result[:count], expected[:count], f"{count} from {first}")
+
+
+@pytest.mark.parametrize(("seed", "stream"), SEEDS_AND_STREAMS)
+def test_random_number_alone_is_the_same(driver: Driver, seed: int, stream: int) -> None:
+    driver.library.run_philox_number.restype = ctypes.c_float
+    for first in (0, 5, BORDER - 6, 2**50 + 2):
+        expected = uniform((12,), seed, stream=stream, offset=first)
+        alone = [driver.library.run_philox_number(*map(ctypes.c_uint64, (seed, stream, first + i))) for i in range(12)]
+        assert alone == expected.tolist()
 
 
 @pytest.mark.parametrize("double", [0, 1])
