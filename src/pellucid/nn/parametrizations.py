@@ -173,8 +173,9 @@ class WeightNorm(Component, torch.nn.Module):
 def weight_norm(module: torch.nn.Module, name: str = "weight", dim: int | None = 0) -> torch.nn.Module:
     """Learn a weight as its magnitude and its direction: ``torch.nn.utils.parametrizations.weight_norm``.
 
-    Unlike torch's it has second derivatives and forward-mode ones, keeps ``channels_last``, lets weights of zeros learn
-    instead of making them NaN, and reads -1 as the last axis: torch takes the norm over all axes then, as for None.
+    Unlike torch's it has right second derivatives and forward-mode ones, keeps ``channels_last``, lets weights of zeros
+    learn instead of making them NaN, and reads -1 as the last axis: torch takes the norm over all axes then, as for
+    None.
 
     Args:
         module: the layer.
