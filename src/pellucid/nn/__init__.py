@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.nn as _torch_nn
 
+from pellucid.nn import parametrizations
 from pellucid.nn.alpha_dropout import AlphaDropout, FeatureAlphaDropout
 from pellucid.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d

@@ -66,18 +66,26 @@ class Synchronized(Over):
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    """The mean over each group of channels and over space; every channel receives its group's."""
+    """The mean over each group of channels and over space; every channel receives its group's.
+
+    Attributes:
+        groups: how many there are.
+        real: as in `Over`.
+        axis: that of the channels, 1 or 0; the other one is that of the batch.
+    """
 
     groups: int
     real: Tensor | None = None
+    axis: int = 1
 
     def __call__(self, values: Tensor) -> Tensor:
         """Average values of shape (batch, channels, *space)."""
+        values = values.movedim(self.axis, 1)
         channels = values.shape[1]
         grouped = values.unflatten(1, (self.groups, channels // self.groups))
         real = None if self.real is None else self.real.unsqueeze(1)
         mean = Over(tuple(range(2, grouped.ndim)), real)(grouped)  # (batch, groups, 1, ..., 1)
-        return mean.expand(-1, -1, channels // self.groups, *mean.shape[3:]).flatten(1, 2)
+        return mean.expand(-1, -1, channels // self.groups, *mean.shape[3:]).flatten(1, 2).movedim(1, self.axis)
 
 
 @dataclass(frozen=True, eq=False)
