@@ -14,6 +14,8 @@ import torch
 
 from pellucid import nn
 
+FURTHER = ("sublayer",)  # inputs after the first that a call gives by name
+
 
 @dataclass(frozen=True)
 class Wrong:
@@ -43,7 +45,8 @@ class Case:
     @property
     def name(self) -> str:
         """A readable test id."""
-        options = [str(a) for a in self.args] + [f"{k}={v}" for k, v in {**self.kwargs, **self.call}.items()]
+        call = {name: value.ndim if name in FURTHER else value for name, value in self.call.items()}
+        options = [str(a) for a in self.args] + [f"{k}={v}" for k, v in {**self.kwargs, **call}.items()]
         return f"{self.layer}({','.join(options)})-{'x'.join(map(str, self.shape))}".replace(" ", "")
 
     def build(self, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -58,6 +61,10 @@ class Case:
             return None
         torch.manual_seed(0)
         return make(*self.args, **self.kwargs).to(dtype)
+
+    def options(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        """Return the keyword arguments of forward, a further input in this type."""
+        return {name: value.to(dtype) if name in FURTHER else value for name, value in self.call.items()}
 
     def input(self, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
         """Draw an input."""
@@ -540,4 +547,41 @@ RECURRENT: list[Case] = [
     both("LSTMCell", (3, 4), (3,), bias=False),
 ]
 
-ALL = RECURRENT + CONVOLUTION + POOLING + NORMALIZATION + DROPOUT
+ROW_WISE: list[Case] = [
+    Case(
+        "DyT",
+        (5,),
+        (2, 3, 5),
+        wrong=(
+            Wrong((2, 5, 3), ("batch 2, time 5, features 3", "(..., 5)", "input_size", "x.movedim(1, -1)")),
+            Wrong((2, 4), ("batch 2, features 4", "(..., 5)", "another input_size")),
+            Wrong((), ("()", "(..., 5)")),
+            Wrong((2, 5), ("torch.float32", "torch.float64", "x.to(torch.float64)"), dtype=torch.float64),
+        ),
+    ),
+    Case("DyT", (63,), (63,), {"alpha": 1.5}),
+    Case("DyT", (1,), (0, 2, 1)),
+    Case("ScaleNorm", (5,), (2, 3, 5), wrong=(Wrong((5, 2), ("batch 5, features 2", "x.movedim(0, -1)")),)),
+    Case("ScaleNorm", (1,), (7, 1), {"eps": 0.5}),
+    Case("ScaleNorm", (3,), (0, 3)),
+    Case("SwiGLU", (5, 7), (2, 3, 5), wrong=(Wrong((2, 3, 7), ("features 7", "(..., 5)", "its input_size")),)),
+    Case("SwiGLU", (1, 3), (1,)),
+    Case("GEGLU", (5, 7), (2, 3, 2, 5), wrong=(Wrong((5, 7), ("batch 5, features 7", "x.movedim(0, -1)")),)),
+    Case("GEGLU", (3, 1), (0, 3)),
+    Case(
+        "AddNorm",
+        (3, 0.0),
+        (2, 2, 3),
+        {"eps": 1e-3},
+        {"sublayer": torch.linspace(-1, 1, 12).reshape(2, 2, 3)},
+        wrong=(
+            Wrong((2, 2, 4), ("the input x", "features 4", "(..., 3)")),
+            Wrong((2, 3), ("sublayer", "batch 2, time 2, features 3", "x has (batch 2, features 3)", "expand(2, 3)")),
+            Wrong((2, 2, 3), ("torch.float32", "torch.float64"), dtype=torch.float64),
+        ),
+    ),
+    Case("AddNorm", (4, 0.4), (3, 4), {"seed": 7}, {"sublayer": torch.linspace(-1, 1, 12).reshape(3, 4)}, random=True),
+    Case("AddNorm", (2,), (2,), call={"sublayer": torch.tensor([0.5, -2.0])}, random=True),
+]
+
+ALL = RECURRENT + CONVOLUTION + POOLING + NORMALIZATION + DROPOUT + ROW_WISE

@@ -132,6 +132,8 @@ GOLDENS = {
     "textconv": lambda: ((steady(nn.Conv1d(4, 2, 2)), SENTENCE), {}),
     "batchnorm": lambda: ((steady(nn.BatchNorm2d(2)), picture(3, 2, 2, 2)), {}),
     "layernorm": lambda: ((steady(nn.LayerNorm(4)), picture(3, 4)), {}),
+    "addnorm": lambda: ((steady(nn.AddNorm(4, 0.5, seed=3)), picture(3, 4), picture(3, 4) / 2), {}),
+    "swiglu": lambda: ((steady(nn.SwiGLU(4, 3)), picture(2, 4)), {}),
     "dropout": lambda: ((nn.Dropout(0.5, seed=3), torch.arange(1.0, 7.0)), {}),
     "maxpool": lambda: ((nn.MaxPool2d(2), picture(1, 2, 4, 4)), {}),
 }

@@ -60,13 +60,13 @@ def test_formula_is_the_layer(case: Case, training: bool):
     x = case.input(torch.float64)
     twin = copy.deepcopy(layer)
     torch.manual_seed(3)
-    y = layer(x.clone(), **case.call)  # in-place layers write into their input
+    y = layer(x.clone(), **case.options(x.dtype))  # in-place layers write into their input
     torch.manual_seed(3)
     if isinstance(layer, SequenceLayer):  # a loop over its formula: the naive one is the definition
         with pellucid.backend("naive"):
-            bound = twin(x, **case.call)
+            bound = twin(x, **case.options(x.dtype))
     else:
-        bound = twin.formula(**twin.bind(x, **case.call))
+        bound = twin.formula(**twin.bind(x, **case.options(x.dtype)))
         bound = bound.reshape(y.shape)
     torch.testing.assert_close(bound, y)
 
@@ -79,7 +79,7 @@ def test_gradients_are_right(case: Case):
 
     def function(x, *values):
         state = dict(zip(names, values, strict=True))
-        return tuple(tree_leaves(torch.func.functional_call(layer, state, (x,), case.call)))
+        return tuple(tree_leaves(torch.func.functional_call(layer, state, (x,), case.options(torch.float64))))
 
     inputs = [case.input(torch.float64), *(p.detach() for p in parameters.values())]
     inputs = [t.clone().requires_grad_() for t in inputs]

@@ -7,16 +7,19 @@ from pellucid.formula.initializers import constant, ones, orthogonal, uniform, z
 from pellucid.kernel.registry import backend
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.cell import Cell, cell
+from pellucid.nn.row_formula import Layer, layer
 
 __all__ = [
     "Cell",
     "FormulaError",
+    "Layer",
     "PellucidWarning",
     "backend",
     "cell",
     "constant",
     "dropout",
     "explain",
+    "layer",
     "monte_carlo",
     "noise",
     "ones",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
+from pellucid.nn.row_wise import RowWise
 from pellucid.nn.sequence import SequenceLayer
 
 
@@ -39,7 +40,8 @@ def monte_carlo(
 
     Every pass drops other units, and so is another network; trained with dropout, they are samples of an approximate
     posterior (Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016). Dropout layers, those of
-    torch.nn too, recurrent layers with dropout between their levels or inside their cell, attention with dropout and
+    torch.nn too, recurrent layers with dropout between their levels or inside their cell, layers that draw in their
+    formula, attention with dropout and
     torch's transformer layers run as in training; all else, BatchNorm above all, as in eval. No gradient is recorded.
     Every module's mode is the same afterwards.
 
@@ -83,7 +85,7 @@ def _drops(module: torch.nn.Module) -> bool:
     """Whether a layer drops something in training."""
     if isinstance(module, torch.nn.modules.dropout._DropoutNd):
         return module.p > 0
-    if isinstance(module, SequenceLayer) and module.solution(0).sites:
+    if isinstance(module, SequenceLayer | RowWise) and module.solution().sites:
         return True
     if isinstance(module, SequenceLayer | torch.nn.RNNBase):  # what they drop lies between their levels
         return module.dropout > 0 and module.num_layers > 1

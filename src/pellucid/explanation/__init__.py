@@ -36,8 +36,8 @@ def explain(
     worked out; large values are shown in part.
 
     Args:
-        subject: a layer of pellucid, a layer of torch.nn that pellucid has a twin of, a cell, or a name such as
-            "lstm", "conv2d" or "layernorm".
+        subject: a layer of pellucid, a layer of torch.nn that pellucid has a twin of, what ``pellucid.cell`` or
+            ``pellucid.layer`` has made, or a name such as "lstm", "conv2d" or "layernorm".
         inputs: what the layer reads. A recurrent layer and a 1-D convolution also take a sentence (a string, or a
             list of words), whose characters get random vectors. By default an example is drawn.
         lang: "en" or "zh".

@@ -35,10 +35,14 @@ class ComponentExplained:
         self.kind = type(request.layer).__name__
         with torch.no_grad():
             self.bound = self.layer.bind(*request.inputs, **request.options)
-        numbers = [name for name, value in self.bound.items() if isinstance(value, (int, float))]
-        self.lines = Lines(self.layer.formula, numbers=numbers)
+        self.lines = self.read_lines()
         self.tracer = Tracer(self.lines)
         self.paper = self.lines.paper()
+
+    def read_lines(self) -> Lines:
+        """The formula's lines."""
+        numbers = [name for name, value in self.bound.items() if isinstance(value, (int, float))]
+        return Lines(self.layer.formula, numbers=numbers)
 
     def report(self) -> Report:
         """Put everything together."""
@@ -135,9 +139,13 @@ class ComponentExplained:
 
     # -- running ------------------------------------------------------------------------------------------------
 
+    def run(self) -> Trace:
+        """Run the formula's lines on what its symbols stand for."""
+        return self.tracer(**self.bound)
+
     def steps(self) -> Iterator[Step]:
         """The formula's lines with the real numbers."""
-        self.trace = self.tracer(**self.bound)
+        self.trace = self.run()
         given = [shared.values(letter(n), v) for n, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
         yield Step(self.texts("step.lines"), (*given, *self.recorded(self.trace)))
 

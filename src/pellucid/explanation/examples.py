@@ -74,6 +74,11 @@ def _last(arguments: Mapping[str, Any]) -> tuple[int, ...]:
     return (3, shape) if isinstance(shape, int) else (3, *shape)
 
 
+def of_rows(layer: str, size: str, **arguments: Any) -> Example:
+    """A row-wise layer whose argument ``size`` is the features of its input."""
+    return Example(layer, {size: 4} | arguments, lambda given: (2, given[size]), (size, -1))
+
+
 LEAST = {1: 8, 2: 7, 3: 4}
 CONVOLUTION = {"in_channels": 1, "out_channels": 1, "kernel_size": 3}
 SPACE = {1: (4,), 2: (2, 2), 3: (2, 2, 2)}
@@ -127,6 +132,11 @@ EXAMPLES: list[Example] = [
     Example("LockedDropout", {"p": 0.5}, fixed(3, 1, 4)),
     Example("DropPath", {"p": 0.5}, fixed(4, 3)),
     Example("DropBlock2d", {"p": 0.3, "block_size": 2}, fixed(1, 1, 5, 5)),
+    of_rows("DyT", "features"),
+    of_rows("ScaleNorm", "features"),
+    of_rows("SwiGLU", "in_features", out_features=3),
+    of_rows("GEGLU", "in_features", out_features=3),
+    of_rows("AddNorm", "features", p=0.3),
 ]
 
 RECURRENT = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")

@@ -95,6 +95,10 @@ def _returned(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
     return texts("reason.returned", state=state, shape=shape_of(solution.symbols[state].shape))
 
 
+def _result(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
+    return texts("reason.result", argument=facts["argument"], shape=shape_of((solution.output,)))
+
+
 def _split(facts: Facts, name: str, solution: Solution, texts: Texts) -> str:
     return texts("reason.split", expression=_short(facts["expression"]), parts=facts["parts"])
 
@@ -109,6 +113,7 @@ CLAUSES: dict[str, Callable[[Facts, str, Solution, Texts], str]] = {
     "product": _product,
     "agree": _agree,
     "returned": _returned,
+    "result": _result,
     "split": _split,
     "normalized": _normalized,
 }

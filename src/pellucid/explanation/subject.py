@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid import nn
-from pellucid.explanation import component, dropout, normalization, recurrent, windowed
+from pellucid.explanation import component, dropout, normalization, recurrent, row_wise, windowed
 from pellucid.explanation import examples as known
 from pellucid.explanation.report import Report
 from pellucid.explanation.request import Request
@@ -19,6 +19,8 @@ from pellucid.nn.component import Component
 from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
 from pellucid.nn.normalization import NormalizationFamily
+from pellucid.nn.row_formula import Layer
+from pellucid.nn.row_wise import RowWise
 from pellucid.nn.sequence import SequenceLayer
 from pellucid.nn.windowed import Windowed
 
@@ -30,6 +32,8 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     texts = Texts(about.pop("lang"))
     if isinstance(subject, Cell):
         maker: _Maker | None = _Maker.of_cell(subject)
+    elif isinstance(subject, Layer):
+        maker = _Maker.of_layer(subject)
     elif isinstance(subject, str):
         maker = _Maker.of_name(subject)
     elif isinstance(subject, torch.nn.Module):
@@ -37,7 +41,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     else:
         raise TypeError(
             f"explain: a layer, a cell or a name is explained, not a {type(subject).__name__}. A function becomes a "
-            f"cell by @pellucid.cell."
+            f"cell by @pellucid.cell, a layer by @pellucid.layer."
         )
     request = Request(subject if maker is None else torch.nn.Module(), inputs, texts, **about)
     if maker is None:
@@ -58,6 +62,8 @@ def family(layer: torch.nn.Module) -> Callable[[Request], Report]:
         return dropout.report
     if isinstance(layer, NormalizationFamily):
         return normalization.report
+    if isinstance(layer, RowWise):
+        return row_wise.report
     if isinstance(layer, Component):
         return component.report
     raise TypeError(_not_ours(layer))
@@ -68,7 +74,8 @@ def _not_ours(layer: torch.nn.Module) -> str:
     inside = f" It holds {', '.join(children[:5])}: explain one of these." if children else ""
     return (
         f"explain: pellucid has no layer of its own for {type(layer).__name__}, so there is no formula to show."
-        f"{inside} It explains {', '.join(known.names())}, their torch.nn twins, and every cell made by @pellucid.cell."
+        f"{inside} It explains {', '.join(known.names())}, their torch.nn twins, and what @pellucid.cell and "
+        f"@pellucid.layer make."
     )
 
 
@@ -83,6 +90,11 @@ class _Maker:
     @staticmethod
     def of_cell(cell: Cell) -> _Maker:
         return _Maker(cell, cell.source.name, SIZES | dict.fromkeys(cell.size_names, 2))
+
+    @staticmethod
+    def of_layer(layer: Layer) -> _Maker:
+        example = known.of_rows(layer.source.name, "input_size")
+        return _Maker(layer, layer.source.name, dict(example.arguments) | dict.fromkeys(layer.size_names, 2), example)
 
     @staticmethod
     def of_name(name: str) -> _Maker:
@@ -138,7 +150,7 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
         request.inputs = (first if _is_text(first) else _tensor(first), *request.inputs[1:])
     else:
         example = known.example_of(type(twin).__name__)
-        if example is None and not isinstance(twin, SequenceLayer):
+        if example is None and not isinstance(twin, (SequenceLayer, RowWise)):
             raise TypeError(f"explain: give {type(twin).__name__} an input to read, explain(layer, x)")
         arguments = {} if example is None else _arguments_of(twin, example)
         request.inputs = (_example_input(request, example, arguments, False),)
@@ -156,6 +168,9 @@ def _example_input(
     if isinstance(request.layer, torch.nn.RNNCellBase):
         request.notes.append(request.texts("note.example", seed=request.seed))
         return known.draw((1, request.layer.input_size), request.seed)
+    if isinstance(request.layer, RowWise):
+        request.notes.append(request.texts("note.example", seed=request.seed))
+        return known.draw((2, request.layer.input_size), request.seed)
     if example is None or text:
         return request.texts("example.sentence")
     shape = example.shape(arguments)

@@ -12,7 +12,7 @@ class Reason:
 
     ``kind`` is a key of the explanations' texts (``reason.<kind>``); ``facts`` fill its blanks. The kinds are
     "given" (a constructor argument), "annotated", "product", "agree" (two sides of an elementwise operation),
-    "returned" (becomes a state entry), "split" and "normalized".
+    "returned" (becomes a state entry), "result" (is what a layer returns), "split" and "normalized".
     """
 
     kind: str

@@ -38,18 +38,19 @@ def provided_by(provider: Provider) -> Iterator[None]:
 
 
 def dropout(x: torch.Tensor, p: float = 0.5, shared: str | None = None) -> torch.Tensor:
-    """Drop entries of ``x`` inside a cell, each with probability ``p``, and scale the others by 1/(1 − p).
+    """Drop entries of ``x`` inside a formula, each with probability ``p``, and scale the others by 1/(1 − p).
 
-    In training only; in eval, and for p = 0, ``x`` is returned as it is. A new mask is drawn at every step;
-    ``shared="time"`` draws one mask for the whole sequence (Gal & Ghahramani 2016, variational dropout).
+    In training only; in eval, and for p = 0, ``x`` is returned as it is. A new mask is drawn at every call of a layer,
+    and at every step of a cell; there ``shared="time"`` draws one mask for the whole sequence (Gal & Ghahramani 2016,
+    variational dropout).
 
     Args:
-        x: (batch, features), anything that the cell computes.
+        x: (batch, features), anything that the formula computes.
         p: the probability of an entry to be dropped.
-        shared: None or "time".
+        shared: None, or "time" in a cell.
 
     Raises:
-        FormulaError: outside a cell (use ``pellucid.nn.Dropout`` there), or for another ``shared``.
+        FormulaError: outside a formula (use ``pellucid.nn.Dropout`` there), or for another ``shared``.
         ValueError: p is not a probability.
     """
     _check_probability("dropout", p, "dropping an entry")
@@ -63,7 +64,8 @@ def zoneout(new: torch.Tensor, old: torch.Tensor, p: float = 0.1) -> torch.Tenso
     """Keep entries of the old state inside a cell, each with probability ``p``: ``pellucid.zoneout(new_h, h)``.
 
     In training each entry of each sample draws anew at every step; in eval the result is the expectation
-    ``p * old + (1 - p) * new``. Krueger et al. 2016, Zoneout, arXiv:1606.01305.
+    ``p * old + (1 - p) * new``. In a layer's formula ``old`` is any value of the same shape, its input above all.
+    Krueger et al. 2016, Zoneout, arXiv:1606.01305.
 
     Args:
         new: (batch, features), the state that the step has computed.
@@ -74,7 +76,7 @@ def zoneout(new: torch.Tensor, old: torch.Tensor, p: float = 0.1) -> torch.Tenso
         (batch, features), the state to return.
 
     Raises:
-        FormulaError: outside a cell.
+        FormulaError: outside a formula.
         ValueError: p is not a probability.
     """
     _check_probability("zoneout", p, "keeping an old entry")
@@ -87,7 +89,7 @@ def zoneout(new: torch.Tensor, old: torch.Tensor, p: float = 0.1) -> torch.Tenso
 
 
 def noise(like: torch.Tensor, sigma: float = 1.0, shared: str | None = None) -> torch.Tensor:
-    """Gaussian noise inside a cell: mean 0, standard deviation ``sigma``, to be added to what the cell computes.
+    """Gaussian noise inside a formula: mean 0, standard deviation ``sigma``, to be added to what it computes.
 
     In training only; in eval it is 0. ``h + pellucid.noise(h, 0.1)`` draws anew at every step, every entry of every
     sample for itself; ``shared="time"`` draws once for the whole sequence. The numbers come from two uniform ones
@@ -96,13 +98,13 @@ def noise(like: torch.Tensor, sigma: float = 1.0, shared: str | None = None) -> 
     Args:
         like: (batch, features), what has the shape and type of the noise.
         sigma: the standard deviation, not negative. One that is learned is a factor: ``s * pellucid.noise(h)``.
-        shared: None or "time".
+        shared: None, or "time" in a cell.
 
     Returns:
         (batch, features).
 
     Raises:
-        FormulaError: outside a cell, or for another ``shared``.
+        FormulaError: outside a formula, or for another ``shared``.
         TypeError: sigma is a tensor.
         ValueError: sigma is negative.
     """
@@ -125,13 +127,13 @@ def _check_probability(name: str, p: float, of: str) -> None:
 
 
 def _asked(name: str, shared: str | None, elsewhere: str) -> Provider:
-    """Who answers the draws of the function ``name``; what takes its place elsewhere than in a cell."""
+    """Who answers the draws of the function ``name``; what takes its place elsewhere than in a formula."""
     if shared not in (None, "time"):
         raise FormulaError(f'pellucid.{name}: shared is None or "time", not {shared!r}')
     provider = _provider.get()
     if provider is None:
         raise FormulaError(
-            f"pellucid.{name} stands inside a cell, whose layer draws its numbers and knows whether it trains; "
-            f"elsewhere use {elsewhere}"
+            f"pellucid.{name} stands inside a cell or a layer's formula, whose module draws its numbers and knows "
+            f"whether it trains; elsewhere use {elsewhere}"
         )
     return provider

@@ -1,16 +1,19 @@
-"""The step of a cell and its gradient as one torch.fx graph, with the rows of the batch left open."""
+"""A formula and its gradient as one torch.fx graph, the step of a cell or a layer's rows, with their number open."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import fx
 from torch._decomp import _core_aten_decompositions_post_autograd
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
@@ -114,33 +117,50 @@ def trace(
         FormulaError: torch cannot trace the formula, or it mixes the rows of the batch.
     """
     tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device(device))
-    try:
+    with _told(source):
         tracing.check_rows()
         graph, constants = tracing.joint()
-    except FormulaError:
-        raise
-    except DependsOnRows as error:
-        raise FormulaError(
-            f"cell {source.name}: what it computes depends on the number of samples in the batch: {error}. The batch "
-            f"is invisible to a cell: take sizes of the features (shape[-1]) only.\n  in {source.where}"
-        ) from error
-    except Exception as error:
-        where = source.caret_at(error.__traceback__)
-        raise FormulaError(f"cell {source.name}: {type(error).__name__}: {error}\n{where}") from error
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise FormulaError(
-                f"cell {source.name}: {node.target} changes a tensor in place. A formula makes new values: write "
+                f"{source.title}: {node.target} changes a tensor in place. A formula makes new values: write "
                 f"c = c + i * g, not c += i * g.\n  in {source.where}"
             )
     for constant in constants.values():
         if constant.requires_grad:
             raise FormulaError(
-                f"cell {source.name}: it uses a tensor from outside that requires a gradient, shape "
+                f"{source.title}: it uses a tensor from outside that requires a gradient, shape "
                 f"{tuple(constant.shape)}, which would never be trained. Make it a parameter of the formula (a keyword "
                 f"argument), or detach it.\n  in {source.where}"
             )
     return Joint(graph, constants, 1, len(source.states), len(source.parameters), tracing.sites)
+
+
+def check_rows(source: Source, solution: Solution, hyperparameters: Mapping[str, Any]) -> None:
+    """Run a formula on rows together and one by one, in training; to be called `in_plain_torch`.
+
+    Raises:
+        FormulaError: the formula cannot be run, or a row's result depends on other rows.
+    """
+    with _told(source):
+        _Tracing(source, solution, hyperparameters, True, torch.float32, torch.device("cpu")).check_rows()
+
+
+@contextlib.contextmanager
+def _told(source: Source) -> Iterator[None]:
+    """Let whatever is wrong with a formula be a FormulaError."""
+    try:
+        yield
+    except FormulaError:
+        raise
+    except DependsOnRows as error:
+        raise FormulaError(
+            f"{source.title}: what it computes depends on the number of samples in the batch: {error}. The batch "
+            f"is invisible to a {source.kind}: take sizes of the features (shape[-1]) only.\n  in {source.where}"
+        ) from error
+    except Exception as error:
+        where = source.caret_at(error.__traceback__)
+        raise FormulaError(f"{source.title}: {type(error).__name__}: {error}\n{where}") from error
 
 
 @dataclass(frozen=True)
@@ -191,10 +211,11 @@ class _Tracing:
         device = "cpu" if self.device.type == "meta" else self.device
 
         def draw(*shape: int, dtype: torch.dtype = self.dtype) -> torch.Tensor:
-            return torch.rand(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+            drawn = torch.promote_types(dtype, torch.float32)
+            return torch.rand(shape, generator=generator, dtype=drawn).to(device, dtype)
 
         weights = [draw(*shape) for shape in self.weight_shapes]
-        weights = [w / len(w) if w.dim() > 1 else w for w in weights]  # for products of about 1
+        weights = [w.div_(len(w)) if w.dim() > 1 else w for w in weights]  # for products of about 1
         given = [draw(rows, size) for size in self.row_sizes]
         return given, weights, [draw(rows, size, dtype=torch.float32) for size, _ in self.sites]
 
@@ -218,24 +239,62 @@ class _Tracing:
         return capture(joint, arguments, decompositions())
 
     def check_rows(self) -> None:
-        """Run three rows together and one by one: a cell must not know of the batch."""
+        """Run three rows together and one by one: a formula must not know of the batch."""
         if self.device.type == "meta":
             return  # no values to compare
-        tolerance = 100 * torch.finfo(self.dtype).eps
         rows, weights, noise = self.values(3)
 
-        def of(pick: slice) -> tuple[torch.Tensor, ...]:
-            return self.run([*(r[pick] for r in rows), *weights, *(n[pick] for n in noise)])
+        def of(pick: slice) -> list[torch.Tensor]:
+            return [*(r[pick] for r in rows), *weights, *(n[pick] for n in noise)]
 
+        together, *alone = of(slice(None)), *(of(slice(row, row + 1)) for row in range(3))
         with torch.no_grad():
-            alone = [torch.cat(results) for results in zip(*(of(slice(row, row + 1)) for row in range(3)), strict=True)]
-            for one, together in zip(alone, of(slice(None)), strict=True):
-                if not torch.allclose(together, one, rtol=tolerance, atol=tolerance, equal_nan=True):
-                    raise FormulaError(
-                        f"cell {self.source.name}: a sample's result depends on the other samples of the batch. The "
-                        f"batch is invisible to a cell: reduce, sort and index over the features (dim=-1) only.\n"
-                        f"  in {self.source.where}"
-                    )
+            results = zip(self.run(together), *map(self.run, alone), strict=True)
+            if not all(self._is_by_rows(*values) for values in results):
+                raise FormulaError(
+                    f"{self.source.title}: a sample's result depends on the other samples of the batch. The batch is "
+                    f"invisible to a {self.source.kind}: reduce, sort and index over the features (dim=-1) only.\n"
+                    + self._meeting(together, alone)
+                )
+
+    def _is_by_rows(self, together: torch.Tensor, *alone: torch.Tensor) -> bool:
+        """Whether a value of all rows is that of each alone."""
+        tolerance = 100 * torch.finfo(self.dtype).eps
+        one = torch.cat(alone) if together.dim() and together.shape != alone[0].shape else torch.stack(alone)
+        whole = together if together.shape == one.shape else together.expand_as(one)
+        return torch.allclose(whole.to(self.dtype), one.to(self.dtype), tolerance, tolerance, equal_nan=True)
+
+    def _meeting(self, together: Sequence[torch.Tensor], alone: Sequence[Sequence[torch.Tensor]]) -> str:
+        """Quote the author's expression in which rows meet first."""
+
+        def watched(values: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
+            inputs = apart(values[0], self.solution.input_sizes(self.source))
+            with _Watch(self.source) as watch, RowsFirst():
+                step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
+            return watch.seen
+
+        for (value, place), *ones in zip(watched(together), *map(watched, alone), strict=False):
+            try:
+                if not self._is_by_rows(value, *(one for one, _ in ones)):
+                    return place
+            except RuntimeError:  # shapes that are not those of rows
+                return place
+        return f"  in {self.source.where}"
+
+
+class _Watch(TorchFunctionMode):
+    """Keeps what a formula computes, each with the author's expression that does."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+        self.seen: list[tuple[torch.Tensor, str]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        values = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+        self.seen += [(value.clone(), self.source.caret_here()) for value in values]
+        return result
 
 
 class Graded(torch.autograd.Function):

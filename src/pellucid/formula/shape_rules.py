@@ -155,7 +155,7 @@ def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Any:
     if any(result[:1] != letter for letter in rows):
         tracer.fail(
             f"{equation} does not keep the batch, {rows[0]}, as the first axis of its result: samples would be mixed. "
-            "The batch is invisible to a cell: sum over the features only"
+            f"{tracer.invisible.capitalize()}: sum over the features only"
         )
     return Traced(tracer, Shape([sizes[letter] for letter in result]))
 
@@ -169,7 +169,7 @@ def _transpose(tracer: Tracer, value: Any, *axes: Any) -> Any:
     if len(dims) != 2:
         tracer.fail(f"a transpose of {tracer.text(value)}; only matrices have one here")
     if ROWS in dims:
-        tracer.fail("a transpose of rows would swap the batch with the features; the batch is invisible to a cell")
+        tracer.fail(f"a transpose of rows would swap the batch with the features; {tracer.invisible}")
     flat = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     if tuple(a % 2 for a in flat) == (0, 1) and len(flat) == 2 and flat != (0, 1):
         flat = ()
@@ -216,12 +216,12 @@ def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, 
         return pointwise(tracer, "maximum", (value, dim), {})
     dims = tracer.dims_of(value)
     if dims is None:
-        tracer.fail('a reduction of a parameter of open shape; annotate its axes, as in W: "hidden hidden"')
+        tracer.fail('a reduction of a parameter of open shape; annotate its axes, as in W: "input rank"')
     if dim is None:
         if ROWS in dims:
             tracer.fail(
-                "a reduction over everything would mix the samples of the batch, which is invisible to a cell; reduce "
-                "over the features: dim=-1, keepdim=True"
+                f"a reduction over everything would mix the samples, but {tracer.invisible}; reduce over the features: "
+                f"dim=-1, keepdim=True"
             )
         return Traced(tracer, Shape(()))
     axes = _feature_axes(tracer, dims, (dim,) if isinstance(dim, int) else tuple(dim))
@@ -242,8 +242,8 @@ def _feature_axes(tracer: Tracer, dims: Sequence[Dim], axes: Sequence[int]) -> s
             tracer.fail(f"axis {axis} does not exist in {len(dims)} axes")
         if dims[axis] == ROWS:
             tracer.fail(
-                f"dim={axis} is the batch, which is invisible to a cell; vectors are rows (batch × features), so "
-                "reduce over the features with dim=-1"
+                f"dim={axis} is the batch, and {tracer.invisible}; vectors are rows (batch × features), so reduce over "
+                f"the features with dim=-1"
             )
         found.add(axis % len(dims))
     return found
@@ -281,7 +281,7 @@ def _split(tracer: Tracer, value: Any, sizes: Any, dim: int = 0) -> tuple[Traced
 def _split_axis(tracer: Tracer, value: Any, dim: int) -> tuple[tuple[Dim, ...], int]:
     dims = tracer.dims_of(value)
     if dims is None:
-        tracer.fail('a split of a parameter of open shape; annotate its axes, as in W: "hidden 4*hidden"')
+        tracer.fail('a split of a parameter of open shape; annotate its axes, as in W: "input 4*rank"')
     return dims, next(iter(_feature_axes(tracer, dims, (dim,))))
 
 
@@ -289,7 +289,7 @@ def _split_axis(tracer: Tracer, value: Any, dim: int) -> tuple[tuple[Dim, ...], 
 def _cat(tracer: Tracer, values: Sequence[Any], dim: int = 0, **_: Any) -> Traced:
     shapes = [tracer.dims_of(v) for v in values]
     if any(s is None for s in shapes):
-        tracer.fail('cat of a parameter of open shape; annotate its axes, as in W: "hidden hidden"')
+        tracer.fail('cat of a parameter of open shape; annotate its axes, as in W: "input rank"')
     known = [s for s in shapes if s is not None]
     axis = next(iter(_feature_axes(tracer, known[0], (dim,))))
     total = Dim()
@@ -326,7 +326,7 @@ def _squeeze(tracer: Tracer, value: Any, dim: int = -1) -> Traced:
 def _getitem(tracer: Tracer, value: Any, index: Any) -> Traced:
     dims = tracer.dims_of(value)
     if dims is None:
-        tracer.fail('an index into a parameter of open shape; annotate its axes, as in W: "2 hidden"')
+        tracer.fail('an index into a parameter of open shape; annotate its axes, as in W: "2 rank"')
     items = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in items:
         place = items.index(Ellipsis)
@@ -343,9 +343,7 @@ def _getitem(tracer: Tracer, value: Any, index: Any) -> Traced:
         dim = rest.pop(0)
         whole = isinstance(item, slice) and item == slice(None)
         if not whole and dim == ROWS:
-            tracer.fail(
-                "this index picks samples out of the batch, which is invisible to a cell; index features: z[:, a:b]"
-            )
+            tracer.fail(f"this index picks samples out of the batch, but {tracer.invisible}; index features: z[:, a:b]")
         if whole:
             result.append(dim)
         elif isinstance(item, slice):

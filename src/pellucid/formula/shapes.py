@@ -30,7 +30,7 @@ class SolvedShape:
 class Solution:
     """Everything that the shapes of a formula say.
 
-    ``symbols`` holds inputs, states and parameters; ``output`` is the size of what the layer returns at each step;
+    ``symbols`` holds inputs, states and parameters; ``output`` is the size of what is returned for a row, at each step;
     ``sites`` are the random draws, each with its size and "time" or None.
     """
 
@@ -49,7 +49,10 @@ class Solution:
 
 
 def solve(source: Source, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> Solution:
-    """Solve every shape of a cell for given sizes ("input", "hidden", and the names of its annotations).
+    """Solve every shape of a formula for given sizes.
+
+    They are "input", for a cell "hidden", for a layer "output" where the formula leaves it open, and the names of its
+    annotations.
 
     Raises:
         FormulaError: with a caret under the author's line, where shapes cannot agree, a size stays open, a name is
@@ -59,8 +62,16 @@ def solve(source: Source, sizes: Mapping[str, int], hyperparameters: Mapping[str
 
 
 def split_result(source: Source, result: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Sort what a cell returned into output and new state, both in the order of the arguments."""
+    """Sort what a formula returned into output and new state, both in the order of the arguments."""
     names = [state.name for state in source.states]
+    if not names:
+        if result is None or isinstance(result, (tuple, list)):
+            what = "nothing" if result is None else f"{len(result)} values"
+            raise FormulaError(
+                f"{source.title}: {what} came back, where one tensor is returned, rows × output features.\n"
+                + _caret_at_return(source)
+            )
+        return result, ()
     expected = names[0] if len(names) == 1 else ", ".join(names)
     values = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     if len(values) == 2 and isinstance(values[1], (tuple, list)):
@@ -73,7 +84,7 @@ def split_result(source: Source, result: Any) -> tuple[Any, tuple[Any, ...]]:
         missing = names[len(states) :]
         what = f"{', '.join(missing)} is not returned" if missing else f"{len(states)} values came back"
         raise FormulaError(
-            f"cell {source.name}: the state is ({', '.join(names)}), and every entry must be returned in that order, "
+            f"{source.title}: the state is ({', '.join(names)}), and every entry must be returned in that order, "
             f"but {what}. Write return {expected}, or return y, ({', '.join(names)},) with an output of its own.\n"
             + _caret_at_return(source)
         )
@@ -84,7 +95,7 @@ def _caret_at_return(source: Source) -> str:
     nodes = ast.walk(source.tree) if source.tree else ()
     returns = [node for node in nodes if isinstance(node, ast.Return)]
     if not returns:
-        return source.caret_at_name(source.states[0].name)
+        return source.caret_at_name(source.symbols[0].name)
     node = returns[-1]
     return source.caret(
         node.lineno, node.col_offset, (node.end_col_offset or 0) if node.lineno == node.end_lineno else 0
@@ -92,13 +103,15 @@ def _caret_at_return(source: Source) -> str:
 
 
 class _Solver(Tracer):
-    """Runs a cell on shapes, and reads the solution off its symbols."""
+    """Runs a formula on shapes, and reads the solution off its symbols."""
 
     training = True
 
     def __init__(self, source: Source, sizes: Mapping[str, int]) -> None:
         super().__init__(source, sizes, apply)
         self.sizes = dict(sizes)
+        self.output = Dim.named("output") if "output" in sizes else self.unifier.fresh()
+        self.anchors = "the input or the state" if source.states else "the input"
         self.sites: list[tuple[Dim, str | None]] = []
 
     def run(self, hyperparameters: Mapping[str, Any]) -> Solution:
@@ -112,12 +125,13 @@ class _Solver(Tracer):
             raise
         except Exception as error:
             raise FormulaError(
-                f"cell {self.source.name}: {type(error).__name__}: {error}\n"
-                + self.source.caret_at(error.__traceback__)
+                f"{self.source.title}: {type(error).__name__}: {error}\n" + self.source.caret_at(error.__traceback__)
             ) from error
         output, states = split_result(self.source, result)
         for symbol, new in zip(self.source.states, states, strict=True):
             self._return(symbol.name, values[symbol.name], new)
+        if self.source.kind == "layer":
+            self._end(output)
         for operands, operation in self.deferred:
             if all(self.dims_of(v) is not None for v in operands):
                 self.agree(operands, operation)
@@ -131,6 +145,12 @@ class _Solver(Tracer):
         dims = self.dims_of(like)
         if dims is None or len(dims) != 2 or dims[0] != ROWS:
             self.fail("random numbers are drawn for rows (batch × features), not for a parameter")
+        if shared and self.source.kind == "layer":
+            self.fail(
+                f'shared="{shared}" draws once for all steps of a sequence, but a layer computes each row by itself '
+                f"and knows no {shared}. Leave shared out; nn.LockedDropout shares its draws over {shared}, and so may "
+                "a cell"
+            )
         self.sites.append((dims[1], shared))
         return Traced(self, Shape(dims))
 
@@ -144,8 +164,9 @@ class _Solver(Tracer):
             return Traced(self, shape)
         if symbol.role == "parameter":
             return Traced(self, Shape(None))
-        known = {self.source.inputs[0].name: "input", self.source.states[0].name: "hidden"}.get(symbol.name)
-        if not known:
+        first = (self.source.inputs[0], *self.source.states[:1])
+        known = next((size for size, s in zip(("input", "hidden"), first, strict=False) if s is symbol), None)
+        if known is None:
             return Traced(self, Shape([ROWS, self.unifier.fresh()]))
         shape = Shape(None)
         reason = Reason("given", {"name": symbol.name, "argument": f"{known}_size"})
@@ -159,13 +180,16 @@ class _Solver(Tracer):
             *factors, last = part.split("*")
             if not all(f.isdigit() for f in factors) or not (last.isdigit() or last.isidentifier()):
                 raise FormulaError(
-                    f"cell {self.source.name}: the annotation of {symbol.name} has the axis {text!r}; an axis is a "
+                    f"{self.source.title}: the annotation of {symbol.name} has the axis {text!r}; an axis is a "
                     f"name, a number, or a sum of multiples such as 4*hidden.\n"
                     + self.source.caret_at_name(symbol.name)
                 )
+            if last == "output" and self.source.kind == "layer":
+                total = total + self.output.times(math.prod(map(int, factors)))
+                continue
             if last.isidentifier() and last not in self.sizes:
                 raise FormulaError(
-                    f"cell {self.source.name}: the annotation of {symbol.name} names the size {last!r}; give it to the "
+                    f"{self.source.title}: the annotation of {symbol.name} names the size {last!r}; give it to the "
                     f"constructor: {self.source.name}(..., {last}=16)\n" + self.source.caret_at_name(symbol.name)
                 )
             unit = Dim((), int(last)) if last.isdigit() else Dim.named(last)
@@ -185,15 +209,35 @@ class _Solver(Tracer):
 
     def _returned_wrong(self, name: str, old: Traced, new: Any) -> NoReturn:
         raise FormulaError(
-            f"cell {self.source.name}: the state {name} is {self.text(old)}, but what is returned for it is "
+            f"{self.source.title}: the state {name} is {self.text(old)}, but what is returned for it is "
             f"{self.text(new)}; a state entry keeps its shape from step to step.\n" + _caret_at_return(self.source)
         )
+
+    def _end(self, output: Any) -> None:
+        """Make what a layer returns as wide as its output_size, or say that there is none."""
+        dims = self.dims_of(output)
+        if dims is None or len(dims) != 2:
+            return  # _row_size refuses it
+        name, sizes = self.source.name, self.sizes
+        try:
+            self.unifier.unify(dims[1], self.output, Reason("result", {"argument": "output_size"}))
+        except Conflict:
+            raise FormulaError(
+                f"{self.source.title}: output_size is {sizes['output']}, but what the formula returns for input_size "
+                f"{sizes['input']} is {self.text(output)}. Leave output_size out where the formula decides it.\n"
+                + _caret_at_return(self.source)
+            ) from None
+        if "output" not in sizes and self.unifier.value(self.output) is None:
+            raise FormulaError(
+                f"{self.source.title}: the formula leaves open how many features its result has. Give the constructor "
+                f"output_size, its second argument: {name}({sizes['input']}, 16).\n" + _caret_at_return(self.source)
+            )
 
     def _row_size(self, value: Any, what: str) -> int:
         dims = self.dims_of(value)
         if dims is None or len(dims) != 2 or self.unifier.resolve(dims[0]) != ROWS:
             raise FormulaError(
-                f"cell {self.source.name}: {what} must be rows (batch × features), but it is {self.text(value)}.\n"
+                f"{self.source.title}: {what} must be rows (batch × features), but it is {self.text(value)}.\n"
                 + _caret_at_return(self.source)
             )
         return self._number(dims[1])
@@ -202,16 +246,16 @@ class _Solver(Tracer):
         value = self.unifier.value(dim)
         if value is None:
             raise FormulaError(
-                f"cell {self.source.name}: the size {self.unifier.resolve(dim)} stays open: nothing in the formula "
-                f"ties it to the input or the state. Name it in an annotation.\n  in {self.source.where}"
+                f"{self.source.title}: the size {self.unifier.resolve(dim)} stays open: nothing in the formula "
+                f"ties it to {self.anchors}. Name it in an annotation.\n  in {self.source.where}"
             )
         return value
 
     def _solved(self, name: str, value: Traced) -> SolvedShape:
         if value.shape_.dims is None:
             raise FormulaError(
-                f"cell {self.source.name}: the shape of {name} stays open: the formula never uses it together with the "
-                f'input or the state. Remove it, or annotate its axes: {name}: "hidden hidden"\n'
+                f"{self.source.title}: the shape of {name} stays open: the formula never uses it together with "
+                f'{self.anchors}. Remove it, or annotate its axes: {name}: "{self.source.always_given[1]}"\n'
                 + self.source.caret_at_name(name)
             )
         dims = value.shape_.dims
@@ -224,8 +268,8 @@ class _Solver(Tracer):
                 if d != ROWS
             )
             raise FormulaError(
-                f"cell {self.source.name}: the size of axis {axis} of {name} stays open: nothing ties it to the input "
-                f'or the state. Name it in an annotation, {name}: "{example}", and give the constructor rank=16.\n'
+                f"{self.source.title}: the size of axis {axis} of {name} stays open: nothing ties it to "
+                f'{self.anchors}. Name it in an annotation, {name}: "{example}", and give the constructor rank=16.\n'
                 + self.source.caret_at_name(name)
             )
         own = value.shape_.reasons or ((),) * len(dims)

@@ -7,7 +7,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +42,8 @@ class Source:
     """A formula as its author wrote it.
 
     ``text`` is the source of the function, dedented (empty where Python keeps none, as for code typed into
-    ``python -c``); ``first_line`` is the number of its first line in ``filename``.
+    ``python -c``); ``first_line`` is the number of its first line in ``filename``. ``kind`` says what it is a formula
+    of: "cell", the step of a recurrence, or "layer", rows without a state.
     """
 
     function: Callable[..., Any]
@@ -51,10 +52,21 @@ class Source:
     text: str
     filename: str
     first_line: int
+    kind: str = "cell"
+
+    @property
+    def title(self) -> str:
+        """What an error calls the formula."""
+        return f"{self.kind} {self.name}"
+
+    @property
+    def always_given(self) -> tuple[str, str]:
+        """The sizes that every constructor takes, each as an argument ``..._size``."""
+        return ("input", "hidden") if self.kind == "cell" else ("input", "output")
 
     @functools.cached_property
     def inputs(self) -> tuple[Symbol, ...]:
-        """The inputs of a step; every backend reads them as one, side by side."""
+        """The inputs of a step, or of a layer's rows; every backend reads them as one, side by side."""
         return self._of("input")
 
     @functools.cached_property
@@ -185,36 +197,41 @@ class Source:
         return len(lines[0]) - len(lines[0].lstrip())
 
 
-def read(function: Callable[..., Any]) -> Source:
+def read(function: Callable[..., Any], kind: str = "cell") -> Source:
     """Read a formula: sort its arguments into inputs, states, parameters and hyperparameters, and keep its text.
 
     Raises:
-        FormulaError: the signature does not follow the contract of a cell.
+        FormulaError: the signature does not follow the contract of a cell, or of a layer.
     """
     try:
         lines, first_line = inspect.getsourcelines(function)
         text = textwrap.dedent("".join(lines))
     except (OSError, TypeError):
         text, first_line = "", function.__code__.co_firstlineno
-    source = Source(function, function.__name__, (), text, function.__code__.co_filename, first_line)
-    return Source(function, source.name, tuple(_symbols(source)), text, source.filename, first_line)
+    source = Source(function, function.__name__, (), text, function.__code__.co_filename, first_line, kind)
+    return replace(source, symbols=tuple(_symbols(source)))
 
 
 def _symbols(source: Source) -> Iterator[Symbol]:
     parameters = inspect.signature(source.function).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     before_slash = [p for p in positional if p.kind is p.POSITIONAL_ONLY]
-    inputs = len(before_slash) if 0 < len(before_slash) < len(positional) else 1
-    if len(positional) < 2:
+    if source.kind == "layer":
+        inputs, least, needed = len(positional), 1, "at least one input must be a positional argument"
+        example = f"def {source.name}(x, *, gamma, beta)"
+    else:
+        inputs, least = len(before_slash) if 0 < len(before_slash) < len(positional) else 1, 2
+        needed = "the input of a step and at least one state entry must be positional arguments"
+        example = f"def {source.name}(x, h, *, U, W)"
+    if len(positional) < least:
         raise FormulaError(
-            f"cell {source.name}: the input of a step and at least one state entry must be positional arguments, "
-            f"as in def {source.name}(x, h, *, U, W); parameters come after the *.\n"
+            f"{source.title}: {needed}, as in {example}; parameters come after the *.\n"
             + source.caret_at_name(positional[0].name if positional else "")
         )
     for index, parameter in enumerate(parameters):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise FormulaError(
-                f"cell {source.name}: *{parameter.name} has no names for parameters; write each one out.\n"
+                f"{source.title}: *{parameter.name} has no names for parameters; write each one out.\n"
                 + source.caret_at_name(parameter.name)
             )
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -222,7 +239,7 @@ def _symbols(source: Source) -> Iterator[Symbol]:
         elif parameter.default is not parameter.empty:
             role = "an input" if index < inputs else "a state"
             raise FormulaError(
-                f"cell {source.name}: {parameter.name} is {role} and cannot have a default. If it is a parameter or a "
+                f"{source.title}: {parameter.name} is {role} and cannot have a default. If it is a parameter or a "
                 "hyperparameter, move it behind the *.\n" + source.caret_at_name(parameter.name)
             )
         else:
@@ -238,7 +255,7 @@ def _keyword(source: Source, parameter: inspect.Parameter) -> Symbol:
     if callable(default):
         return Symbol(name, "parameter", initializer=default, dims=_dims(annotation))
     raise FormulaError(
-        f"cell {source.name}: the default of {name} is {default!r}. A parameter's default is an initialiser "
+        f"{source.title}: the default of {name} is {default!r}. A parameter's default is an initialiser "
         f"(pellucid.zeros, pellucid.constant(0.5), or any function that fills a tensor in place); a "
         f"hyperparameter's is a number.\n" + source.caret_at_name(name)
     )

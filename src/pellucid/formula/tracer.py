@@ -63,6 +63,11 @@ class Tracer:
         self.unifier = Unifier({"batch": ROWS_VALUE, **sizes})
         self.deferred: list[tuple[Sequence[Any], str]] = []  # parameters combined before any of their axes is known
 
+    @property
+    def invisible(self) -> str:
+        """What an error says of the batch."""
+        return f"the batch is invisible to a {self.source.kind}"
+
     def dims_of(self, value: Any) -> tuple[Dim, ...] | None:
         """The axes of a value; () for a number, None for a parameter of unknown shape."""
         if isinstance(value, Traced):
@@ -87,7 +92,7 @@ class Tracer:
 
     def fail(self, text: str) -> NoReturn:
         """Raise an error that points to the author's expression that is running now."""
-        raise FormulaError(f"cell {self.source.name}: {text}\n" + self.source.caret_here())
+        raise FormulaError(f"{self.source.title}: {text}\n" + self.source.caret_here())
 
     def agree(self, values: Sequence[Any], operation: str) -> tuple[Dim, ...]:
         """Broadcast values together, unifying their axes from the last one."""
@@ -174,8 +179,8 @@ class Tracer:
         value = self.unifier.value(dim)
         if value is None:
             self.fail(
-                "this needs a size that is still open at this point. Name it in an annotation of the parameter or "
-                'state that it comes from, as in U: "input rank" or c: "hidden"'
+                "this needs a size that is still open at this point. Name it in an annotation of what it comes from, "
+                'as in U: "input rank" or c: "hidden"'
             )
         return value
 
@@ -186,14 +191,14 @@ class Tracer:
             if not isinstance(value, Traced):
                 return value
             if value.shape_.dims is None:
-                self.fail('the shape of a parameter is open here; annotate its axes, as in W: "hidden hidden"')
+                self.fail('the shape of a parameter is open here; annotate its axes, as in W: "input rank"')
             return torch.empty([self.size_of(d) for d in value.shape_.dims], device="meta")
 
         def lift(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
             if any(n != ROWS_VALUE and n % ROWS_VALUE == 0 and n for n in value.shape):
-                self.fail("this merges the batch axis with another; the batch is invisible to a cell")
+                self.fail(f"this merges the batch axis with another; {self.invisible}")
             return Traced(self, Shape([ROWS if n == ROWS_VALUE else Dim((), n) for n in value.shape]))
 
         args, kwargs = pytree.tree_map(lower, (args, kwargs))
@@ -227,7 +232,7 @@ class Traced:
     def shape(self) -> tuple[int, ...]:
         """Sizes as numbers; an error where they are still open."""
         if self.shape_.dims is None:
-            self.tracer.fail('the shape of a parameter is open here; annotate its axes, as in W: "hidden hidden"')
+            self.tracer.fail('the shape of a parameter is open here; annotate its axes, as in W: "input rank"')
         return tuple(self.tracer.size_of(dim) for dim in self.shape_.dims)
 
     def size(self, dim: int | None = None) -> Any:

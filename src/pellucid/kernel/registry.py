@@ -1,4 +1,4 @@
-"""Programs by their keys: cells by name, what determines a program as text, and the backend that is asked for."""
+"""Programs by their keys: formulas by name, what determines a program as text, and the backend that is asked for."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def chosen_backend() -> str:
 
 
 def register(name: str, source: Source) -> str:
-    """Make a cell known, and return the name that keys carry: ``module:function``, numbered when it is not the first.
+    """Make a formula known, and return the name that keys carry: ``module:function``, numbered if it is not the first.
 
-    A function that is defined again (in a notebook, by a factory) is another cell; layers of the first keep theirs.
+    A function that is defined again (in a notebook, by a factory) is another formula; layers of the first keep theirs.
     """
     count = 1
     unique = name
@@ -171,14 +171,14 @@ def _warn_once(message: str) -> None:
 def definition(
     text: str, training: bool
 ) -> tuple[Source, dict[str, Any], Sequence[tuple[int, str | None]], Sequence[int]]:
-    """Return the cell of a key, its hyperparameters, the random draws that take place, and the sizes of its inputs."""
+    """Return the formula of a key, its hyperparameters, the random draws that take place, and its inputs' sizes."""
     source, hyperparameters, solution = _solved(text)
     return source, hyperparameters, solution.sites if training else (), solution.input_sizes(source)
 
 
 @functools.lru_cache(maxsize=512)
 def _solved(text: str) -> tuple[Source, dict[str, Any], Solution]:
-    """The cell of a key, its hyperparameters and its solved shapes."""
+    """The formula of a key, its hyperparameters and its solved shapes."""
     name, sizes, hyperparameters, recorded = json.loads(text)
     source = _find(name)
     solution = solve(source, sizes, hyperparameters)
@@ -189,12 +189,12 @@ def _solved(text: str) -> tuple[Source, dict[str, Any], Solution]:
 
 
 def _find(name: str) -> Source:
-    """Find a cell, importing its module where an exported graph is loaded into a new process."""
+    """Find a formula, importing its module where an exported graph is loaded into a new process."""
     if name not in _sources:
         importlib.import_module(name.split(":")[0])
     if name not in _sources:
         raise RuntimeError(
-            f"the cell {name} is unknown in this process; import the module that defines it with @pellucid.cell "
-            "before loading a graph that uses it"
+            f"the formula {name} is unknown in this process; import the module that defines it with @pellucid.cell or "
+            "@pellucid.layer before loading a graph that uses it"
         )
     return _sources[name]

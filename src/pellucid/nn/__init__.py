@@ -35,6 +35,8 @@ from pellucid.nn.pooling import (
     MaxPool3d,
 )
 from pellucid.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from pellucid.nn.row_layers import GEGLU, AddNorm, DyT, ScaleNorm, SwiGLU
+from pellucid.nn.row_wise import RowWise
 from pellucid.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
 # `import pellucid.nn.functional as F` finds torch's submodules under this name too.

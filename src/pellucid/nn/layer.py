@@ -53,10 +53,7 @@ class Recurrent(SequenceLayer):
     ) -> None:
         super().__init__()
         for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{cell.source.name}: {name} is a whole number, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{cell.source.name}: {name} must be greater than zero, not {value}")
+            cell.check_size(name, value)
         if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
             raise ValueError(f"{cell.source.name}: dropout is a probability from 0 to 1, not {dropout!r}")
         self.cell = cell
