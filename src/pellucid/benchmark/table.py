@@ -23,7 +23,7 @@ def _factor(figure: Speed, opponent_ms: float | None) -> str | Text:
     if opponent_ms is None:
         return ""
     factor = f"{opponent_ms / figure.ours_ms:.2f}"
-    if figure.floor is None or opponent_ms != (figure.torch_nn_ms or figure.loop_ms):
+    if figure.floor is None or opponent_ms != figure.opponent[1]:
         return factor
     short = figure.shortfall() is not None
     return Text(f"{factor} {'<' if short else '≥'} {figure.floor:g}", style="red" if short else "green")
