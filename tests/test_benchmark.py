@@ -10,11 +10,12 @@ import torch
 from click.testing import CliRunner
 
 from pellucid import nn
-from pellucid.benchmark import command, comparison, limit, processes
+from pellucid.benchmark import command, comparison, limit, processes, rows
 from pellucid.benchmark.comparison import EXACT, Agreement, Failed, Run, Skipped
 from pellucid.benchmark.limit import Rates, Work, measure_rates, work
-from pellucid.benchmark.processes import FirstResultRow, MemoryRow
+from pellucid.benchmark.processes import FirstResultRow, MemoryRow, long_lstm, wide_dropout
 from pellucid.benchmark.recipe import RECIPE, Recipe, RecipeRow
+from pellucid.benchmark.rows import ROWS, LayerRow, RowSpeed, agree_given_the_mask, step, twins
 from pellucid.benchmark.speed import RECURRENT, SpeedRow
 from pellucid.benchmark.streaming import StreamingRow
 from pellucid.cli import main
@@ -22,6 +23,8 @@ from pellucid.nn import cells
 
 LSTM = SpeedRow("LSTM 2, 3, 4→5", lambda: nn.LSTM(4, 5), lambda: torch.nn.LSTM(4, 5), 2, 3, floor=1e-6)
 LEAKY = SpeedRow("leaky 2, 3, 4→5", lambda: cells.leaky(4, 5), None, 2, 3)
+NORM = LayerRow("LayerNorm", (6, 5), lambda: nn.LayerNorm(5), lambda: torch.nn.LayerNorm(5), floor=1e-6)
+DROPOUT = LayerRow("Dropout", (40, 50), lambda: nn.Dropout(0.4), lambda: torch.nn.Dropout(0.4), passes=4, p=0.4)
 RUN = Run(rounds=1, threads=1, device="cpu", rates=Rates(1e9, 1e9))
 
 
@@ -30,11 +33,12 @@ def _small(monkeypatch):
     monkeypatch.setattr(limit, "PRODUCT", 64)
     monkeypatch.setattr(limit, "COPIED", 2**16)
     monkeypatch.setattr(comparison, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(comparison, "WARM_SECONDS", 0.0)
 
 
-def run(monkeypatch, rows, *arguments):
-    monkeypatch.setitem(command.SUITES, "recurrent", rows)
-    return CliRunner().invoke(main, ["bench", "recurrent", "--rounds", "2", *arguments])
+def run(monkeypatch, rows, *arguments, suite="recurrent"):
+    monkeypatch.setitem(command.SUITES, suite, rows)
+    return CliRunner().invoke(main, ["bench", suite, "--rounds", "2", *arguments])
 
 
 def test_the_json_holds_the_figures_and_where_they_come_from(monkeypatch, tmp_path):
@@ -109,7 +113,7 @@ def test_the_floors_are_those_of_the_cpu(monkeypatch):
 
 def test_what_is_skipped_is_named_and_what_breaks_fails(monkeypatch):
     def unmeasured(error):
-        row = MemoryRow(1, 2, 3)
+        row = long_lstm(1, 2, 3)
         monkeypatch.setattr(MemoryRow, "measure", lambda self, run: (_ for _ in ()).throw(error))
         return row
 
@@ -156,15 +160,22 @@ def test_every_row_sets_layers_of_the_same_weights_side_by_side(row):
 
 
 def test_memory_is_measured_in_processes_of_their_own():
-    figure = MemoryRow(2, 300, 8, checkpoint_every=20).measure(RUN)
+    figure = long_lstm(2, 300, 8, checkpoint_every=20).measure(RUN)
     assert figure.row == "LSTM 2, 300, 8→8, checkpoint_every=20"
     assert figure.agreement.passed
     assert min(figure.ours_s, figure.torch_nn_s) > 0
     assert max(figure.ours_mib, figure.torch_nn_mib) < 1000
 
 
+def test_memory_of_a_dropout_holds_at_least_its_output_and_its_gradient():
+    figure = wide_dropout(2048, 512).measure(RUN)
+    assert figure.row == "Dropout 2048×512"
+    assert figure.agreement.passed
+    assert 8 <= min(figure.ours_mib, figure.torch_nn_mib) < 1000
+
+
 def test_processes_measure_the_cpu():
-    for row in (MemoryRow(1, 2, 3), FirstResultRow()):
+    for row in (long_lstm(1, 2, 3), wide_dropout(2, 3), FirstResultRow()):
         with pytest.raises(Skipped, match="CPU only"):
             row.measure(replace(RUN, device="cuda"))
 
@@ -252,3 +263,213 @@ def test_a_recipe_is_left_out_where_its_extra_is_missing(monkeypatch, missing):
     (line,) = (line for line in result.output.split("left out: ")[1:] if line.startswith("recipe: GRU, sentiment: "))
     assert missing in line.lower()
     assert "pip install 'pellucid[train]'" in " ".join(line.split())
+
+
+def test_rows_are_a_suite_of_their_own_and_recurrent_stays_the_usual_one(monkeypatch, tmp_path):
+    path = tmp_path / "figures.json"
+    small = [NORM, replace(DROPOUT, section="small")]
+    result = run(monkeypatch, small, "--check", "--json", str(path), suite="rows")
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    assert {section: [figure["row"] for figure in figures] for section, figures in found.items()} == {
+        "speed": ["LayerNorm 6×5"],
+        "small": ["Dropout 40×50"],
+    }
+    for (figure,) in found.values():
+        assert min(figure["limit_ms"], figure["ours_ms"], figure["torch_ms"]) > 0
+        assert figure["agreement"]["difference"] <= EXACT
+    assert "speed: forward + backward, share" in result.output
+    assert "small: forward + backward, share" in result.output
+    monkeypatch.setitem(command.SUITES, "recurrent", [LEAKY])
+    usual = CliRunner().invoke(main, ["bench", "--rounds", "1"])
+    assert "leaky 2, 3, 4→5" in usual.output
+    assert "LayerNorm" not in usual.output
+
+
+def test_rows_miss_their_floors_and_are_picked_by_shapes_as_one_types_them(monkeypatch):
+    both = [replace(NORM, floor=1e9), DROPOUT]
+    missed = run(monkeypatch, both, "--check", suite="rows")
+    assert missed.exit_code == 1
+    assert "1 of 2 rows fail" in missed.output
+    assert "speed: LayerNorm 6×5:" in missed.output
+    assert "as fast as torch, the floor is 1e+09×" in missed.output
+    picked = run(monkeypatch, both, "--rows", "speed 40x50", suite="rows")
+    assert picked.exit_code == 0
+    assert "Dropout 40×50" in picked.output
+    assert "LayerNorm" not in picked.output
+
+
+def test_help_teaches_both_suites():
+    text = " ".join(CliRunner().invoke(main, ["bench", "--help"]).output.split())
+    for words in ("sections of `recurrent`", "sections of `rows`", "bytes = passes ×", "within 5 standard deviations"):
+        assert words in text
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.section}-{row.name}")
+def test_every_row_without_time_sets_the_same_parameters_side_by_side(row):
+    layer, theirs = twins(row.make, row.opponent)
+    pairs = list(zip(layer.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.equal(ours, other) for ours, other in pairs)
+    assert all(p.unique().numel() > 1 for p in layer.parameters() if p.numel() > 1)
+    # What backward reads again of x is what a dropout alone needs not.
+    assert row.passes == (2 if row.make().__class__.__name__.startswith("Dropout") else 3) * row.inputs + 2
+
+
+def test_the_limit_of_a_row_is_its_passes_over_the_bytes_of_its_type():
+    measured = {dtype: replace(NORM, dtype=dtype).measure(RUN) for dtype in (torch.float32, torch.bfloat16)}
+    assert measured[torch.float32].limit_ms == pytest.approx(1e3 * 5 * (6 * 5 * 4) / 1e9)
+    assert measured[torch.bfloat16].limit_ms == pytest.approx(1e3 * 5 * (6 * 5 * 2) / 1e9)
+    assert all(figure.agreement.passed for figure in measured.values())
+    assert measured[torch.bfloat16].agreement.opponent_rounding > 1e-4
+
+
+def test_channels_may_stand_last():
+    seen = []
+
+    class Watching(nn.BatchNorm2d):
+        def forward(self, input):
+            seen.append(input.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(input)
+
+    make = (lambda: Watching(4), lambda: torch.nn.BatchNorm2d(4))
+    row = LayerRow("BatchNorm2d", (2, 4, 3, 5), *make, layout=torch.channels_last)
+    assert row.measure(RUN).agreement.passed
+    assert all(seen)
+
+
+def test_running_statistics_are_compared():
+    class Forgetful(nn.BatchNorm1d):
+        def forward(self, input):
+            return torch.nn.functional.batch_norm(input, None, None, self.weight, self.bias, training=True)
+
+    row = LayerRow("BatchNorm1d", (8, 4), lambda: nn.BatchNorm1d(4), lambda: torch.nn.BatchNorm1d(4))
+    assert row.measure(RUN).agreement.passed
+    assert not replace(row, make=lambda: Forgetful(4)).measure(RUN).agreement.passed
+
+
+class Scaled(nn.Dropout):
+    """Forgets the factor 1/(1 - p)."""
+
+    def forward(self, input):
+        return super().forward(input) * (1 - self.p)
+
+
+class OtherGradient(nn.Dropout):
+    """Its gradient is that of another mask."""
+
+    def forward(self, input):
+        y, other = super().forward(input), super().forward(input)
+        return other + (y - other).detach()
+
+
+class Leaking(nn.Dropout):
+    """Lets a little of what is dropped pass, which has no gradient."""
+
+    def forward(self, input):
+        return super().forward(input) + 1e-6 * input.detach()
+
+
+@pytest.mark.parametrize("wrong", [Scaled, OtherGradient, Leaking])
+def test_a_dropout_that_differs_given_its_mask_has_no_figure(wrong):
+    assert DROPOUT.measure(RUN).agreement.passed
+    assert not replace(DROPOUT, make=lambda: wrong(0.4)).measure(RUN).agreement.passed
+
+
+def test_a_dropout_of_another_rate_fails(monkeypatch):
+    with pytest.raises(Failed, match=r"of 2000 coins keep, .* standard deviations from what p=0\.4 promises"):
+        replace(DROPOUT, make=lambda: nn.Dropout(0.5)).measure(RUN)
+    result = run(monkeypatch, [NORM, replace(DROPOUT, make=lambda: nn.Dropout(0.5))], suite="rows")
+    assert result.exit_code == 1
+    assert "1 of 2 rows fail" in result.output
+
+
+def test_coins_are_found_where_the_gradient_of_the_output_is_zero():
+    x, layers = torch.randn(40, 50), (nn.Dropout(0.4), torch.nn.Dropout(0.4))
+    assert agree_given_the_mask(*layers, x, torch.zeros(40, 50), p=0.4).passed
+
+
+def test_a_coin_is_shared_by_a_channel():
+    makers = (lambda: nn.Dropout2d(0.5), lambda: torch.nn.Dropout2d(0.5))
+    row = LayerRow("Dropout2d", (8, 6, 3, 3), *makers, passes=4, p=0.5, shared=(2, 3))
+    assert row.measure(RUN).agreement.passed
+    with pytest.raises(Failed, match="coins keep"):  # 9 coins a channel: nearly all have an entry that is kept
+        replace(row, make=lambda: nn.Dropout(0.5)).measure(RUN)
+    few = replace(row, shape=(2, 3, 1, 2))  # too few for the rate to tell
+    assert not replace(few, make=lambda: nn.Dropout(0.5)).measure(RUN).agreement.passed
+
+
+class Sum(rows.PostNorm):
+    """A stand-in for a layer of pellucid's, with its dropout; ``dropped`` is the input that it drops."""
+
+    def __init__(self, features, p, dropped="sublayer"):
+        super().__init__(features, p)
+        self.dropout, self.dropped = nn.Dropout(p), dropped
+
+    def forward(self, x, sublayer):
+        return super().forward(*((x, sublayer) if self.dropped == "sublayer" else (sublayer, x)))
+
+
+def test_a_normalized_sum_is_compared_given_the_mask_of_its_second_input():
+    makers = (lambda: Sum(50, 0.1), lambda: rows.PostNorm(50, 0.1))
+    row = LayerRow("AddNorm", (40, 50), *makers, inputs=2, passes=8, p=0.1)
+    figure = row.measure(RUN)
+    assert figure.agreement.passed
+    assert figure.limit_ms == pytest.approx(1e3 * 8 * (40 * 50 * 4) / 1e9)
+    with pytest.raises(Failed, match="2000 of 2000 coins keep"):
+        replace(row, make=lambda: Sum(50, 0.1, dropped="x")).measure(RUN)
+
+
+def test_a_function_of_ones_own_is_called_with_the_parameters_of_its_layer():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma, self.alpha = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(()))
+            self.beta = torch.nn.Parameter(torch.zeros(5))
+
+        def forward(self, x):
+            return torch.tanh(x * self.alpha) * self.gamma + self.beta
+
+    row = LayerRow("DyT", (6, 5), Layer, lambda: rows.Eager(rows.dyt, Layer()))
+    assert row.measure(RUN).agreement.passed
+
+
+def test_own_formulas_are_what_they_are_called():
+    x, gamma = torch.randn(4, 6), torch.rand(6)
+    torch.testing.assert_close(rows.rms_norm(x, gamma=gamma), torch.nn.functional.rms_norm(x, (6,), gamma, 1e-6))
+    zero = dict.fromkeys(("alpha", "gamma", "beta"), torch.zeros(()))
+    assert torch.equal(rows.dyt(x, **zero | {"beta": gamma}), gamma.expand(4, 6))
+
+
+def test_short_calls_are_timed_together(monkeypatch):
+    now, sides = 0.0, {"short": 1e-4, "long": 2.0}
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: now)
+    calls = dict.fromkeys(sides, 0)
+
+    def call(name):
+        nonlocal now
+        now += sides[name]
+        calls[name] += 1
+
+    found = comparison.times({name: lambda name=name: call(name) for name in sides}, rounds=3, device="cpu")
+    assert found == pytest.approx(sides)
+    assert calls == {"short": 2 + 3 * 5, "long": 2 + 3}  # a warm-up, one to see how long it takes, the samples
+
+
+def test_small_rows_are_shown_in_microseconds(monkeypatch):
+    exact = Agreement(0.0, 0.0, 0.0)
+    figures = {
+        "LayerNorm 6×5": RowSpeed("LayerNorm 6×5", "c", exact, 0.004, 0.0201, 1.0, 0.0302),
+        "Dropout 40×50": RowSpeed("Dropout 40×50", "c", exact, 1.0, 2.0, 3.0, 5.0),
+    }
+    monkeypatch.setattr(LayerRow, "measure", lambda self, run: figures[self.name])
+    result = run(monkeypatch, [NORM, DROPOUT], suite="rows")
+    lines = {" ".join(line.split()[:2]): line.split()[4:] for line in result.output.splitlines() if "0e+00" in line}
+    assert lines["LayerNorm 6×5"] == "20.1 µs · 20% 30.2 µs · 13% 1.50 ≥ 1".split()
+    assert lines["Dropout 40×50"] == "2.00 ms · 50% 5.00 ms · 20% 2.50 < 3".split()
+
+
+def test_a_step_gives_the_gradients_that_it_is_asked_for():
+    layer, (x, dy) = torch.nn.Linear(3, 2), (torch.randn(4, 3), torch.randn(4, 2))
+    y, dx, weight, bias = step(layer, x, dy)
+    torch.testing.assert_close([y, dx], [layer(x).detach(), dy @ layer.weight.detach()])
+    torch.testing.assert_close([weight, bias], [dy.T @ x, dy.sum(0)])

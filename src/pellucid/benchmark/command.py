@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -20,13 +21,17 @@ from rich.progress import Progress
 import pellucid
 from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
 from pellucid.benchmark.limit import measure_rates
-from pellucid.benchmark.processes import FIRST_RESULT, MEMORY
+from pellucid.benchmark.processes import FIRST_RESULT, MEMORY, ROWS_MEMORY
 from pellucid.benchmark.recipe import RECIPE
+from pellucid.benchmark.rows import ROWS
 from pellucid.benchmark.speed import RECURRENT
 from pellucid.benchmark.streaming import STREAMING
 from pellucid.benchmark.table import tables
 
-SUITES: dict[str, Sequence[Row]] = {"recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE]}
+SUITES: dict[str, Sequence[Row]] = {
+    "recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE],
+    "rows": [*ROWS, *ROWS_MEMORY],
+}
 PLAIN_WIDTH = 140  # columns where there is no terminal
 
 
@@ -34,7 +39,9 @@ PLAIN_WIDTH = 140  # columns where there is no terminal
 @click.argument("suite", type=click.Choice(sorted(SUITES)), default="recurrent")
 @click.option("--rows", "wanted", metavar="TEXT", help="Only the rows whose section and name have all words of TEXT.")
 @click.option("--check", is_flag=True, help="End with exit status 1 too if a row misses its floor.")
-@click.option("--rounds", default=9, show_default=True, type=click.IntRange(1), help="Least timed runs of each side.")
+@click.option(
+    "--rounds", default=9, show_default=True, type=click.IntRange(1), help="Least timed samples of each side."
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice.")
 @click.option(
     "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where the layers run."
@@ -45,15 +52,21 @@ def bench(
 ) -> None:
     """Time pellucid's layers beside torch.nn's and beside what the machine can do, in one run.
 
-    Every row first compares values and gradients with the opponent's in float64 and in float32: Δ is the largest
-    difference in float64, relative to the largest entry. A row that differs gets no figure, and the command ends
-    with exit status 1. Then both sides take turns, and medians are shown. Rows are called by batch, steps,
-    input→hidden. The whole suite takes about two and a half minutes on two cores; the sections are:
+    There are two suites: `recurrent`, which is the usual one, and `rows`, layers without time: norms, dropout and
+    formulas of one's own.
+
+    Every row first compares values and gradients with the opponent's in float64 and in the type that is measured,
+    float32 unless the row says otherwise: Δ is the largest difference in float64, relative to the largest entry. A row
+    that differs gets no figure, and the command ends with exit status 1. Then both sides take turns, and medians are
+    shown; a call that is over in less than half a millisecond is timed with others of its kind. "2.03 < 2.2" is a row
+    that misses its floor of 2.2. Floors are promises for two threads of a CPU.
+
+    The sections of `recurrent`, about two and a half minutes on two cores; rows are called by batch, steps,
+    input→hidden:
 
     \b
     speed         A training step: forward + backward. "× nn" above 1 means that pellucid is faster than torch.nn;
-                  "loop" is the same formula in a Python loop, as one writes it without pellucid. "2.03 < 2.2" is a
-                  row that misses its floor of 2.2. Floors are promises for two threads of a CPU.
+                  "loop" is the same formula in a Python loop, as one writes it without pellucid.
     streaming     Inference one step at a time, the state carried: a layer with an input of one step, and a cell.
     first result  From @pellucid.cell on a new formula to the end of its first training step, in a new process; with
                   a cold cache the kernel is compiled, with a warm one it is found on disk.
@@ -62,11 +75,32 @@ def bench(
                   what its --compare measures. torch.nn's layer reads packed sequences; Δ is the largest difference
                   of the losses. Left out where the extra is missing: pip install 'pellucid[train]'.
 
+    The sections of `rows`, about two minutes on two cores; rows are called by the shape of an input:
+
+    \b
+    speed         Forward + backward, given the gradient of the output. "torch" is torch.nn's layer. AddNorm, which is
+                  LayerNorm(x + Dropout(sublayer)), stands beside three layers of torch.nn; "own" is a function that
+                  @pellucid.layer made a layer, beside the same function called on tensors.
+    small         The same where calling costs more than computing, in µs.
+    formats       bfloat16, with parameters in float32; pictures whose channels stand last.
+    memory        The peak of a training step of Dropout.
+
+    \b
+    What is compared of a layer that throws coins:
+      A run in float64 shows which entries are kept: those whose input has a gradient. How many they are must lie
+      within 5 standard deviations of 1 - p. With the same seed in every type, output and gradients must be those of
+      torch.nn's layer when exactly these entries are dropped: x / (1 - p) where kept, 0 elsewhere. Where a whole
+      channel shares a coin, one coin is read for each channel. For norms the running statistics are compared too.
+
     \b
     After the time stands the share of the machine's limit, the least time that the step could take:
-      limit = max(FLOPs / rate of a matrix product, bytes / rate of a copy)
-      FLOPs = 6 × multiply-accumulates of forward's products (two FLOPs each; backward has twice the products)
-      bytes = 3 × those of input, outputs and parameters (forward, again in backward, gradient)
+      recurrent: limit = max(FLOPs / rate of a matrix product, bytes / rate of a copy)
+        FLOPs = 6 × multiply-accumulates of forward's products (two FLOPs each; backward has twice the products)
+        bytes = 3 × those of input, outputs and parameters (forward, again in backward, gradient)
+      rows: limit = bytes / rate of a copy, bytes = passes × those of an input in its type. The passes:
+        5, a norm and a function of one's own: x read, y written; x and dy read, dx written
+        4, dropout, whose gradient needs no x: x read, y written; dy read, dx written
+        8, AddNorm: x and sublayer read, y written; x, sublayer and dy read, the two gradients written
     Both rates are measured first, with the same threads, and stand below the tables. A share above 100% says that
     the machine was busy then, or that the data of a small row stays in a cache faster than memory: repeat the run.
 
@@ -77,6 +111,8 @@ def bench(
       pellucid bench --rows "gru 32," --rounds 51
       pellucid bench --rows memory
       pellucid bench recurrent --check --json figures.json
+      pellucid bench rows --threads 2 --check
+      pellucid bench rows --rows "speed dropout"
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device cuda: torch finds no GPU here. Leave the option out to measure the CPU.")
@@ -109,7 +145,7 @@ def bench(
             if shortfall:
                 complaints.append(f"{section}: {figure.row}: {shortfall}")
     where = machine(run)
-    for table in tables([figure for found in figures.values() for figure in found]):
+    for table in tables(figures):
         console.print(table)
     for called, reason in left_out.items():
         console.print(f"left out: {called}: {reason}", highlight=False, markup=False)
@@ -127,8 +163,8 @@ def bench(
 
 
 def _pick(suite: str, wanted: str | None) -> list[Row]:
-    """The rows of a suite that have all words of a text."""
-    words = (wanted or "").replace("->", "→").lower().split()
+    """The rows of a suite that have all words of a text, in which -> and 8x64 may be typed for → and 8×64."""
+    words = re.sub(r"(?<=\d)x(?=\d)", "×", (wanted or "").lower().replace("->", "→")).split()
     called = {f"{row.section}: {row.name}": row for row in SUITES[suite]}
     found = [row for name, row in called.items() if all(word in name.lower() for word in words)]
     if not found:

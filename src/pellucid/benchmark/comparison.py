@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from pellucid.benchmark.limit import Rates
 EXACT = 1e-10  # largest difference in float64, relative to the largest entry
 ROUNDING = 1e-4  # the same in float32; a cell that is chaotic may round as badly as its opponent, up to tenfold
 TIMED_SECONDS = 0.5  # a short run is repeated until so much time has gone by
+SAMPLE_SECONDS = 5e-4  # what the timer is started and stopped for, in as many calls as it takes
+WARM_SECONDS = 0.02  # in which the length of a call is found
 
 
 class Skipped(Exception):
@@ -32,7 +34,8 @@ class Failed(Exception):
 class Agreement:
     """The largest differences from the opponent in float64, relative to the largest entry of a tensor.
 
-    ``difference`` is pellucid's in float64, ``rounding`` and ``opponent_rounding`` are both sides' in float32.
+    ``difference`` is pellucid's in float64, ``rounding`` and ``opponent_rounding`` are both sides' in the type that is
+    measured, float32 unless the row says otherwise.
     """
 
     difference: float
@@ -71,7 +74,9 @@ class Run:
 class Row(Protocol):
     """What is measured for one line of a table. ``measure`` raises `Skipped` or `Failed` where it is not."""
 
-    section: ClassVar[str]  # the table it stands in
+    @property
+    def section(self) -> str:
+        """The table it stands in."""
 
     @property
     def name(self) -> str:
@@ -81,13 +86,25 @@ class Row(Protocol):
         """Compare, then measure."""
 
 
-def train(layer: torch.nn.Module, x: Tensor, backend: str = "auto", **options: Any) -> list[Tensor]:
-    """One step of forward and backward: the output, and the gradients of input and parameters."""
-    x = x.detach().requires_grad_()
-    with pellucid.backend(backend):
-        output, _ = layer(x, **options)
-    weights = torch.linspace(-1, 1, output.shape[-1], dtype=x.dtype, device=x.device)
-    gradients = torch.autograd.grad((output * weights).sum(), [x, *layer.parameters()])
+def train(
+    layer: torch.nn.Module, *inputs: Tensor, by: str = "auto", dy: Tensor | None = None, **options: Any
+) -> list[Tensor]:
+    """One step of forward and backward: the output, and the gradients of inputs and parameters.
+
+    Args:
+        layer: returns its output, or a tuple that begins with it.
+        inputs: all of them are trained.
+        by: the backend.
+        dy: the output's gradient; without it that of a loss, the sum of the output along a ramp.
+        options: the layer's own.
+    """
+    inputs = tuple(x.detach().requires_grad_() for x in inputs)
+    with pellucid.backend(by):
+        result = layer(*inputs, **options)
+    output = loss = result[0] if isinstance(result, tuple) else result
+    if dy is None:
+        loss = (output * torch.linspace(-1, 1, output.shape[-1], dtype=output.dtype, device=output.device)).sum()
+    gradients = torch.autograd.grad(loss, [*inputs, *layer.parameters()], dy)
     return [output.detach(), *gradients]
 
 
@@ -95,23 +112,24 @@ def agree(
     compute: Callable[..., list[Tensor]],
     ours: torch.nn.Module,
     theirs: torch.nn.Module,
-    x: Tensor,
+    *inputs: Tensor,
     by: str = "auto",
     **options: Any,
 ) -> Agreement:
-    """Compare what ``compute(layer, x, backend, ...)`` gives for two layers of the same weights.
+    """Compare what ``compute(layer, *inputs, by=...)`` gives for two layers of the same weights.
 
     Args:
         compute: `train`, or something like it.
         ours: pellucid's layer, which gets the ``options`` too.
         theirs: torch.nn's layer, or a copy of ours.
-        x: float32, the input.
+        inputs: of the type that is measured.
         by: the backend of theirs: "naive" runs a formula in the Python loop.
     """
-    exact = compute(copy.deepcopy(theirs).double(), x.double(), by)
-    in_double = compute(copy.deepcopy(ours).double(), x.double(), "auto", **options)
-    in_single, opponent = compute(ours, x, "auto", **options), compute(theirs, x, by)
-    return Agreement(*(_difference(results, exact) for results in (in_double, in_single, opponent)))
+    doubled = [x.double() for x in inputs]
+    exact = compute(copy.deepcopy(theirs).double(), *doubled, by=by)
+    in_double = compute(copy.deepcopy(ours).double(), *doubled, **options)
+    rounded, opponent = compute(ours, *inputs, **options), compute(theirs, *inputs, by=by)
+    return Agreement(*(_difference(results, exact) for results in (in_double, rounded, opponent)))
 
 
 def _difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
@@ -121,26 +139,39 @@ def _difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 
 def times(runs: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each, after a warm-up, at least ``rounds`` times; they take turns, in either order."""
+    """Median seconds of a call of each, after a warm-up, from at least ``rounds`` samples.
+
+    They take turns, in either order. A sample is so many calls that the timer's own time does not matter.
+    """
     for run in runs.values():
         run()
+    calls = {name: _calls(run, device) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     begin, done = time.perf_counter(), 0
     while done < rounds or time.perf_counter() - begin < TIMED_SECONDS:
         for name in reversed(order) if done % 2 else order:
-            seconds[name].append(clock(runs[name], device))
+            seconds[name].append(clock(runs[name], device, calls[name]))
         done += 1
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def clock(run: Callable[[], Any], device: str) -> float:
-    """Seconds of one run."""
+def _calls(run: Callable[[], Any], device: str) -> int:
+    """How many calls make a sample: the fastest tells, for others may use the machine too."""
+    begin, fastest = time.perf_counter(), clock(run, device)
+    while time.perf_counter() - begin < WARM_SECONDS:
+        fastest = min(fastest, clock(run, device))
+    return max(1, round(SAMPLE_SECONDS / fastest))
+
+
+def clock(run: Callable[[], Any], device: str, calls: int = 1) -> float:
+    """Seconds of one of several calls."""
     _synchronise(device)
     start = time.perf_counter()
-    run()
+    for _ in range(calls):
+        run()
     _synchronise(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def _synchronise(device: str) -> None:

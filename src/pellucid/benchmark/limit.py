@@ -31,7 +31,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What a training step of a recurrent layer cannot do without."""
+    """What a training step cannot do without."""
 
     flops: int
     bytes: int
@@ -65,7 +65,7 @@ def _best(run: Callable[[], Any], device: str) -> float:
 
 
 def work(layer: Any, x: Tensor) -> Work:
-    """Count forward and backward of a layer of pellucid's.
+    """Count forward and backward of a recurrent layer of pellucid's.
 
     FLOPs: 3 × 2 × the multiply-accumulates of forward's matrix products. Each product A·B of forward needs two of
     the same size in backward, for the gradients of A and of B. What is done entry by entry is not counted.

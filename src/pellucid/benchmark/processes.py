@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,29 +77,29 @@ class Memory(Figure):
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """An LSTM on a long sequence; ``checkpoint_every`` is the layer's own argument."""
+    """A layer of torch.nn's and ours, by its name and arguments, and its input's shape.
+
+    ``options`` are arguments of our layer's call. ``p`` is the probability with which a dropout drops; it gets dy from
+    outside, as in `LayerRow`, a layer without coins gets it from a loss.
+    """
 
     section: ClassVar[str] = "memory"
-    batch: int
-    steps: int
-    size: int
-    checkpoint_every: int | None = None
-
-    @property
-    def name(self) -> str:
-        """How the line is called."""
-        option = f", checkpoint_every={self.checkpoint_every}" if self.checkpoint_every else ""
-        return f"LSTM {self.batch}, {self.steps}, {self.size}→{self.size}{option}"
+    name: str
+    kind: str
+    arguments: Sequence[float]
+    shape: Sequence[int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    p: float = 0.0
 
     def measure(self, run: Run) -> Memory:
         """Train once in a process of pellucid's layer and in one of torch.nn's."""
         _only_cpu(run)
         if not Path("/proc/self/status").exists():
             raise Skipped("the peak of a process is read from /proc, which this system lacks")
-        sizes = (run.threads, self.batch, self.steps, self.size, self.checkpoint_every or 0)
+        arguments = (run.threads, json.dumps(asdict(self)))
         with tempfile.TemporaryDirectory(prefix="pellucid-bench-") as folder:
-            ours = _process("memory.py", folder, "pellucid", *sizes)
-            theirs = _process("memory.py", folder, "torch.nn", *sizes)
+            ours = _process("memory.py", folder, "pellucid", *arguments)
+            theirs = _process("memory.py", folder, "torch.nn", *arguments)
         peaks, seconds = ((ours[key], theirs[key]) for key in ("peak_mib", "seconds"))
         return Memory(self.name, ours["backend"], Agreement(**ours["agreement"]), *peaks, *seconds)
 
@@ -124,5 +125,18 @@ def _process(script: str, cache: str, *arguments: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def long_lstm(batch: int, steps: int, size: int, **options: int) -> MemoryRow:
+    """An LSTM on a long sequence."""
+    called = "".join(f", {name}={value}" for name, value in options.items())
+    name = f"LSTM {batch}, {steps}, {size}→{size}{called}"
+    return MemoryRow(name, "LSTM", (size, size), (steps, batch, size), options)
+
+
+def wide_dropout(rows: int, features: int, p: float = 0.5) -> MemoryRow:
+    """A dropout of a large matrix."""
+    return MemoryRow(f"Dropout {rows}×{features}", "Dropout", (p,), (rows, features), p=p)
+
+
 FIRST_RESULT = [FirstResultRow()]
-MEMORY = [MemoryRow(8, 10_000, 64), MemoryRow(8, 10_000, 64, checkpoint_every=100)]
+MEMORY = [long_lstm(8, 10_000, 64), long_lstm(8, 10_000, 64, checkpoint_every=100)]
+ROWS_MEMORY = [wide_dropout(16384, 768)]

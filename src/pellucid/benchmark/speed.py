@@ -1,4 +1,4 @@
-"""Forward + backward of a layer beside its opponents, and beside the limit of the machine."""
+"""Forward + backward of a recurrent layer beside its opponents, and beside the limit of the machine."""
 
 from __future__ import annotations
 
@@ -16,30 +16,41 @@ from pellucid.nn import cells
 
 
 @dataclass(frozen=True)
-class Speed(Figure):
+class Timed(Figure):
     """Medians in milliseconds; ``limit_ms`` is the machine's least time, ``floor`` the factor that is promised."""
 
     limit_ms: float
     ours_ms: float
-    torch_nn_ms: float | None
-    loop_ms: float
     floor: float | None
 
     @property
-    def opponent(self) -> str:
-        """Whom the floor is about: torch.nn, or the Python loop where torch.nn has no such layer."""
-        return "the Python loop" if self.torch_nn_ms is None else "torch.nn"
+    def opponent(self) -> tuple[str, float]:
+        """Whom the floor is about, and its milliseconds."""
+        raise NotImplementedError
 
     @property
     def factor(self) -> float:
         """How many times as fast as the opponent."""
-        return (self.loop_ms if self.torch_nn_ms is None else self.torch_nn_ms) / self.ours_ms
+        return self.opponent[1] / self.ours_ms
 
     def shortfall(self) -> str | None:
         """Say what is missing to the floor."""
         if self.floor is None or self.factor >= self.floor:
             return None
-        return f"{self.factor:.2f}× as fast as {self.opponent}, the floor is {self.floor:g}×"
+        return f"{self.factor:.2f}× as fast as {self.opponent[0]}, the floor is {self.floor:g}×"
+
+
+@dataclass(frozen=True)
+class Speed(Timed):
+    """A recurrent layer beside torch.nn's, where torch.nn has such a layer, and beside the Python loop."""
+
+    torch_nn_ms: float | None
+    loop_ms: float
+
+    @property
+    def opponent(self) -> tuple[str, float]:
+        """torch.nn, or the Python loop where torch.nn has no such layer."""
+        return ("the Python loop", self.loop_ms) if self.torch_nn_ms is None else ("torch.nn", self.torch_nn_ms)
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,16 @@ class SpeedRow:
         if self.opponent is not None:
             theirs, by = self.opponent().to(run.device), "auto"
             theirs.load_state_dict(layer.state_dict())
-        agreement = agree(train, layer, theirs, x, by)
+        agreement = agree(train, layer, theirs, x, by=by)
         backend, limit = str(layer.backend), work(layer, x).seconds(run.rates)
-        sides = {"ours": lambda: train(layer, x), "theirs": lambda: train(theirs, x, by)}
+        sides = {"ours": lambda: train(layer, x), "theirs": lambda: train(theirs, x, by=by)}
         found = times(sides, run.rounds, run.device)
-        ours, torch_nn, loop = found["ours"], None, found["theirs"]
+        torch_nn, loop = None, found["theirs"]
         if self.opponent is not None:
-            alone = times({"loop": lambda: train(layer, x, "naive")}, -(-run.rounds // 3), run.device)
+            alone = times({"loop": lambda: train(layer, x, by="naive")}, -(-run.rounds // 3), run.device)
             torch_nn, loop = 1e3 * found["theirs"], alone["loop"]
-        return Speed(self.name, backend, agreement, 1e3 * limit, 1e3 * ours, torch_nn, 1e3 * loop, self.floor)
+        ours = (1e3 * limit, 1e3 * found["ours"], self.floor)
+        return Speed(self.name, backend, agreement, *ours, torch_nn, 1e3 * loop)
 
 
 def _layernorm_lstm() -> torch.nn.Module:

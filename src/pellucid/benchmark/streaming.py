@@ -61,11 +61,11 @@ class StreamingRow:
         return Streaming(self.name, str(ours.backend), agreement, *(1e6 / STEPS * medians[name] for name in runs))
 
 
-def stream(layer: torch.nn.Module, x: Tensor, backend: str = "auto") -> Tensor:
+def stream(layer: torch.nn.Module, x: Tensor, by: str = "auto") -> Tensor:
     """Read (time, batch, features) step by step; the outputs."""
     outputs, state = [], None
     one_step = isinstance(layer, torch.nn.RNNCellBase)
-    with torch.inference_mode(), pellucid.backend(backend):
+    with torch.inference_mode(), pellucid.backend(by):
         for step in x if one_step else x.split(1):
             result: Any = layer(step, state)
             output, state = (result[0] if isinstance(result, tuple) else result, result) if one_step else result
@@ -73,8 +73,8 @@ def stream(layer: torch.nn.Module, x: Tensor, backend: str = "auto") -> Tensor:
         return torch.stack(outputs) if one_step else torch.cat(outputs)
 
 
-def _stream_all(layers: ModuleList, x: Tensor, backend: str = "auto") -> list[Tensor]:
-    return [stream(layer, x, backend) for layer in layers]
+def _stream_all(layers: ModuleList, x: Tensor, by: str = "auto") -> list[Tensor]:
+    return [stream(layer, x, by) for layer in layers]
 
 
 STREAMING = [StreamingRow(kind, 256, 128) for kind in ("RNN", "GRU", "LSTM")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,18 +12,19 @@ from rich.text import Text
 from pellucid.benchmark.comparison import Figure
 from pellucid.benchmark.processes import FirstResult, Memory
 from pellucid.benchmark.recipe import Recipe
-from pellucid.benchmark.speed import Speed
+from pellucid.benchmark.rows import RowSpeed
+from pellucid.benchmark.speed import Speed, Timed
 from pellucid.benchmark.streaming import Streaming
 
 Columns = Mapping[str, Callable[[Any], str | Text]]
 
 
-def _factor(figure: Speed, opponent_ms: float | None) -> str | Text:
+def _factor(figure: Timed, opponent_ms: float | None) -> str | Text:
     """How many times as fast as an opponent, and the floor where it is the one that the floor is about."""
     if opponent_ms is None:
         return ""
     factor = f"{opponent_ms / figure.ours_ms:.2f}"
-    if figure.floor is None or opponent_ms != (figure.torch_nn_ms or figure.loop_ms):
+    if figure.floor is None or opponent_ms != figure.opponent[1]:
         return factor
     short = figure.shortfall() is not None
     return Text(f"{factor} {'<' if short else '≥'} {figure.floor:g}", style="red" if short else "green")
@@ -31,6 +32,13 @@ def _factor(figure: Speed, opponent_ms: float | None) -> str | Text:
 
 def _ms(milliseconds: float | None, limit: float) -> str:
     return "" if milliseconds is None else f"{milliseconds:.1f} · {limit / milliseconds:.0%}"
+
+
+def _time(figure: RowSpeed, milliseconds: float) -> str:
+    """In the unit that suits both sides of a row."""
+    small = max(figure.ours_ms, figure.torch_ms) < 1
+    shown = f"{1e3 * milliseconds:.1f} µs" if small else f"{milliseconds:.2f} ms"
+    return f"{shown} · {figure.limit_ms / milliseconds:.0%}"
 
 
 def _seconds(figure: FirstResult, seconds: float) -> str | Text:
@@ -43,6 +51,11 @@ SPEED: Columns = {
     "× nn": lambda f: _factor(f, f.torch_nn_ms),
     "loop": lambda f: _ms(f.loop_ms, f.limit_ms),
     "× loop": lambda f: _factor(f, f.loop_ms),
+}
+ROWS: Columns = {
+    "pellucid": lambda f: _time(f, f.ours_ms),
+    "torch": lambda f: _time(f, f.torch_ms),
+    "× torch": lambda f: _factor(f, f.torch_ms),
 }
 STREAMING: Columns = {
     "pellucid layer": lambda f: f"{f.ours_us:.1f}",
@@ -60,8 +73,8 @@ FIRST_RESULT: Columns = {
 MEMORY: Columns = {
     "pellucid": lambda f: f"{f.ours_mib:.0f} MiB",
     "torch.nn": lambda f: f"{f.torch_nn_mib:.0f} MiB",
-    "pellucid's step": lambda f: f"{f.ours_s:.2f} s",
-    "torch.nn's step": lambda f: f"{f.torch_nn_s:.2f} s",
+    "pellucid's step": lambda f: f"{f.ours_s:.2g} s",
+    "torch.nn's step": lambda f: f"{f.torch_nn_s:.2g} s",
 }
 RECIPE: Columns = {
     "pellucid": lambda f: f"{f.ours_ms:.1f}",
@@ -70,24 +83,24 @@ RECIPE: Columns = {
     "steps": lambda f: str(f.steps),
 }
 TABLES: Mapping[type, tuple[str, Columns]] = {
-    Speed: ("speed: forward + backward, float32, ms · share of the machine's limit", SPEED),
-    Streaming: ("streaming: inference one step at a time, batch 1, float32, µs a step", STREAMING),
-    FirstResult: ("first result: seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),
-    Memory: ("memory: peak of a training step above what the process held", MEMORY),
-    Recipe: ("recipe: a whole training step of `pellucid train sentiment`, float32, ms", RECIPE),
+    Speed: ("forward + backward, float32, ms · share of the machine's limit", SPEED),
+    RowSpeed: ("forward + backward, share of the machine's limit", ROWS),
+    Streaming: ("inference one step at a time, batch 1, float32, µs a step", STREAMING),
+    FirstResult: ("seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),
+    Memory: ("peak of a training step above what the process held", MEMORY),
+    Recipe: ("a whole training step of `pellucid train sentiment`, float32, ms", RECIPE),
 }
 
 
-def tables(figures: Iterable[Figure]) -> Iterable[Table]:
+def tables(sections: Mapping[str, Sequence[Figure]]) -> Iterable[Table]:
     """Lay out every section that has figures; a row whose comparison fails shows its differences alone."""
-    figures = list(figures)
-    for kind, (title, columns) in TABLES.items():
-        rows: list[Any] = [figure for figure in figures if isinstance(figure, kind)]
-        if rows:
-            yield _table(title, columns, rows)
+    for section, figures in sections.items():
+        if figures:
+            title, columns = TABLES[type(figures[0])]
+            yield _table(f"{section}: {title}", columns, figures)
 
 
-def _table(title: str, columns: Columns, figures: list[Any]) -> Table:
+def _table(title: str, columns: Columns, figures: Sequence[Any]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
     table.add_column("row")
     table.add_column("backend")

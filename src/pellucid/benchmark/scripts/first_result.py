@@ -44,7 +44,7 @@ def main() -> None:
     from pellucid.benchmark.comparison import agree, train
 
     backend = layer.backend
-    agreement = agree(train, layer, copy.deepcopy(layer), x, "naive")
+    agreement = agree(train, layer, copy.deepcopy(layer), x, by="naive")
     print(
         json.dumps(
             {

@@ -1,6 +1,6 @@
-"""Measure what a training step of an LSTM on a long sequence adds to the memory of its process.
+"""Measure what a training step of a layer adds to the memory of its process.
 
-Usage: memory.py pellucid|torch.nn THREADS BATCH STEPS SIZE CHECKPOINT_EVERY (0: none)
+Usage: memory.py pellucid|torch.nn THREADS ROW, where ROW is a `MemoryRow` as JSON
 """
 
 from __future__ import annotations
@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pellucid import nn
-from pellucid.benchmark.comparison import agree, train
+from pellucid.benchmark.comparison import Agreement, agree, train
+from pellucid.benchmark.processes import MemoryRow
+from pellucid.benchmark.rows import agree_given_the_mask, ran, step
 
 
 def held(name: str) -> int:
@@ -29,21 +33,26 @@ def held(name: str) -> int:
 
 def main() -> None:
     """Train a step after a short one, which compiles; then compare pellucid's with torch.nn's, and print JSON."""
-    who, *numbers = sys.argv[1:]
-    threads, batch, steps, size, checkpoint_every = map(int, numbers)
-    torch.set_num_threads(threads)
+    who, threads, written = sys.argv[1:]
+    row = MemoryRow(**json.loads(written))
+    torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    ours, theirs = nn.LSTM(size, size), torch.nn.LSTM(size, size)
+    ours, theirs = (getattr(space, row.kind)(*row.arguments) for space in (nn, torch.nn))
     theirs.load_state_dict(ours.state_dict())
-    options: dict[str, Any] = {"checkpoint_every": checkpoint_every} if checkpoint_every else {}
-    layer, given = (ours, options) if who == "pellucid" else (theirs, {})
-    x = torch.randn((steps, batch, size))
-    train(layer, x[: 2 * checkpoint_every + 10], **given)
+    layer, options = (ours, row.options) if who == "pellucid" else (theirs, {})
+    given = [torch.randn(row.shape)]
+    run: Callable[..., Any] = train
+    compare: Callable[..., Agreement] = partial(agree, train)
+    if row.p:
+        given.append(torch.randn(row.shape))
+        run, compare = step, partial(agree_given_the_mask, p=row.p)
+    first = 2 * row.options.get("checkpoint_every", 0) + 10
+    run(layer, *(value[:first] for value in given), **options)
     before, start = held("VmRSS"), time.perf_counter()
-    train(layer, x, **given)
+    run(layer, *given, **options)
     found: dict[str, Any] = {"seconds": time.perf_counter() - start, "peak_mib": (held("VmHWM") - before) / 1024}
     if who == "pellucid":
-        found |= {"backend": ours.backend, "agreement": asdict(agree(train, ours, theirs, x, **options))}
+        found |= {"backend": ran(ours), "agreement": asdict(compare(ours, theirs, *given, **options))}
     print(json.dumps(found))
 
 
