@@ -179,6 +179,11 @@ def test_shapes_are_solved_and_named():
     assert layer.hyperparameters == {"k": 2.0}
     assert repr(layer) == "feed_forward(4, 6, hidden=3, k=2.0)"
     assert repr(feed_forward(4, 4, hidden=3, k=1, seed=5)) == "feed_forward(4, hidden=3, k=1, seed=5)"
+    assert layer.backend == "auto"
+    layer(torch.randn(2, 4), torch.randn(2, 6))
+    assert layer.backend == "c"
+    with pellucid.backend("stepwise"):
+        layer(torch.randn(2, 4), torch.randn(2, 6))
     assert layer.backend == "stepwise"
     assert "layer feed_forward at" in repr(feed_forward)
 
@@ -551,7 +556,7 @@ def test_the_explanation_shows_the_draws_of_the_next_call():
     layer, x = nn.AddNorm(6, p=0.5), torch.randn(3, 6)
     y = torch.randn(3, 6)
     shown = next(v for n, v in quietly(layer, x, y).steps[0].values.items() if n.startswith("y ="))
-    assert torch.equal(layer(x, y), torch.from_numpy(shown.numbers))
+    torch.testing.assert_close(layer(x, y), torch.from_numpy(shown.numbers))
 
 
 def test_what_is_not_given_is_made_up():

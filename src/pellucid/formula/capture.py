@@ -40,7 +40,7 @@ def capture(
     function: Callable[..., tuple[Tensor, ...]],
     arguments: Callable[..., Sequence[Tensor]],
     decompositions: Decompositions,
-    sizes: Sizes = (ROWS,),
+    sizes: Sizes | None = None,
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Return the graph of a function, and the tensors from outside that it reads.
 
@@ -52,13 +52,14 @@ def capture(
         arguments: gives them for a number of rows, or for a size of every open axis; these are the first axes of the
             first argument.
         decompositions: what is recorded in place of an operation.
-        sizes: of the open axes, one after the other.
+        sizes: of the open axes, one after the other. None: the rows, and shapes tell how many there are for one sample.
 
     Raises:
         DependsOnRows: the function does something else for another number of rows.
     """
-    first, second = (_Capture(decompositions).run(function, arguments(*run)) for run in zip(*sizes, strict=True))
-    _open_sizes(first, second, sizes)
+    opened = (ROWS,) if sizes is None else sizes
+    first, second = (_Capture(decompositions).run(function, arguments(*run)) for run in zip(*opened, strict=True))
+    _open_sizes(first, second, opened, by_row=sizes is None)
     return first.graph, first.constants
 
 
@@ -171,7 +172,7 @@ class _Capture(TorchDispatchMode):
         return self._known[value]
 
 
-def _open_sizes(first: _Capture, second: _Capture, sizes: Sizes) -> None:
+def _open_sizes(first: _Capture, second: _Capture, sizes: Sizes, by_row: bool) -> None:
     """Compare two recordings; make of each size that differs one of an open axis in the graph of the first."""
     graph, count = first.graph, len(first.graph.nodes)
     if count != len(second.graph.nodes):
@@ -207,7 +208,7 @@ def _open_sizes(first: _Capture, second: _Capture, sizes: Sizes) -> None:
             raise DependsOnRows(f"{node.target} or {twin.target}, as the number of samples is")
         node.args, node.kwargs = pytree.tree_map(argument, (node.args, node.kwargs), (twin.args, twin.kwargs))
         node.meta["val"] = pytree.tree_map(
-            lambda one, other: _abstract(one, other, sizes), node.meta.get("val"), twin.meta.get("val")
+            lambda one, other: _abstract(one, other, sizes, by_row), node.meta.get("val"), twin.meta.get("val")
         )
     for name, constant in first.constants.items():
         if not torch.equal(constant, second.constants[name]):
@@ -233,8 +234,8 @@ def _seen(value: Tensor) -> Abstract:
     return Abstract(tuple(value.shape), value.dtype, False)
 
 
-def _abstract(one: Any, other: Any, sizes: Sizes) -> Any:
-    """What is common to a value met in both runs: of rows their number for one sample, other axes as in the first."""
+def _abstract(one: Any, other: Any, sizes: Sizes, by_row: bool) -> Any:
+    """What is common to a value met in both runs; an open axis is as in the first, or the number of rows of a row."""
     if not isinstance(one, Abstract):
         return None
     shape = []
@@ -244,5 +245,5 @@ def _abstract(one: Any, other: Any, sizes: Sizes) -> Any:
             raise DependsOnRows(
                 f"a value of shape {one.shape} for sizes {_run(sizes, 0)}, {other.shape} for {_run(sizes, 1)}"
             )
-        shape.append(found[0] if len(sizes) == 1 else a)
+        shape.append(found[0] if by_row else a)
     return Abstract(tuple(shape), one.dtype, len(shape) > 0 and one.shape[0] != other.shape[0])

@@ -136,6 +136,20 @@ def trace(
     return Joint(graph, constants, 1, len(source.states), len(source.parameters), tracing.sites)
 
 
+def trace_forward(
+    source: Source, solution: Solution, hyperparameters: Mapping[str, Any], training: bool, dtype: torch.dtype
+) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+    """Trace the result of a formula without a state, of its inputs one by one, parameters and draws; to be called
+    `in_plain_torch`.
+
+    Raises:
+        FormulaError: torch cannot trace the formula.
+    """
+    tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device("cpu"))
+    with _told(source):
+        return tracing.forward()
+
+
 def check_rows(source: Source, solution: Solution, hyperparameters: Mapping[str, Any]) -> None:
     """Run a formula on rows together and one by one, in training; to be called `in_plain_torch`.
 
@@ -237,6 +251,20 @@ class _Tracing:
             return [*primal, *noise, *(torch.ones(rows, size).to(given[0]) for size in results)]
 
         return capture(joint, arguments, decompositions())
+
+    def forward(self) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+        """Trace the result alone, of inputs that stand apart."""
+        sizes = self.solution.input_sizes(self.source)
+
+        def forward(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            with RowsFirst():
+                return (step(self.named, self.hyperparameters, self.training, values)[0],)
+
+        def arguments(rows: int) -> list[torch.Tensor]:
+            (inputs,), weights, noise = self.values(rows)
+            return [value.requires_grad_() for value in (*apart(inputs, sizes), *weights)] + noise
+
+        return capture(forward, arguments, decompositions())
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a formula must not know of the batch."""

@@ -121,7 +121,7 @@ class _Function(Columns):
                 self.reduces[self.level(value.values[0])].append(value)
         for name, value in self.nest.outputs.items():
             if value.kind == "total":
-                if value.values[0].width == 1 and not self.across and nest.columns is None:
+                if value.values[0].width == 1 and not self.across and self.nest.columns is None:
                     raise Unsupported("a sum over rows of what all columns have in common")
                 self.totals[self.level(value.values[0])].append(value)
             elif value not in self.stores[self.level(value)]:

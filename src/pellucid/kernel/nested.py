@@ -17,6 +17,7 @@ from pellucid.kernel import build, memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.emit_nest import Layout, emit
 from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
+from pellucid.kernel.random import uniform
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.text_c import STORAGE
 from pellucid.kernel.threads import useful
@@ -51,6 +52,10 @@ class Draws(NamedTuple):
     seed: int
     stream: int
     offsets: Mapping[str, int]
+
+    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The numbers of one random operand."""
+        return uniform(shape, self.seed, stream=self.stream, offset=self.offsets[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +174,7 @@ def _order(axes: Axes, fixed: bool) -> list[_Axis] | None:
     """The axes in the order of memory, joined where all views allow it; None where the last entries do not lie side
     by side."""
     sizes, count = axes.sizes, len(axes.sizes)
-    kept = [a for a in range(count) if sizes[a] != 1 or (fixed and a == count - 1)]
+    kept = [a for a in range(count) if sizes[a] != 1 or fixed]
     if axes.averaged and not set(kept) & set(axes.averaged):
         kept = sorted([*kept, axes.averaged[-1]])
     kept = kept or [count - 1]

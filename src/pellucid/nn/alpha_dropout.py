@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from pellucid.formula.drop import drop_all
 from pellucid.nn.dropout import DropoutFamily
 
 # SELU's value at minus infinity, −λα, with the constants of the paper's fixed point (mean 0, variance 1).
@@ -17,18 +20,25 @@ def drop_alpha(x: Tensor, draws: Tensor, p: float, saturated: float = SATURATED)
     Klambauer, Unterthiner, Mayr and Hochreiter, "Self-normalizing neural networks", NeurIPS 2017, section 3.
     """
     mask = draws >= p
-    a = ((1 - p) * (1 + p * saturated**2) or 1) ** -0.5  # with p = 1 all is one constant, brought to 0 by any a
+    a = ((1 - p) * (1 + p * saturated**2)) ** -0.5
     b = -a * p * saturated
     return a * torch.where(mask, x, saturated) + b
 
 
-class AlphaDropout(DropoutFamily, torch.nn.AlphaDropout):
+class SaturatingFamily(DropoutFamily):
+    """What the two members share: their formula."""
+
+    @property
+    def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
+        """The formula; where all is dropped, one constant would be brought to 0."""
+        return drop_all if self.training and self.p == 1 else drop_alpha
+
+
+class AlphaDropout(SaturatingFamily, torch.nn.AlphaDropout):
     """Drop entries to SELU's lower limit. Input and output: any shape. Arguments: see `DropoutFamily`."""
 
-    formula = staticmethod(drop_alpha)
 
-
-class FeatureAlphaDropout(DropoutFamily, torch.nn.FeatureAlphaDropout):
+class FeatureAlphaDropout(SaturatingFamily, torch.nn.FeatureAlphaDropout):
     """Drop whole channels to SELU's lower limit. Input and output: (batch, channels, ...).
 
     Arguments: see `DropoutFamily`.
@@ -36,8 +46,6 @@ class FeatureAlphaDropout(DropoutFamily, torch.nn.FeatureAlphaDropout):
     Raises:
         RuntimeError: the input has fewer than two axes.
     """
-
-    formula = staticmethod(drop_alpha)
 
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes."""

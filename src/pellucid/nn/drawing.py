@@ -12,6 +12,8 @@ from torch import Tensor
 from pellucid.errors import label
 from pellucid.kernel.random import draw_seed, uniform
 
+Numbers = tuple[Tensor | int, Tensor | int]  # the seed and the stream that decide a call's draws
+
 
 class Drawing(torch.nn.Module):
     """A layer that draws.
@@ -49,20 +51,26 @@ class Drawing(torch.nn.Module):
         if seed is not None:
             self._compiled_calls = torch.zeros((), dtype=torch.int64, device="cpu")
 
-    def draw(self, shapes: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
-        """Return fresh numbers in [0, 1) of these shapes, all of one seed."""
+    def draw(
+        self, shapes: Sequence[Sequence[int]], device: torch.device, sequence: Numbers | None = None
+    ) -> list[Tensor]:
+        """Return fresh numbers in [0, 1) of these shapes, all of one `sequence`; by default of the next one."""
+        seed, stream = sequence or self.sequence()
+        drawn, offset = [], 0
+        for shape in shapes:
+            drawn.append(uniform(shape, seed, device=device, stream=stream, offset=offset))
+            offset += math.prod(shape)
+        return drawn
+
+    def sequence(self) -> Numbers:
+        """Begin a call that draws: the seed and the stream of its numbers."""
         if self._is_recomputed():
             raise RuntimeError(
                 f"{label(self)} is run again inside a backward pass (torch.utils.checkpoint does that), where the "
                 f"draws of its own {'generator' if self.seed is None else 'seed'} cannot be repeated and the gradient "
                 f"would be another mask's. Leave seed and generator out: checkpoint repeats torch's own generator."
             )
-        seed, stream = self._next()
-        drawn, offset = [], 0
-        for shape in shapes:
-            drawn.append(uniform(shape, seed, device=device, stream=stream, offset=offset))
-            offset += math.prod(shape)
-        return drawn
+        return self._next()
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -76,7 +84,7 @@ class Drawing(torch.nn.Module):
             self._eager_calls = calls
             generator.set_state(state)
 
-    def _next(self) -> tuple[Tensor | int, Tensor | int]:
+    def _next(self) -> Numbers:
         """Seed and stream of this call."""
         if self.seed is None:
             return draw_seed(self.generator), 0

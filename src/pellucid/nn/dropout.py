@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,23 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop, dropping
+from pellucid.kernel import nested
 from pellucid.nn.component import Component, SymbolShape
-from pellucid.nn.drawing import Drawing
+from pellucid.nn.drawing import Drawing, Numbers
 from pellucid.nn.windowed import AXES, name_axes
 
 __all__ = ["DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropoutFamily", "LockedDropout", "drop"]
+
+
+@functools.lru_cache(maxsize=64)
+def _recipe(name: str, formula: Callable[..., Tensor]) -> nested.Recipe:
+    return nested.Recipe(name, _by_formula, (formula,), ("x",), ("p",), ("draws",))
+
+
+def _by_formula(
+    averaged: tuple[int, ...], formula: Callable[..., Tensor], x: Tensor, p: Tensor, draws: Tensor
+) -> tuple[Tensor, ...]:
+    return (formula(x=x, draws=draws, p=p).to(x.dtype),)
 
 
 class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
@@ -45,6 +58,8 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         super().__init__(p, inplace)
         self.draw_from(seed, generator)
 
+    by_kernel = True  # whether the formula is one of x, draws and p, entry by entry
+
     @property
     def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
         """The family's formula; what drops everything has one of its own."""
@@ -68,12 +83,34 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         self._check(input)
         if not self.training or self.p == 0 or input.numel() == 0:
             return input
-        (draws,) = self.draw([self.drawn_shape(input)], input.device)
+        numbers = self.sequence()
+        if self.by_kernel and nested.runs(input):
+            y = self._by_kernel(input, numbers)
+            if y is not None:
+                return input.copy_(y) if self.inplace else y
+        (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
         if self.formula is not drop or input.dtype != draws.dtype:
             y = self.formula(**self._symbol_values(input, draws, self.p))
             return input.copy_(y) if self.inplace else y
         scale = draws.copy_(draws >= self.p).div_(1 - self.p)  # the draws' memory, already at hand
         return input.mul_(scale) if self.inplace else input * scale
+
+    def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
+        """Run the formula as one kernel that draws in place; None where it has none."""
+        formula, p = self.formula, self.p
+        draws = nested.Draws(*map(int, numbers), {"draws": 0})
+        shape = self.drawn_shape(input)
+
+        def axes(x: Tensor) -> nested.Axes:
+            steps = torch.empty(shape, device="meta").stride()
+            drawn = tuple(None if size == 1 else step for size, step in zip(shape, steps, strict=True))
+            return nested.Axes(tuple(x.shape), (), (nested.View(x.stride()), nested.View(drawn)))
+
+        def again(x: Tensor) -> tuple[Tensor, ...]:
+            return (formula(x=x, draws=draws.tensor("draws", shape), p=p),)
+
+        results = nested.run(_recipe(label(self), formula), (input,), axes, again, (p,), draws, shape)
+        return None if results is None else results[0]
 
     def bind(self, input: Tensor) -> dict[str, Any]:
         """Return what the formula's symbols stand for in the next call, whose draws stay to be drawn."""

@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from pellucid.errors import FormulaError
 from pellucid.formula import graph
+from pellucid.kernel.rowwise import RowProgram
 from pellucid.nn.factory import Factory
 from pellucid.nn.row_wise import RowWise
 
@@ -37,10 +40,20 @@ class Layer(Factory):
                     f"name; give it another name.\n" + self.source.caret_at_name(name)
                 )
         self.check_rows = functools.lru_cache(maxsize=64)(self._check_rows)
+        self.program = functools.lru_cache(maxsize=64)(self._program)
 
     def __call__(self, input_size: int, output_size: int | None = None, **options: Any) -> RowWise:
         """Make a module; the arguments are those of `pellucid.nn.RowWise`."""
         return RowWise(self, input_size, output_size, **options)
+
+    def _program(
+        self,
+        sizes: tuple[tuple[str, int], ...],
+        hyperparameters: tuple[tuple[str, Any], ...],
+        training: bool,
+        dtype: torch.dtype,
+    ) -> RowProgram:
+        return RowProgram(self.source, self.solve(sizes, hyperparameters), dict(hyperparameters), training, dtype)
 
     def _check_rows(self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...]) -> None:
         solution = self.solve(sizes, hyperparameters)

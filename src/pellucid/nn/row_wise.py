@@ -14,8 +14,10 @@ from pellucid.errors import label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.nested import Draws, runs
+from pellucid.kernel.registry import chosen_backend
 from pellucid.nn.component import Component, SymbolShape
-from pellucid.nn.drawing import Drawing
+from pellucid.nn.drawing import Drawing, Numbers
 
 if TYPE_CHECKING:
     from pellucid.nn.row_formula import Layer
@@ -70,7 +72,7 @@ class RowWise(Component, Drawing):
         for name, value in given.items():
             layer.check_size(f"{name}_size", value)
         self._sizes, self._hyperparameters = layer.sort_options(options)
-        key = (tuple((given | self._sizes).items()), tuple(self._hyperparameters.items()))
+        self._key = key = (tuple((given | self._sizes).items()), tuple(self._hyperparameters.items()))
         self._solution = layer.solve(*key)
         self.input_size, self.output_size = input_size, self._solution.output
         self.draw_from(seed, generator)
@@ -103,8 +105,8 @@ class RowWise(Component, Drawing):
 
     @property
     def backend(self) -> str:
-        """The name of what runs the formula."""
-        return "stepwise"
+        """The name of what ran the formula last; before the first run, of what would."""
+        return self.__dict__.get("_ran") or chosen_backend()
 
     @property
     def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
@@ -162,16 +164,23 @@ class RowWise(Component, Drawing):
 
     def _rows(self, inputs: list[Tensor]) -> Tensor:
         """Compute the result of all rows, (rows, features) each."""
-        return self._evaluate(**self._values(inputs))
+        given = [*inputs, *(getattr(self, symbol.name) for symbol in self.layer.source.parameters)]
+        numbers = self.sequence() if self.training and self._solution.sites else None
+        y = None
+        if runs(*given) and autocast_dtype(given[0]) is None:
+            program = self.layer.program(*self._key, self.training, given[0].dtype)
+            y = program.run(given, None if numbers is None else Draws(*map(int, numbers), {}))
+        self.__dict__["_ran"] = "stepwise" if y is None else "c"
+        return self._evaluate(**self._values(inputs, numbers)) if y is None else y
 
-    def _values(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    def _values(self, inputs: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:
         """What the formula's symbols stand for, and fresh draws where it draws."""
         source, sites = self.layer.source, self._solution.sites
         values: dict[str, Any] = {s.name: x for s, x in zip(source.inputs, inputs, strict=True)}
         values |= {s.name: getattr(self, s.name) for s in source.parameters} | self._hyperparameters
         if self.training and sites:
             rows, device = inputs[0].shape[0], inputs[0].device
-            values[DRAWS] = self.draw([(rows, size) for size, _ in sites], device)
+            values[DRAWS] = self.draw([(rows, size) for size, _ in sites], device, numbers)
         return values
 
     def _evaluate(self, /, **values: Any) -> Tensor:

@@ -1,0 +1,183 @@
+"""A formula of rows, cut at its products: what lies between two of them is one kernel, products are torch's.
+
+What depends on parameters alone is computed by torch too. Every product's operand, and the result, is a kernel of the
+products, inputs and parameters that it is made of.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pellucid.formula.capture import free
+from pellucid.formula.graph import in_plain_torch, trace_forward
+from pellucid.formula.shapes import Solution
+from pellucid.formula.source import Source
+from pellucid.kernel import nested
+from pellucid.kernel.program import Abstract, placeholder
+
+aten = torch.ops.aten
+PRODUCTS = {aten.mm.default, aten.addmm.default}
+
+
+class RowProgram:
+    """A formula for one mode and type, as steps that are run one after the other."""
+
+    def __init__(
+        self, source: Source, solution: Solution, hyperparameters: Mapping[str, Any], training: bool, dtype: torch.dtype
+    ) -> None:
+        traced = in_plain_torch(lambda: trace_forward(source, solution, hyperparameters, training, dtype))
+        graph, self.constants = traced
+        self.name = source.title
+        self.draws = solution.sites if training else ()
+        nodes = list(graph.nodes)
+        placeholders = [n for n in nodes if n.op == "placeholder"]
+        symbols = [*source.inputs, *source.parameters]
+        for node, symbol in zip(placeholders, symbols, strict=False):
+            node._rename(free(symbol.name))
+        self.drawn = placeholders[len(symbols) :]
+        for node in self.drawn:
+            node._rename("draws")
+        self.given = placeholders[: len(symbols)]
+        self.of_rows = set[fx.Node]({*placeholders[: len(source.inputs)], *self.drawn})
+        for node in nodes:
+            if any(n in self.of_rows for n in node.all_input_nodes) and node.op == "call_function" and not _size(node):
+                self.of_rows.add(node)
+        self.result = next(n for n in nodes if n.op == "output").args[0][0]
+        self._parts = {
+            root: _Part(self, root)
+            for root in [n.args[self._operand(n)] for n in nodes if self.is_product(n)] + [self.result]
+            if root in self.of_rows and root.op != "placeholder" and not self.is_product(root)
+        }
+
+    def _operand(self, product: fx.Node) -> int:
+        return 1 if product.target is aten.addmm.default else 0
+
+    def is_product(self, node: fx.Node) -> bool:
+        """Whether a node is a product of rows with a matrix of parameters."""
+        return (
+            node.target in PRODUCTS
+            and node in self.of_rows
+            and node.args[self._operand(node) + 1] not in self.of_rows
+        )
+
+    def run(self, values: Sequence[Tensor], draws: nested.Draws | None) -> Tensor | None:
+        """The result of inputs, (rows, features) each, and parameters; None where a part has no kernel."""
+        known: dict[fx.Node, Tensor] = dict(zip(self.given, values, strict=True))
+
+        def value(node: fx.Node) -> Any:
+            if node not in known:
+                if node in self._parts:
+                    known[node] = self._parts[node].run(value, draws)
+                elif node.op == "get_attr":
+                    known[node] = self.constants[node.name]
+                else:
+                    known[node] = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
+            return known[node]
+
+        try:
+            return value(self.result)
+        except _NoKernel:
+            return None
+
+
+class _NoKernel(Exception):
+    """A part has no kernel, of which a warning has told."""
+
+
+class _Part:
+    """One kernel: a value, made of inputs, parameters, products and draws."""
+
+    def __init__(self, program: RowProgram, root: fx.Node) -> None:
+        inside: list[fx.Node] = []
+        leaves: dict[fx.Node, None] = {}
+
+        def visit(node: fx.Node) -> None:
+            if node in program.of_rows and node.op == "call_function" and not (
+                program.is_product(node) and node is not root
+            ):
+                if node not in inside:
+                    for operand in node.all_input_nodes:
+                        visit(operand)
+                    inside.append(node)
+            elif not _size(node):
+                leaves[node] = None
+
+        visit(root)
+        self.leaves = [n for n in leaves if n not in program.drawn]
+        self.leaves.sort(key=lambda n: n not in program.of_rows)  # the first has rows
+        self.draws = [n for n in program.drawn if n in leaves]
+        self.graph = fx.Graph()
+        copies = {n: placeholder(self.graph, n.name) for n in (*self.leaves, *self.draws)}
+        self.sizes: dict[fx.Node, fx.Node] = {}
+
+        def copy_of(node: fx.Node) -> fx.Node:
+            if node not in copies:  # a number of rows
+                arguments = (copies[self.leaves[0]], 0) if node.target is aten.sym_size.int else None
+                given = fx.map_arg(node.args, copy_of) if arguments is None else arguments
+                copies[node] = self.graph.call_function(node.target, given)
+            return copies[node]
+
+        for node in inside:
+            copies[node] = self.graph.create_node(
+                "call_function", node.target, fx.map_arg(node.args, copy_of), fx.map_arg(node.kwargs, copy_of), node.name
+            )
+        self.graph.output((copies[root],))
+        self.function = fx.GraphModule(torch.nn.Module(), self.graph).forward
+        self.offsets = self._offsets(program)
+        self.of_rows = [n in program.of_rows for n in self.leaves]
+        names = tuple(n.name for n in (*self.leaves, *self.draws))
+        count = len(self.leaves)
+        self.recipe = nested.Recipe(
+            program.name, self._compute, (), names[:count], draws=names[count:], results=(root.name,), fixed=True
+        )
+
+    def _compute(self, averaged: tuple[int, ...], *operands: Tensor) -> tuple[Tensor, ...]:
+        return self.function(*operands)
+
+    def _offsets(self, program: RowProgram) -> Callable[[int], dict[str, int]]:
+        """Where the numbers of each site begin, for so many rows: behind those of the sites before."""
+        before = list(itertools.accumulate((size for size, _ in program.draws), initial=0))
+        starts = {n.name: before[program.drawn.index(n)] for n in self.draws}
+        self.columns = [program.draws[program.drawn.index(n)][0] for n in self.draws]
+        return lambda rows: {name: start * rows for name, start in starts.items()}
+
+    def run(self, value: Callable[[fx.Node], Tensor], draws: nested.Draws | None) -> Tensor:
+        """The part's value."""
+        tensors = [value(leaf) for leaf in self.leaves]
+        if draws is not None and self.draws:
+            draws = draws._replace(offsets=self.offsets(tensors[0].shape[0]))
+        results = None
+        if nested.runs(*tensors):
+            results = nested.run(self.recipe, tensors, self._axes, functools.partial(self._again, draws), draws=draws)
+        if results is None:
+            raise _NoKernel
+        return results[0]
+
+    def _axes(self, *tensors: Tensor) -> nested.Axes:
+        views = []
+        for tensor, rows in zip(tensors, self.of_rows, strict=True):
+            steps = [step if size != 1 else None for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+            if rows and steps:
+                steps[0] = tensor.stride(0)
+            steps = [None] * (2 - len(steps)) + steps
+            columns = tensor.shape[-1] if tensor.ndim and (tensor.ndim == 2 or not rows) else 1
+            views.append(nested.View(tuple(steps), columns))
+        views += [nested.View((columns, 1 if columns > 1 else None), columns) for columns in self.columns]
+        first = tensors[0]
+        return nested.Axes((first.shape[0], first.shape[-1]), (), tuple(views))
+
+    def _again(self, draws: nested.Draws | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        rows = tensors[0].shape[0]
+        sizes = zip(self.draws, self.columns, strict=True)
+        drawn = [] if draws is None else [draws.tensor(n.name, (rows, columns)) for n, columns in sizes]
+        return self.function(*tensors, *drawn)
+
+
+def _size(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get("val"), (Abstract, tuple, list)) and node.op == "call_function"
