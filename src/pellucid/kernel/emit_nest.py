@@ -216,12 +216,15 @@ class _Function(Columns):
             "  const struct nest *const call = context;",
             "  const int64_t *const sizes = call->sizes;",
             "  UNUSED const int64_t *const strides = call->strides;",
+            "  UNUSED const int past = (int)call->past;",
             *indented(self._scratches()),
             "  const int64_t units = call->rows * call->tiles, end = units * (part + 1) / call->parts;",
             "  for (int64_t unit = units * part / call->parts; unit < end; unit++) {",
             *indented(self._indices(), 2),
             *indented(self.row.lines, 2),
             "  }",
+            "  if (past)",
+            "    FINISH_STREAMS;",
             "}",
             "",
             f"// Bytes of a thread's scratch for so many columns at a time.",
@@ -466,7 +469,11 @@ class _Function(Columns):
             if reduction is None:
                 for pointer, storage in self._places(value):
                     scope.given[pointer] = f"{storage}_storage *"
-                    scope.lines.append(f"put_{storage}({pointer}{shift} + j, {result}, n);")
+                    at = f"{pointer}{shift} + j, {result}, n"
+                    streamed = self._is_wide(value) and pointer != self.kept.get(value) and storage in (self.real, "bfloat16", "float16")
+                    scope.lines.append(f"result_{storage}({at}, past);" if streamed else f"put_{storage}({at});")
+                    if streamed:
+                        scope.given["past"] = "int "
                 continue
             into, total = reduction
             operation = REDUCTIONS[into.operation][1]

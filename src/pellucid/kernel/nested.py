@@ -27,6 +27,8 @@ ENTRIES_OF_A_PART = 2**14  # of the work that a thread takes at a time
 FEWEST_PARTS, MOST_PARTS = 16, 64
 UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
 BYTES_OF_TOTALS = 2**24
+import os
+ENTRIES_TO_STREAM = int(os.environ.get("STREAM", 2**22))  # of a result that no cache holds
 LEAST_TILE, TILE = 64, 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
 MOST_BOUND = 1024  # shapes that are remembered
 
@@ -440,7 +442,8 @@ class _Kernel:
         scratch = getattr(library, f"{layout.name}_scratch")
         scratch.argtypes, scratch.restype = [ctypes.c_int64], ctypes.c_int64
         self._scratch = scratch(tile)
-        self._division = (rows, tiles, tile, self.parts, self._scratch)
+        stream = entries * len(layout.outputs) >= ENTRIES_TO_STREAM
+        self._division = (rows, tiles, tile, self.parts, int(stream), self._scratch)
 
     def __call__(self, places: Mapping[str, int], numbers: array[float], draws: Draws | None) -> None:
         """Run on the memory that every operand begins at."""

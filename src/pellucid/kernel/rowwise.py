@@ -49,45 +49,38 @@ class RowProgram:
             if any(n in self.of_rows for n in node.all_input_nodes) and node.op == "call_function" and not _size(node):
                 self.of_rows.add(node)
         self.result = next(n for n in nodes if n.op == "output").args[0][0]
-        self._parts = {
-            root: _Part(self, root)
-            for root in [n.args[self._operand(n)] for n in nodes if self.is_product(n)] + [self.result]
-            if root in self.of_rows and root.op != "placeholder" and not self.is_product(root)
-        }
+        self._parts: dict[fx.Node, _Part] = {}
+        self._steps: list[fx.Node] = []  # what is computed, one after the other
+        self._plan(self.result)
 
-    def _operand(self, product: fx.Node) -> int:
-        return 1 if product.target is aten.addmm.default else 0
+    def _plan(self, node: fx.Node) -> None:
+        """Put a node, and before it what it is made of, among the steps."""
+        if node in self._steps or node in self.given or node in self.drawn:
+            return
+        if node in self.of_rows and not self.is_product(node):
+            self._parts[node] = _Part(self, node)
+        for operand in self._parts[node].leaves if node in self._parts else node.all_input_nodes:
+            self._plan(operand)
+        self._steps.append(node)
 
     def is_product(self, node: fx.Node) -> bool:
         """Whether a node is a product of rows with a matrix of parameters."""
-        return (
-            node.target in PRODUCTS
-            and node in self.of_rows
-            and node.args[self._operand(node) + 1] not in self.of_rows
-        )
+        return node.target in PRODUCTS and node.args[-2] in self.of_rows and node.args[-1] not in self.of_rows
 
     def run(self, values: Sequence[Tensor], draws: nested.Draws | None) -> Tensor | None:
         """The result of inputs, (rows, features) each, and parameters; None where a part has no kernel."""
-        known: dict[fx.Node, Tensor] = dict(zip(self.given, values, strict=True))
-
-        def value(node: fx.Node) -> Any:
-            if node not in known:
-                if node in self._parts:
-                    known[node] = self._parts[node].run(value, draws)
-                elif node.op == "get_attr":
-                    known[node] = self.constants[node.name]
-                else:
-                    known[node] = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
-            return known[node]
-
-        try:
-            return value(self.result)
-        except _NoKernel:
-            return None
-
-
-class _NoKernel(Exception):
-    """A part has no kernel, of which a warning has told."""
+        known: dict[fx.Node, Any] = dict(zip(self.given, values, strict=True))
+        for node in self._steps:
+            if node in self._parts:
+                known[node] = self._parts[node].run([known[leaf] for leaf in self._parts[node].leaves], draws)
+                if known[node] is None:
+                    return None
+            elif node.op == "get_attr":
+                known[node] = self.constants[node.name]
+            else:
+                arguments, named = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*arguments, **named)
+        return known[self.result]
 
 
 class _Part:
@@ -119,13 +112,13 @@ class _Part:
         def copy_of(node: fx.Node) -> fx.Node:
             if node not in copies:  # a number of rows
                 arguments = (copies[self.leaves[0]], 0) if node.target is aten.sym_size.int else None
-                given = fx.map_arg(node.args, copy_of) if arguments is None else arguments
+                given = fx.node.map_arg(node.args, copy_of) if arguments is None else arguments
                 copies[node] = self.graph.call_function(node.target, given)
             return copies[node]
 
         for node in inside:
             copies[node] = self.graph.create_node(
-                "call_function", node.target, fx.map_arg(node.args, copy_of), fx.map_arg(node.kwargs, copy_of), node.name
+                "call_function", node.target, fx.node.map_arg(node.args, copy_of), fx.map_arg(node.kwargs, copy_of), node.name
             )
         self.graph.output((copies[root],))
         self.function = fx.GraphModule(torch.nn.Module(), self.graph).forward
@@ -147,17 +140,14 @@ class _Part:
         self.columns = [program.draws[program.drawn.index(n)][0] for n in self.draws]
         return lambda rows: {name: start * rows for name, start in starts.items()}
 
-    def run(self, value: Callable[[fx.Node], Tensor], draws: nested.Draws | None) -> Tensor:
-        """The part's value."""
-        tensors = [value(leaf) for leaf in self.leaves]
+    def run(self, tensors: Sequence[Tensor], draws: nested.Draws | None) -> Tensor | None:
+        """The part's value, None where it has no kernel."""
         if draws is not None and self.draws:
             draws = draws._replace(offsets=self.offsets(tensors[0].shape[0]))
-        results = None
-        if nested.runs(*tensors):
-            results = nested.run(self.recipe, tensors, self._axes, functools.partial(self._again, draws), draws=draws)
-        if results is None:
-            raise _NoKernel
-        return results[0]
+        if not nested.runs(*tensors):
+            return None
+        results = nested.run(self.recipe, tensors, self._axes, functools.partial(self._again, draws), draws=draws)
+        return None if results is None else results[0]
 
     def _axes(self, *tensors: Tensor) -> nested.Axes:
         views = []

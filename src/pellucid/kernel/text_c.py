@@ -78,7 +78,7 @@ _WORDS = (
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
     "asm typeof restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
     "linux unix row rows first step t r j n at call scratch output ahead left steps chunk block team parts uncounted "
-    "counted sizes strides part units end unit columns from rest context worker"
+    "counted sizes strides part units end unit columns from rest context worker past"
 )
 
 

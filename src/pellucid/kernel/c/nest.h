@@ -1,4 +1,32 @@
-// What a call of nested loops is given: a formula over axes instead of time.
+// What a call of nested loops is given: a formula over axes instead of time. And stores past the caches: a line that is
+// written whole need not be read first.
+
+#if defined(__AVX__) && !defined(__clang__)
+#define STREAM(to, v) __asm__ volatile("vmovntdq %1, %0" : "=m"(*(__typeof__(v) *)(to)) : "v"(v))
+#define FINISH_STREAMS __asm__ volatile("sfence" ::: "memory")
+#elif defined(__AVX__)
+#define STREAM(to, v) __builtin_nontemporal_store(v, (__typeof__(v) *)(to))
+#define FINISH_STREAMS __asm__ volatile("sfence" ::: "memory")
+#else
+#define STREAM(to, v) memcpy(to, &(v), sizeof(v))
+#define FINISH_STREAMS (void)0
+#endif
+#define DEFINE_RESULT(type, lanes)                                                                                     \
+  INLINE void result_##type(type##_storage *to, vec v, int n, int past)                                              \
+  {                                                                                                                    \
+    lanes stored = to_##type(v);                                                                                       \
+    if (past && n == LANES && sizeof(stored) >= 16 && (uintptr_t)to % sizeof(stored) == 0)                           \
+      STREAM(to, stored);                                                                                              \
+    else                                                                                                               \
+      put_##type(to, v, n);                                                                                            \
+  }
+#if DOUBLE
+DEFINE_RESULT(float64, float64_lanes)
+#else
+DEFINE_RESULT(float32, float32_lanes)
+#endif
+DEFINE_RESULT(bfloat16, half_lanes)
+DEFINE_RESULT(float16, half_lanes)
 
 #define CHUNK 4096 // columns whose sum is made by itself: a long sum would swallow small terms
 
@@ -12,6 +40,7 @@ struct nest {
   int64_t rows;              // the product of the axes outside
   int64_t tiles, tile;       // the columns are cut into tiles of so many, where they are not reduced
   int64_t parts;             // of the work; one thread takes one at a time, and each has its part of a total
+  int64_t past;              // 1: results go past the caches, which they would only clear of what is still read
   int64_t scratch;           // bytes of a thread's scratch
   char *work;
   struct threads threads;
