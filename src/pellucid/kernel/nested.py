@@ -27,10 +27,11 @@ ENTRIES_OF_A_PART = 2**14  # of the work that a thread takes at a time
 FEWEST_PARTS, MOST_PARTS = 16, 64
 UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
 BYTES_OF_TOTALS = 2**24
-import os
-ENTRIES_TO_STREAM = int(os.environ.get("STREAM", 2**22))  # of a result that no cache holds
+ENTRIES_PAST_CACHES = 2**22  # of results that no cache holds
 LEAST_TILE, TILE = 64, 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
 MOST_BOUND = 1024  # shapes that are remembered
+# Places in struct nest of c/nest.h.
+PLACES, NUMBERS, OFFSETS, SEED, STREAM, WORK, THREADS, PARALLEL = 2, 3, 4, 5, 6, 13, 14, 15
 
 
 class View(NamedTuple):
@@ -80,13 +81,19 @@ class Recipe:
 
 def runs(*tensors: Tensor) -> bool:
     """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
-    return (
-        not torch.compiler.is_compiling()
-        and chosen_backend() in ("auto", "c")
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and all(type(t) in _PLAIN and t.device.type == "cpu" and t.dtype in STORAGE and t.numel() for t in tensors)
-    )
+    if (
+        torch.compiler.is_compiling()
+        or chosen_backend() not in ("auto", "c")
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    ):
+        return False
+    for t in tensors:  # noqa: SIM110 (a generator would take longer than the checks)
+        if type(t) not in _PLAIN or not t.is_cpu or t.dtype not in STORAGE or t.numel() == 0:
+            return False
+    return True
 
 
 def run(
@@ -244,23 +251,40 @@ class _Bound:
         self.templates = [(t.shape, t.dtype) for t in tensors]
         self.wanted = [i for i, want in enumerate(wanted) if want]
         form = self._form(given, tensors, wanted)
-        layouts, library, self.saved = _compiled(form, recipe.name)
+        layouts, library, saved = _compiled(form, recipe.name)
         names = (*recipe.tensors, *recipe.draws)
         views = {name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)}
         x, result = tensors[0], recipe.results[0]
         sizes, self.real = [axis.size for axis in order], form.dtype
-        self._forward = self._backward = _Kernel(layouts[0], library, sizes, form.dtype, views, names[0])
-        if self.wanted:
-            views |= {name: self._forward.strides[name] for name in self.saved}
-            views[GRADIENT] = self._forward.strides[result]
-            self._backward = _Kernel(layouts[1], library, sizes, form.dtype, views, names[0])
-        shape = (*x.shape[:-1], self._forward.widths[result]) if recipe.fixed else x.shape
+        kernel = self._forward = _Kernel(layouts[0], library, sizes, form.dtype, views, names[0])
+        shape = (*x.shape[:-1], kernel.widths[result]) if recipe.fixed else x.shape
         like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
-        self._result = (tuple(shape), like.stride(), getattr(torch, self._forward.storage[result]))
+        self._result = (tuple(shape), like.stride(), getattr(torch, kernel.storage[result]))
         self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
-        self._extras = [self._along_all(name) for name in recipe.results[1:]]
-        inputs = self._backward.layout.inputs
-        self.read = [i for i, name in enumerate(recipe.tensors) if self.wanted and name in inputs]
+        # What is no tensor of its own stands in one, one after the other: further results, and what is saved.
+        starts, self._rest = {}, 0
+        for name in dict.fromkeys((*recipe.results[1:], *saved)):
+            starts[name], self._rest = self._rest, self._rest + kernel.counts[name]
+        self._extras = [(self._along_all(name, starts[name]), self._dtype(name)) for name in recipe.results[1:]]
+        tensor_places = {name: i for i, name in enumerate(recipe.tensors)}
+        placed = tensor_places | {f"{result} to": len(tensors)}
+        self._forward_slots = kernel.slots(placed, {f"{name} to": start for name, start in starts.items()})
+        self.read: list[int] = []
+        if self.wanted:
+            views |= {name: kernel.strides[name] for name in saved}
+            views[GRADIENT] = kernel.strides[result]
+            back = self._backward = _Kernel(layouts[1], library, sizes, form.dtype, views, names[0])
+            self.read = [i for name, i in tensor_places.items() if name in back.layout.inputs]
+            of = {f"{recipe.tensors[i]}_gradient": i for i in self.wanted}
+            self._whole = [i for name, i in of.items() if name not in back.starts]
+            self._totalled = [of[name] for name in back.starts]
+            known = [recipe.tensors[i] for i in self.read] + [GRADIENT]
+            known += [f"{recipe.tensors[i]}_gradient to" for i in self._whole]
+            placed = {name: i for i, name in enumerate(known)}
+            self._backward_slots = back.slots(placed, {name: starts[name] for name in saved}, len(known))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return getattr(torch, self._forward.storage[name])  # type: ignore[no-any-return]
 
     def _form(self, given: Axes, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Form:
         recipe, order = self.recipe, self.order
@@ -281,71 +305,54 @@ class _Bound:
         inner = frozenset({len(order) - 1}) if recipe.fixed else frozenset(averaged)
         return Form(recipe.function, options, len(order), tuple(operands), recipe.results, inner, fixed)
 
-    def _along_all(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
-        """Shape and distances of a further result along all axes of the formula."""
+    def _along_all(self, name: str, start: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Shape, distances and beginning of a further result along all axes of the formula."""
         shape, steps = [1] * len(self.sizes), [0] * len(self.sizes)
         for axis, stride in zip(self.order, self._forward.strides[name], strict=True):
             for part in reversed(axis.parts):
                 if stride:
                     shape[part], steps[part] = self.sizes[part], stride
                     stride *= self.sizes[part]
-        return tuple(shape), tuple(steps), getattr(torch, self._forward.storage[name])
+        return tuple(shape), tuple(steps), start
 
     def forward(
         self, tensors: Sequence[Tensor], numbers: array[float], draws: Draws | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The results, and what backward reads of them, one after the other."""
-        kernel, recipe = self._forward, self.recipe
-        places = {name: t.data_ptr() for name, t in zip(recipe.tensors, tensors, strict=True)}
-        y = _allocate(*self._result)
-        results = [y]
-        places[kernel.target(recipe.results[0])] = y.data_ptr()
-        for name, (shape, steps, dtype) in zip(recipe.results[1:], self._extras, strict=True):
-            values = torch.empty(kernel.counts[name], dtype=dtype)
-            results.append(values.as_strided(shape, steps))
-            places[kernel.target(name)] = values.data_ptr()
-        saved = torch.empty(sum(kernel.counts[name] for name in self.saved), dtype=self.real)
-        self._place(places, saved, [kernel.target(name) for name in self.saved])
-        kernel(places, numbers, draws)
-        return tuple(results), saved
+        y, rest = _allocate(*self._result), torch.empty(self._rest, dtype=self.real)
+        self._forward(self._forward_slots, (*tensors, y), rest, numbers, draws)
+        if not self._extras:
+            return (y,), rest
+        return (y, *(rest.as_strided(*place).to(dtype) for place, dtype in self._extras)), rest
 
     def backward(
         self, read: Sequence[Tensor], saved: Tensor, gradient: Tensor, numbers: array[float], draws: Draws | None
     ) -> list[Tensor | None]:
         """The gradients of the tensors."""
-        kernel, recipe = self._backward, self.recipe
+        kernel = self._backward
         shape, strides, dtype = self._result
         if gradient.stride() != strides or gradient.dtype != dtype:
             gradient = _allocate(shape, strides, dtype).copy_(gradient)
-        places = {recipe.tensors[i]: t.data_ptr() for i, t in zip(self.read, read, strict=True)}
-        places[GRADIENT] = gradient.data_ptr()
-        self._place(places, saved, self.saved)
-        found: list[Tensor | None] = [None] * len(recipe.tensors)
-        totals = torch.zeros((kernel.parts, kernel.total), dtype=self.real) if kernel.total else None
-        for i in self.wanted:
-            name = f"{recipe.tensors[i]}_gradient"
-            if name in kernel.starts:
-                assert totals is not None
-                places[kernel.target(name)] = totals.data_ptr() + kernel.starts[name] * self.real.itemsize
-                continue
-            of_tensor = _allocate(*self._input) if i == 0 else _contiguous(*self.templates[i])
-            places[kernel.target(name)], found[i] = of_tensor.data_ptr(), of_tensor
-        kernel(places, numbers, draws)
-        if totals is not None:
-            total = totals[0] if kernel.parts == 1 else totals.sum(0)
-            for i in self.wanted:
-                name, (shape, dtype) = f"{recipe.tensors[i]}_gradient", self.templates[i]
-                if name in kernel.starts:
-                    start = kernel.starts[name]
-                    found[i] = total[start : start + math.prod(shape)].view(shape).to(dtype)
+        found: list[Tensor | None] = [None] * len(self.templates)
+        places = [*read, gradient]
+        for i in self._whole:
+            found[i] = made = _allocate(*self._input) if i == 0 else memory.empty(*self.templates[i])
+            places.append(made)
+        if kernel.parts == 1:
+            for i in self._totalled:
+                found[i] = made = torch.zeros(self.templates[i][0], dtype=self.real)
+                places.append(made)
+            kernel(self._backward_slots, places, saved, numbers, draws)
+            for i in self._totalled:
+                found[i] = found[i].to(self.templates[i][1])  # type: ignore[union-attr]
+            return found
+        totals = torch.zeros((kernel.parts, kernel.total), dtype=self.real)
+        kernel(self._backward_slots, [*places, totals], saved, numbers, draws)
+        pieces = (totals[0] if kernel.parts == 1 else totals.sum(0)).split_with_sizes(kernel.total_sizes)
+        for i, piece in zip(self._totalled, pieces, strict=True):
+            shape, dtype = self.templates[i]
+            found[i] = piece.view(shape).to(dtype)
         return found
-
-    def _place(self, places: dict[str, int], saved: Tensor, names: Sequence[str]) -> None:
-        """Say where each of the saved values begins."""
-        place = saved.data_ptr()
-        for name, of in zip(names, self.saved, strict=True):
-            places[name] = place
-            place += self._forward.counts[of] * self.real.itemsize
 
     def differentiable_backward(
         self, read: Sequence[Tensor], gradient: Tensor, reference: Callable[..., tuple[Tensor, ...]]
@@ -375,10 +382,6 @@ def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) 
     return tensor if tensor.stride() == strides else tensor.as_strided_(shape, strides)
 
 
-def _contiguous(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return memory.empty(shape, dtype)
-
-
 class _Kernel:
     """One direction of a program, for axes of certain sizes."""
 
@@ -391,7 +394,7 @@ class _Kernel:
         views: Mapping[str, Sequence[int]],
         first: str,
     ) -> None:
-        self.layout, self.target = layout, "{} to".format
+        self.layout = layout
         self._run = getattr(library, layout.name)
         self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
         self.storage: dict[str, str] = {}
@@ -413,6 +416,8 @@ class _Kernel:
         for name, _, _ in layout.totals:
             self.starts[name] = self.total
             self.total += self.counts[name]
+        self.total_sizes = [self.counts[name] for name in self.starts]
+        self._bytes = real.itemsize
         operands = [name.removesuffix(" to") if name.endswith(" to") else name for name in layout.operands]
         flat = array("q")
         for operand, name in zip(layout.operands, operands, strict=True):
@@ -442,29 +447,48 @@ class _Kernel:
         scratch = getattr(library, f"{layout.name}_scratch")
         scratch.argtypes, scratch.restype = [ctypes.c_int64], ctypes.c_int64
         self._scratch = scratch(tile)
-        stream = entries * len(layout.outputs) >= ENTRIES_TO_STREAM
-        self._division = (rows, tiles, tile, self.parts, int(stream), self._scratch)
+        past = entries * len(layout.outputs) >= ENTRIES_PAST_CACHES
+        division = (rows, tiles, tile, self.parts, int(past), self._scratch)
+        sizes_at, strides_at = self._sizes.buffer_info()[0], self._strides.buffer_info()[0]
+        self._blank = [0] * len(layout.operands)
+        self._call = (sizes_at, strides_at, 0, 0, 0, 0, 0, *division, 0, 1, 0)  # struct nest of c/nest.h
 
-    def __call__(self, places: Mapping[str, int], numbers: array[float], draws: Draws | None) -> None:
-        """Run on the memory that every operand begins at."""
-        pointers = array("q", [places.get(name, 0) for name in self.layout.operands])
-        seed, stream, offsets = 0, 0, array("q")
+    def slots(
+        self, placed: Mapping[str, int], starts: Mapping[str, int], totals: int = 0
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int, int]]]:
+        """Where the addresses of operands stand in a call: those of tensors, of what lies in the rest, of totals."""
+        numbers = {name: i for i, name in enumerate(self.layout.operands)}
+        return (
+            [(numbers[name], i) for name, i in placed.items() if name in numbers],
+            [(numbers[name], start * self._bytes) for name, start in starts.items() if name in numbers],
+            [
+                (numbers[f"{name} to"], totals + (i if self.parts == 1 else 0), start * self._bytes * (self.parts > 1))
+                for i, (name, start) in enumerate(self.starts.items())
+            ],
+        )
+
+    def __call__(
+        self, slots: Any, tensors: Sequence[Tensor], rest: Tensor, numbers: array[float], draws: Draws | None
+    ) -> None:
+        """Run on tensors, and on what lies in the rest, at `slots`."""
+        of_tensors, of_rest, of_totals = slots
+        pointers = array("q", self._blank)
+        for slot, i in of_tensors:
+            pointers[slot] = tensors[i].data_ptr()
+        if of_rest:
+            begin = rest.data_ptr()
+            for slot, start in of_rest:
+                pointers[slot] = begin + start
+        for slot, i, start in of_totals:
+            pointers[slot] = tensors[i].data_ptr() + start
+        call = array("q", self._call)
+        call[PLACES], call[NUMBERS] = pointers.buffer_info()[0], numbers.buffer_info()[0]
         if draws is not None:
-            seed, stream = draws.seed, draws.stream
             offsets = array("q", [draws.offsets.get(name, 0) for name in self.layout.operands])
+            call[OFFSETS], call[SEED], call[STREAM] = offsets.buffer_info()[0], draws.seed, draws.stream
         threads = useful(self._operations)
-        work = 0
+        call[THREADS], call[PARALLEL] = threads
         if self._scratch:
             buffer = memory.empty((self._scratch * threads.number + memory.ALIGNMENT,), torch.uint8)
-            work = memory.aligned(buffer)
-        call = array(  # struct nest of c/nest.h
-            "q",
-            (
-                *(self._sizes.buffer_info()[0], self._strides.buffer_info()[0], pointers.buffer_info()[0]),
-                *(numbers.buffer_info()[0], offsets.buffer_info()[0], seed, stream),
-                *self._division,
-                work,
-                *threads,
-            ),
-        )
+            call[WORK] = memory.aligned(buffer)
         self._run(call.buffer_info()[0])

@@ -42,6 +42,9 @@ class Remembering(ChannelFirst):
                 shapes.append(SymbolShape(name, tuple(buffer.shape), ("channels",), f"norm.{name}", False))
         return shapes
 
+    def _observes(self) -> bool:
+        return self.training and self.track_running_stats
+
     def _remembered(self, x: Tensor) -> dict[str, Tensor]:
         if self._reads_batch() or self.running_mean is None or self.running_var is None:
             return {}

@@ -22,7 +22,7 @@ __all__ = ["DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Dropou
 
 @functools.lru_cache(maxsize=64)
 def _recipe(name: str, formula: Callable[..., Tensor]) -> nested.Recipe:
-    return nested.Recipe(name, _by_formula, (formula,), ("x",), ("p",), ("draws",))
+    return nested.Recipe(f"nn.{name}", _by_formula, (formula,), ("x",), ("p",), ("draws",))
 
 
 def _by_formula(
@@ -109,7 +109,7 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         def again(x: Tensor) -> tuple[Tensor, ...]:
             return (formula(x=x, draws=draws.tensor("draws", shape), p=p),)
 
-        results = nested.run(_recipe(label(self), formula), (input,), axes, again, (p,), draws, shape)
+        results = nested.run(_recipe(type(self).__name__, formula), (input,), axes, again, (p,), draws, shape)
         return None if results is None else results[0]
 
     def bind(self, input: Tensor) -> dict[str, Any]:

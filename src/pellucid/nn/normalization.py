@@ -81,6 +81,7 @@ def _along_axes(
     names: Sequence[str],
     constants: Sequence[tuple[str, float]],
     centred: bool,
+    observed: bool,
     *operands: Tensor,
 ) -> tuple[Tensor, ...]:
     """The formula as a kernel computes it: on the axes of memory, some of which are averaged."""
@@ -89,7 +90,8 @@ def _along_axes(
     if "running_mean" in given:
         remembered = given.pop("running_mean"), given.pop("running_var")
         return normalized(formula, lambda exact: Remembered(exact, *remembered), x, real, given, centred)
-    return normalized(formula, lambda _: Over(averaged, real), x, real, given, centred)
+    results = normalized(formula, lambda _: Over(averaged, real), x, real, given, centred)
+    return results if observed else results[:1]
 
 
 @functools.lru_cache(maxsize=256)
@@ -100,10 +102,11 @@ def _recipe(
     numbers: tuple[str, ...],
     constants: tuple[tuple[str, float], ...],
     centred: bool,
+    observed: bool,
 ) -> nested.Recipe:
-    options = (formula, (*tensors, *numbers), constants, centred)
-    results = ("y", "mu", "var") if centred else ("y",)
-    return nested.Recipe(name, _along_axes, options, tensors, numbers, results=results)
+    options = (formula, (*tensors, *numbers), constants, centred, observed)
+    results = ("y", "mu", "var") if centred and observed else ("y",)
+    return nested.Recipe(f"nn.{name}", _along_axes, options, tensors, numbers, results=results)
 
 
 class NormalizationFamily(Component, torch.nn.Module):
@@ -139,10 +142,10 @@ class NormalizationFamily(Component, torch.nn.Module):
 
     def forward(self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize; see the class for lengths and mask."""
-        axes = self._check(input)
-        real = self._real(input, axes, lengths, mask)
-        if real is None:
+        if lengths is None and mask is None:
+            self._check_once(input)
             return self._plain(input)
+        real = self._real(input, self._check(input), lengths, mask)
         y = self._by_kernel(input, real)
         if y is not None:
             return y
@@ -224,6 +227,10 @@ class NormalizationFamily(Component, torch.nn.Module):
         """What decides, for a shape, how the formula's symbols lie along the input's axes."""
         return (type(self),)
 
+    def _observes(self) -> bool:
+        """Whether the layer keeps the averages of a batch."""
+        return False
+
     def _grouped(self, x: Tensor) -> Tensor:
         """An input, or what is spread along it, with the axes that the formula's average knows."""
         return x
@@ -240,7 +247,7 @@ class NormalizationFamily(Component, torch.nn.Module):
 
     def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
-        symbols = {**self._symbols(input), **self._remembered(input)}
+        symbols = self._symbols(input) | self._remembered(input)
         given = {name: value for name, value in symbols.items() if isinstance(value, Tensor)}
         if real is not None:
             given["real"] = real
@@ -249,8 +256,8 @@ class NormalizationFamily(Component, torch.nn.Module):
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in ("gamma", "beta") and n not in given)
         numbers = {n: v for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
-        centred = self.centred and "running_mean" not in given
-        recipe = _recipe(label(self), self.formula, ("x", *given), tuple(numbers), constants, centred)
+        centred, observed = self.centred and "running_mean" not in given, self._observes()
+        recipe = _recipe(type(self).__name__, self.formula, ("x", *given), tuple(numbers), constants, centred, observed)
 
         def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             values = symbols | dict(zip(given, others, strict=True))
@@ -301,6 +308,17 @@ class NormalizationFamily(Component, torch.nn.Module):
         self, x: Tensor, axes: Sequence[str], lengths: real_lengths.Lengths | None, mask: Tensor | None
     ) -> Tensor | None:
         return real_entries(self, x, axes, lengths, mask, self._feature_axis(x), self._time_axis(x))
+
+    def _check_once(self, x: Tensor) -> None:
+        """Check an input, unless one like it has been found to be right: that takes longer than a small layer."""
+        if torch.compiler.is_compiling():
+            self._check(x)
+            return
+        weight = self.weight
+        kind = x.shape, x.dtype, self.training, None if weight is None else (weight.shape, weight.dtype)
+        if self.__dict__.get("_right") != kind:
+            self._check(x)
+            self.__dict__["_right"] = kind
 
     def _check(self, x: Tensor) -> tuple[str, ...]:
         axes = self.axes(x)
