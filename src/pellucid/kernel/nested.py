@@ -17,7 +17,7 @@ from pellucid.kernel import build, memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.emit_nest import Layout, emit
 from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
-from pellucid.kernel.random import uniform
+from pellucid.kernel.random import in_plain_python, uniform
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.text_c import STORAGE
 from pellucid.kernel.threads import useful
@@ -81,17 +81,10 @@ class Recipe:
 
 def runs(*tensors: Tensor) -> bool:
     """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
-    if (
-        torch.compiler.is_compiling()
-        or chosen_backend() not in ("auto", "c")
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-    ):
+    if not in_plain_python(*tensors) or chosen_backend() not in ("auto", "c"):
         return False
     for t in tensors:  # noqa: SIM110 (a generator would take longer than the checks)
-        if type(t) not in _PLAIN or not t.is_cpu or t.dtype not in STORAGE or t.numel() == 0:
+        if t.dtype not in STORAGE or t.numel() == 0:
             return False
     return True
 
@@ -137,7 +130,6 @@ def run(
     return bound.forward(tensors, array("d", numbers), draws)[0]
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _bound: dict[Any, _Bound | None] = {}
 
 

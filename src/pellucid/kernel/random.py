@@ -6,11 +6,19 @@ the block and two of the stream, the key is the seed; a block gives the four num
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pellucid.kernel import build, memory
+from pellucid.kernel.text_c import preamble
+from pellucid.kernel.threads import useful
 
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -62,6 +70,10 @@ def uniform(
     if offset < 0:
         raise ValueError(f"offset is the index of the first element and cannot be negative, but it is {offset}")
     device = torch.device("cpu") if device is None else torch.device(device)
+    if device.type == "cpu" and dtype == torch.float32 and in_plain_python(seed, stream):
+        library = _library()
+        if library is not None:
+            return _filled(library, shape, int(seed), int(stream), offset)
     seed, stream = _words64(seed, device), _words64(stream, device)
     keys = round_keys(seed & WORD, (seed >> 32) & WORD)
     bits = min(32, 1 - round(math.log2(torch.finfo(dtype).eps)))
@@ -83,6 +95,80 @@ def uniform(
                 drawn[start - first : start - first + step, lane] = word
     drawn = drawn.mul_(2.0**-bits).flatten()
     return drawn[offset - 4 * first :][:count].reshape(tuple(shape))
+
+
+def in_plain_python(*values: Any) -> bool:
+    """Whether tensors are plain ones on the CPU, and no compiler, transform or mode looks on: C may read and write."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    ):
+        return False
+    for value in values:  # noqa: SIM110 (a generator would take longer than the checks)
+        if isinstance(value, Tensor) and not (type(value) in _PLAIN and value.is_cpu):
+            return False
+    return True
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_UNIFORM = """
+struct wanted { float *out; int64_t count; uint64_t seed, stream, first; };
+// What is kept gets a scale, what drew less than p a zero.
+void kept(float *out, int64_t count, uint64_t seed, uint64_t stream, float p, float scale)
+{
+  philox_uniform(out, count, seed, stream, 0);
+  for (int64_t i = 0; i < count; i++)
+    out[i] = out[i] >= p ? scale : 0;
+}
+static void part(const void *context, int64_t task, UNUSED int64_t worker)
+{
+  const struct wanted *const w = context;
+  const int64_t begin = task * 16384, left = w->count - begin;
+  philox_uniform(w->out + begin, left < 16384 ? left : 16384, w->seed, w->stream, w->first + (uint64_t)begin);
+}
+void uniform(float *out, int64_t count, uint64_t seed, uint64_t stream, uint64_t first, const struct threads *threads)
+{
+  const struct wanted wanted = {out, count, seed, stream, first};
+  share(threads, part, &wanted, (count + 16383) / 16384);
+}
+"""
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The same numbers by C; None without a compiler, of which the layers that draw tell."""
+    try:
+        library = build.load(preamble("float32") + _UNIFORM)
+    except build.BuildError:
+        return None
+    pointer, count, word, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
+    library.uniform.argtypes, library.uniform.restype = [pointer, count, word, word, word, pointer], None
+    library.kept.argtypes, library.kept.restype = [pointer, count, word, word, real, real], None
+    return library
+
+
+def _filled(library: ctypes.CDLL, shape: Sequence[int], seed: int, stream: int, first: int) -> Tensor:
+    drawn = memory.empty(tuple(shape), torch.float32)
+    threads = array("q", useful(OPERATIONS_FOR_A_NUMBER * drawn.numel()))
+    library.uniform(drawn.data_ptr(), drawn.numel(), seed & _64, stream & _64, first, threads.buffer_info()[0])
+    return drawn
+
+
+def kept(shape: Sequence[int], seed: Tensor | int, stream: Tensor | int, p: float, scale: float) -> Tensor | None:
+    """Return ``scale`` where `uniform` is at least ``p``, else 0, in one call of C; None without a compiler."""
+    library = _library()
+    if library is None:
+        return None
+    scales = torch.empty(shape)
+    library.kept(scales.data_ptr(), scales.numel(), int(seed) & _64, int(stream) & _64, p, scale)
+    return scales
+
+
+_64 = 2**64 - 1
+OPERATIONS_FOR_A_NUMBER = 20  # about
 
 
 def philox(counter: Sequence[Tensor], keys: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:

@@ -13,11 +13,16 @@ from torch import Tensor
 from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel import nested
+from pellucid.kernel.random import in_plain_python, kept
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 from pellucid.nn.windowed import AXES, name_axes
 
 __all__ = ["DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropoutFamily", "LockedDropout", "drop"]
+
+
+# Entries below which a mask is made and multiplied with: what Python does around a kernel takes longer.
+SMALL = 2**14
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,17 +88,18 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         self._check(input)
         if not self.training or self.p == 0 or input.numel() == 0:
             return input
-        numbers = self.sequence()
+        numbers, formula = self.sequence(), self.formula
+        if input.numel() < SMALL and formula is drop and input.dtype == torch.float32 and in_plain_python(input):
+            scale = kept(self.drawn_shape(input), *numbers, self.p, 1 / (1 - self.p))
+            if scale is not None:
+                return input.mul_(scale) if self.inplace else input * scale
+        y = None
         if self.by_kernel and nested.runs(input):
             y = self._by_kernel(input, numbers)
-            if y is not None:
-                return input.copy_(y) if self.inplace else y
-        (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
-        if self.formula is not drop or input.dtype != draws.dtype:
-            y = self.formula(**self._symbol_values(input, draws, self.p))
-            return input.copy_(y) if self.inplace else y
-        scale = draws.copy_(draws >= self.p).div_(1 - self.p)  # the draws' memory, already at hand
-        return input.mul_(scale) if self.inplace else input * scale
+        if y is None:
+            (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
+            y = formula(**self._symbol_values(input, draws, self.p))
+        return input.copy_(y) if self.inplace else y
 
     def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
         """Run the formula as one kernel that draws in place; None where it has none."""
