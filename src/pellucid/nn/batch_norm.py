@@ -13,7 +13,7 @@ from pellucid.errors import label, shape_text
 from pellucid.nn.averages import Average, Over, Remembered, Synchronized
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
-from pellucid.nn.normalization import ChannelFirst, space_axes
+from pellucid.nn.normalization import ChannelFirst, is_far, space_axes
 
 
 class Remembering(ChannelFirst):
@@ -59,12 +59,11 @@ class Remembering(ChannelFirst):
     def _batch_average(self, x: Tensor, real: Tensor | None) -> Over:
         return Over(self._average_over(x), real)
 
-    def _update(self, running: Tensor | None, value: Tensor, seen: Tensor | None, factor: float | Tensor) -> None:
-        """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one; None: everywhere."""
+    def _update(self, running: Tensor | None, value: Tensor, seen: Tensor, factor: float | Tensor) -> None:
+        """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one."""
         if running is not None:
             with torch.no_grad():
-                way = (value.to(running.dtype) - running) * factor
-                running.add_(way if seen is None else torch.where(seen, way, 0))
+                running.add_(torch.where(seen, (value.to(running.dtype) - running) * factor, 0))
 
 
 class BatchNormFamily(Remembering):
@@ -128,10 +127,33 @@ class BatchNormFamily(Remembering):
         factor: float | Tensor | None = self.momentum
         if factor is None:  # the cumulative average
             factor = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked
-        unbiased = var * (count / (count - 1 if whole else (count - 1).clamp(min=1)))
-        seen = None if whole else (count > 1).flatten()
+        if whole:
+            self._move(mu, var, float(factor), count / (count - 1))
+            return
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        seen = (count > 1).flatten()
         self._update(self.running_mean, mu.flatten(), seen, factor)
         self._update(self.running_var, unbiased.flatten(), seen, factor)
+
+    def _by_operator(self, input: Tensor) -> Tensor | None:
+        if not self._reads_batch() or self._is_synchronized():
+            return None
+        y, mean, rstd = torch.native_batch_norm(input, self.weight, self.bias, None, None, True, 0.0, self.eps)
+        if is_far(mean, rstd):
+            return None
+        if self._observes():
+            var = rstd.detach().square().reciprocal().sub_(self.eps).clamp_(min=0)
+            self._remember(Over(self._average_over(input)), input, mean.detach(), var)
+        return y
+
+    def _move(self, mu: Tensor, var: Tensor, factor: float, unbiased: float) -> None:
+        """Move both running statistics towards those of a batch without padding."""
+        with torch.no_grad():
+            if self.running_mean is not None:
+                self.running_mean.lerp_(mu.flatten().to(self.running_mean.dtype), factor)
+            if self.running_var is not None:
+                seen = var.flatten().to(self.running_var.dtype)
+                self.running_var.mul_(1 - factor).add_(seen, alpha=factor * unbiased)
 
 
 class BatchNorm1d(BatchNormFamily, torch.nn.BatchNorm1d):

@@ -12,6 +12,7 @@ from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Over
 from pellucid.nn.batch_norm import Remembering, wrong_channels
+from pellucid.nn.normalization import by_group_norm
 from pellucid.nn.windowed import AXES, name_axes
 
 
@@ -61,7 +62,14 @@ class InstanceNormFamily(Remembering):
             )
         return super()._plain(input)
 
+    def _by_operator(self, input: Tensor) -> Tensor | None:
+        if input.ndim != self.space + 2 or self.track_running_stats or input.shape[1] != self.num_features:
+            return None
+        return by_group_norm(input, input.shape[1], self.weight, self.bias, self.eps)
+
     def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        if input.shape[-1 - self.space] != self.num_features:
+            return None  # torch's operator warns of that
         if input.ndim == self.space + 2:
             return super()._by_kernel(input, real)
         y = super()._by_kernel(input.unsqueeze(0), real)

@@ -13,7 +13,7 @@ from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Grouped, Neighbours
 from pellucid.nn.batch_norm import wrong_channels
-from pellucid.nn.normalization import ChannelFirst, NormalizationFamily, space_axes
+from pellucid.nn.normalization import ChannelFirst, NormalizationFamily, by_group_norm, is_far, space_axes
 
 
 def normalize_by_root_mean_square(
@@ -84,6 +84,11 @@ class LayerNorm(LastAxes, torch.nn.LayerNorm):
     """
 
 
+    def _by_operator(self, input: Tensor) -> Tensor | None:
+        y, mean, rstd = torch.native_layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return None if is_far(mean, rstd) else y
+
+
 class RMSNorm(LastAxes, torch.nn.RMSNorm):
     """Bring the last axes to mean square 1. Input and output: (..., *normalized_shape).
 
@@ -144,6 +149,9 @@ class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
     def average(self, x: Tensor, real: Tensor | None = None) -> Average:
         """Average each group of channels and its space."""
         return Grouped(self.num_groups, real)
+
+    def _by_operator(self, input: Tensor) -> Tensor | None:
+        return by_group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(1, x.ndim))

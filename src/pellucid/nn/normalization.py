@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,9 @@ def normalize(
 
 
 # Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
-SMALL = 2**13
+SMALL = 2**18
+# From so many deviations away from 0 torch's operator loses digits, for it multiplies the input before it moves it.
+FAR = 64.0
 
 
 def normalized(
@@ -64,6 +67,20 @@ def normalized(
     y = formula(average=observed, **bound | {"x": exact - near})
     mu, var = seen
     return y.to(x.dtype), near + mu.detach(), var.detach()
+
+
+def is_far(mean: Tensor, reciprocal_deviation: Tensor) -> bool:
+    """Whether torch's operator, which had these statistics, may have lost digits."""
+    return not (mean.detach() * reciprocal_deviation.detach()).abs().max().item() < FAR
+
+
+def by_group_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor | None:
+    """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
+    batch, channels, *space = x.shape
+    y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
+    return None if is_far(mean, rstd) else y
 
 
 def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,9 +133,10 @@ class NormalizationFamily(Component, torch.nn.Module):
     ``mask`` (bool, True = real) broadcasts to the input without its feature axis. Padding does not enter the
     statistics nor the gradients, may hold anything, NaN too, and comes out as 0.
 
-    On the CPU the formula runs as one kernel, as far as there is a compiler; inputs of fewer than 8192 entries go to
-    torch's own operator, which is as fast there, as do inputs on other devices and what torch.compile and torch.func
-    see, unless padding is among what is averaged: then the formula runs in plain torch.
+    On the CPU the formula runs as one kernel, as far as there is a compiler. Torch's own operators run on other devices
+    and in what torch.compile and torch.func see, unless padding is among what is averaged: then the formula runs in
+    plain torch. They run, too, on inputs of fewer than 262,144 entries, where they are as fast, unless the input is so
+    far from 0 that they would lose digits.
     """
 
     formula = staticmethod(normalize)
@@ -240,8 +258,16 @@ class NormalizationFamily(Component, torch.nn.Module):
 
     def _plain(self, input: Tensor) -> Tensor:
         """Normalize what has no padding."""
-        y = self._by_kernel(input, None) if input.numel() >= SMALL else None
+        y = None
+        if input.numel() < SMALL and nested.runs(input):
+            y = self._by_operator(input)
+        if y is None:
+            y = self._by_kernel(input, None)
         return super().forward(input) if y is None else y
+
+    def _by_operator(self, input: Tensor) -> Tensor | None:
+        """Run torch's operator on a small input; None where it has none that tells how far the input is from 0."""
+        return None
 
     # -- the formula --------------------------------------------------------------------------------------------
 
