@@ -18,6 +18,7 @@ from pellucid.kernel.plan import AS_CHEAP_AS_READING, compared, cost_of
 from pellucid.kernel.text_c import broken, identifier, indented, preamble
 from pellucid.kernel.values import Unsupported, Value
 
+IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
 
@@ -144,7 +145,7 @@ class _Function(Columns):
 
     def _visit(self, value: Value, level: int, inside: bool, top: bool = False) -> None:
         """See to it that a value can be had at a level, in its loops or before them."""
-        if (value, level, inside) in self.seen or value.kind in ("memory", "draws", "number", "size", "reduce"):
+        if (value, level, inside) in self.seen or value.kind in (*IN_MEMORY, "reduce"):
             return
         self.seen.add((value, level, inside))
         if self._is_wide(value):
@@ -208,6 +209,7 @@ class _Function(Columns):
         for level in sorted({*self.stores, *self.reduces, *self.totals, *self.made}):
             self._level(level)
         name = self.nest.name
+        summed = any(value.kind == "total" for value in self.nest.outputs.values())
         size = " + ".join(self._size(storage, width, "columns") for _, storage, width in self.scratch)
         lines = [
             "// One part of the rows.",
@@ -217,6 +219,7 @@ class _Function(Columns):
             "  const int64_t *const sizes = call->sizes;",
             "  UNUSED const int64_t *const strides = call->strides;",
             "  UNUSED const int past = (int)call->past;",
+            *(["  start_part(call, part);"] if summed else []),
             *indented(self._scratches()),
             "  const int64_t units = call->rows * call->tiles, end = units * (part + 1) / call->parts;",
             "  for (int64_t unit = units * part / call->parts; unit < end; unit++) {",
@@ -236,6 +239,7 @@ class _Function(Columns):
             f"void {name}(const struct nest *call)",
             "{",
             f"  share(&call->threads, {name}_part, call, call->parts);",
+            *(["  add_up_parts(call);"] if summed else []),
             "}",
             "",
         ]
@@ -358,7 +362,7 @@ class _Function(Columns):
     # -- reading and writing --------------------------------------------------------------------------------------
 
     def _lies(self, value: Value) -> bool:
-        if value.kind in ("memory", "draws", "number", "size"):
+        if value.kind in IN_MEMORY:
             return True
         return value in self.ready or (value in self.vectors and value not in self.row.names)
 
@@ -377,8 +381,9 @@ class _Function(Columns):
             pointer = self.vectors.get(value) or self.kept[value]
             storage = "bool" if value.mask else "real"
         else:
-            storage = self.nest.storage[value.name]
-            pointer = self._pointer(value.name, value.axes, self._depth(value.axes))
+            name = (value.values[0] if value.kind == "first" else value).name
+            storage = self.nest.storage[name]
+            pointer = self._pointer(name, value.axes, self._depth(value.axes))
         if not sweeping:
             return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
         const = "" if scope.given.get(pointer, "const ")[:6] != "const " else "const "

@@ -175,6 +175,7 @@ class _Axes(Nodes):
         self.sizes = [size for size, _ in SIZES[: form.axes]]
         self._varying: dict[Value, frozenset[int]] = {}
         self._depending: dict[Value, bool] = {}
+        self._means: dict[tuple[Value, frozenset[int]], Value] = {}
         self._same: dict[Any, Value] = {}  # values by what they are made of: none is made twice
 
     def run(self, graph: fx.Graph) -> list[Value]:
@@ -263,7 +264,15 @@ class _Axes(Nodes):
         argument = self.node.args[0]
         first = argument[0] if isinstance(argument, (tuple, list)) else argument
         meta = first.meta["val"]  # type: ignore[union-attr]
-        return dim % meta.dim() + self._shift(meta) == self.last
+        return dim % meta.dim() + self._shift(meta) == self.last and self.form.columns is not None
+
+    def part(self, x: Value, dim: int, start: Any, end: Any, step: int) -> Value:
+        """The first entry along an axis."""
+        (axis,) = self.over(dim)
+        of, over = (x.values[0], x.over | {axis}) if x.kind == "first" else (x, frozenset({axis}))
+        if (start or 0, end, step) != (0, 1, 1) or of.kind != "memory":
+            raise Unsupported(f"{self.node.target} from {start} to {end}")
+        return Value("first", self.name(), 1 if self.last in over else of.width, (of,), over=over)
 
     def keeps_order(self, x: Value) -> bool:
         """Whether another shape of a value varies along the same axes."""
@@ -286,6 +295,11 @@ class _Axes(Nodes):
         if over == {self.last} and self.form.columns is not None:
             return x.width
         return Value("size", self.name("count"), 1, over=over)
+
+    def mean(self, x: Value, over: frozenset[int], name: str) -> Value:
+        """The mean, and from now on the knowledge that deviations from it add up to 0."""
+        mean = self._means[x, over] = super().mean(x, over, name)
+        return mean
 
     def math(self, operation: str, *operands: Any, name: str = "", mask: bool = False, width: int | None = None) -> Any:
         """Column by column an operation; a division by what varies less is a product with its reciprocal."""
@@ -343,6 +357,8 @@ class _Axes(Nodes):
             term = self._narrow(x) if self.last in same else x
             total = self._sum(term, over - same, name or "part") if varying else term
             return self.math("mul", total, self.count(x, same), name=name)
+        if x.operation == "sub" and self._means.get((x.operands[0], over)) is x.operands[1]:
+            return self.math("constant", 0.0, width=1 if self.last in over else x.width, name="nothing")
         if not self.depends(x) or over != self.form.averaged - ({self.last} if x.width == 1 else set()):
             return self._reduction("sum", x, over, name)  # a result over rows is nothing but a sum
         if x.operation in ("add", "sub") and self._late(x) and all(isinstance(o, Value) for o in x.operands):

@@ -23,7 +23,7 @@ from pellucid.kernel.text_c import STORAGE
 from pellucid.kernel.threads import useful
 from pellucid.kernel.values import Unsupported
 
-ENTRIES_OF_A_PART = 2**14  # of the work that a thread takes at a time
+ENTRIES_OF_A_PART = 2**15  # of the work that a thread takes at a time
 FEWEST_PARTS, MOST_PARTS = 16, 64
 UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
 BYTES_OF_TOTALS = 2**24
@@ -31,7 +31,7 @@ ENTRIES_PAST_CACHES = 2**22  # of results that no cache holds
 LEAST_TILE, TILE = 64, 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
 MOST_BOUND = 1024  # shapes that are remembered
 # Places in struct nest of c/nest.h.
-PLACES, NUMBERS, OFFSETS, SEED, STREAM, WORK, THREADS, PARALLEL = 2, 3, 4, 5, 6, 13, 14, 15
+PLACES, NUMBERS, OFFSETS, SEED, STREAM, TOTALS, WORK, THREADS, PARALLEL = 2, 3, 4, 5, 6, 12, 15, 16, 17
 
 
 class View(NamedTuple):
@@ -273,7 +273,7 @@ class _Bound:
             known = [recipe.tensors[i] for i in self.read] + [GRADIENT]
             known += [f"{recipe.tensors[i]}_gradient to" for i in self._whole]
             placed = {name: i for i, name in enumerate(known)}
-            self._backward_slots = back.slots(placed, {name: starts[name] for name in saved}, len(known))
+            self._backward_slots = back.slots(placed, {name: starts[name] for name in saved})
 
     def _dtype(self, name: str) -> torch.dtype:
         return getattr(torch, self._forward.storage[name])  # type: ignore[no-any-return]
@@ -330,20 +330,15 @@ class _Bound:
         for i in self._whole:
             found[i] = made = _allocate(*self._input) if i == 0 else memory.empty(*self.templates[i])
             places.append(made)
-        if kernel.parts == 1:
-            for i in self._totalled:
-                found[i] = made = torch.zeros(self.templates[i][0], dtype=self.real)
-                places.append(made)
+        if not kernel.total:
             kernel(self._backward_slots, places, saved, numbers, draws)
-            for i in self._totalled:
-                found[i] = found[i].to(self.templates[i][1])  # type: ignore[union-attr]
             return found
-        totals = torch.zeros((kernel.parts, kernel.total), dtype=self.real)
-        kernel(self._backward_slots, [*places, totals], saved, numbers, draws)
-        pieces = (totals[0] if kernel.parts == 1 else totals.sum(0)).split_with_sizes(kernel.total_sizes)
-        for i, piece in zip(self._totalled, pieces, strict=True):
+        totals = torch.empty(kernel.parts * kernel.total, dtype=self.real)
+        kernel(self._backward_slots, places, saved, numbers, draws, totals)
+        pieces = totals.split_with_sizes(kernel.total_sizes)
+        for i, piece in zip(self._totalled, pieces, strict=False):
             shape, dtype = self.templates[i]
-            found[i] = piece.view(shape).to(dtype)
+            found[i] = piece.view(shape).to(dtype, copy=kernel.parts > 1)
         return found
 
     def differentiable_backward(
@@ -408,7 +403,6 @@ class _Kernel:
         for name, _, _ in layout.totals:
             self.starts[name] = self.total
             self.total += self.counts[name]
-        self.total_sizes = [self.counts[name] for name in self.starts]
         self._bytes = real.itemsize
         operands = [name.removesuffix(" to") if name.endswith(" to") else name for name in layout.operands]
         flat = array("q")
@@ -417,6 +411,7 @@ class _Kernel:
             flat.append(self.total if name in self.starts and operand.endswith(" to") else 0)
         self._strides, self._sizes = flat, array("q", sizes)
         self._divide(sizes, library)
+        self.total_sizes = [*(self.counts[name] for name in self.starts), (self.parts - 1) * self.total]
 
     def _divide(self, sizes: Sequence[int], library: ctypes.CDLL) -> None:
         """Cut the work into parts: always the same ones, for any number of threads, so that sums are too."""
@@ -440,29 +435,32 @@ class _Kernel:
         scratch.argtypes, scratch.restype = [ctypes.c_int64], ctypes.c_int64
         self._scratch = scratch(tile)
         past = entries * len(layout.outputs) >= ENTRIES_PAST_CACHES
-        division = (rows, tiles, tile, self.parts, int(past), self._scratch)
+        division = (rows, tiles, tile, self.parts, self.total, 0, int(past), self._scratch)
         sizes_at, strides_at = self._sizes.buffer_info()[0], self._strides.buffer_info()[0]
         self._blank = [0] * len(layout.operands)
         self._call = (sizes_at, strides_at, 0, 0, 0, 0, 0, *division, 0, 1, 0)  # struct nest of c/nest.h
 
     def slots(
-        self, placed: Mapping[str, int], starts: Mapping[str, int], totals: int = 0
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int, int]]]:
+        self, placed: Mapping[str, int], starts: Mapping[str, int]
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
         """Where the addresses of operands stand in a call: those of tensors, of what lies in the rest, of totals."""
         numbers = {name: i for i, name in enumerate(self.layout.operands)}
         return (
             [(numbers[name], i) for name, i in placed.items() if name in numbers],
             [(numbers[name], start * self._bytes) for name, start in starts.items() if name in numbers],
-            [
-                (numbers[f"{name} to"], totals + (i if self.parts == 1 else 0), start * self._bytes * (self.parts > 1))
-                for i, (name, start) in enumerate(self.starts.items())
-            ],
+            [(numbers[f"{name} to"], start * self._bytes) for name, start in self.starts.items()],
         )
 
     def __call__(
-        self, slots: Any, tensors: Sequence[Tensor], rest: Tensor, numbers: array[float], draws: Draws | None
+        self,
+        slots: Any,
+        tensors: Sequence[Tensor],
+        rest: Tensor,
+        numbers: array[float],
+        draws: Draws | None,
+        totals: Tensor | None = None,
     ) -> None:
-        """Run on tensors, and on what lies in the rest, at `slots`."""
+        """Run on tensors, and on what lies in the rest, at `slots`; totals are there for every part."""
         of_tensors, of_rest, of_totals = slots
         pointers = array("q", self._blank)
         for slot, i in of_tensors:
@@ -471,13 +469,15 @@ class _Kernel:
             begin = rest.data_ptr()
             for slot, start in of_rest:
                 pointers[slot] = begin + start
-        for slot, i, start in of_totals:
-            pointers[slot] = tensors[i].data_ptr() + start
         call = array("q", self._call)
         call[PLACES], call[NUMBERS] = pointers.buffer_info()[0], numbers.buffer_info()[0]
         if draws is not None:
             offsets = array("q", [draws.offsets.get(name, 0) for name in self.layout.operands])
             call[OFFSETS], call[SEED], call[STREAM] = offsets.buffer_info()[0], draws.seed, draws.stream
+        if totals is not None:
+            call[TOTALS] = begin = totals.data_ptr()
+            for slot, start in of_totals:
+                pointers[slot] = begin + start
         threads = useful(self._operations)
         call[THREADS], call[PARALLEL] = threads
         if self._scratch:

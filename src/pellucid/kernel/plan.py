@@ -275,7 +275,7 @@ def cost_of(value: Value, free: Container[Value], dear: Container[Value]) -> int
 
     So is what is compared for being equal: one of two sweeps may round a product before it is added to.
     """
-    if value.kind in ("memory", "draws", "number", "size", "product", "reduce") or value in free:
+    if value.kind in ("memory", "draws", "number", "size", "first", "product", "reduce") or value in free:
         return 0
     own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in dear else 100
     return own + sum(cost_of(v, free, dear) for v in value.values)

@@ -23,7 +23,8 @@ class Value:
     column on ``operands``, values or numbers), "slice" (of one operand, from ``start``), "cat" (of the operands),
     "spread" (one column repeated), "product" (the operand times the matrix ``operation``), "reduce" (``operation``,
     "sum", "product", "largest" or "smallest", over the columns), "total" (the sum over all rows of all steps), "number"
-    (given by every call) or "size" (how many entries stand along the axes ``over``).
+    (given by every call), "size" (how many entries stand along the axes ``over``) or "first" (of an operand in memory,
+    where it begins along the axes ``over``).
 
     In a nest of loops (see `nest`) a value varies along ``axes`` too, and a reduction may be over any of them.
     """
@@ -122,6 +123,10 @@ class Lowering:
         if isinstance(self.result, Abstract) and self.result.rows:
             return x.width == self.width_of(self.result)
         return not x.rows
+
+    def part(self, x: Value, dim: int, start: Any, end: Any, step: int) -> Value:
+        """Some entries along another axis than the columns."""
+        raise Unsupported(f"{self.node.target} along axis {dim} with step {step}")
 
     def total(self, x: Value) -> Value:
         """The sum over all rows."""

@@ -29,6 +29,14 @@ class Over:
             return values.mean(self.axes, keepdim=True)
         return self.total(values) / self.count(values).clamp(min=1)
 
+    def near(self, values: Tensor) -> Tensor:
+        """Return something near the mean, of its shape: a first entry, or with padding the mean itself."""
+        if self.real is not None:
+            return self(values)
+        for axis in self.axes:
+            values = values.narrow(axis, 0, 1)
+        return values
+
     def total(self, values: Tensor) -> Tensor:
         """Add up the real entries."""
         values = values if self.real is None else torch.where(self.real, values, 0)
@@ -50,6 +58,10 @@ class Synchronized(Over):
     def __call__(self, values: Tensor) -> Tensor:
         """Average the values of all processes; the gradient flows back to all."""
         return self.total(values) / self.count(values).clamp(min=1)
+
+    def near(self, values: Tensor) -> Tensor:
+        """Return the mean, the same in all processes."""
+        return self(values)
 
     def total(self, values: Tensor) -> Tensor:
         """Add up the entries of all processes."""
@@ -86,6 +98,10 @@ class Grouped:
         real = None if self.real is None else self.real.unsqueeze(1)
         mean = Over(tuple(range(2, grouped.ndim)), real)(grouped)  # (batch, groups, 1, ..., 1)
         return mean.expand(-1, -1, channels // self.groups, *mean.shape[3:]).flatten(1, 2).movedim(1, self.axis)
+
+    def near(self, values: Tensor) -> Tensor:
+        """Return the mean."""
+        return self(values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ FAR = 64.0
 
 def normalized(
     formula: Callable[..., Tensor],
-    average: Callable[[Tensor], Callable[[Tensor], Tensor]],
+    average: Callable[[Tensor], Any],
     x: Tensor,
     real: Tensor | None,
     symbols: Mapping[str, Tensor | float],
@@ -58,7 +58,7 @@ def normalized(
     taken = average(exact)
     if not centred:
         return (formula(average=taken, **bound).to(x.dtype),)
-    near, seen = taken(exact.detach()), []
+    near, seen = taken.near(exact.detach()), []
 
     def observed(values: Tensor) -> Tensor:
         seen.append(taken(values))

@@ -40,8 +40,25 @@ struct nest {
   int64_t rows;              // the product of the axes outside
   int64_t tiles, tile;       // the columns are cut into tiles of so many, where they are not reduced
   int64_t parts;             // of the work; one thread takes one at a time, and each has its part of a total
+  int64_t total;             // entries of all totals of a part
+  real *totals;              // where those of the first part begin
   int64_t past;              // 1: results go past the caches, which they would only clear of what is still read
   int64_t scratch;           // bytes of a thread's scratch
   char *work;
   struct threads threads;
 };
+
+UNUSED static void start_part(const struct nest *call, int64_t part)
+{
+  memset(call->totals + part * call->total, 0, (size_t)call->total * sizeof(real));
+}
+
+// The sums over all rows, in the place of the first part's.
+UNUSED static void add_up_parts(const struct nest *call)
+{
+  for (int64_t part = 1; part < call->parts; part++) {
+    const real *const other = call->totals + part * call->total;
+    for (int64_t i = 0; i < call->total; i++)
+      call->totals[i] += other[i];
+  }
+}
