@@ -206,7 +206,7 @@ def _own(kind: str, function: Callable[..., Tensor], floor: float) -> LayerRow:
     """A function of one's own as a layer, beside itself in eager torch."""
 
     def make() -> torch.nn.Module:
-        return pellucid.layer(function)(MATRIX[-1])  # type: ignore[attr-defined]
+        return pellucid.layer(function)(MATRIX[-1])
 
     return LayerRow(kind, MATRIX, make, lambda: Eager(function, make()), note=", own", floor=floor)
 
@@ -225,8 +225,9 @@ ROWS = [
     _drop_in("GroupNorm", PICTURE, 32, 64, note=", 32 groups", floor=1.5),
     _drop_in("Dropout", MATRIX, 0.5, **HALF, floor=15),
     _drop_in("Dropout2d", PICTURE, 0.5, **HALF, shared=(2, 3), floor=1.5),
-    *([_add_norm(8)] if hasattr(nn, "AddNorm") else []),
-    *([_own("DyT", dyt, 5), _own("RMSNorm", rms_norm, 5)] if hasattr(pellucid, "layer") else []),
+    _add_norm(8),
+    _own("DyT", dyt, 5),
+    _own("RMSNorm", rms_norm, 5),
     _drop_in("LayerNorm", (8, 64), 64, **SMALL),
     _drop_in("RMSNorm", (8, 64), 64, **SMALL),
     _drop_in("BatchNorm1d", (8, 64), 64, **SMALL),

@@ -24,7 +24,7 @@ from pellucid.kernel.threads import useful
 from pellucid.kernel.values import Unsupported
 
 ENTRIES_OF_A_PART = 2**15  # of the work that a thread takes at a time
-FEWEST_PARTS, MOST_PARTS = 16, 64
+MOST_PARTS = 64
 UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
 BYTES_OF_TOTALS = 2**24
 ENTRIES_PAST_CACHES = 2**22  # of results that no cache holds
@@ -420,9 +420,8 @@ class _Kernel:
         rows = math.prod(size for axis, size in enumerate(sizes[:-1]) if axis not in layout.inner)
         tile = columns
         if last not in layout.inner and not layout.fixed:
-            tile = min(columns, TILE)
-            if rows * -(-columns // tile) < FEWEST_PARTS:  # few rows, and loops inside: narrower, to be shared
-                tile = max(LEAST_TILE, -(-columns * rows // FEWEST_PARTS // LEAST_TILE) * LEAST_TILE)
+            shares = -(-torch.get_num_threads() // rows) if layout.inner else 1  # of few rows with loops inside
+            tile = min(TILE, -(-columns // (shares * LEAST_TILE)) * LEAST_TILE)
         tile = min(tile, columns)
         tiles = -(-columns // tile)
         units = rows * tiles

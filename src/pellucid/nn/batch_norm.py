@@ -135,6 +135,9 @@ class BatchNormFamily(Remembering):
         self._update(self.running_mean, mu.flatten(), seen, factor)
         self._update(self.running_var, unbiased.flatten(), seen, factor)
 
+    def _suits_operator(self, x: Tensor) -> bool:
+        return super()._suits_operator(x) or x.stride(1) == 1
+
     def _by_operator(self, input: Tensor) -> Tensor | None:
         if not self._reads_batch() or self._is_synchronized():
             return None

@@ -32,6 +32,9 @@ def normalize_by_neighbours(
     return x / (k + alpha * mean_square) ** beta
 
 
+FEW = 16  # channels of a group that lie side by side: fewer than a vector holds
+
+
 class LastAxes(NormalizationFamily):
     """A member that averages over the last axes, along which γ and β vary."""
 
@@ -149,6 +152,10 @@ class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
     def average(self, x: Tensor, real: Tensor | None = None) -> Average:
         """Average each group of channels and its space."""
         return Grouped(self.num_groups, real)
+
+    def _suits_operator(self, x: Tensor) -> bool:
+        side_by_side = x.stride(1) == 1 and x.shape[1] // self.num_groups < FEW
+        return super()._suits_operator(x) or side_by_side
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         return by_group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
