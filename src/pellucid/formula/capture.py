@@ -201,7 +201,9 @@ def _open_sizes(first: _Capture, second: _Capture, sizes: Sizes, by_row: bool) -
             else:
                 same = one == other or one != one  # NaN is another than itself
             if not same:
-                raise DependsOnRows(f"{node.target} takes {one} for sizes {_run(sizes, 0)}, {other} for {_run(sizes, 1)}")
+                raise DependsOnRows(
+                    f"{node.target} takes {one} for sizes {_run(sizes, 0)}, {other} for {_run(sizes, 1)}"
+                )
             return one
 
         if node.target != twin.target:

@@ -1,14 +1,14 @@
 """A lowered form as C text: rows shared among threads, loops over what is reduced, sweeps over the columns.
 
 Between two reductions the data of a row is read once: what one level computes and a later one needs is computed
-again, unless that is dear. Where the columns are not reduced themselves, what is reduced is a vector of columns; it lies
-in scratch, as does what is made of it before a level reads it.
+again, unless that is dear. Where the columns are not reduced themselves, what is reduced is a vector of columns; it
+lies in scratch, as does what is made of it before a level reads it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +149,11 @@ class _Function(Columns):
             return
         self.seen.add((value, level, inside))
         if self._is_wide(value):
-            dear = value.kind == "math" and self.level(value) < level and cost_of(value, (), self.compared) > AS_CHEAP_AS_READING
+            dear = (
+                value.kind == "math"
+                and self.level(value) < level
+                and cost_of(value, (), self.compared) > AS_CHEAP_AS_READING
+            )
             if dear and self._fits_in_scratch(value):
                 if value not in self.kept:
                     self._keep(value)
@@ -197,7 +201,7 @@ class _Function(Columns):
 
     def text(self) -> str:
         """The C of this nest: its sweeps, one part of the work, and the entry."""
-        self.pointers = {}
+        self.pointers: dict[tuple[str, int], str] = {}
         self.ready: set[Value] = set()
         self.vectors: dict[Value, str] = {}
         self.row = Scope(taken=set(self.names))
@@ -230,7 +234,7 @@ class _Function(Columns):
             "    FINISH_STREAMS;",
             "}",
             "",
-            f"// Bytes of a thread's scratch for so many columns at a time.",
+            "// Bytes of a thread's scratch for so many columns at a time.",
             f"int64_t {name}_scratch(UNUSED int64_t columns)",
             "{",
             f"  return {size or '0'};",
@@ -275,73 +279,76 @@ class _Function(Columns):
             yield f"const int64_t i_{self.rows[0]} = rest;"
 
     def _level(self, level: int) -> None:
-        before, after = self.row, []
-        self.inside = []
-        narrow = [v for v in self.stores[level] if not self._is_wide(v)]
-        if self.loops:
-            vectors = [(v, None, 0) for v in self.made[level]]
-            vectors += [(v, None, 0) for v in narrow if v.width > 1]
-            if vectors:
-                self._sweeps(vectors)
-            self.ready |= set(self.made[level])
-        for value in narrow:
-            if value.width == 1:
-                self._point(value, None, 0, self.row)
-        wide = [v for v in self.stores[level] if self._is_wide(v)]
-        reduces, totals = self.reduces[level], self.totals[level]
+        """What is computed between two reductions."""
+        stores, self.inside = self.stores[level], []
+        self._row_level(level, [v for v in stores if not self._is_wide(v)])
+        wide, reduces, totals = [v for v in stores if self._is_wide(v)], self.reduces[level], self.totals[level]
         if not (wide or reduces or totals):
             return
-        sums: dict[Value, str] = {}
-        for value in reduces:
-            start = REDUCTIONS[value.operation][0]
-            if value in self.vectors:
-                put = f"{self.vectors[value]}[j] = {start}[0]"
-                before.lines.append(f"for (int64_t j = 0; j < columns; j++)")
-                before.lines.append(f"  {put};")
-            else:
-                sums[value] = self._fresh(before, f"{identifier(value.name)}_columns")
-                before.lines.append(f"vec {sums[value]} = {start};")
-        for value in totals:
-            if value.width == 1 and not set(self.loops) & value.axes:
-                sums[value] = self._fresh(before, f"{identifier(value.name)}_columns")
-                before.lines.append(f"vec {sums[value]} = splat(0);")
-        # The loops, one inside the other; each has a scope of its own.
-        for axis in self.loops:
-            outer = self.inside[-1] if self.inside else self.row
-            self.inside.append(Scope(taken=set(outer.taken)))
-        for value in totals:
-            depth = self._depth(value.axes)
-            if value.width == 1 and depth >= 0:
-                sums[value] = self._fresh(self.inside[depth], f"{identifier(value.name)}_columns")
-                self.inside[depth].lines.append(f"vec {sums[value]} = splat(0);")
+        for _ in self.loops:
+            self.inside.append(Scope(taken=set((self.inside[-1] if self.inside else self.row).taken)))
+        sums = self._start_sums(reduces, totals)
         tasks: list[_Task] = [(v, None, 0) for v in wide]
         tasks += [(v.values[0], (v, sums.get(v)), 0) for v in (*reduces, *totals)]
         deepest = self.inside[-1] if self.inside else self.row
+        for value, reduction, _ in (task for task in tasks if task[0].width == 1):
+            self._point(value, reduction, 0, self._home(value) if reduction is None else deepest)
         columns = [task for task in tasks if task[0].width > 1]
-        for value, reduction, start in (task for task in tasks if task[0].width == 1):
-            self._point(value, reduction, start, self._home(value) if reduction is None else deepest)
         if columns:
             self._sweeps(columns)
-        for depth in range(len(self.loops) - 1, -1, -1):
-            scope, axis = self.inside[depth], self.loops[depth]
-            for value in totals:
-                if value.width == 1 and self._depth(value.axes) == depth:
-                    scope.lines.append(self._add_to_part(value, sums[value], depth))
-            outer = self.inside[depth - 1] if depth else self.row
-            loop = f"for (int64_t i_{axis} = 0; i_{axis} < sizes[{axis}]; i_{axis}++) {{"
-            outer.lines += [loop, *indented(scope.lines), "}"]
-        self.inside = []
-        self.pointers = {key: name for key, name in self.pointers.items() if key[1] < 0}
-        self.filled = {key for key in self.filled if key[1] < 0}
-        for value in totals:
-            if value.width == 1 and self._depth(value.axes) < 0:
-                self.row.lines.append(self._add_to_part(value, sums[value], -1))
+        self._close_loops([v for v in totals if v.width == 1], sums)
         for value in reduces:
             if value not in self.vectors:
                 name = self._fresh(self.row, identifier(value.name), own=True)
                 self.row.lines.append(f"const vec {name} = splat({REDUCTIONS[value.operation][2]}({sums[value]}));")
                 self.row.names[(value, 0)] = name
         self.ready |= {v for v in wide if v in self.kept}
+
+    def _row_level(self, level: int, narrow: Sequence[Value]) -> None:
+        """What a level computes once for a row, before its loops."""
+        vectors = self.made[level] + [v for v in narrow if v.width > 1]
+        if self.loops and vectors:
+            self._sweeps([(v, None, 0) for v in vectors])
+        self.ready |= set(self.made[level])
+        for value in narrow:
+            if value.width == 1:
+                self._point(value, None, 0, self.row)
+
+    def _start_sums(self, reduces: Sequence[Value], totals: Sequence[Value]) -> dict[Value, str]:
+        """The vectors that reductions are added up in; a total of a loop's axis has its own there."""
+        sums: dict[Value, str] = {}
+        for value in reduces:
+            start = REDUCTIONS[value.operation][0]
+            if value in self.vectors:
+                self.row.lines.append("for (int64_t j = 0; j < columns; j++)")
+                self.row.lines.append(f"  {self.vectors[value]}[j] = {start}[0];")
+            else:
+                sums[value] = self._sum_in(self.row, value, start)
+        for value in totals:
+            if value.width == 1:
+                depth = self._depth(value.axes)
+                sums[value] = self._sum_in(self.inside[depth] if depth >= 0 else self.row, value, "splat(0)")
+        return sums
+
+    def _sum_in(self, scope: Scope, value: Value, start: str) -> str:
+        name = self._fresh(scope, f"{identifier(value.name)}_columns")
+        scope.lines.append(f"vec {name} = {start};")
+        return name
+
+    def _close_loops(self, totals: Sequence[Value], sums: Mapping[Value, str]) -> None:
+        """Put the loops into each other, totals behind those inside; forget what stands in them."""
+        for depth in range(len(self.loops) - 1, -2, -1):
+            scope = self.inside[depth] if depth >= 0 else self.row
+            for value in totals:
+                if self._depth(value.axes) == depth:
+                    scope.lines.append(self._add_to_part(value, sums[value], depth))
+            if depth >= 0:
+                axis, outer = self.loops[depth], self.inside[depth - 1] if depth else self.row
+                loop = f"for (int64_t i_{axis} = 0; i_{axis} < sizes[{axis}]; i_{axis}++) {{"
+                outer.lines += [loop, *indented(scope.lines), "}"]
+        self.inside = []
+        self.pointers = {key: name for key, name in self.pointers.items() if key[1] < 0}
+        self.filled = {key for key in self.filled if key[1] < 0}
 
     def _add_to_part(self, value: Value, total: str, depth: int) -> str:
         pointer = self._pointer(self._target(value), value.axes, depth)
@@ -475,7 +482,11 @@ class _Function(Columns):
                 for pointer, storage in self._places(value):
                     scope.given[pointer] = f"{storage}_storage *"
                     at = f"{pointer}{shift} + j, {result}, n"
-                    streamed = self._is_wide(value) and pointer != self.kept.get(value) and storage in (self.real, "bfloat16", "float16")
+                    streamed = (
+                        self._is_wide(value)
+                        and pointer != self.kept.get(value)
+                        and storage in (self.real, "bfloat16", "float16")
+                    )
                     scope.lines.append(f"result_{storage}({at}, past);" if streamed else f"put_{storage}({at});")
                     if streamed:
                         scope.given["past"] = "int "
@@ -520,8 +531,7 @@ class _Function(Columns):
         yield f"  const int64_t end = {length} - chunk < CHUNK ? {length} : chunk + CHUNK;"
         for total, operation in sums:
             identity = next(r[0] for r in REDUCTIONS.values() if r[1] == operation)
-            parts = ", ".join([identity] * UNROLLED)
-            yield f"  vec {total}_parts[{UNROLLED}] = {{{parts}}};"
+            yield f"  vec {total}_parts[{UNROLLED}] = {{{', '.join([identity] * UNROLLED)}}};"
         yield "  int64_t j = chunk;"
         yield f"  for (; j + {UNROLLED} * LANES <= end; j += {UNROLLED} * LANES) {{"
         for i in range(UNROLLED):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -70,7 +71,7 @@ class Nodes(Lowering):
         if node.target is operator.getitem:
             self.made[node] = self.value(node.args[0])[node.args[1]]
             return
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         rule = OPERATIONS.get(node.target)
         if rule is None:
             raise Unsupported(str(node.target))

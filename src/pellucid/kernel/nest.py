@@ -210,7 +210,7 @@ class _Axes(Nodes):
     def call(self, node: fx.Node) -> None:
         """Make the result of an operation; of a number of entries that of its axes."""
         if node.target is aten.sym_size.int:
-            self.made[node] = Value("size", node.name, 1, over=frozenset({node.args[1]}))
+            self.made[node] = Value("size", node.name, 1, over=frozenset({node.args[1]}))  # type: ignore[arg-type]
         elif node.target is operator.mul:
             self.node = node
             self.made[node] = self.math("mul", *self.value(node.args))
@@ -364,7 +364,8 @@ class _Axes(Nodes):
         if x.operation in ("add", "sub") and self._late(x) and all(isinstance(o, Value) for o in x.operands):
             parts = (self._sum(o, over, "part") for o in x.operands)
             return self.math(x.operation, *parts, name=name)
-        outer, inner = [], []
+        outer: list[Any] = []
+        inner: list[Any] = []
         for factor in self._factors(x):
             (inner if self.along(factor) & over else outer).append(factor)
         if not outer:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.kernel import build, memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.emit_nest import Layout, emit
-from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
+from pellucid.kernel.nest import GRADIENT, Form, Operand, lower
 from pellucid.kernel.random import in_plain_python, uniform
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.text_c import STORAGE
@@ -245,7 +245,9 @@ class _Bound:
         form = self._form(given, tensors, wanted)
         layouts, library, saved = _compiled(form, recipe.name)
         names = (*recipe.tensors, *recipe.draws)
-        views = {name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)}
+        views: dict[str, Sequence[int]] = {
+            name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)
+        }
         x, result = tensors[0], recipe.results[0]
         sizes, self.real = [axis.size for axis in order], form.dtype
         kernel = self._forward = _Kernel(layouts[0], library, sizes, form.dtype, views, names[0])
@@ -276,7 +278,7 @@ class _Bound:
             self._backward_slots = back.slots(placed, {name: starts[name] for name in saved})
 
     def _dtype(self, name: str) -> torch.dtype:
-        return getattr(torch, self._forward.storage[name])  # type: ignore[no-any-return]
+        return getattr(torch, self._forward.storage[name])
 
     def _form(self, given: Axes, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Form:
         recipe, order = self.recipe, self.order

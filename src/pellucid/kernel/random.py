@@ -10,7 +10,7 @@ import ctypes
 import functools
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch

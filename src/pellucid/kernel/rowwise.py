@@ -79,7 +79,7 @@ class RowProgram:
                 known[node] = self.constants[node.name]
             else:
                 arguments, named = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = node.target(*arguments, **named)
+                known[node] = node.target(*arguments, **named)  # type: ignore[operator]
         return known[self.result]
 
 
@@ -91,8 +91,10 @@ class _Part:
         leaves: dict[fx.Node, None] = {}
 
         def visit(node: fx.Node) -> None:
-            if node in program.of_rows and node.op == "call_function" and not (
-                program.is_product(node) and node is not root
+            if (
+                node in program.of_rows
+                and node.op == "call_function"
+                and not (program.is_product(node) and node is not root)
             ):
                 if node not in inside:
                     for operand in node.all_input_nodes:
@@ -113,12 +115,16 @@ class _Part:
             if node not in copies:  # a number of rows
                 arguments = (copies[self.leaves[0]], 0) if node.target is aten.sym_size.int else None
                 given = fx.node.map_arg(node.args, copy_of) if arguments is None else arguments
-                copies[node] = self.graph.call_function(node.target, given)
+                copies[node] = self.graph.call_function(node.target, given)  # type: ignore[arg-type]
             return copies[node]
 
         for node in inside:
             copies[node] = self.graph.create_node(
-                "call_function", node.target, fx.node.map_arg(node.args, copy_of), fx.map_arg(node.kwargs, copy_of), node.name
+                "call_function",
+                node.target,
+                fx.node.map_arg(node.args, copy_of),
+                fx.map_arg(node.kwargs, copy_of),
+                node.name,
             )
         self.graph.output((copies[root],))
         self.function = fx.GraphModule(torch.nn.Module(), self.graph).forward
@@ -152,10 +158,10 @@ class _Part:
     def _axes(self, *tensors: Tensor) -> nested.Axes:
         views = []
         for tensor, rows in zip(tensors, self.of_rows, strict=True):
-            steps = [step if size != 1 else None for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
-            if rows and steps:
+            steps: list[int | None] = [None] * (2 - tensor.ndim)
+            steps += [step if size != 1 else None for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+            if rows:
                 steps[0] = tensor.stride(0)
-            steps = [None] * (2 - len(steps)) + steps
             columns = tensor.shape[-1] if tensor.ndim and (tensor.ndim == 2 or not rows) else 1
             views.append(nested.View(tuple(steps), columns))
         views += [nested.View((columns, 1 if columns > 1 else None), columns) for columns in self.columns]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from pellucid.kernel.program import Abstract
 from pellucid.kernel.values import Lowering, Unsupported, Value
 
 aten = torch.ops.aten

@@ -165,4 +165,3 @@ class Lowering:
     def result(self) -> Any:
         """What is known of the result of the node."""
         return self.node.meta["val"]
-

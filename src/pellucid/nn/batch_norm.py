@@ -114,8 +114,8 @@ class BatchNormFamily(Remembering):
         if not self.training:
             return
         whole = type(average) is Over and average.real is None  # then the count is known, and more than 1
-        count = x.numel() // x.shape[1] if whole else average.count(x)
-        if not whole and known_any(count == 1):
+        count = average.count(x) if not whole else None
+        if count is not None and known_any(count == 1):
             raise ValueError(
                 f"{label(self)}: Expected more than 1 value per channel when training, but only one entry of "
                 f"{shape_text(x.shape, space_axes(x.ndim))} is real. Use a larger batch, or call eval()."
@@ -127,8 +127,9 @@ class BatchNormFamily(Remembering):
         factor: float | Tensor | None = self.momentum
         if factor is None:  # the cumulative average
             factor = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked
-        if whole:
-            self._move(mu, var, float(factor), count / (count - 1))
+        if count is None:
+            entries = x.numel() // x.shape[1]
+            self._move(mu, var, float(factor), entries / (entries - 1))
             return
         unbiased = var * (count / (count - 1).clamp(min=1))
         seen = (count > 1).flatten()

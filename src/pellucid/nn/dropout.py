@@ -104,7 +104,8 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
     def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
         """Run the formula as one kernel that draws in place; None where it has none."""
         formula, p = self.formula, self.p
-        draws = nested.Draws(*map(int, numbers), {"draws": 0})
+        seed, stream = numbers
+        draws = nested.Draws(int(seed), int(stream), {"draws": 0})
         shape = self.drawn_shape(input)
 
         def axes(x: Tensor) -> nested.Axes:

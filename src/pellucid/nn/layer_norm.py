@@ -86,7 +86,6 @@ class LayerNorm(LastAxes, torch.nn.LayerNorm):
         RuntimeError: the last axes of the input are not of ``normalized_shape``.
     """
 
-
     def _by_operator(self, input: Tensor) -> Tensor | None:
         y, mean, rstd = torch.native_layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
         return None if is_far(mean, rstd) else y

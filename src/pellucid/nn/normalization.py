@@ -54,7 +54,7 @@ def normalized(
     first, which changes nothing but the rounding: far from 0 the digits of a deviation would be lost.
     """
     bound = to_formula(x, real, symbols)
-    exact = bound["x"]
+    exact: Tensor = bound["x"]
     taken = average(exact)
     if not centred:
         return (formula(average=taken, **bound).to(x.dtype),)
@@ -74,9 +74,7 @@ def is_far(mean: Tensor, reciprocal_deviation: Tensor) -> bool:
     return not (mean.detach() * reciprocal_deviation.detach()).abs().max().item() < FAR
 
 
-def by_group_norm(
-    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor | None:
+def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
     """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
     batch, channels, *space = x.shape
     y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
@@ -102,12 +100,13 @@ def _along_axes(
     *operands: Tensor,
 ) -> tuple[Tensor, ...]:
     """The formula as a kernel computes it: on the axes of memory, some of which are averaged."""
-    given = dict(zip(names, operands, strict=True)) | dict(constants)
+    given = dict(zip(names, operands, strict=True))
     x, real = given.pop("x"), given.pop("real", None)
-    if "running_mean" in given:
-        remembered = given.pop("running_mean"), given.pop("running_var")
-        return normalized(formula, lambda exact: Remembered(exact, *remembered), x, real, given, centred)
-    results = normalized(formula, lambda _: Over(averaged, real), x, real, given, centred)
+    mean, var = given.pop("running_mean", None), given.pop("running_var", None)
+    symbols = given | dict(constants)
+    if mean is not None and var is not None:
+        return normalized(formula, lambda exact: Remembered(exact, mean, var), x, real, symbols, centred)
+    results = normalized(formula, lambda _: Over(averaged, real), x, real, symbols, centred)
     return results if observed else results[:1]
 
 
@@ -164,6 +163,7 @@ class NormalizationFamily(Component, torch.nn.Module):
             self._check_once(input)
             return self._plain(input)
         real = self._real(input, self._check(input), lengths, mask)
+        assert real is not None
         y = self._by_kernel(input, real)
         if y is not None:
             return y
@@ -285,13 +285,14 @@ class NormalizationFamily(Component, torch.nn.Module):
         if not nested.runs(*tensors):
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in ("gamma", "beta") and n not in given)
-        numbers = {n: v for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
+        numbers = {n: float(v) for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
         centred, observed = self.centred and "running_mean" not in given, self._observes()
         recipe = _recipe(type(self).__name__, self.formula, ("x", *given), tuple(numbers), constants, centred, observed)
 
         def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-            values = symbols | dict(zip(given, others, strict=True))
-            padding = values.pop("real", None)
+            tensors = dict(zip(given, others, strict=True))
+            padding = tensors.pop("real", None)
+            values = symbols | tensors
             taken = functools.partial(self.average, real=padding)
             return normalized(self.formula, taken, x, padding, self._spread_all(values, x), centred)
 
@@ -324,7 +325,9 @@ class NormalizationFamily(Component, torch.nn.Module):
 
     def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
         taken = functools.partial(self.average, real=real)
-        y, *averages = normalized(self.formula, taken, input, real, self._spread_all(self._symbols(input), input), self.centred)
+        y, *averages = normalized(
+            self.formula, taken, input, real, self._spread_all(self._symbols(input), input), self.centred
+        )
         if averages:
             self._remember(self.average(input, real), input, *averages)
         return y

@@ -169,7 +169,7 @@ class RowWise(Component, Drawing):
         y = None
         if runs(*given) and autocast_dtype(given[0]) is None:
             program = self.layer.program(*self._key, self.training, given[0].dtype)
-            y = program.run(given, None if numbers is None else Draws(*map(int, numbers), {}))
+            y = program.run(given, None if numbers is None else Draws(int(numbers[0]), int(numbers[1]), {}))
         self.__dict__["_ran"] = "stepwise" if y is None else "c"
         return self._evaluate(**self._values(inputs, numbers)) if y is None else y
 
