@@ -202,7 +202,7 @@ def _open_sizes(first: _Capture, second: _Capture, sizes: Sizes, by_row: bool) -
                 same = one == other or one != one  # NaN is another than itself
             if not same:
                 raise DependsOnRows(
-                    f"{node.target} takes {one} for sizes {_run(sizes, 0)}, {other} for {_run(sizes, 1)}"
+                    f"{node.target} takes {one} for {_run(sizes, 0)} samples, {other} for {_run(sizes, 1)}"
                 )
             return one
 
@@ -245,7 +245,7 @@ def _abstract(one: Any, other: Any, sizes: Sizes, by_row: bool) -> Any:
         found = (a, ()) if a == b else _factors(a, b, sizes)
         if found is None:
             raise DependsOnRows(
-                f"a value of shape {one.shape} for sizes {_run(sizes, 0)}, {other.shape} for {_run(sizes, 1)}"
+                f"a value of shape {one.shape} for {_run(sizes, 0)} samples, {other.shape} for {_run(sizes, 1)}"
             )
         shape.append(found[0] if by_row else a)
     return Abstract(tuple(shape), one.dtype, len(shape) > 0 and one.shape[0] != other.shape[0])

@@ -145,7 +145,7 @@ def _trace(form: Form) -> fx.Graph:
             shape = [size if varies else 1 for size, varies in zip(sizes(run), operand.axes, strict=True)]
             if operand.axes[-1] and operand.columns is not None:
                 shape[-1] = operand.columns
-            values = torch.rand(shape, dtype=torch.float64)
+            values = torch.full(shape, 0.5, dtype=torch.float64)  # any will do; random ones would move the user's generator
             given.append(values.to(operand.dtype).requires_grad_(operand.wanted))
         result = form.function(*form.options, *given)[0]
         return [*given, torch.ones_like(result.detach())]
@@ -359,6 +359,10 @@ class _Axes(Nodes):
             return self.math("mul", total, self.count(x, same), name=name)
         if x.operation == "sub" and self._means.get((x.operands[0], over)) is x.operands[1]:
             return self.math("constant", 0.0, width=1 if self.last in over else x.width, name="nothing")
+        if self.depends(x):
+            whole = self._one_sum(x, over, name)
+            if whole is not None:
+                return whole
         if not self.depends(x) or over != self.form.averaged - ({self.last} if x.width == 1 else set()):
             return self._reduction("sum", x, over, name)  # a result over rows is nothing but a sum
         if x.operation in ("add", "sub") and self._late(x) and all(isinstance(o, Value) for o in x.operands):
@@ -374,6 +378,16 @@ class _Axes(Nodes):
         for factor in outer:
             total = self.math("mul", total, self._narrow(factor) if self.last in over else factor, name="times")
         return total
+
+    def _one_sum(self, x: Value, over: frozenset[int], name: str) -> Value | None:
+        """A sum of a sum over other axes, times what is the same along these, as one sum; None where there is none."""
+        factors = self._factors(x)
+        sums = [f for f in factors if isinstance(f, Value) and f.kind == "reduce" and f.operation == "sum"]
+        if len(sums) != 1 or sums[0].over & over:
+            return None
+        terms = [sums[0].values[0] if factor is sums[0] else factor for factor in factors]
+        whole = functools.reduce(lambda a, b: self.math("mul", a, b, name="term"), terms)
+        return self._sum(whole, over | sums[0].over, name)
 
     def _factors(self, x: Any) -> list[Any]:
         """What a value is the product of."""

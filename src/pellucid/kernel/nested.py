@@ -153,7 +153,8 @@ class _Nested(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         bound = ctx.bound
         *read, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
+        if torch.is_grad_enabled() or batched or not in_plain_python(gradient):
             return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
         return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
 
@@ -346,7 +347,7 @@ class _Bound:
     def differentiable_backward(
         self, read: Sequence[Tensor], gradient: Tensor, reference: Callable[..., tuple[Tensor, ...]]
     ) -> list[Tensor | None]:
-        """The gradients where they will be differentiated again: torch differentiates the formula's own operations.
+        """The gradients where they will be differentiated again, or mapped: torch differentiates the formula's own.
 
         A tensor that no gradient depends on has not been kept; there any value does.
         """
@@ -356,9 +357,11 @@ class _Bound:
         for i in self.wanted:
             if not tensors[i].requires_grad:
                 tensors[i] = tensors[i].detach().requires_grad_()
-        y = reference(*tensors)[0]
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            y = reference(*tensors)[0]
         wanted = [tensors[i] for i in self.wanted]
-        gradients = torch.autograd.grad(y, wanted, gradient, create_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True)
         found: list[Tensor | None] = [None] * len(tensors)
         for i, of_tensor in zip(self.wanted, gradients, strict=True):
             found[i] = of_tensor

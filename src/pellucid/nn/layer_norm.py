@@ -88,7 +88,7 @@ class LayerNorm(LastAxes, torch.nn.LayerNorm):
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         y, mean, rstd = torch.native_layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
-        return None if is_far(mean, rstd) else y
+        return None if is_far(mean, rstd, math.prod(self.normalized_shape)) else y
 
 
 class RMSNorm(LastAxes, torch.nn.RMSNorm):

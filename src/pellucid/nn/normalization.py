@@ -69,16 +69,22 @@ def normalized(
     return y.to(x.dtype), near + mu.detach(), var.detach()
 
 
-def is_far(mean: Tensor, reciprocal_deviation: Tensor) -> bool:
-    """Whether torch's operator, which had these statistics, may have lost digits."""
-    return not (mean.detach() * reciprocal_deviation.detach()).abs().max().item() < FAR
+def is_far(mean: Tensor, reciprocal_deviation: Tensor, count: int) -> bool:
+    """Whether torch's operator, which had these statistics of so many entries, may have lost digits.
+
+    One entry has no deviation, and nothing is lost.
+    """
+    return count > 1 and not (mean.detach() * reciprocal_deviation.detach()).abs().max().item() < FAR
 
 
 def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
     """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
     batch, channels, *space = x.shape
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if not x.is_contiguous(memory_format=formats.get(x.ndim, torch.contiguous_format)):
+        x = x.contiguous()
     y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
-    return None if is_far(mean, rstd) else y
+    return None if is_far(mean, rstd, channels // groups * math.prod(space)) else y
 
 
 def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:

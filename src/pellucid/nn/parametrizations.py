@@ -66,6 +66,9 @@ class WeightStandardization(Normalization):
         """Return the average over what reaches one output: of its group, where there are several."""
         return super().average(x, real) if self.groups == 1 else Grouped(self.groups, real, axis=0)
 
+    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+        return super()._by_kernel(input, real) if self.groups == 1 else None
+
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned as the one to standardize."""
         return weight
