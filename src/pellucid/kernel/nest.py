@@ -145,7 +145,9 @@ def _trace(form: Form) -> fx.Graph:
             shape = [size if varies else 1 for size, varies in zip(sizes(run), operand.axes, strict=True)]
             if operand.axes[-1] and operand.columns is not None:
                 shape[-1] = operand.columns
-            values = torch.full(shape, 0.5, dtype=torch.float64)  # any will do; random ones would move the user's generator
+            values = torch.full(
+                shape, 0.5, dtype=torch.float64
+            )  # any will do; random ones would move the user's generator
             given.append(values.to(operand.dtype).requires_grad_(operand.wanted))
         result = form.function(*form.options, *given)[0]
         return [*given, torch.ones_like(result.detach())]

@@ -122,11 +122,7 @@ class BatchNormFamily(Remembering):
             )
         if not self.track_running_stats:
             return
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        factor: float | Tensor | None = self.momentum
-        if factor is None:  # the cumulative average
-            factor = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked
+        factor = self._count_batch()
         if count is None:
             entries = x.numel() // x.shape[1]
             self._move(mu, var, float(factor), entries / (entries - 1))
@@ -136,19 +132,28 @@ class BatchNormFamily(Remembering):
         self._update(self.running_mean, mu.flatten(), seen, factor)
         self._update(self.running_var, unbiased.flatten(), seen, factor)
 
+    def _count_batch(self) -> float | Tensor:
+        """Count one batch more; return how far the running statistics move towards its own."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if self.momentum is not None:
+            return self.momentum
+        return 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked  # the cumulative average
+
     def _suits_operator(self, x: Tensor) -> bool:
         return super()._suits_operator(x) or x.stride(1) == 1
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         if not self._reads_batch() or self._is_synchronized():
             return None
-        y, mean, rstd = torch.native_batch_norm(input, self.weight, self.bias, None, None, True, 0.0, self.eps)
-        if is_far(mean, rstd, input.numel() // input.shape[1]):
-            return None
+        running, factor = (None, None), 0.0
         if self._observes():
-            var = rstd.detach().square().reciprocal().sub_(self.eps).clamp_(min=0)
-            self._remember(Over(self._average_over(input)), input, mean.detach(), var)
-        return y
+            running, factor = (self.running_mean, self.running_var), float(self._count_batch())
+        y, mean, rstd = torch.native_batch_norm(input, self.weight, self.bias, *running, True, factor, self.eps)
+        if not is_far(mean, rstd, input.numel() // input.shape[1]):
+            return y
+        results = self._results(input, None, observed=False)  # its statistics were right, and have been remembered
+        return y if results is None else results[0]
 
     def _move(self, mu: Tensor, var: Tensor, factor: float, unbiased: float) -> None:
         """Move both running statistics towards those of a batch without padding."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.kernel import nested
+from pellucid.kernel.largest import largest_product
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Over, Remembered
 from pellucid.nn.component import Component, SymbolShape
@@ -74,7 +75,7 @@ def is_far(mean: Tensor, reciprocal_deviation: Tensor, count: int) -> bool:
 
     One entry has no deviation, and nothing is lost.
     """
-    return count > 1 and not (mean.detach() * reciprocal_deviation.detach()).abs().max().item() < FAR
+    return count > 1 and not largest_product(mean, reciprocal_deviation) < FAR
 
 
 def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
@@ -283,6 +284,13 @@ class NormalizationFamily(Component, torch.nn.Module):
 
     def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
+        results = self._results(input, real, self._observes())
+        if results is not None and len(results) > 1:
+            self._remember(self.average(input, real), input, *results[1:])
+        return None if results is None else results[0]
+
+    def _results(self, input: Tensor, real: Tensor | None, observed: bool) -> tuple[Tensor, ...] | None:
+        """The kernel's result, and if they are to be observed the averages of the batch."""
         symbols = self._symbols(input) | self._remembered(input)
         given = {name: value for name, value in symbols.items() if isinstance(value, Tensor)}
         if real is not None:
@@ -292,7 +300,7 @@ class NormalizationFamily(Component, torch.nn.Module):
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in ("gamma", "beta") and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
-        centred, observed = self.centred and "running_mean" not in given, self._observes()
+        centred = self.centred and "running_mean" not in given
         recipe = _recipe(type(self).__name__, self.formula, ("x", *given), tuple(numbers), constants, centred, observed)
 
         def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -303,12 +311,7 @@ class NormalizationFamily(Component, torch.nn.Module):
             return normalized(self.formula, taken, x, padding, self._spread_all(values, x), centred)
 
         spread = functools.partial(self._in_axes, tuple(given))
-        results = nested.run(recipe, tensors, spread, again, tuple(numbers.values()), kind=self._kind())
-        if results is None:
-            return None
-        if len(results) > 1:
-            self._remember(self.average(input, real), input, *results[1:])
-        return results[0]
+        return nested.run(recipe, tensors, spread, again, tuple(numbers.values()), kind=self._kind())
 
     def _in_axes(self, names: Sequence[str], x: Tensor, *others: Tensor) -> nested.Axes:
         """How the input and what the formula reads beside it lie along its axes."""
