@@ -146,7 +146,8 @@ class BatchNormFamily(Remembering):
     def _by_operator(self, input: Tensor) -> Tensor | None:
         if not self._reads_batch() or self._is_synchronized():
             return None
-        running, factor = (None, None), 0.0
+        running: tuple[Tensor | None, Tensor | None] = (None, None)
+        factor = 0.0
         if self._observes():
             running, factor = (self.running_mean, self.running_var), float(self._count_batch())
         y, mean, rstd = torch.native_batch_norm(input, self.weight, self.bias, *running, True, factor, self.eps)
