@@ -280,6 +280,7 @@ class _Function(Columns):
 
     def _level(self, level: int) -> None:
         """What is computed between two reductions."""
+        self.first_level = level == 0  # which reads what no cache holds yet
         stores, self.inside = self.stores[level], []
         self._row_level(level, [v for v in stores if not self._is_wide(v)])
         wide, reduces, totals = [v for v in stores if self._is_wide(v)], self.reduces[level], self.totals[level]
@@ -391,6 +392,8 @@ class _Function(Columns):
             name = (value.values[0] if value.kind == "first" else value).name
             storage = self.nest.storage[name]
             pointer = self._pointer(name, value.axes, self._depth(value.axes))
+            if sweeping and self.first_level and self._is_wide(value):
+                scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
             return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
         const = "" if scope.given.get(pointer, "const ")[:6] != "const " else "const "

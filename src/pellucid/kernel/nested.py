@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.kernel import build, memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.emit_nest import Layout, emit
-from pellucid.kernel.nest import GRADIENT, Form, Operand, lower
+from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
 from pellucid.kernel.random import in_plain_python, uniform
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.text_c import STORAGE
@@ -238,7 +238,7 @@ class _Bound:
             tensors = [t.contiguous() for t in tensors]
             given = axes(*tensors)
             order = _order(given, recipe.fixed)
-        if order is None:
+        if order is None or len(order) > len(SIZES):
             raise Unsupported("an input whose axes cannot be brought into order")
         self.recipe, self.order, self.sizes = recipe, order, given.sizes
         self.templates = [(t.shape, t.dtype) for t in tensors]
