@@ -201,7 +201,7 @@ class _Function(Columns):
 
     def text(self) -> str:
         """The C of this nest: its sweeps, one part of the work, and the entry."""
-        self.pointers: dict[tuple[str, int], str] = {}
+        self.pointers: dict[tuple[str, int, frozenset[int], bool], str] = {}
         self.ready: set[Value] = set()
         self.vectors: dict[Value, str] = {}
         self.row = Scope(taken=set(self.names))
@@ -282,8 +282,10 @@ class _Function(Columns):
         """What is computed between two reductions."""
         self.first_level = level == 0  # which reads what no cache holds yet
         stores, self.inside = self.stores[level], []
-        self._row_level(level, [v for v in stores if not self._is_wide(v)])
-        wide, reduces, totals = [v for v in stores if self._is_wide(v)], self.reduces[level], self.totals[level]
+        single = [v for v in self.totals[level] if self._is_single(v)]
+        self._row_level(level, [v for v in stores if not self._is_wide(v)], single)
+        wide, reduces = [v for v in stores if self._is_wide(v)], self.reduces[level]
+        totals = [v for v in self.totals[level] if v not in single]
         if not (wide or reduces or totals):
             return
         for _ in self.loops:
@@ -305,15 +307,23 @@ class _Function(Columns):
                 self.row.names[(value, 0)] = name
         self.ready |= {v for v in wide if v in self.kept}
 
-    def _row_level(self, level: int, narrow: Sequence[Value]) -> None:
+    def _is_single(self, total: Value) -> bool:
+        """Whether a total takes one term from each row, of what the loops have reduced."""
+        return bool(self.loops) and not self._is_wide(total.values[0]) and not total.over & self.nest.inner
+
+    def _row_level(self, level: int, narrow: Sequence[Value], totals: Sequence[Value]) -> None:
         """What a level computes once for a row, before its loops."""
-        vectors = self.made[level] + [v for v in narrow if v.width > 1]
-        if self.loops and vectors:
-            self._sweeps([(v, None, 0) for v in vectors])
+        sums = {value: self._sum_in(self.row, value, "splat(0)") for value in totals if value.width == 1}
+        tasks: list[_Task] = [(v, None, 0) for v in (*self.made[level], *narrow) if self.loops or v.width == 1]
+        tasks += [(v.values[0], (v, sums.get(v)), 0) for v in totals]
+        vectors = [task for task in tasks if task[0].width > 1]
+        if vectors:
+            self._sweeps(vectors)
         self.ready |= set(self.made[level])
-        for value in narrow:
+        for value, reduction, start in tasks:
             if value.width == 1:
-                self._point(value, None, 0, self.row)
+                self._point(value, reduction, start, self.row)
+        self.row.lines += [self._add_to_part(value, total, -1) for value, total in sums.items()]
 
     def _start_sums(self, reduces: Sequence[Value], totals: Sequence[Value]) -> dict[Value, str]:
         """The vectors that reductions are added up in; a total of a loop's axis has its own there."""
@@ -352,7 +362,7 @@ class _Function(Columns):
         self.filled = {key for key in self.filled if key[1] < 0}
 
     def _add_to_part(self, value: Value, total: str, depth: int) -> str:
-        pointer = self._pointer(self._target(value), value.axes, depth)
+        pointer = self._pointer(self._target(value), value.axes, depth, value.width > 1)
         return f"*{pointer} += sum({total});"
 
     def _target(self, value: Value) -> str:
@@ -391,7 +401,7 @@ class _Function(Columns):
         else:
             name = (value.values[0] if value.kind == "first" else value).name
             storage = self.nest.storage[name]
-            pointer = self._pointer(name, value.axes, self._depth(value.axes))
+            pointer = self._pointer(name, value.axes, self._depth(value.axes), value.width > 1)
             if sweeping and self.first_level and self._is_wide(value):
                 scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
@@ -428,9 +438,12 @@ class _Function(Columns):
         first = f"call->offsets[{number}] + {self._index(number, axes, columns)}"
         return f"philox_uniform({to}, {count}, call->seed, call->stream, (uint64_t)({first}));"
 
-    def _pointer(self, operand: str, axes: Iterable[int], depth: int) -> str:
-        """The pointer to the columns of an operand at a depth of the loops."""
-        key = (operand, depth)
+    def _pointer(self, operand: str, axes: frozenset[int], depth: int, columns: bool) -> str:
+        """The pointer to an operand, at a depth of the loops, at the indices of some axes and perhaps of the columns.
+
+        The first entry along an axis is the same operand at other indices.
+        """
+        key = (operand, depth, axes, columns)
         if key not in self.pointers:
             number = self.operands.index(operand)
             scope = self.inside[depth] if depth >= 0 else self.row
@@ -439,9 +452,8 @@ class _Function(Columns):
                 scope.taken.add(name)
             output = operand.endswith(" to")
             total = output and self.nest.outputs[operand[:-3]].kind == "total"
-            value = self.nest.outputs[operand[:-3]] if output else self.nest.inputs[operand]
             storage = "real" if total else self.nest.storage[operand.removesuffix(" to")]
-            index = self._index(number, axes, value.width > 1)
+            index = self._index(number, axes, columns)
             if total:
                 index += f" + part * strides[{number * (self.nest.axes + 1) + self.nest.axes}]"
             const = "" if output else "const "
@@ -455,7 +467,8 @@ class _Function(Columns):
         if value in self.kept and value not in self.ready:
             yield self.kept[value], "bool" if value.mask else "real"
         for name in self.targets.get(value, ()):
-            yield self._pointer(f"{name} to", value.axes, self._depth(value.axes)), self.nest.storage[name]
+            pointer = self._pointer(f"{name} to", value.axes, self._depth(value.axes), value.width > 1)
+            yield pointer, self.nest.storage[name]
 
     # -- sweeps over the columns ----------------------------------------------------------------------------------
 
@@ -505,7 +518,8 @@ class _Function(Columns):
             if into in self.vectors:
                 pointer, storage = self.vectors[into], "real"
             else:
-                pointer, storage = self._pointer(self._target(into), into.axes, self._depth(into.axes)), "real"
+                depth = self._depth(into.axes)
+                pointer, storage = self._pointer(self._target(into), into.axes, depth, into.width > 1), "real"
             scope.given[pointer] = f"{storage}_storage *"
             at = f"{pointer}{shift} + j"
             scope.lines.append(f"put_real({at}, {operation}(take_real({at}, n), {result}, LANES), n);")
@@ -566,5 +580,5 @@ class _Function(Columns):
         elif into in self.vectors:
             raise Unsupported("a column alone that is reduced with others")
         else:
-            pointer = self._pointer(self._target(into), into.axes, self._depth(into.axes))
+            pointer = self._pointer(self._target(into), into.axes, self._depth(into.axes), into.width > 1)
             scope.lines.append(f"{pointer}[{start}] += {result}[0];")

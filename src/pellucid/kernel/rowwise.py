@@ -130,6 +130,7 @@ class _Part:
         self.function = fx.GraphModule(torch.nn.Module(), self.graph).forward
         self.offsets = self._offsets(program)
         self.of_rows = [n in program.of_rows for n in self.leaves]
+        self.axes = [2 if rows else n.meta["val"].dim() for n, rows in zip(self.leaves, self.of_rows, strict=True)]
         names = tuple(n.name for n in (*self.leaves, *self.draws))
         count = len(self.leaves)
         self.recipe = nested.Recipe(
@@ -137,7 +138,9 @@ class _Part:
         )
 
     def _compute(self, averaged: tuple[int, ...], *operands: Tensor) -> tuple[Tensor, ...]:
-        return self.function(*operands)
+        """The value of operands that all have two axes; the formula may ask for a parameter of fewer."""
+        own = [o.reshape(o.shape[2 - axes :]) if axes < 2 else o for o, axes in zip(operands, self.axes, strict=False)]
+        return self.function(*own, *operands[len(own) :])
 
     def _offsets(self, program: RowProgram) -> Callable[[int], dict[str, int]]:
         """Where the numbers of each site begin, for so many rows: behind those of the sites before."""

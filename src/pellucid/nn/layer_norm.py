@@ -112,7 +112,7 @@ class RMSNorm(LastAxes, torch.nn.RMSNorm):
         return super().forward(x, lengths, mask)
 
     def _suits_operator(self, x: Tensor) -> bool:
-        return x.numel() < TINY
+        return x.numel() < TINY and super()._suits_operator(x)
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         return torch.rms_norm(input, self.normalized_shape, self.weight, self.eps)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from pellucid.errors import label, shape_text
 from pellucid.kernel import nested
@@ -81,9 +82,10 @@ def is_far(mean: Tensor, reciprocal_deviation: Tensor, count: int) -> bool:
 def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
     """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
     batch, channels, *space = x.shape
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if not x.is_contiguous(memory_format=formats.get(x.ndim, torch.contiguous_format)):
-        x = x.contiguous()
+    if not x.is_contiguous():  # the operator, unlike F.group_norm, refuses what has not the suggested format
+        # Where channels lie side by side its gradient of the parameters alone (torch 2.13) ends the process.
+        alone = torch.is_grad_enabled() and not x.requires_grad
+        x = x.contiguous(memory_format=torch.contiguous_format if alone else suggest_memory_format(x))
     y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
     return None if is_far(mean, rstd, channels // groups * math.prod(space)) else y
 
