@@ -21,7 +21,6 @@ import pellucid
 from pellucid import nn
 from pellucid.kernel import memory, nested, random
 from pellucid.nn import dropout, normalization
-from pellucid.nn.alpha_dropout import drop_alpha
 from pellucid.nn.batch_norm import BatchNormFamily
 from pellucid.nn.layer_norm import GroupNorm
 from pellucid.nn.normalization import NormalizationFamily
@@ -74,10 +73,7 @@ def expected(x, axes, weight=None, bias=None, eps=1e-5, real=None, root_mean_squ
     real = torch.ones_like(x, dtype=torch.bool) if real is None else real.expand(x.shape)
     x = torch.where(real, x, 0)
     count = real.sum(axes, keepdim=True).clamp(min=1)
-    if root_mean_square:
-        moved = x
-    else:
-        moved = torch.where(real, x - x.sum(axes, keepdim=True) / count, 0)
+    moved = x if root_mean_square else torch.where(real, x - x.sum(axes, keepdim=True) / count, 0)
     y = moved / ((moved**2).sum(axes, keepdim=True) / count + eps).sqrt()
     y = y if weight is None else y * weight
     return torch.where(real, y if bias is None else y + bias, 0)
@@ -88,7 +84,9 @@ def lay(x: torch.Tensor, layout: str, order: int) -> torch.Tensor:
     if layout == "contiguous" or x.ndim < 2:
         return x.contiguous()
     if layout == "permuted":
-        places = list(itertools.islice(itertools.permutations(range(x.ndim)), order % math.factorial(x.ndim), None))[0]
+        places = next(
+            iter(itertools.islice(itertools.permutations(range(x.ndim)), order % math.factorial(x.ndim), None))
+        )
         return x.permute(places).contiguous().permute([places.index(axis) for axis in range(x.ndim)])
     if layout == "gaps":
         wide = x.new_full(
@@ -678,7 +676,6 @@ def test_independence_by_chi_square(monkeypatch, p, small):
         (lambda: nn.Normalization((1, 2), 0, 2), (2, 40, 300)),
         (lambda: nn.Normalization(1, (0, 2), (2, 1500)), (2, 9, 1500)),
     ],
-    ids=str,
 )
 def test_the_same_bits_for_every_number_of_threads(ran, threads, monkeypatch, make, shape):
     monkeypatch.setattr("pellucid.kernel.threads.OPERATIONS_FOR_A_THREAD", 1)
