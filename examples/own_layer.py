@@ -1,4 +1,4 @@
-"""A layer of one's own without a state: a formula of one row becomes a module with one kernel forward and one backward."""
+"""A layer of one's own without a state: a formula of one row, a module with one kernel forward and one backward."""
 
 import torch
 

@@ -298,7 +298,7 @@ class NormalizationFamily(Component, torch.nn.Module):
         if real is not None:
             given["real"] = real
         tensors = (input, *given.values())
-        if not nested.runs(*tensors):
+        if not nested.runs(*tensors) or (real is not None and real.numel() == 1):
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in ("gamma", "beta") and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
