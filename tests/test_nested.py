@@ -176,8 +176,10 @@ def test_any_axes_in_any_layout(ran, data):
     nested._bound.clear()
     other = data.draw(st.sampled_from(LAYOUTS[:5]), "the gradient's layout")
     y = compare(layer, x, formula, ran, lambda g: lay(g, other, order) if count > 1 else g)
-    (bound,) = nested._bound.values()
-    assert y.stride() == torch.empty_like(x.contiguous() if bound.copied else x).stride()
+    like = torch.empty_like(x)
+    assert [s for s, n in zip(y.stride(), x.shape, strict=True) if n > 1] == [
+        s for s, n in zip(like.stride(), x.shape, strict=True) if n > 1
+    ]
 
 
 @pytest.mark.parametrize("wants", ["gamma", "beta", "both"])
@@ -676,7 +678,6 @@ def test_independence_by_chi_square(monkeypatch, p, small):
         (lambda: nn.Normalization((1, 2), 0, 2), (2, 40, 300)),
         (lambda: nn.Normalization(1, (0, 2), (2, 1500)), (2, 9, 1500)),
     ],
-    ids=str,
 )
 def test_the_same_bits_for_every_number_of_threads(ran, threads, monkeypatch, make, shape):
     monkeypatch.setattr("pellucid.kernel.threads.OPERATIONS_FOR_A_THREAD", 1)

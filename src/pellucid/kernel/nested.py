@@ -123,11 +123,16 @@ def run(
         bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[2:]))
     if not bound:
         return None
+    x = tensors[0]
     if bound.copied:
         tensors = [t.contiguous() for t in tensors]
     if bound.wanted:
-        return _Nested.apply(bound, reference, array("d", numbers), draws, *tensors)
-    return bound.forward(tensors, array("d", numbers), draws)[0]
+        results = _Nested.apply(bound, reference, array("d", numbers), draws, *tensors)
+    else:
+        results = bound.forward(tensors, array("d", numbers), draws)[0]
+    if bound.copied and results[0].shape == x.shape and not x.is_contiguous():
+        return (torch.empty_like(x, dtype=results[0].dtype).copy_(results[0]), *results[1:])  # laid out as the input is
+    return results
 
 
 _bound: dict[Any, _Bound | None] = {}

@@ -154,7 +154,10 @@ class BatchNormFamily(Remembering):
         if not is_far(mean, rstd, input.numel() // input.shape[1]):
             return y
         results = self._results(input, None, observed=False)  # its statistics were right, and have been remembered
-        return y if results is None else results[0]
+        if results is None:
+            return y
+        self.__dict__["_ran"] = "c"
+        return results[0]
 
     def _move(self, mu: Tensor, var: Tensor, factor: float, unbiased: float) -> None:
         """Move both running statistics towards those of a batch without padding."""

@@ -14,6 +14,7 @@ from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel import nested
 from pellucid.kernel.random import in_plain_python, kept
+from pellucid.kernel.registry import chosen_backend
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 from pellucid.nn.windowed import AXES, name_axes
@@ -63,6 +64,11 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         super().__init__(p, inplace)
         self.draw_from(seed, generator)
 
+    @property
+    def backend(self) -> str:
+        """What ran last: "c" or "torch"; before the first call what would."""
+        return self.__dict__.get("_ran") or chosen_backend()
+
     by_kernel = True  # whether the formula is one of x, draws and p, entry by entry
 
     @property
@@ -92,10 +98,12 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         if input.numel() < SMALL and formula is drop and input.dtype == torch.float32 and in_plain_python(input):
             scale = kept(self.drawn_shape(input), *numbers, self.p, 1 / (1 - self.p))
             if scale is not None:
+                self.__dict__["_ran"] = "c"
                 return input.mul_(scale) if self.inplace else input * scale
         y = None
         if self.by_kernel and nested.runs(input):
             y = self._by_kernel(input, numbers)
+        self.__dict__["_ran"] = "torch" if y is None else "c"
         if y is None:
             (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
             y = formula(**self._symbol_values(input, draws, self.p))

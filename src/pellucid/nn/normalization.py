@@ -14,6 +14,7 @@ from torch._prims_common import suggest_memory_format
 from pellucid.errors import label, shape_text
 from pellucid.kernel import nested
 from pellucid.kernel.largest import largest_product
+from pellucid.kernel.registry import chosen_backend
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Over, Remembered
 from pellucid.nn.component import Component, SymbolShape
@@ -153,6 +154,11 @@ class NormalizationFamily(Component, torch.nn.Module):
     bias: Any
     eps: Any
 
+    @property
+    def backend(self) -> str:
+        """What ran last: "c", or "torch" for torch's operator and operations; before the first call what would."""
+        return self.__dict__.get("_ran") or chosen_backend()
+
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes of an input, and refuse a wrong one."""
         raise NotImplementedError
@@ -269,6 +275,7 @@ class NormalizationFamily(Component, torch.nn.Module):
         """Normalize what has no padding."""
         y = None
         if self._suits_operator(input) and nested.runs(input):
+            self.__dict__["_ran"] = "torch"
             y = self._by_operator(input)
         if y is None:
             y = self._by_kernel(input, None)
@@ -287,6 +294,7 @@ class NormalizationFamily(Component, torch.nn.Module):
     def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
         results = self._results(input, real, self._observes())
+        self.__dict__["_ran"] = "torch" if results is None else "c"
         if results is not None and len(results) > 1:
             self._remember(self.average(input, real), input, *results[1:])
         return None if results is None else results[0]
