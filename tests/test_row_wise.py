@@ -328,7 +328,7 @@ assert abs(layer.alpha.item() - 0.7) < 1e-6
 
 def test_torch_compile_takes_it():
     layer, x = nn.ScaleNorm(6), torch.randn(3, 6)
-    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

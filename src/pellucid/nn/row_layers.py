@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch.nn import init
 
 from pellucid.formula.draws import dropout
 from pellucid.formula.initializers import constant, ones, zeros
-from pellucid.nn.row_formula import layer
+from pellucid.nn.row_formula import Layer, layer
 from pellucid.nn.row_wise import RowWise
 
 
@@ -116,36 +117,10 @@ class ScaleNorm(RowWise):
         init.constant_(self.g, math.sqrt(self.input_size))
 
 
-class SwiGLU(RowWise):
-    """A linear layer, and a gate that another one opens: ``silu(x W + b) ⊙ (x V + c)``.
+class GatedUnit(RowWise):
+    """A linear layer, and a gate that another one opens. Input: (..., in_features). Output: (..., out_features).
 
-    Shazeer, "GLU variants improve transformer", 2020. Input: (..., in_features). Output: (..., out_features).
-
-    Args:
-        in_features: the size of the input's last axis.
-        out_features: that of the output's.
-        device: of the parameters.
-        dtype: of the parameters.
-
-    Raises:
-        RuntimeError: the input has other features, or another type.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(swiglu, in_features, out_features, device=device, dtype=dtype)
-
-
-class GEGLU(RowWise):
-    """A linear layer, and a gate that another one opens: ``gelu(x W + b) ⊙ (x V + c)``.
-
-    Shazeer, "GLU variants improve transformer", 2020. Input: (..., in_features). Output: (..., out_features).
+    Shazeer, "GLU variants improve transformer", 2020.
 
     Args:
         in_features: the size of the input's last axis.
@@ -157,6 +132,8 @@ class GEGLU(RowWise):
         RuntimeError: the input has other features, or another type.
     """
 
+    unit: ClassVar[Layer]
+
     def __init__(
         self,
         in_features: int,
@@ -165,7 +142,19 @@ class GEGLU(RowWise):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(geglu, in_features, out_features, device=device, dtype=dtype)
+        super().__init__(self.unit, in_features, out_features, device=device, dtype=dtype)
+
+
+class SwiGLU(GatedUnit):
+    """``silu(x W + b) ⊙ (x V + c)``; see `GatedUnit`."""
+
+    unit = swiglu
+
+
+class GEGLU(GatedUnit):
+    """``gelu(x W + b) ⊙ (x V + c)``; see `GatedUnit`."""
+
+    unit = geglu
 
 
 class AddNorm(RowWise):
