@@ -187,7 +187,7 @@ class RowWise(Component, Drawing):
         source = self.layer.source
         given = [values[symbol.name] for symbol in (*source.inputs, *source.parameters)]
         numbers = {symbol.name: values[symbol.name] for symbol in source.hyperparameters}
-        if not self._solution.sites:  # torch.compile follows what needs nobody to draw
+        if torch.compiler.is_compiling() and not self._solution.sites:  # which cannot follow who draws, and need not
             inputs = len(source.inputs)
             keywords = dict(zip((p.name for p in source.parameters), given[inputs:], strict=True))
             return source.function(*given[:inputs], **keywords, **numbers)
