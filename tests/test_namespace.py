@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 import types
 
 import pytest
@@ -35,3 +37,15 @@ def test_submodules_import(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="Gru"):
         _ = nn.Gru
+
+
+def test_submodules_of_submodules_are_torchs_own():
+    code = (
+        "import torch, pellucid.nn.utils.rnn, pellucid.nn.utils.parametrize, pellucid.nn.modules.linear\n"
+        "from pellucid import nn\n"
+        "assert pellucid.nn.utils.rnn is torch.nn.utils.rnn\n"
+        "packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(1, 2)])\n"
+        "assert isinstance(nn.GRU(2, 4)(packed)[0], pellucid.nn.utils.rnn.PackedSequence)\n"
+        "assert pellucid.nn.modules.linear.Linear is torch.nn.Linear\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

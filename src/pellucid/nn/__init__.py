@@ -39,10 +39,11 @@ from pellucid.nn.row_layers import GEGLU, AddNorm, DyT, ScaleNorm, SwiGLU
 from pellucid.nn.row_wise import RowWise
 from pellucid.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
-# `import pellucid.nn.functional as F` finds torch's submodules under this name too.
-for _name, _value in list(vars(_torch_nn).items()):
-    if isinstance(_value, ModuleType) and _value.__name__ == f"torch.nn.{_name}":
-        sys.modules.setdefault(f"{__name__}.{_name}", _value)
+# `import pellucid.nn.functional as F` and `import pellucid.nn.utils.rnn` find torch's submodules under these names too;
+# to import them once more from their files would make second classes of the same names.
+for _name, _value in list(sys.modules.items()):
+    if _name.startswith(f"{_torch_nn.__name__}.") and isinstance(_value, ModuleType):
+        sys.modules.setdefault(__name__ + _name.removeprefix(_torch_nn.__name__), _value)
 
 
 def __getattr__(name: str) -> Any:
