@@ -952,3 +952,16 @@ def test_tracing_records_torchs_operations(ran, index, tracing_mode):
     if not isinstance(layer, nn.Dropout):
         x = torch.randn(5, 6)
         torch.testing.assert_close(traced(x), small_layers()[index](x), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_are_given_in_their_order(ran):
+    """Whatever the order in which a formula reads them."""
+
+    def formula(averaged, x, a, b):
+        return (x * b - a,)
+
+    recipe = nested.Recipe("numbers", formula, (), ("x",), ("a", "b"))
+    x = torch.randn(5, 7, dtype=torch.float64)
+    (y,) = nested.run(recipe, (x,), lambda x: nested.Axes((5, 7), (), (nested.View((7, 1)),)), None, (2.0, 3.0))
+    assert torch.equal(y, x * 3 - 2)
+    assert ran.take() == ["inference"]

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.kernel.text_c import identifier, number_text
+from pellucid.kernel.text_c import identifier, indented, number_text
 from pellucid.kernel.values import Value
 
 _FUNCTIONS = (
@@ -42,6 +42,23 @@ class Scope:
     taken: set[str] = field(default_factory=set)
     own: set[str] = field(default_factory=set)
     given: dict[str, str] = field(default_factory=dict)  # of a sweep: parameters and their types
+
+
+def sweep_text(name: str, scope: Scope) -> str:
+    """The function of a sweep, for columns ``j`` to ``j + n``."""
+    parameters = ["int64_t j", "int n", *(f"{kind}{given}" for given, kind in scope.given.items())]
+    return "\n".join([f"INLINE void {name}({', '.join(parameters)})", "{", *indented(scope.lines), "}", ""])
+
+
+def whole_sweep(name: str, length: str, scope: Scope) -> list[str]:
+    """The calls of a sweep for all columns."""
+    given = "".join(f", {'&' if kind == 'vec *' else ''}{given}" for given, kind in scope.given.items())
+    return [
+        f"for (int64_t j = 0; j + LANES <= {length}; j += LANES)",
+        f"  {name}(j, LANES{given});",
+        f"if ({length} % LANES)",
+        f"  {name}({length} / LANES * LANES, {length} % LANES{given});",
+    ]
 
 
 class Columns:

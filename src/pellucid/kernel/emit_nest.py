@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.kernel.columns import REDUCTIONS, Columns, Scope, even
+from pellucid.kernel.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
 from pellucid.kernel.nest import Lowered, Nest, all_values
 from pellucid.kernel.plan import AS_CHEAP_AS_READING, compared, cost_of
 from pellucid.kernel.text_c import broken, identifier, indented, preamble
@@ -28,11 +28,8 @@ class Layout:
     """What a caller of an emitted nest must know."""
 
     name: str
-    axes: int
     operands: tuple[str, ...]  # inputs that lie in memory or are random, then outputs: the order of the places
     inputs: tuple[str, ...]
-    draws: tuple[str, ...]
-    numbers: tuple[str, ...]
     outputs: tuple[tuple[str, tuple[int, ...], int, str], ...]  # axes, columns, storage; of totals not
     totals: tuple[tuple[str, tuple[int, ...], int], ...]
     inner: frozenset[int]  # axes that are looped over inside a row
@@ -49,9 +46,8 @@ class Text:
 
 
 def emit(lowered: Lowered, title: str, real: str) -> Text:
-    """Write a form: "inference", and if it has a gradient "forward", which saves, and "backward"."""
-    nests = [lowered.inference] if lowered.backward is None else [lowered.forward, lowered.backward]
-    functions = [_Function(nest, real) for nest in nests]
+    """Write all of a form's nests."""
+    functions = [_Function(nest, real) for nest in lowered.nests]
     body = "\n".join(function.text() for function in functions)
     body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
     head = f"// {title}: written by pellucid from the formula.\n"
@@ -72,7 +68,6 @@ class _Function(Columns):
         self.loops = [axis for axis in sorted(nest.inner) if axis != self.last]
         self.rows = [axis for axis in range(nest.axes - 1) if axis not in nest.inner]
         inputs = [v for v in nest.inputs.values() if v.kind != "number"]
-        self.numbers = [v for v in nest.inputs.values() if v.kind == "number"]
         self.operands = [v.name for v in inputs] + [f"{name} to" for name in nest.outputs]
         self.draws = [v for v in inputs if v.kind == "draws"]
         self.names = {identifier(v.name) for v in self.values} | {identifier(n) for n in self.operands}
@@ -92,7 +87,6 @@ class _Function(Columns):
 
     def layout(self) -> Layout:
         """What the caller must know."""
-        of_inputs = tuple(n for n in self.nest.inputs if self.nest.inputs[n].kind != "number")
         outputs, totals = [], []
         for name, value in self.nest.outputs.items():
             axes = tuple(sorted(value.axes))
@@ -102,11 +96,8 @@ class _Function(Columns):
                 outputs.append((name, axes, value.width, self.nest.storage[name]))
         return Layout(
             self.nest.name,
-            self.nest.axes,
             tuple(self.operands),
-            of_inputs,
-            tuple(v.name for v in self.draws),
-            tuple(v.name for v in self.numbers),
+            tuple(self.nest.inputs),
             tuple(outputs),
             tuple(totals),
             self.nest.inner,
@@ -288,14 +279,13 @@ class _Function(Columns):
         totals = [v for v in self.totals[level] if v not in single]
         if not (wide or reduces or totals):
             return
-        for _ in self.loops:
-            self.inside.append(Scope(taken=set((self.inside[-1] if self.inside else self.row).taken)))
+        for depth in range(len(self.loops)):
+            self.inside.append(Scope(taken=set(self._scope(depth - 1).taken)))
         sums = self._start_sums(reduces, totals)
         tasks: list[_Task] = [(v, None, 0) for v in wide]
         tasks += [(v.values[0], (v, sums.get(v)), 0) for v in (*reduces, *totals)]
-        deepest = self.inside[-1] if self.inside else self.row
-        for value, reduction, _ in (task for task in tasks if task[0].width == 1):
-            self._point(value, reduction, 0, self._home(value) if reduction is None else deepest)
+        for value, reduction, start in (task for task in tasks if task[0].width == 1):
+            self._point(value, reduction, start, self._home(value) if reduction is None else self._deepest())
         columns = [task for task in tasks if task[0].width > 1]
         if columns:
             self._sweeps(columns)
@@ -323,7 +313,7 @@ class _Function(Columns):
         for value, reduction, start in tasks:
             if value.width == 1:
                 self._point(value, reduction, start, self.row)
-        self.row.lines += [self._add_to_part(value, total, -1) for value, total in sums.items()]
+        self.row.lines += [self._add_to_part(value, total) for value, total in sums.items()]
 
     def _start_sums(self, reduces: Sequence[Value], totals: Sequence[Value]) -> dict[Value, str]:
         """The vectors that reductions are added up in; a total of a loop's axis has its own there."""
@@ -337,8 +327,7 @@ class _Function(Columns):
                 sums[value] = self._sum_in(self.row, value, start)
         for value in totals:
             if value.width == 1:
-                depth = self._depth(value.axes)
-                sums[value] = self._sum_in(self.inside[depth] if depth >= 0 else self.row, value, "splat(0)")
+                sums[value] = self._sum_in(self._home(value), value, "splat(0)")
         return sums
 
     def _sum_in(self, scope: Scope, value: Value, start: str) -> str:
@@ -349,33 +338,39 @@ class _Function(Columns):
     def _close_loops(self, totals: Sequence[Value], sums: Mapping[Value, str]) -> None:
         """Put the loops into each other, totals behind those inside; forget what stands in them."""
         for depth in range(len(self.loops) - 1, -2, -1):
-            scope = self.inside[depth] if depth >= 0 else self.row
+            scope = self._scope(depth)
             for value in totals:
                 if self._depth(value.axes) == depth:
-                    scope.lines.append(self._add_to_part(value, sums[value], depth))
+                    scope.lines.append(self._add_to_part(value, sums[value]))
             if depth >= 0:
-                axis, outer = self.loops[depth], self.inside[depth - 1] if depth else self.row
+                axis = self.loops[depth]
                 loop = f"for (int64_t i_{axis} = 0; i_{axis} < sizes[{axis}]; i_{axis}++) {{"
-                outer.lines += [loop, *indented(scope.lines), "}"]
+                self._scope(depth - 1).lines += [loop, *indented(scope.lines), "}"]
         self.inside = []
         self.pointers = {key: name for key, name in self.pointers.items() if key[1] < 0}
         self.filled = {key for key in self.filled if key[1] < 0}
 
-    def _add_to_part(self, value: Value, total: str, depth: int) -> str:
-        pointer = self._pointer(self._target(value), value.axes, depth, value.width > 1)
-        return f"*{pointer} += sum({total});"
+    def _add_to_part(self, value: Value, total: str) -> str:
+        return f"*{self._part_of(value)} += sum({total});"
 
-    def _target(self, value: Value) -> str:
-        (name,) = self.targets[value]
-        return f"{name} to"
+    def _part_of(self, total: Value) -> str:
+        """The pointer to a part's sum."""
+        (name,) = self.targets[total]
+        return self._pointer_to(f"{name} to", total)
 
     def _depth(self, axes: Iterable[int]) -> int:
         """The innermost loop of these axes, -1 for the row."""
         return max((self.loops.index(axis) for axis in axes if axis in self.loops), default=-1)
 
-    def _home(self, value: Value) -> Scope:
-        depth = self._depth(value.axes)
+    def _scope(self, depth: int) -> Scope:
+        """What stands inside a loop, or at -1 in the row."""
         return self.inside[depth] if depth >= 0 else self.row
+
+    def _deepest(self) -> Scope:
+        return self._scope(len(self.inside) - 1)
+
+    def _home(self, value: Value) -> Scope:
+        return self._scope(self._depth(value.axes))
 
     # -- reading and writing --------------------------------------------------------------------------------------
 
@@ -388,11 +383,11 @@ class _Function(Columns):
         shift = f" + {start}" if start else ""
         sweeping = value.width > 1 and not any(scope is other for other in (self.row, *self.inside))
         if value.kind == "number":
-            return f"splat((real)call->numbers[{self.numbers.index(value)}])"
+            return f"splat((real)call->numbers[{self.nest.numbers.index(value.name)}])"
         if value.kind == "size":
             return f"splat((real)({' * '.join(f'sizes[{axis}]' for axis in sorted(value.over))}))"
         if value.kind == "draws" and value.width == 1:
-            return self._single_draw(value)
+            return f"splat(philox_number(call->seed, call->stream, {self._element(value)}))"
         if value.kind == "draws":
             pointer, storage = self._filled(value), "float32"
         elif value in self.vectors or (value in self.kept and value in self.ready):
@@ -401,7 +396,7 @@ class _Function(Columns):
         else:
             name = (value.values[0] if value.kind == "first" else value).name
             storage = self.nest.storage[name]
-            pointer = self._pointer(name, value.axes, self._depth(value.axes), value.width > 1)
+            pointer = self._pointer_to(name, value)
             if sweeping and self.first_level and self._is_wide(value):
                 scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
@@ -414,29 +409,24 @@ class _Function(Columns):
         terms = [f"i_{axis} * strides[{number * (self.nest.axes + 1) + axis}]" for axis in sorted(axes)]
         return " + ".join([*terms, *(["from"] if columns else [])]) or "0"
 
-    def _single_draw(self, value: Value) -> str:
-        depth = self._depth(value.axes)
-        scope = self.inside[depth] if depth >= 0 else self.row
-        number = self.operands.index(value.name)
-        drawn = self._fresh(scope, f"{identifier(value.name)}_drawn")
-        scope.lines.append(f"float {drawn};")
-        scope.lines.append(self._fill(value, f"&{drawn}", "1", number, value.axes, False))
-        return f"splat({drawn})"
-
     def _filled(self, value: Value) -> str:
         """The scratch of random columns, filled where it is not."""
         depth, name = self._depth(value.axes), self.drawn[value]
         if (value, depth) not in self.filled:
             self.filled.add((value, depth))
-            scope = self.inside[depth] if depth >= 0 else self.row
-            number = self.operands.index(value.name)
             count = "columns" if self.nest.columns is None else str(value.width)
-            scope.lines.append(self._fill(value, name, count, number, value.axes, True))
+            fill = f"philox_uniform({name}, {count}, call->seed, call->stream, {self._element(value)});"
+            self._home(value).lines.append(fill)
         return name
 
-    def _fill(self, value: Value, to: str, count: str, number: int, axes: Iterable[int], columns: bool) -> str:
-        first = f"call->offsets[{number}] + {self._index(number, axes, columns)}"
-        return f"philox_uniform({to}, {count}, call->seed, call->stream, (uint64_t)({first}));"
+    def _element(self, draws: Value) -> str:
+        """Which number of the call's sequence comes first."""
+        number = self.operands.index(draws.name)
+        return f"(uint64_t)(call->offsets[{number}] + {self._index(number, draws.axes, draws.width > 1)})"
+
+    def _pointer_to(self, operand: str, value: Value) -> str:
+        """The pointer to an operand where a value is read from it or written to it."""
+        return self._pointer(operand, value.axes, self._depth(value.axes), value.width > 1)
 
     def _pointer(self, operand: str, axes: frozenset[int], depth: int, columns: bool) -> str:
         """The pointer to an operand, at a depth of the loops, at the indices of some axes and perhaps of the columns.
@@ -445,8 +435,7 @@ class _Function(Columns):
         """
         key = (operand, depth, axes, columns)
         if key not in self.pointers:
-            number = self.operands.index(operand)
-            scope = self.inside[depth] if depth >= 0 else self.row
+            number, scope = self.operands.index(operand), self._scope(depth)
             name = self._own(operand.replace(" to", "_to") + ("_at" if depth < 0 else f"_at_{self.loops[depth]}"))
             if depth < 0:  # names of a level's loops may be taken again by the next
                 scope.taken.add(name)
@@ -467,14 +456,13 @@ class _Function(Columns):
         if value in self.kept and value not in self.ready:
             yield self.kept[value], "bool" if value.mask else "real"
         for name in self.targets.get(value, ()):
-            pointer = self._pointer(f"{name} to", value.axes, self._depth(value.axes), value.width > 1)
-            yield pointer, self.nest.storage[name]
+            yield self._pointer_to(f"{name} to", value), self.nest.storage[name]
 
     # -- sweeps over the columns ----------------------------------------------------------------------------------
 
     def _sweeps(self, tasks: Sequence[_Task]) -> None:
         """Sweep over the columns of the deepest loop that is open."""
-        scope = self.inside[-1] if self.inside else self.row
+        scope = self._deepest()
         pieces = [(v, r, start, length) for v, r, _ in tasks for start, length in self._pieces(v)]
         if self.nest.columns is not None:
             pieces = even(pieces)
@@ -515,19 +503,12 @@ class _Function(Columns):
                 if (total, operation) not in sums:
                     sums.append((total, operation))
                 continue
-            if into in self.vectors:
-                pointer, storage = self.vectors[into], "real"
-            else:
-                depth = self._depth(into.axes)
-                pointer, storage = self._pointer(self._target(into), into.axes, depth, into.width > 1), "real"
-            scope.given[pointer] = f"{storage}_storage *"
+            pointer = self.vectors.get(into) or self._part_of(into)
+            scope.given[pointer] = "real_storage *"
             at = f"{pointer}{shift} + j"
             scope.lines.append(f"put_real({at}, {operation}(take_real({at}, n), {result}, LANES), n);")
         name = f"{self.nest.name}_columns_{len(self.sweeps)}"
-        parameters = ["int64_t j", "int n", *(f"{kind}{n}" for n, kind in scope.given.items())]
-        self.sweeps.append(
-            "\n".join([f"INLINE void {name}({', '.join(parameters)})", "{", *indented(scope.lines), "}", ""])
-        )
+        self.sweeps.append(sweep_text(name, scope))
         outer.lines += self._loop(name, length, scope, sums)
 
     def _loop(self, name: str, length: str, scope: Scope, sums: list[tuple[str, str]]) -> Iterator[str]:
@@ -539,10 +520,7 @@ class _Function(Columns):
             return f"{name}({', '.join((j, n, *given))});"
 
         if not sums:
-            yield f"for (int64_t j = 0; j + LANES <= {length}; j += LANES)"
-            yield f"  {call('j', 'LANES')}"
-            yield f"if ({length} % LANES)"
-            yield f"  {call(f'{length} / LANES * LANES', f'(int)({length} % LANES)')}"
+            yield from whole_sweep(name, length, scope)
             return
         yield f"for (int64_t chunk = 0; chunk < {length}; chunk += CHUNK) {{"
         yield f"  const int64_t end = {length} - chunk < CHUNK ? {length} : chunk + CHUNK;"
@@ -580,5 +558,4 @@ class _Function(Columns):
         elif into in self.vectors:
             raise Unsupported("a column alone that is reduced with others")
         else:
-            pointer = self._pointer(self._target(into), into.axes, self._depth(into.axes), into.width > 1)
-            scope.lines.append(f"{pointer}[{start}] += {result}[0];")
+            scope.lines.append(f"{self._part_of(into)}[{start}] += {result}[0];")

@@ -74,6 +74,7 @@ class Nest:
     name: str
     axes: int
     columns: int | None
+    numbers: tuple[str, ...]  # in the order in which every call gives them
     inputs: Mapping[str, Value]
     outputs: Mapping[str, Value]
     storage: Mapping[str, str]
@@ -82,11 +83,12 @@ class Nest:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A form, lowered; ``saved`` are results of forward that backward reads. Backward is None without gradients."""
+    """A form, lowered: "inference", or, if it has a gradient, "forward" and "backward".
 
-    inference: Nest
-    forward: Nest
-    backward: Nest | None
+    ``saved`` are results of forward that backward reads.
+    """
+
+    nests: tuple[Nest, ...]
     saved: tuple[str, ...]
 
 
@@ -112,19 +114,14 @@ def lower(form: Form) -> Lowered:
     storage |= {o.name: storage_name(o.dtype) for o in form.operands if o.kind == "memory"}
     storage[GRADIENT] = storage[form.results[0]]
     outputs = {name: values[name] for name in form.results}
-    inference = _nest("inference", form, outputs, storage)
     if len(names) == len(form.results):
-        return Lowered(inference, inference, None, ())
+        return Lowered((_nest("inference", form, outputs, storage),), ())
     cut = _Cut(lowering)
     gradients = {name: cut(values[name]) for name in names[len(form.results) :]}
     saved = {name: value for value, name in cut.saved.items()}
     storage |= dict.fromkeys(saved, "real")
-    return Lowered(
-        inference,
-        _nest("forward", form, outputs | saved, storage),
-        _nest("backward", form, gradients, storage),
-        tuple(saved),
-    )
+    forward = _nest("forward", form, outputs | saved, storage)
+    return Lowered((forward, _nest("backward", form, gradients, storage)), tuple(saved))
 
 
 def _trace(form: Form) -> fx.Graph:
@@ -145,9 +142,7 @@ def _trace(form: Form) -> fx.Graph:
             shape = [size if varies else 1 for size, varies in zip(sizes(run), operand.axes, strict=True)]
             if operand.axes[-1] and operand.columns is not None:
                 shape[-1] = operand.columns
-            values = torch.full(
-                shape, 0.5, dtype=torch.float64
-            )  # any will do; random ones would move the user's generator
+            values = torch.full(shape, 0.5, dtype=torch.float64)  # random ones would move the user's generator
             given.append(values.to(operand.dtype).requires_grad_(operand.wanted))
         result = form.function(*form.options, *given)[0]
         return [*given, torch.ones_like(result.detach())]
@@ -450,7 +445,8 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
     for value in used:
         if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):
             raise Unsupported("a formula that reduces over several sets of axes")
-    return Nest(name, form.axes, form.columns, inputs, made, storage, inner)
+    numbers = tuple(operand.name for operand in form.operands if operand.kind == "number")
+    return Nest(name, form.axes, form.columns, numbers, inputs, made, storage, inner)
 
 
 def _is_inside(value: Value, inner: frozenset[int], last: int) -> bool:

@@ -414,12 +414,12 @@ class _Kernel:
             self.starts[name] = self.total
             self.total += self.counts[name]
         self._bytes = real.itemsize
-        operands = [name.removesuffix(" to") if name.endswith(" to") else name for name in layout.operands]
-        flat = array("q")
-        for operand, name in zip(layout.operands, operands, strict=True):
-            flat.extend(self.strides[name] if operand.endswith(" to") else views[name])
-            flat.append(self.total if name in self.starts and operand.endswith(" to") else 0)
-        self._strides, self._sizes = flat, array("q", sizes)
+        self._strides, self._sizes = array("q"), array("q", sizes)
+        for operand in layout.operands:
+            name = operand.removesuffix(" to")
+            written = name != operand
+            self._strides.extend(self.strides[name] if written else views[name])
+            self._strides.append(self.total if written and name in self.starts else 0)
         self._divide(sizes, library)
         self.total_sizes = [*(self.counts[name] for name in self.starts), (self.parts - 1) * self.total]
 

@@ -87,19 +87,17 @@ class _Part:
     """One kernel: a value, made of inputs, parameters, products and draws."""
 
     def __init__(self, program: RowProgram, root: fx.Node) -> None:
-        inside: list[fx.Node] = []
         leaves: dict[fx.Node, None] = {}
+        seen = set[fx.Node]()
 
         def visit(node: fx.Node) -> None:
-            if (
-                node in program.of_rows
-                and node.op == "call_function"
-                and not (program.is_product(node) and node is not root)
-            ):
-                if node not in inside:
-                    for operand in node.all_input_nodes:
-                        visit(operand)
-                    inside.append(node)
+            if node in seen:
+                return
+            seen.add(node)
+            inner = node in program.of_rows and node.op == "call_function"
+            if inner and (node is root or not program.is_product(node)):
+                for operand in node.all_input_nodes:
+                    visit(operand)
             elif not _size(node):
                 leaves[node] = None
 
@@ -107,27 +105,20 @@ class _Part:
         self.leaves = [n for n in leaves if n not in program.drawn]
         self.leaves.sort(key=lambda n: n not in program.of_rows)  # the first has rows
         self.draws = [n for n in program.drawn if n in leaves]
-        self.graph = fx.Graph()
-        copies = {n: placeholder(self.graph, n.name) for n in (*self.leaves, *self.draws)}
-        self.sizes: dict[fx.Node, fx.Node] = {}
+        graph = fx.Graph()
+        copies = {n: placeholder(graph, n.name) for n in (*self.leaves, *self.draws)}
 
         def copy_of(node: fx.Node) -> fx.Node:
-            if node not in copies:  # a number of rows
-                arguments = (copies[self.leaves[0]], 0) if node.target is aten.sym_size.int else None
-                given = fx.node.map_arg(node.args, copy_of) if arguments is None else arguments
-                copies[node] = self.graph.call_function(node.target, given)  # type: ignore[arg-type]
+            if node not in copies:
+                rows = node.target is aten.sym_size.int  # of the formula's first input, which may be no leaf
+                first = copies[self.leaves[0]]
+                copies[node] = (
+                    graph.call_function(aten.sym_size.int, (first, 0)) if rows else graph.node_copy(node, copy_of)
+                )
             return copies[node]
 
-        for node in inside:
-            copies[node] = self.graph.create_node(
-                "call_function",
-                node.target,
-                fx.node.map_arg(node.args, copy_of),
-                fx.map_arg(node.kwargs, copy_of),
-                node.name,
-            )
-        self.graph.output((copies[root],))
-        self.function = fx.GraphModule(torch.nn.Module(), self.graph).forward
+        graph.output((copy_of(root),))
+        self.function = fx.GraphModule(torch.nn.Module(), graph).forward
         self.offsets = self._offsets(program)
         self.of_rows = [n in program.of_rows for n in self.leaves]
         self.axes = [2 if rows else n.meta["val"].dim() for n, rows in zip(self.leaves, self.of_rows, strict=True)]

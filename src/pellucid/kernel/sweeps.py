@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from pellucid.kernel.columns import REDUCTIONS, Columns, Scope, even
+from pellucid.kernel.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
 from pellucid.kernel.plan import PART, Level, Place, Plan
 from pellucid.kernel.text_c import identifier, indented
 from pellucid.kernel.values import Value
@@ -83,17 +83,8 @@ class Sweeps(Plan, Columns):
                 self._use(place, scope)
                 scope.lines.append(f"put_{place.storage}({place.row}{shift} + j, {result}, n);")
         name = f"{self.name}_columns_{len(self.sweeps)}"
-        parameters = ["int64_t j", "int n", *(f"{kind}{n}" for n, kind in scope.given.items())]
-        arguments = "".join(f", {'&' if kind == 'vec *' else ''}{n}" for n, kind in scope.given.items())
-        self.sweeps.append(
-            "\n".join([f"INLINE void {name}({', '.join(parameters)})", "{", *indented(scope.lines), "}", ""])
-        )
-        self.row.lines += [
-            f"for (int64_t j = 0; j + LANES <= {length}; j += LANES)",
-            f"  {name}(j, LANES{arguments});",
-            f"if ({length} % LANES)",
-            f"  {name}({length} / LANES * LANES, {length} % LANES{arguments});",
-        ]
+        self.sweeps.append(sweep_text(name, scope))
+        self.row.lines += whole_sweep(name, str(length), scope)
 
     def _use(self, place: Place, scope: Scope, reading: bool = False) -> None:
         """Make a pointer to the row known where it is read or written."""

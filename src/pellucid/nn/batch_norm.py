@@ -156,7 +156,7 @@ class BatchNormFamily(Remembering):
         results = self._results(input, None, observed=False)  # its statistics were right, and have been remembered
         if results is None:
             return y
-        self.__dict__["_ran"] = "c"
+        self._was_run_by("c")
         return results[0]
 
     def _move(self, mu: Tensor, var: Tensor, factor: float, unbiased: float) -> None:

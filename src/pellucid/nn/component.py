@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pellucid.kernel.registry import chosen_backend
+
 
 @dataclass(frozen=True)
 class SymbolShape:
@@ -22,6 +24,18 @@ class SymbolShape:
     reason: str
     trainable: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Running:
+    """A layer that says what ran it."""
+
+    @property
+    def backend(self) -> str:
+        """The name of what ran the formula last ("torch": torch's own operators); before that, of what would."""
+        return self.__dict__.get("_ran") or chosen_backend()
+
+    def _was_run_by(self, backend: str) -> None:
+        self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set
 
 
 class Component:

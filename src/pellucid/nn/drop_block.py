@@ -45,7 +45,7 @@ class DropBlock2d(DropoutFamily):
     """
 
     formula = staticmethod(drop_block)
-    by_kernel = False  # blocks reach over entries
+    entrywise = False  # blocks reach over entries
 
     def __init__(
         self,

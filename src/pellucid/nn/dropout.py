@@ -14,8 +14,7 @@ from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel import nested
 from pellucid.kernel.random import in_plain_python, kept
-from pellucid.kernel.registry import chosen_backend
-from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 from pellucid.nn.windowed import AXES, name_axes
 
@@ -32,12 +31,12 @@ def _recipe(name: str, formula: Callable[..., Tensor]) -> nested.Recipe:
 
 
 def _by_formula(
-    averaged: tuple[int, ...], formula: Callable[..., Tensor], x: Tensor, p: Tensor, draws: Tensor
+    averaged: tuple[int, ...], formula: Callable[..., Tensor], x: Tensor, p: Tensor | float, draws: Tensor
 ) -> tuple[Tensor, ...]:
     return (formula(x=x, draws=draws, p=p).to(x.dtype),)
 
 
-class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
+class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._DropoutNd):
     """What the members share: in training the formula, in eval, and for p = 0, the input itself.
 
     Args:
@@ -51,6 +50,8 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         ValueError: p is no probability, or seed and generator are both given.
     """
 
+    entrywise = True  # whether the formula is one of x, draws and p, entry by entry
+
     def __init__(
         self,
         p: float = 0.5,
@@ -63,13 +64,6 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         super().__init__(p, inplace)
         self.draw_from(seed, generator)
-
-    @property
-    def backend(self) -> str:
-        """What ran last: "c" or "torch"; before the first call what would."""
-        return self.__dict__.get("_ran") or chosen_backend()
-
-    by_kernel = True  # whether the formula is one of x, draws and p, entry by entry
 
     @property
     def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
@@ -98,12 +92,12 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
         if input.numel() < SMALL and formula is drop and input.dtype == torch.float32 and in_plain_python(input):
             scale = kept(self.drawn_shape(input), *numbers, self.p, 1 / (1 - self.p))
             if scale is not None:
-                self.__dict__["_ran"] = "c"
+                self._was_run_by("c")
                 return input.mul_(scale) if self.inplace else input * scale
         y = None
-        if self.by_kernel and nested.runs(input):
+        if self.entrywise and nested.runs(input):
             y = self._by_kernel(input, numbers)
-        self.__dict__["_ran"] = "torch" if y is None else "c"
+        self._was_run_by("torch" if y is None else "c")
         if y is None:
             (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
             y = formula(**self._symbol_values(input, draws, self.p))
@@ -122,7 +116,7 @@ class DropoutFamily(Component, Drawing, torch.nn.modules.dropout._DropoutNd):
             return nested.Axes(tuple(x.shape), (), (nested.View(x.stride()), nested.View(drawn)))
 
         def again(x: Tensor) -> tuple[Tensor, ...]:
-            return (formula(x=x, draws=draws.tensor("draws", shape), p=p),)
+            return _by_formula((), formula, x, p, draws.tensor("draws", shape))
 
         results = nested.run(_recipe(type(self).__name__, formula), (input,), axes, again, (p,), draws, shape)
         return None if results is None else results[0]

@@ -14,10 +14,9 @@ from torch._prims_common import suggest_memory_format
 from pellucid.errors import label, shape_text
 from pellucid.kernel import nested
 from pellucid.kernel.largest import largest_product
-from pellucid.kernel.registry import chosen_backend
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Over, Remembered
-from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.padding import real_entries
 from pellucid.nn.windowed import AXES
 
@@ -39,6 +38,7 @@ def normalize(
 
 # Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
 SMALL = 2**19
+AFFINE = ("gamma", "beta")
 # From so many deviations away from 0 torch's operator loses digits, for it multiplies the input before it moves it.
 FAR = 64.0
 
@@ -94,10 +94,11 @@ def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | 
 def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:
     """What a formula's symbols stand for. Under a mask γ and β are 0 at padding, and so is the result."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    if real is None or "gamma" not in symbols:
-        return {"x": exact if real is None else exact.masked_fill(~real, 0), **symbols}
-    masked = {name: value * real if name in ("gamma", "beta") else value for name, value in symbols.items()}
-    return {"x": exact.masked_fill(~real, 0), **masked}
+    if real is not None:
+        exact = exact.masked_fill(~real, 0)
+        if "gamma" in symbols:  # without it a beta is another number
+            symbols = {name: value * real if name in AFFINE else value for name, value in symbols.items()}
+    return {"x": exact, **symbols}
 
 
 def _along_axes(
@@ -135,7 +136,7 @@ def _recipe(
     return nested.Recipe(f"nn.{name}", _along_axes, options, tensors, numbers, results=results)
 
 
-class NormalizationFamily(Component, torch.nn.Module):
+class NormalizationFamily(Running, Component, torch.nn.Module):
     """What the members share.
 
     ``forward(x, lengths=None, mask=None)``: ``lengths`` counts the real steps of each sample along the time axis,
@@ -153,11 +154,6 @@ class NormalizationFamily(Component, torch.nn.Module):
     weight: Any
     bias: Any
     eps: Any
-
-    @property
-    def backend(self) -> str:
-        """What ran last: "c", or "torch" for torch's operator and operations; before the first call what would."""
-        return self.__dict__.get("_ran") or chosen_backend()
 
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes of an input, and refuse a wrong one."""
@@ -275,7 +271,7 @@ class NormalizationFamily(Component, torch.nn.Module):
         """Normalize what has no padding."""
         y = None
         if self._suits_operator(input) and nested.runs(input):
-            self.__dict__["_ran"] = "torch"
+            self._was_run_by("torch")
             y = self._by_operator(input)
         if y is None:
             y = self._by_kernel(input, None)
@@ -294,7 +290,7 @@ class NormalizationFamily(Component, torch.nn.Module):
     def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
         results = self._results(input, real, self._observes())
-        self.__dict__["_ran"] = "torch" if results is None else "c"
+        self._was_run_by("torch" if results is None else "c")
         if results is not None and len(results) > 1:
             self._remember(self.average(input, real), input, *results[1:])
         return None if results is None else results[0]
@@ -308,8 +304,8 @@ class NormalizationFamily(Component, torch.nn.Module):
         tensors = (input, *given.values())
         if not nested.runs(*tensors) or (real is not None and real.numel() == 1):
             return None
-        constants = tuple((n, v) for n, v in symbols.items() if n in ("gamma", "beta") and n not in given)
-        numbers = {n: float(v) for n, v in symbols.items() if n not in given and n not in ("gamma", "beta")}
+        constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
+        numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}
         centred = self.centred and "running_mean" not in given
         recipe = _recipe(type(self).__name__, self.formula, ("x", *given), tuple(numbers), constants, centred, observed)
 

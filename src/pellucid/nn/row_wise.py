@@ -15,8 +15,7 @@ from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.nested import Draws, runs
-from pellucid.kernel.registry import chosen_backend
-from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 DRAWS = "random draws"  # beside the author's names, of which none has a space
 
 
-class RowWise(Component, Drawing):
+class RowWise(Running, Component, Drawing):
     """The module of a layer's formula; what calling a ``pellucid.Layer`` returns.
 
     Input and output: (..., features), any axes before the features or none; several inputs have the same ones.
@@ -104,11 +103,6 @@ class RowWise(Component, Drawing):
         return dict(self._hyperparameters)
 
     @property
-    def backend(self) -> str:
-        """The name of what ran the formula last; before the first run, of what would."""
-        return self.__dict__.get("_ran") or chosen_backend()
-
-    @property
     def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
         """The author's function; called with what `bind` gives, draws too."""
         return self._evaluate
@@ -170,7 +164,7 @@ class RowWise(Component, Drawing):
         if runs(*given) and autocast_dtype(given[0]) is None:
             program = self.layer.program(*self._key, self.training, given[0].dtype)
             y = program.run(given, None if numbers is None else Draws(int(numbers[0]), int(numbers[1]), {}))
-        self.__dict__["_ran"] = "stepwise" if y is None else "c"
+        self._was_run_by("stepwise" if y is None else "c")
         return self._evaluate(**self._values(inputs, numbers)) if y is None else y
 
     def _values(self, inputs: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:
@@ -187,10 +181,6 @@ class RowWise(Component, Drawing):
         source = self.layer.source
         given = [values[symbol.name] for symbol in (*source.inputs, *source.parameters)]
         numbers = {symbol.name: values[symbol.name] for symbol in source.hyperparameters}
-        if torch.compiler.is_compiling() and not self._solution.sites:  # which cannot follow who draws, and need not
-            inputs = len(source.inputs)
-            keywords = dict(zip((p.name for p in source.parameters), given[inputs:], strict=True))
-            return source.function(*given[:inputs], **keywords, **numbers)
         return step(source, numbers, self.training, [*given, *values.get(DRAWS, ())])[0]
 
     # -- checks -------------------------------------------------------------------------------------------------

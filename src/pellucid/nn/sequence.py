@@ -17,6 +17,7 @@ from pellucid.kernel import launch, random, registry
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.chunks import Division
 from pellucid.nn import lengths as real
+from pellucid.nn.component import Running
 
 if TYPE_CHECKING:
     from pellucid.nn.cell import Cell
@@ -31,7 +32,7 @@ class _Options(NamedTuple):
     division: Division
 
 
-class SequenceLayer(torch.nn.Module):
+class SequenceLayer(Running, torch.nn.Module):
     """What every recurrent layer shares; a subclass says which cell runs and where its parameters are.
 
     Conventions are torch.nn's: input (time, batch, features), or (batch, time, features) with ``batch_first``, or
@@ -61,11 +62,6 @@ class SequenceLayer(torch.nn.Module):
     def hyperparameters(self) -> dict[str, Any]:
         """The numbers that the constructor set in the formula."""
         return dict(self._hyperparameters)
-
-    @property
-    def backend(self) -> str:
-        """The name of what ran the formula last; before the first run, of what would."""
-        return self.__dict__.get("_ran") or registry.chosen_backend()
 
     def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
@@ -218,7 +214,7 @@ class SequenceLayer(torch.nn.Module):
             key, self.training, reverse, x, states, parameters, lengths, seed, options.division
         )
         if ran:
-            self.__dict__["_ran"] = ran
+            self._was_run_by(ran)
         recorded: Sequence[Tensor] = ()
         if options.record:
             output, *recorded = output.split(columns, -1)
