@@ -331,6 +331,20 @@ def test_torch_compile_takes_it():
     torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
+@pellucid.layer
+def dropped(x, *, g=pellucid.ones, p: float):
+    return pellucid.dropout(torch.tanh(x) * g, p)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_torch_compile_takes_its_draws(p):
+    layer, x = dropped(6, p=p), torch.randn(3, 6)
+    compiled = torch.compile(layer, backend="eager", fullgraph=p == 0)
+    assert torch.equal(compiled(x), compiled(x)) == (p == 0)
+    layer.eval()
+    torch.testing.assert_close(compiled(x), torch.tanh(x))
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 

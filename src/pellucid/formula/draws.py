@@ -54,7 +54,7 @@ def dropout(x: torch.Tensor, p: float = 0.5, shared: str | None = None) -> torch
         ValueError: p is not a probability.
     """
     _check_probability("dropout", p, "dropping an entry")
-    if p == 0 and torch.compiler.is_compiling():  # nobody is asked, and torch.compile could not follow
+    if p == 0 and torch.compiler.is_dynamo_compiling():  # nobody is asked, and torch.compile could not follow
         return x
     provider = _asked("dropout", shared, "pellucid.nn.Dropout or torch.nn.functional.dropout")
     if not provider.training or p == 0:
