@@ -15,9 +15,10 @@ from pellucid.benchmark.comparison import EXACT, Agreement, Failed, Run, Skipped
 from pellucid.benchmark.limit import Rates, Work, measure_rates, work
 from pellucid.benchmark.processes import FirstResultRow, MemoryRow, long_lstm, wide_dropout
 from pellucid.benchmark.recipe import RECIPE, Recipe, RecipeRow
-from pellucid.benchmark.rows import ROWS, LayerRow, RowSpeed, agree_given_the_mask, step, twins
+from pellucid.benchmark.rows import ROWS, LayerRow, agree_given_the_mask
 from pellucid.benchmark.speed import RECURRENT, SpeedRow
 from pellucid.benchmark.streaming import StreamingRow
+from pellucid.benchmark.twins import RowSpeed, step, twins
 from pellucid.cli import main
 from pellucid.nn import cells
 

@@ -12,9 +12,9 @@ from rich.text import Text
 from pellucid.benchmark.comparison import Figure
 from pellucid.benchmark.processes import FirstResult, Memory
 from pellucid.benchmark.recipe import Recipe
-from pellucid.benchmark.rows import RowSpeed
 from pellucid.benchmark.speed import Speed, Timed
 from pellucid.benchmark.streaming import Streaming
+from pellucid.benchmark.twins import RowSpeed
 
 Columns = Mapping[str, Callable[[Any], str | Text]]
 
