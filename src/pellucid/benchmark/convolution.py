@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,9 +50,9 @@ class StepSpeed(RowSpeed):
 class ByHand(torch.nn.Module):
     """torch.nn's causal convolution as one streams with it: the last entries are kept, and read with the next one."""
 
-    def __init__(self, *arguments: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
-        self.layer = torch.nn.Conv1d(*arguments)
+        self.layer = torch.nn.Conv1d(in_channels, out_channels, kernel_size)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Zeros ahead of the sequence."""
@@ -84,9 +85,9 @@ class CausalRow:
         layer, theirs = twins(lambda: nn.Conv1d(*sizes, padding="causal"), lambda: ByHand(*sizes), run.device)
         x = torch.randn((STEPS, 1, self.in_channels, 1), device=run.device)
         agreement = agree(_stream, layer, theirs, x)
-        window = torch.empty(1, self.in_channels, self.kernel_size, device=run.device)
-        moved = sum(w.nbytes for w in layer.parameters()) + 4 * (self.in_channels + self.out_channels)
-        limit = Work(flops=2 * count(theirs.layer, [window]).macs, bytes=moved).seconds(run.rates)
+        weights = sum(w.nbytes for w in layer.parameters())
+        entries = self.in_channels + self.out_channels
+        limit = Work(2 * math.prod(sizes), bytes=weights + entries * x.element_size()).seconds(run.rates)
         sides = {"ours": lambda: _stream(layer, x), "torch": lambda: _stream(theirs, x)}
         found = {name: seconds / STEPS for name, seconds in times(sides, run.rounds, run.device).items()}
         return StepSpeed(self.name, ran(layer), agreement, 1e3 * limit, 1e3 * found["ours"], None, 1e3 * found["torch"])
