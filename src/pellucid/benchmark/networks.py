@@ -205,9 +205,7 @@ def reviews(device: str) -> Examples:
 
 
 NETWORKS = [
-    NetworkRow(
-        f"LeNet-5, batch {LENET_BATCH}", lambda: lenet5(nn), lambda: lenet5(torch.nn), digits, 1.5
-    ),
+    NetworkRow(f"LeNet-5, batch {LENET_BATCH}", lambda: lenet5(nn), lambda: lenet5(torch.nn), digits, 1.5),
     NetworkRow(
         f"TextCNN, batch {REVIEWS}, {CHARACTERS} characters", TextCNN, TorchTextCNN, reviews, 1.3, TextCNN.as_torch
     ),
