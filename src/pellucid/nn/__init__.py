@@ -34,6 +34,7 @@ from pellucid.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from pellucid.nn.receptive import ReceptiveField, receptive_field
 from pellucid.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from pellucid.nn.row_layers import GEGLU, AddNorm, DyT, ScaleNorm, SwiGLU
 from pellucid.nn.row_wise import RowWise
