@@ -1,7 +1,7 @@
 """The best match of every filter in a sentence, by `c/best.h`: windows of several widths, multiplied and compared.
 
-The windows of all sentences, laid end to end, are the rows of one matrix that overlaps itself in memory, so that nothing
-is copied, and the products of all widths share the threads in one call. Backward reads one window for every filter and
+The windows of all sentences, laid end to end, are the rows of one matrix that overlaps itself in memory: nothing is
+copied, and the products of all widths share the threads in one call. Backward reads one window for every filter and
 sentence, the best one: a convolution's gradient would read all of them, to multiply most by zero.
 """
 
@@ -22,7 +22,6 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.text_c import header, preamble
-
 
 
 def greatest_over_time(
@@ -64,7 +63,9 @@ class _Best(torch.autograd.Function):
     """The kernel with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, reference: Any, lengths: Tensor | None, widths: int, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, reference: Any, lengths: Tensor | None, widths: int, x: Tensor, *parameters: Tensor
+    ) -> Tensor:
         weights, biases = parameters[:widths], parameters[widths:]
         batch, time, features = x.shape
         windows = [x.as_strided((batch * time - w.shape[1] + 1, w[0].numel()), (features, 1)) for w in weights]
@@ -91,12 +92,10 @@ class _Best(torch.autograd.Function):
         dw = [torch.empty_like(w) for w in weights] if any(needed[1 : 1 + len(weights)]) else []
         db = [torch.empty_like(b) for b in biases]
         _run("backward", lengths, x, weights, {"at": at, "dy": dy.contiguous(), "dx": dx, "dw": dw, "db": db})
-        return None, None, None, dx, *(dw or [None] * len(weights)), *db
+        return None, None, None, dx, *(dw or (None,) * len(weights)), *db
 
 
-def _run(
-    direction: str, lengths: Tensor | None, x: Tensor, weights: Sequence[Tensor], tensors: dict[str, Any]
-) -> None:
+def _run(direction: str, lengths: Tensor | None, x: Tensor, weights: Sequence[Tensor], tensors: dict[str, Any]) -> None:
     batch, time, features = x.shape
     filters, first, operations = array("q"), 0, 0
     for i, weight in enumerate(weights):
