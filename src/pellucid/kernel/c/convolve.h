@@ -9,6 +9,16 @@
 #define MOST_VECTORS 8
 #define MOST_RESULTS 4 // channels of a tile of weights
 #define MOST_TERMS 12
+#define ENTRIES_TOGETHER 1024  // places of the samples whose products are added up in registers
+#define BYTES_TOGETHER 262144 // of these samples
+
+// A vector that is read once: a load in every product that it stands in would read across two lines of the cache again and
+// again.
+#if defined(__x86_64__)
+#define STAY(v) __asm__("" : "+v"(v))
+#else
+#define STAY(v) (void)0
+#endif
 
 // What follows from the sizes.
 struct laid {
@@ -19,14 +29,17 @@ struct laid {
   int64_t dx_channels, dx_vectors; // and of the input's gradient
   int64_t weights, dx_weights;     // packed
   int64_t accumulators;
+  int64_t in_sample, dy_sample, dx_planes; // what a sample takes
+  int64_t samples;                         // that are laid out together for the gradient of the weights
 };
 
+INLINE int64_t rows_of_tiles(int64_t channels, int64_t tile) { return (channels + tile - 1) / tile * tile; }
 static int64_t tile_channels(int64_t channels)
 {
   static const int64_t sizes[] = {8, 6, 4, 2, 1};
   int64_t best = 1, least = INT64_MAX;
   for (int i = 0; i < 5; i++) {
-    const int64_t computed = (channels + sizes[i] - 1) / sizes[i] * sizes[i];
+    const int64_t computed = rows_of_tiles(channels, sizes[i]);
     if (computed < least)
       least = computed, best = sizes[i];
   }
@@ -49,9 +62,15 @@ static struct laid laid_out(const struct windows *w)
   l.dy_row = l.margin + ROUND_UP(l.planes.entries) + LANES;
   l.channels = tile_channels(w->out), l.vectors = tile_vectors(l.channels);
   l.dx_channels = tile_channels(w->in), l.dx_vectors = tile_vectors(l.dx_channels);
-  l.weights = (w->out + l.channels - 1) / l.channels * l.channels * w->in * w->tap_count;
-  l.dx_weights = (w->in + l.dx_channels - 1) / l.dx_channels * l.dx_channels * w->out * w->tap_count;
+  l.weights = rows_of_tiles(w->out, l.channels) * w->in * w->tap_count;
+  l.dx_weights = rows_of_tiles(w->in, l.dx_channels) * w->out * w->tap_count;
   l.accumulators = w->out * w->in * w->tap_count * LANES;
+  l.in_sample = w->in * l.planes.phases * l.planes.row, l.dy_sample = w->out * l.dy_row;
+  l.dx_planes = rows_of_tiles(w->in, l.dx_channels) * l.planes.phases * l.planes.row;
+  const int64_t wanted = ENTRIES_TOGETHER / l.planes.places + 1;
+  const int64_t most = BYTES_TOGETHER / ((l.in_sample + l.dy_sample) * (int64_t)sizeof(real)) + 1;
+  const int64_t part = (w->batch + w->parts - 1) / w->parts, fitting = wanted < most ? wanted : most;
+  l.samples = fitting < part ? fitting : part;
   return l;
 }
 
@@ -68,8 +87,10 @@ INLINE void sum_terms(const int channels, const int vectors, const real *in, con
   for (int64_t k = 0; k < count; k++, weights += channels) {
     const real *const from = in + distances[k];
     vec entries[MOST_VECTORS];
-    for (int v = 0; v < vectors; v++)
+    for (int v = 0; v < vectors; v++) {
       entries[v] = load_real(from + v * LANES);
+      STAY(entries[v]);
+    }
     for (int c = 0; c < channels; c++)
       for (int v = 0; v < vectors; v++)
         sums[c][v] += weights[c] * entries[v];
@@ -120,22 +141,33 @@ static void sum_all(const real *in, const int64_t *distances, const real *weight
   }
 }
 
-// Products of the result's gradient with what every term reads, added up over all places, a sum for every lane.
-INLINE void add_weights(const int results, const int terms, const real *dy, int64_t dy_row, const real *x,
-                        const int64_t *distances, int64_t places, real *to, int64_t to_row)
+// Some samples, as they lie one behind the other: the gradient of the result, and the input.
+struct samples {
+  const real *dy, *x;
+  int64_t dy_row, dy_sample, x_sample, count, places;
+};
+
+// Products of the result's gradient with what every term reads, added up over all places and samples, a sum for every
+// lane.
+INLINE void add_weights(const int results, const int terms, const struct samples *s, int64_t first,
+                        const int64_t *distances, real *to, int64_t to_row)
 {
   vec sums[MOST_RESULTS][MOST_TERMS];
   for (int o = 0; o < results; o++)
     for (int k = 0; k < terms; k++)
       sums[o][k] = splat(0);
-  for (int64_t p = 0; p < places; p += LANES) {
-    vec given[MOST_RESULTS];
-    for (int o = 0; o < results; o++)
-      given[o] = load_real(dy + o * dy_row + p);
-    for (int k = 0; k < terms; k++) {
-      const vec read = load_real(x + distances[k] + p);
+  for (int64_t b = 0; b < s->count; b++) {
+    const real *const dy = s->dy + b * s->dy_sample + first * s->dy_row, *const x = s->x + b * s->x_sample;
+    for (int64_t p = 0; p < s->places; p += LANES) {
+      vec given[MOST_RESULTS];
       for (int o = 0; o < results; o++)
-        sums[o][k] += given[o] * read;
+        given[o] = load_real(dy + o * s->dy_row + p);
+      for (int k = 0; k < terms; k++) {
+        vec read = load_real(x + distances[k] + p);
+        STAY(read);
+        for (int o = 0; o < results; o++)
+          sums[o][k] += given[o] * read;
+      }
     }
   }
   for (int o = 0; o < results; o++)
@@ -146,10 +178,10 @@ INLINE void add_weights(const int results, const int terms, const real *dy, int6
 }
 
 #define CASE_OF_TERMS(results, n)                                                                                      \
-  case n: add_weights(results, n, dy, dy_row, x, distances, places, to, to_row); break;
+  case n: add_weights(results, n, samples, first, distances, to, to_row); break;
 #define DEFINE_WEIGHTS(results, CASES)                                                                                 \
-  static void weights_of_##results(int64_t terms, const real *dy, int64_t dy_row, const real *x,                       \
-                                   const int64_t *distances, int64_t places, real *to, int64_t to_row)                 \
+  static void weights_of_##results(int64_t terms, const struct samples *samples, int64_t first,                        \
+                                   const int64_t *distances, real *to, int64_t to_row)                                 \
   {                                                                                                                    \
     switch (terms) {                                                                                                   \
       CASES                                                                                                            \
@@ -166,24 +198,39 @@ DEFINE_WEIGHTS(2, TERMS_UP_TO_12(2))
 DEFINE_WEIGHTS(3, TERMS_UP_TO_6(3))
 DEFINE_WEIGHTS(4, TERMS_UP_TO_6(4))
 
-static void add_all_weights(const real *dy, int64_t dy_row, const real *x, const int64_t *distances, int64_t count,
-                            int64_t channels, int64_t places, real *to)
+static void add_all_weights(const struct samples *samples, const int64_t *distances, int64_t count, int64_t channels,
+                            real *to)
 {
-  const int64_t rows = (channels + MOST_RESULTS - 1) / MOST_RESULTS, most = channels > 2 ? 6 : VECTOR_BYTES < 64 ? 6 : 12;
-  const int64_t columns = (count + most - 1) / most, to_row = count * LANES;
+  const int64_t rows = (channels + MOST_RESULTS - 1) / MOST_RESULTS, to_row = count * LANES;
+  const int64_t most = channels > 2 || VECTOR_BYTES < 64 ? MOST_TERMS / 2 : MOST_TERMS;
+  const int64_t columns = (count + most - 1) / most;
   for (int64_t i = 0; i < rows; i++) {
     const int64_t o = channels * i / rows;
     for (int64_t j = 0; j < columns; j++) {
       const int64_t k = count * j / columns, terms = count * (j + 1) / columns - k;
       real *const place = to + o * to_row + k * LANES;
-      const real *const from = dy + o * dy_row;
       switch (channels * (i + 1) / rows - o) {
-      case 1: weights_of_1(terms, from, dy_row, x, distances + k, places, place, to_row); break;
-      case 2: weights_of_2(terms, from, dy_row, x, distances + k, places, place, to_row); break;
-      case 3: weights_of_3(terms, from, dy_row, x, distances + k, places, place, to_row); break;
-      default: weights_of_4(terms, from, dy_row, x, distances + k, places, place, to_row); break;
+      case 1: weights_of_1(terms, samples, o, distances + k, place, to_row); break;
+      case 2: weights_of_2(terms, samples, o, distances + k, place, to_row); break;
+      case 3: weights_of_3(terms, samples, o, distances + k, place, to_row); break;
+      default: weights_of_4(terms, samples, o, distances + k, place, to_row); break;
       }
     }
+  }
+}
+
+// Sums of the lanes of every vector.
+static void add_lanes(const real *vectors, int64_t count, real *to)
+{
+  for (int64_t i = 0; i < count; i += LANES) {
+    const int n = PART(count - i);
+    vec square[LANES], total = splat(0);
+    for (int j = 0; j < LANES; j++)
+      square[j] = j < n ? load_real(vectors + (i + j) * LANES) : splat(0);
+    transpose(square);
+    for (int j = 0; j < LANES; j++)
+      total += square[j];
+    put_real(to + i, total, n);
   }
 }
 
@@ -237,7 +284,6 @@ static void pack_backward(const struct pass *pass)
               *to++ = i < w->in ? read_data(w->weight + ((g * w->out + o) * w->in + i) * w->tap_count + t) : 0;
 }
 
-INLINE int64_t rows_of_tiles(int64_t channels, int64_t tile) { return (channels + tile - 1) / tile * tile; }
 
 static void forward_task(const void *context, int64_t task, int64_t worker)
 {
@@ -245,9 +291,9 @@ static void forward_task(const void *context, int64_t task, int64_t worker)
   const struct windows *const w = pass->w;
   const struct laid *const l = &pass->l;
   const int64_t units = w->batch * w->groups, tasks = units < CHUNKS ? units : CHUNKS;
-  const int64_t planes = w->in * l->planes.phases * l->planes.row, size = w->result[0] * w->result[1] * w->result[2];
-  real *const in = (real *)(pass->scratch + worker * pass->bytes), *const out = in + planes + LANES;
-  memset(in, 0, (size_t)(planes + LANES) * sizeof(real));
+  const int64_t size = w->result[0] * w->result[1] * w->result[2];
+  real *const in = (real *)(pass->scratch + worker * pass->bytes), *const out = in + l->in_sample;
+  memset(in, 0, (size_t)l->in_sample * sizeof(real));
   for (int64_t unit = units * task / tasks; unit < units * (task + 1) / tasks; unit++) {
     const int64_t b = unit / w->groups, g = unit % w->groups;
     for (int64_t c = 0; c < w->in; c++)
@@ -260,53 +306,69 @@ static void forward_task(const void *context, int64_t task, int64_t worker)
   }
 }
 
+static void gradient_of_input(const struct pass *pass, int64_t b, int64_t g, const real *dy, real *planes)
+{
+  const struct windows *const w = pass->w;
+  const struct laid *const l = &pass->l;
+  const int64_t *distances = pass->terms + w->in * w->tap_count;
+  const real *weights = pass->weights + g * l->dx_weights;
+  const int64_t channel = l->planes.phases * l->planes.row, size = w->size[0] * w->size[1] * w->size[2];
+  for (int64_t phase = 0; phase < l->planes.phases; phase++) {
+    const int64_t count = pass->counts[phase];
+    sum_all(dy, distances, weights, count, w->in, l->dx_channels, l->dx_vectors, l->planes.entries,
+            planes + phase * l->planes.row, channel);
+    distances += count, weights += count * rows_of_tiles(w->in, l->dx_channels);
+  }
+  for (int64_t c = 0; c < w->in; c++)
+    take_input(w, &l->planes, planes + c * channel, w->dx + ((b * w->groups + g) * w->in + c) * size);
+}
+
+static void add_biases(const struct samples *samples, int64_t channels, real *biases)
+{
+  for (int64_t o = 0; o < channels; o++) {
+    vec total = splat(0);
+    for (int64_t b = 0; b < samples->count; b++)
+      for (int64_t p = 0; p < samples->places; p += LANES)
+        total += load_real(samples->dy + b * samples->dy_sample + o * samples->dy_row + p);
+    store_real(biases + o * LANES, load_real(biases + o * LANES) + total);
+  }
+}
+
+// A part of the batch, some samples at a time.
 static void backward_task(const void *context, int64_t task, int64_t worker)
 {
   const struct pass *const pass = context;
   const struct windows *const w = pass->w;
   const struct laid *const l = &pass->l;
-  const int64_t g = task / w->parts, part = task % w->parts, terms = w->in * w->tap_count;
-  const int64_t planes = w->in * l->planes.phases * l->planes.row, size = w->result[0] * w->result[1] * w->result[2];
-  const int64_t gradients = w->out * l->dy_row, input = w->size[0] * w->size[1] * w->size[2];
-  real *const in = (real *)(pass->scratch + worker * pass->bytes), *const dy = in + planes + LANES;
-  real *const dx = dy + gradients + LANES;
-  real *const sums = dx + rows_of_tiles(w->in, l->dx_channels) * l->planes.phases * l->planes.row;
+  const int64_t g = task / w->parts, part = task % w->parts, end = w->batch * (part + 1) / w->parts;
+  const int64_t terms = w->in * w->tap_count, size = w->result[0] * w->result[1] * w->result[2];
+  const int64_t channel = l->planes.phases * l->planes.row;
+  real *const in = (real *)(pass->scratch + worker * pass->bytes), *const dy = in + l->samples * l->in_sample;
+  real *const planes = dy + l->samples * l->dy_sample, *const sums = planes + l->dx_planes;
   real *const biases = sums + l->accumulators;
-  memset(in, 0, (size_t)(planes + LANES + gradients + LANES) * sizeof(real));
+  memset(in, 0, (size_t)(planes - in) * sizeof(real));
   memset(sums, 0, (size_t)(l->accumulators + w->out * LANES) * sizeof(real));
-  for (int64_t b = w->batch * part / w->parts; b < w->batch * (part + 1) / w->parts; b++) {
-    for (int64_t o = 0; o < w->out; o++)
-      lay_gradient(w, w->dy + ((b * w->groups + g) * w->out + o) * size, dy + o * l->dy_row + l->margin);
-    if (w->dx) {
-      const int64_t *distances = pass->terms + terms;
-      const real *weights = pass->weights + g * l->dx_weights;
-      for (int64_t phase = 0; phase < l->planes.phases; phase++) {
-        const int64_t count = pass->counts[phase];
-        sum_all(dy, distances, weights, count, w->in, l->dx_channels, l->dx_vectors, l->planes.entries, dx + phase * l->planes.row,
-                l->planes.phases * l->planes.row);
-        distances += count, weights += count * rows_of_tiles(w->in, l->dx_channels);
-      }
-      for (int64_t c = 0; c < w->in; c++)
-        take_input(w, &l->planes, dx + c * l->planes.phases * l->planes.row, w->dx + ((b * w->groups + g) * w->in + c) * input);
+  for (int64_t b = w->batch * part / w->parts; b < end; b += l->samples) {
+    const int64_t count = end - b < l->samples ? end - b : l->samples;
+    const struct samples samples = {dy + l->margin, in, l->dy_row, l->dy_sample, l->in_sample, count, l->planes.places};
+    for (int64_t i = 0; i < count; i++) {
+      for (int64_t o = 0; o < w->out; o++)
+        lay_gradient(w, w->dy + (((b + i) * w->groups + g) * w->out + o) * size,
+                     dy + i * l->dy_sample + o * l->dy_row + l->margin);
+      if (w->dx)
+        gradient_of_input(pass, b + i, g, dy + i * l->dy_sample, planes);
+      for (int64_t c = 0; w->dw && c < w->in; c++)
+        lay_input(w, &l->planes, channel_of(w, b + i, g, c), in + i * l->in_sample + c * channel);
     }
     if (w->dw) {
-      for (int64_t c = 0; c < w->in; c++)
-        lay_input(w, &l->planes, channel_of(w, b, g, c), in + c * l->planes.phases * l->planes.row);
-      add_all_weights(dy + l->margin, l->dy_row, in, pass->terms, terms, w->out, l->planes.places, sums);
-      for (int64_t o = 0; o < w->out; o++) {
-        vec total = splat(0);
-        for (int64_t p = 0; p < l->planes.places; p += LANES)
-          total += load_real(dy + o * l->dy_row + l->margin + p);
-        store_real(biases + o * LANES, load_real(biases + o * LANES) + total);
-      }
+      add_all_weights(&samples, pass->terms, terms, w->out, sums);
+      add_biases(&samples, w->out, biases);
     }
   }
   if (w->dw) {
     real *const to = w->dw + part * w->groups * w->out * (terms + 1);
-    for (int64_t i = 0; i < w->out * terms; i++)
-      to[g * w->out * terms + i] = sum(load_real(sums + i * LANES));
-    for (int64_t o = 0; o < w->out; o++)
-      to[w->groups * w->out * terms + g * w->out + o] = sum(load_real(biases + o * LANES));
+    add_lanes(sums, w->out * terms, to + g * w->out * terms);
+    add_lanes(biases, w->out, to + w->groups * w->out * terms + g * w->out);
   }
 }
 
@@ -314,14 +376,14 @@ static void backward_task(const void *context, int64_t task, int64_t worker)
 static void divide_work(const struct windows *w, struct pass *pass, int64_t *shared)
 {
   const struct laid l = pass->l = laid_out(w);
-  const int64_t terms = w->in * w->tap_count, planes = w->in * l.planes.phases * l.planes.row + LANES;
+  const int64_t terms = w->in * w->tap_count;
   const int64_t packed = l.weights > l.dx_weights ? l.weights : l.dx_weights;
   const int64_t lists = (terms + w->out * w->tap_count + l.planes.phases) * (int64_t)sizeof(int64_t);
   *shared = ROUNDED(lists) + ROUNDED(w->groups * packed * (int64_t)sizeof(real));
-  const int64_t forward = rows_of_tiles(w->out, l.channels) * l.place_row;
-  const int64_t backward = w->out * l.dy_row + LANES + l.accumulators + w->out * LANES +
-                           rows_of_tiles(w->in, l.dx_channels) * l.planes.phases * l.planes.row;
-  pass->bytes = ROUNDED((planes + (forward > backward ? forward : backward)) * (int64_t)sizeof(real));
+  const int64_t forward = l.in_sample + rows_of_tiles(w->out, l.channels) * l.place_row;
+  const int64_t together = l.samples * (l.in_sample + l.dy_sample);
+  const int64_t backward = together + l.dx_planes + l.accumulators + w->out * LANES;
+  pass->bytes = ROUNDED((forward > backward ? forward : backward) * (int64_t)sizeof(real));
   pass->terms = (int64_t *)w->work;
   pass->counts = pass->terms + terms + w->out * w->tap_count;
   pass->weights = (real *)(w->work + ROUNDED(lists));
