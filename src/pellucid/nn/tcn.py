@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real
+from pellucid.nn import streaming
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.convolution import Conv1d
 from pellucid.nn.dropout import Dropout1d
@@ -193,31 +195,34 @@ class TCN(Component, torch.nn.Module):
 
     def _causal(self) -> list[Any]:
         """Return the convolutions that read earlier steps, in the order of their states."""
-        blocks: Iterable[Any] = self.blocks
-        return [block[name] for block in blocks for name in CAUSAL]
+        return [block[name] for block in self._blocks() for name in CAUSAL]
 
     def _stream(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        convolutions = self._causal()
-        if not isinstance(state, (tuple, list)) or len(state) != len(convolutions):
+        count = len(CAUSAL) * len(self.blocks)
+        if not isinstance(state, (tuple, list)) or len(state) != count:
             given = f"{len(state)} states" if isinstance(state, (tuple, list)) else f"a {type(state).__name__}"
             raise RuntimeError(
-                f"{label(self)}: the state is {given}, but there are {len(convolutions)}, one for each causal "
-                f"convolution. Pass what the call on the piece before returned; the first is layer.initial_state()."
+                f"{label(self)}: the state is {given}, but there are {count}, one for each causal convolution. "
+                f"Pass what the call on the piece before returned; the first is layer.initial_state()."
             )
-        if x.shape[-1] == 0:  # no step to read: the shortcuts could not
-            return x.new_zeros((*x.shape[:-2], self.out_channels, 0)), tuple(state)
+        before = iter(state)
         following: list[Tensor] = []
 
-        def streamed(convolution: Any, before: Tensor) -> Callable[[Tensor], Tensor]:
+        def streamed(convolution: Any) -> Callable[[Tensor], Tensor]:
             def call(piece: Tensor) -> Tensor:
-                y, after = convolution(piece, state=before)
+                y, after = convolution(piece, state=next(before))
                 following.append(after)
                 return y
 
             return call
 
-        runs = iter([streamed(*pair) for pair in zip(convolutions, state, strict=True)])
-        blocks = [(next(runs), next(runs), block["drop"], block["shortcut"]) for block in self._blocks()]
+        def at_each_step(shortcut: Any) -> Callable[[Tensor], Tensor]:
+            return functools.partial(streaming.pointwise, shortcut) if isinstance(shortcut, Conv1d) else shortcut
+
+        blocks = [
+            (streamed(block["first"]), streamed(block["second"]), block["drop"], at_each_step(block["shortcut"]))
+            for block in self._blocks()
+        ]
         y = self.formula(x, blocks=blocks, activation=self.activation, real=RealSteps(None))
         return y, tuple(following)
 
