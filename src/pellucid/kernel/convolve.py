@@ -23,9 +23,12 @@ from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.window import BIAS, DW, DX, DY, WEIGHT, Geometry, Windows, X, Y, readable, rounded, text
+from pellucid.kernel.window import lanes as vector_lanes
 
 aten = torch.ops.aten
 LEAST_TASKS = 16  # of a backward pass: groups times parts of the batch
+MOST_IN_ROW = 40  # entries; a longer row fills its vectors by itself
+MOST_BESIDE = 2**18  # entries of samples that lie beside each other; more would not stay in the second cache
 MOST_BOUND = 1024  # shapes that are remembered
 NAME = "convolve"
 
@@ -129,6 +132,16 @@ class _Convolution(torch.autograd.Function):
         return None, *backward(x, weight, dy, needed)[: len(ctx.needs_input_grad) - 1]
 
 
+def _samples_beside(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> int:
+    """How many samples lie beside each other: a vector's, where rows are short and a place takes many products."""
+    channels, out = weight.shape[1], weight.shape[0] // groups
+    lanes = vector_lanes(x.dtype, NAME)
+    row = x.shape[-1] + geometry.before[-1] + geometry.after[-1]
+    entries = math.prod((*x.shape[2:-1], row)) * lanes * (channels + out)
+    few = len(x) < lanes or channels * out == 1
+    return 1 if few or row > MOST_IN_ROW or entries > MOST_BESIDE else lanes
+
+
 class Convolution(Windows):
     """The passes for tensors of certain shapes.
 
@@ -143,8 +156,9 @@ class Convolution(Windows):
     """
 
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> None:
-        parts = min(x.shape[0], max(1, -(-LEAST_TASKS // groups)))
-        super().__init__(x, geometry, groups, weight.shape[0] // groups, parts, NAME)
+        lanes = _samples_beside(x, weight, geometry, groups)
+        parts = min(-(-x.shape[0] // lanes), max(1, -(-LEAST_TASKS // groups)))
+        super().__init__(x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes)
         self._weight, self._zeros = weight.shape, (0,) * len(geometry.kernel)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

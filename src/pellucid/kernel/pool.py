@@ -106,7 +106,7 @@ class Pool(Windows):
     def __init__(self, x: Tensor, geometry: Geometry, scale: float | None) -> None:
         largest = scale is None
         bits = struct.unpack("q", struct.pack("d", 0 if scale is None else scale))[0]
-        super().__init__(x, geometry, x.shape[1], 1, 1, "pool", (bits, int(largest)))
+        super().__init__(x, geometry, x.shape[1], 1, 1, "pool", more=(bits, int(largest)))
         self._largest = largest
 
     def forward(self, x: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:

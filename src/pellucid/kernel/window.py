@@ -60,6 +60,7 @@ class Windows:
         out: channels of the result that each group has.
         parts: of the batch, each with its own sums.
         name: of the kernel's header.
+        lanes: samples that lie beside each other while they are computed: 1, or as many as a vector has lanes.
         more: what the kernel is told beside.
 
     Raises:
@@ -67,7 +68,15 @@ class Windows:
     """
 
     def __init__(
-        self, x: Tensor, geometry: Geometry, groups: int, out: int, parts: int, name: str, more: Sequence[int] = ()
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        groups: int,
+        out: int,
+        parts: int,
+        name: str,
+        lanes: int = 1,
+        more: Sequence[int] = (),
     ) -> None:
         batch, channels, *size = x.shape
         missing = AXES - len(size)
@@ -82,10 +91,11 @@ class Windows:
         for place in itertools.product(*map(range, kernel)):
             at = [d * i for d, i in zip(dilation, place, strict=True)]
             phase = _folded([a % s for a, s in zip(at, stride, strict=True)], stride)
-            self._taps += array("q", (phase, _folded([a // s for a, s in zip(at, stride, strict=True)], plane)))
+            distance = _folded([a // s for a, s in zip(at, stride, strict=True)], plane)
+            self._taps += array("q", (phase, lanes * distance))
         outer = (*(0,) * (AXES - 1), *x.stride()[2:-1])[1 - AXES :]
         fixed = (batch, groups, channels // groups, out, len(self._taps) // 2, *x.stride()[:2], *outer)
-        fixed += (*ones, *size, *results, *before, *stride, *plane, parts)
+        fixed += (*ones, *size, *results, *before, *stride, *plane, parts, lanes)
         self._blank = (*(0,) * TAPS, self._taps.buffer_info()[0], 0, *fixed)
         self._more, self.taps = tuple(more), math.prod(kernel)
         self.operations = 2 * batch * channels * out * math.prod((*kernel, *results))
@@ -125,6 +135,11 @@ def readable(x: Tensor, axes: int) -> bool:
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
+def lanes(dtype: torch.dtype, name: str) -> int:
+    """How many numbers a vector holds in a header's kernels for a type in memory."""
+    return _library(dtype, name).lanes()
+
+
 def rounded(sizes: Sequence[int]) -> list[int]:
     """Sizes up to the next power of two: what is measured for one is taken to hold for its neighbours."""
     return [2 ** (n - 1).bit_length() for n in sizes]
@@ -140,6 +155,7 @@ def _library(dtype: torch.dtype, name: str) -> ctypes.CDLL:
     library = build.load(text(dtype, name))
     for function in ("forward", "backward"):
         getattr(library, function).argtypes, getattr(library, function).restype = [ctypes.c_void_p], None
+    library.lanes.restype = ctypes.c_int64
     library.work_bytes.argtypes, library.work_bytes.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     return library
 

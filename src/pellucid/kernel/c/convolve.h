@@ -1,5 +1,5 @@
-// out[o][p] = Σ over channels c and taps t of weight[o][c][t] · in[c][stride · p + dilation · t − before], and the
-// gradients of in and weight.
+// out[o][p] = Σ over channels c and taps t of weight[o][c][t] · in[c][stride · p + dilation · t − before], and its
+// gradients.
 //
 // One tile of sums serves the result and the gradient of the input: a few channels by a few vectors of places, over a
 // list of terms, each with a distance and a weight for every channel. Another serves the gradient of the weights: a few
@@ -12,8 +12,7 @@
 #define ENTRIES_TOGETHER 1024  // places of the samples whose products are added up in registers
 #define BYTES_TOGETHER 262144 // of these samples
 
-// A vector that is read once: a load in every product that it stands in would read across two lines of the cache again and
-// again.
+// A vector stays in its register: read anew for every product, it would often be read across two lines of the cache.
 #if defined(__x86_64__)
 #define STAY(v) __asm__("" : "+v"(v))
 #else
@@ -47,7 +46,9 @@ static int64_t tile_channels(int64_t channels)
 }
 static int64_t tile_vectors(int64_t channels)
 {
-  return VECTOR_BYTES < 64 ? (channels > 4 ? 1 : channels > 2 ? 2 : 4) : channels > 6 ? 3 : channels > 4 ? 4 : channels > 2 ? 6 : 8;
+  if (VECTOR_BYTES < 64) // and half as many of them
+    return channels > 4 ? 1 : channels > 2 ? 2 : 4;
+  return channels > 6 ? 3 : channels > 4 ? 4 : channels > 2 ? 6 : 8;
 }
 
 static struct laid laid_out(const struct windows *w)
@@ -70,7 +71,7 @@ static struct laid laid_out(const struct windows *w)
   const int64_t wanted = ENTRIES_TOGETHER / l.planes.places + 1;
   const int64_t most = BYTES_TOGETHER / ((l.in_sample + l.dy_sample) * (int64_t)sizeof(real)) + 1;
   const int64_t part = (w->batch + w->parts - 1) / w->parts, fitting = wanted < most ? wanted : most;
-  l.samples = fitting < part ? fitting : part;
+  l.samples = w->lanes > 1 ? 1 : fitting < part ? fitting : part;
   return l;
 }
 
@@ -120,10 +121,14 @@ DEFINE_SUMS(4, UP_TO_6(4))
 DEFINE_SUMS(6, UP_TO_4(6))
 DEFINE_SUMS(8, UP_TO_3(8))
 
-// All places of all channels; weights are packed by tiles of channels, and out has a row for each of those.
-static void sum_all(const real *in, const int64_t *distances, const real *weights, int64_t count, int64_t channels,
-                    int64_t tile, int64_t most, int64_t places, real *out, int64_t out_row)
+// Some places of all channels, and of count terms those from first to last; weights are packed by tiles of channels, and
+// out has a row for each of those.
+static void sum_places(const real *in, const int64_t *distances, const real *weights, int64_t count, int64_t first_term,
+                       int64_t last_term, int64_t channels, int64_t tile, int64_t most, int64_t places, real *out,
+                       int64_t out_row)
 {
+  const int64_t terms = last_term - first_term;
+  distances += first_term, weights += first_term * tile;
   const int64_t vectors = (places + LANES - 1) / LANES, steps = (vectors + most - 1) / most;
   for (int64_t i = 0; i < steps; i++) {
     const int64_t first = vectors * i / steps, width = vectors * (i + 1) / steps - first, at = first * LANES;
@@ -131,11 +136,11 @@ static void sum_all(const real *in, const int64_t *distances, const real *weight
       const real *const of_tile = weights + c * count;
       real *const to = out + c * out_row + at;
       switch (tile) {
-      case 1: sums_of_1(width, in + at, distances, of_tile, count, to, out_row); break;
-      case 2: sums_of_2(width, in + at, distances, of_tile, count, to, out_row); break;
-      case 4: sums_of_4(width, in + at, distances, of_tile, count, to, out_row); break;
-      case 6: sums_of_6(width, in + at, distances, of_tile, count, to, out_row); break;
-      default: sums_of_8(width, in + at, distances, of_tile, count, to, out_row); break;
+      case 1: sums_of_1(width, in + at, distances, of_tile, terms, to, out_row); break;
+      case 2: sums_of_2(width, in + at, distances, of_tile, terms, to, out_row); break;
+      case 4: sums_of_4(width, in + at, distances, of_tile, terms, to, out_row); break;
+      case 6: sums_of_6(width, in + at, distances, of_tile, terms, to, out_row); break;
+      default: sums_of_8(width, in + at, distances, of_tile, terms, to, out_row); break;
       }
     }
   }
@@ -259,7 +264,7 @@ static void pack_forward(const struct pass *pass)
           *to++ = i < w->out ? read_data(w->weight + (g * w->out + i) * terms + k) : 0;
   for (int64_t c = 0, k = 0; c < w->in; c++)
     for (int64_t t = 0; t < w->tap_count; t++)
-      pass->terms[k++] = c * pass->l.planes.phases * pass->l.planes.row + w->taps[2 * t] * pass->l.planes.row + w->taps[2 * t + 1];
+      pass->terms[k++] = (c * pass->l.planes.phases + w->taps[2 * t]) * pass->l.planes.row + w->taps[2 * t + 1];
 }
 
 static void pack_backward(const struct pass *pass)
@@ -270,40 +275,87 @@ static void pack_backward(const struct pass *pass)
   int64_t *distance = pass->terms + terms;
   for (int64_t phase = 0; phase < pass->l.planes.phases; phase++) {
     pass->counts[phase] = 0;
-    for (int64_t o = 0; o < w->out; o++)
-      for (int64_t t = 0; t < w->tap_count; t++)
-        if (w->taps[2 * t] == phase)
+    for (int64_t t = 0; t < w->tap_count; t++)
+      for (int64_t o = 0; w->taps[2 * t] == phase && o < w->out; o++)
           *distance++ = o * pass->l.dy_row + pass->l.margin - w->taps[2 * t + 1], pass->counts[phase]++;
   }
   for (int64_t g = 0; g < w->groups; g++)
     for (int64_t phase = 0; phase < pass->l.planes.phases; phase++)
       for (int64_t c = 0; c < w->in; c += tile)
-        for (int64_t o = 0; o < w->out; o++)
-          for (int64_t t = 0; t < w->tap_count; t++)
-            for (int64_t i = c; w->taps[2 * t] == phase && i < c + tile; i++)
+        for (int64_t t = 0; t < w->tap_count; t++)
+          for (int64_t o = 0; w->taps[2 * t] == phase && o < w->out; o++)
+            for (int64_t i = c; i < c + tile; i++)
               *to++ = i < w->in ? read_data(w->weight + ((g * w->out + o) * w->in + i) * w->tap_count + t) : 0;
 }
 
+
+// Samples that lie beside each other from one on; units of work; and rows that are computed each by itself.
+INLINE int samples_from(const struct windows *w, int64_t b)
+{
+  return (int)(w->batch - b < w->lanes ? w->batch - b : w->lanes);
+}
+INLINE int64_t units_of(const struct windows *w) { return (w->batch + w->lanes - 1) / w->lanes * w->groups; }
+INLINE int64_t rows_of_result(const struct windows *w) { return w->lanes == 1 ? 1 : w->result[0] * w->result[1]; }
+INLINE int64_t row_of_result(const struct windows *w, int64_t r)
+{
+  return (r / w->result[1] * w->plane[1] + r % w->result[1]) * w->plane[2] * w->lanes;
+}
+
+static void lay_channels(const struct windows *w, const struct planes *l, int64_t b, int64_t g, real *in)
+{
+  for (int64_t c = 0; c < w->in; c++)
+    if (w->lanes == 1)
+      lay_input(w, l, channel_of(w, b, g, c), in + c * l->phases * l->row);
+    else
+      lay_inputs(w, l, channel_of(w, b, g, c), samples_from(w, b), in + c * l->phases * l->row);
+}
 
 static void forward_task(const void *context, int64_t task, int64_t worker)
 {
   const struct pass *const pass = context;
   const struct windows *const w = pass->w;
   const struct laid *const l = &pass->l;
-  const int64_t units = w->batch * w->groups, tasks = units < CHUNKS ? units : CHUNKS;
-  const int64_t size = w->result[0] * w->result[1] * w->result[2];
+  const int64_t units = units_of(w), tasks = units < CHUNKS ? units : CHUNKS, terms = w->in * w->tap_count;
+  const int64_t size = w->result[0] * w->result[1] * w->result[2], rows = rows_of_result(w);
+  const int64_t row = w->lanes == 1 ? l->planes.places : w->result[2] * w->lanes;
   real *const in = (real *)(pass->scratch + worker * pass->bytes), *const out = in + l->in_sample;
   memset(in, 0, (size_t)l->in_sample * sizeof(real));
   for (int64_t unit = units * task / tasks; unit < units * (task + 1) / tasks; unit++) {
-    const int64_t b = unit / w->groups, g = unit % w->groups;
-    for (int64_t c = 0; c < w->in; c++)
-      lay_input(w, &l->planes, channel_of(w, b, g, c), in + c * l->planes.phases * l->planes.row);
-    sum_all(in, pass->terms, pass->weights + g * l->weights, w->in * w->tap_count, w->out, l->channels, l->vectors,
-            l->planes.places, out, l->place_row);
-    for (int64_t o = 0; o < w->out; o++)
-      take_result(w, out + o * l->place_row, w->y + (unit * w->out + o) * size,
-                  w->bias ? read_data(w->bias + g * w->out + o) : 0);
+    const int64_t b = unit / w->groups * w->lanes, g = unit % w->groups;
+    lay_channels(w, &l->planes, b, g, in);
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t at = row_of_result(w, r);
+      sum_places(in + at, pass->terms, pass->weights + g * l->weights, terms, 0, terms, w->out, l->channels, l->vectors,
+                 row, out + at, l->place_row);
+    }
+    for (int64_t o = 0; o < w->out; o++) {
+      const real bias = w->bias ? read_data(w->bias + g * w->out + o) : 0;
+      data_storage *const y = w->y + ((b * w->groups + g) * w->out + o) * size;
+      if (w->lanes == 1)
+        take_result(w, out + o * l->place_row, y, bias);
+      else
+        take_results(w, out + o * l->place_row, samples_from(w, b), y, bias);
+    }
   }
+}
+
+// The terms of a phase that read a row of the result for a row of the input's plane; taps lie row after row.
+INLINE void terms_of_row(const struct windows *w, int64_t phase, int64_t row, int64_t *first, int64_t *last)
+{
+  int64_t count = 0;
+  *first = *last = 0;
+  for (int64_t t = 0; t < w->tap_count; t++) {
+    if (w->taps[2 * t] != phase)
+      continue;
+    const int64_t ahead = w->taps[2 * t + 1] / w->lanes / w->plane[2];
+    count += w->out;
+    if (ahead > row - w->result[1] && ahead <= row)
+      *last = count;
+    else if (*last == 0)
+      *first = count;
+  }
+  if (*last == 0)
+    *first = 0;
 }
 
 static void gradient_of_input(const struct pass *pass, int64_t b, int64_t g, const real *dy, real *planes)
@@ -313,14 +365,25 @@ static void gradient_of_input(const struct pass *pass, int64_t b, int64_t g, con
   const int64_t *distances = pass->terms + w->in * w->tap_count;
   const real *weights = pass->weights + g * l->dx_weights;
   const int64_t channel = l->planes.phases * l->planes.row, size = w->size[0] * w->size[1] * w->size[2];
+  const int64_t rows = w->lanes == 1 ? 1 : w->plane[0] * w->plane[1], row = l->planes.entries / rows;
   for (int64_t phase = 0; phase < l->planes.phases; phase++) {
     const int64_t count = pass->counts[phase];
-    sum_all(dy, distances, weights, count, w->in, l->dx_channels, l->dx_vectors, l->planes.entries,
-            planes + phase * l->planes.row, channel);
+    for (int64_t r = 0; r < rows; r++) {
+      int64_t first = 0, last = count;
+      if (w->lanes > 1 && w->plane[0] == 1)
+        terms_of_row(w, phase, r, &first, &last);
+      sum_places(dy + r * row, distances, weights, count, first, last, w->in, l->dx_channels, l->dx_vectors, row,
+                 planes + phase * l->planes.row + r * row, channel);
+    }
     distances += count, weights += count * rows_of_tiles(w->in, l->dx_channels);
   }
-  for (int64_t c = 0; c < w->in; c++)
-    take_input(w, &l->planes, planes + c * channel, w->dx + ((b * w->groups + g) * w->in + c) * size);
+  for (int64_t c = 0; c < w->in; c++) {
+    data_storage *const dx = w->dx + ((b * w->groups + g) * w->in + c) * size;
+    if (w->lanes == 1)
+      take_input(w, &l->planes, planes + c * channel, dx);
+    else
+      take_inputs(w, &l->planes, planes + c * channel, samples_from(w, b), dx);
+  }
 }
 
 static void add_biases(const struct samples *samples, int64_t channels, real *biases)
@@ -334,35 +397,52 @@ static void add_biases(const struct samples *samples, int64_t channels, real *bi
   }
 }
 
-// A part of the batch, some samples at a time.
+// A part of the batch, some samples at a time: one behind the other, or beside each other.
 static void backward_task(const void *context, int64_t task, int64_t worker)
 {
   const struct pass *const pass = context;
   const struct windows *const w = pass->w;
   const struct laid *const l = &pass->l;
-  const int64_t g = task / w->parts, part = task % w->parts, end = w->batch * (part + 1) / w->parts;
+  const int64_t g = task / w->parts, part = task % w->parts, units = units_of(w) / w->groups, rows = rows_of_result(w);
   const int64_t terms = w->in * w->tap_count, size = w->result[0] * w->result[1] * w->result[2];
-  const int64_t channel = l->planes.phases * l->planes.row;
+  const int64_t end = units * (part + 1) / w->parts;
   real *const in = (real *)(pass->scratch + worker * pass->bytes), *const dy = in + l->samples * l->in_sample;
   real *const planes = dy + l->samples * l->dy_sample, *const sums = planes + l->dx_planes;
   real *const biases = sums + l->accumulators;
   memset(in, 0, (size_t)(planes - in) * sizeof(real));
   memset(sums, 0, (size_t)(l->accumulators + w->out * LANES) * sizeof(real));
-  for (int64_t b = w->batch * part / w->parts; b < end; b += l->samples) {
-    const int64_t count = end - b < l->samples ? end - b : l->samples;
-    const struct samples samples = {dy + l->margin, in, l->dy_row, l->dy_sample, l->in_sample, count, l->planes.places};
+  for (int64_t unit = units * part / w->parts; unit < end; unit += l->samples) {
+    const int64_t count = end - unit < l->samples ? end - unit : l->samples;
     for (int64_t i = 0; i < count; i++) {
-      for (int64_t o = 0; o < w->out; o++)
-        lay_gradient(w, w->dy + (((b + i) * w->groups + g) * w->out + o) * size,
-                     dy + i * l->dy_sample + o * l->dy_row + l->margin);
+      const int64_t b = (unit + i) * w->lanes;
+      real *const own = dy + i * l->dy_sample;
+      for (int64_t o = 0; o < w->out; o++) {
+        const data_storage *const given = w->dy + ((b * w->groups + g) * w->out + o) * size;
+        if (w->lanes == 1)
+          lay_gradient(w, given, own + o * l->dy_row + l->margin);
+        else
+          lay_gradients(w, given, samples_from(w, b), own + o * l->dy_row + l->margin);
+      }
       if (w->dx)
-        gradient_of_input(pass, b + i, g, dy + i * l->dy_sample, planes);
-      for (int64_t c = 0; w->dw && c < w->in; c++)
-        lay_input(w, &l->planes, channel_of(w, b + i, g, c), in + i * l->in_sample + c * channel);
+        gradient_of_input(pass, b, g, own, planes);
+      if (w->dw)
+        lay_channels(w, &l->planes, b, g, in + i * l->in_sample);
     }
-    if (w->dw) {
+    if (!w->dw)
+      continue;
+    struct samples samples = {dy + l->margin, in, l->dy_row, l->dy_sample, l->in_sample, count, l->planes.places};
+    if (w->lanes == 1) {
       add_all_weights(&samples, pass->terms, terms, w->out, sums);
       add_biases(&samples, w->out, biases);
+      continue;
+    }
+    // Rows are what samples are above: they lie one behind the other.
+    samples.dy_sample = samples.x_sample = w->plane[2] * w->lanes;
+    samples.count = w->result[1], samples.places = w->result[2] * w->lanes;
+    for (int64_t d = 0; d < rows / w->result[1]; d++) {
+      add_all_weights(&samples, pass->terms, terms, w->out, sums);
+      add_biases(&samples, w->out, biases);
+      samples.dy += w->plane[1] * samples.dy_sample, samples.x += w->plane[1] * samples.x_sample;
     }
   }
   if (w->dw) {
@@ -404,7 +484,7 @@ void forward(const struct windows *w)
   int64_t shared;
   divide_work(w, &pass, &shared);
   pack_forward(&pass);
-  const int64_t units = w->batch * w->groups;
+  const int64_t units = units_of(w);
   share(&w->threads, forward_task, &pass, units < CHUNKS ? units : CHUNKS);
 }
 

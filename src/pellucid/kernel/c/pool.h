@@ -20,7 +20,8 @@ struct pool_pass {
 INLINE void take_taps(uint8_t *to, const real *from, int64_t count)
 {
   for (int64_t i = 0; i < count; i += LANES) {
-    const bool_lanes bytes = __builtin_convertvector(__builtin_convertvector(take_real(from + i, PART(count - i)), ivec), bool_lanes);
+    const ivec taps = __builtin_convertvector(take_real(from + i, PART(count - i)), ivec);
+    const bool_lanes bytes = __builtin_convertvector(taps, bool_lanes);
     memcpy(to + i, &bytes, (size_t)PART(count - i));
   }
 }
@@ -34,7 +35,8 @@ INLINE void lay_taps(real *to, const uint8_t *from, int64_t count)
 }
 
 // All places of a channel.
-static void pool_places(const struct pooling *pooling, const struct planes *planes, const real *in, real *out, real *best)
+static void pool_places(const struct pooling *pooling, const struct planes *planes, const real *in, real *out,
+                        real *best)
 {
   const struct windows *const w = &pooling->windows;
   for (int64_t p = 0; p < planes->places; p += LANES) {
@@ -58,7 +60,8 @@ static void pool_task(const void *context, int64_t task, int64_t worker)
   const struct pool_pass *const pass = context;
   const struct windows *const w = &pass->pooling->windows;
   const struct planes *const planes = &pass->planes;
-  const int64_t units = w->batch * w->groups, tasks = units < CHUNKS ? units : CHUNKS, row = planes->phases * planes->row;
+  const int64_t units = w->batch * w->groups, tasks = units < CHUNKS ? units : CHUNKS;
+  const int64_t row = planes->phases * planes->row;
   const int64_t size = w->result[0] * w->result[1] * w->result[2], width = w->result[2];
   real *const in = (real *)(w->work + worker * pass->bytes), *const out = in + row, *const best = out + planes->row;
   const vec outside = splat(pass->pooling->largest ? -INFINITY : 0);
@@ -80,7 +83,8 @@ static void unpool_task(const void *context, int64_t task, int64_t worker)
   const struct pool_pass *const pass = context;
   const struct windows *const w = &pass->pooling->windows;
   const struct planes *const planes = &pass->planes;
-  const int64_t units = w->batch * w->groups, tasks = units < CHUNKS ? units : CHUNKS, row = planes->phases * planes->row;
+  const int64_t units = w->batch * w->groups, tasks = units < CHUNKS ? units : CHUNKS;
+  const int64_t row = planes->phases * planes->row;
   const int64_t size = w->result[0] * w->result[1] * w->result[2], width = w->result[2];
   const vec scale = splat((real)pass->pooling->scale);
   real *const dx = (real *)(w->work + worker * pass->bytes), *const dy = dx + row, *const best = dy + planes->row;

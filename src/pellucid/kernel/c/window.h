@@ -4,6 +4,9 @@
 // from the first one, whatever the axes. With a stride, entries that the same taps read make a plane of their own, a
 // phase. Results are computed flat too, for every place at which a row of the plane may begin and end; what lies between
 // two rows of the result is not copied out.
+//
+// Where rows are short, lanes samples may lie beside each other at every place, so that a vector is one place of all of
+// them: nothing is computed between rows, and every vector begins at a line of the cache.
 
 #define AXES 3
 #define CHUNKS 64 // of the work of a forward pass
@@ -20,6 +23,7 @@ struct windows {
   int64_t x_batch, x_channel, x_strides[AXES - 1];
   int64_t size[AXES], result[AXES], before[AXES], stride[AXES], plane[AXES];
   int64_t parts; // of the batch, each with its own part of dw
+  int64_t lanes; // samples that lie beside each other: 1 or LANES
   struct threads threads;
 };
 
@@ -28,13 +32,15 @@ struct planes {
   int64_t places;               // results of a channel, laid flat
 };
 
+int64_t lanes(void) { return LANES; }
+
 static struct planes planes_of(const struct windows *w)
 {
   struct planes p;
   p.phases = w->stride[0] * w->stride[1] * w->stride[2];
-  p.entries = w->plane[0] * w->plane[1] * w->plane[2];
+  p.entries = w->plane[0] * w->plane[1] * w->plane[2] * w->lanes;
   p.row = ROUND_UP(p.entries) + LANES;
-  p.places = ((w->result[0] - 1) * w->plane[1] + w->result[1] - 1) * w->plane[2] + w->result[2];
+  p.places = (((w->result[0] - 1) * w->plane[1] + w->result[1] - 1) * w->plane[2] + w->result[2]) * w->lanes;
   return p;
 }
 
@@ -69,7 +75,8 @@ INLINE struct pairs pairs_of(const struct windows *w)
 {
   const int64_t first = w->before[2] % 2 < w->size[2] ? w->before[2] % 2 : w->size[2], at = (first + w->before[2]) / 2;
   const int64_t left = w->size[2] - first, room = w->plane[2] > at ? w->plane[2] - at : 0;
-  const struct pairs pairs = {first, at, (left + 1) / 2 < room ? (left + 1) / 2 : room, left / 2 < room ? left / 2 : room};
+  const int64_t even = (left + 1) / 2, odd = left / 2;
+  const struct pairs pairs = {first, at, even < room ? even : room, odd < room ? odd : room};
   return pairs;
 }
 INLINE void apart(vec a, vec b, vec *even, vec *odd)
@@ -136,18 +143,25 @@ static void write_pairs(const struct windows *w, const real *even, const real *o
   memset(row + done, 0, (size_t)(w->size[2] - done) * sizeof(*row));
 }
 
+// Where a row of the input lies in its planes, in the first phase of the last axis; −1 where no window reads it.
+INLINE int64_t row_of_input(const struct windows *w, const struct planes *l, int64_t d, int64_t h)
+{
+  const int64_t pd = d + w->before[0], ph = h + w->before[1];
+  const int64_t qd = pd / w->stride[0], qh = ph / w->stride[1];
+  const int64_t phase = (pd % w->stride[0] * w->stride[1] + ph % w->stride[1]) * w->stride[2];
+  return qd < w->plane[0] && qh < w->plane[1] ? phase * l->row + (qd * w->plane[1] + qh) * w->plane[2] * w->lanes : -1;
+}
+
 // One channel of the input into its planes, whose margins are zero already.
 static void lay_input(const struct windows *w, const struct planes *l, const data_storage *x, real *planes)
 {
   for (int64_t d = 0; d < w->size[0]; d++)
     for (int64_t h = 0; h < w->size[1]; h++) {
-      const int64_t pd = d + w->before[0], ph = h + w->before[1];
-      const int64_t qd = pd / w->stride[0], qh = ph / w->stride[1];
-      if (qd >= w->plane[0] || qh >= w->plane[1])
-        continue; // no window reads it
+      const int64_t place = row_of_input(w, l, d, h);
+      if (place < 0)
+        continue;
       const data_storage *const row = x + d * w->x_strides[0] + h * w->x_strides[1];
-      const int64_t phase = (pd % w->stride[0] * w->stride[1] + ph % w->stride[1]) * w->stride[2];
-      real *const to = planes + phase * l->row + (qd * w->plane[1] + qh) * w->plane[2];
+      real *const to = planes + place;
       if (w->stride[2] == 1) {
         const int64_t most = w->plane[2] - w->before[2];
         read_row(to + w->before[2], row, w->size[2] < most ? w->size[2] : most);
@@ -170,14 +184,12 @@ static void take_input(const struct windows *w, const struct planes *l, const re
 {
   for (int64_t d = 0; d < w->size[0]; d++)
     for (int64_t h = 0; h < w->size[1]; h++, dx += w->size[2]) {
-      const int64_t pd = d + w->before[0], ph = h + w->before[1];
-      const int64_t qd = pd / w->stride[0], qh = ph / w->stride[1];
-      if (qd >= w->plane[0] || qh >= w->plane[1]) {
+      const int64_t place = row_of_input(w, l, d, h);
+      if (place < 0) {
         memset(dx, 0, (size_t)w->size[2] * sizeof(*dx));
         continue;
       }
-      const int64_t phase = (pd % w->stride[0] * w->stride[1] + ph % w->stride[1]) * w->stride[2];
-      const real *const from = planes + phase * l->row + (qd * w->plane[1] + qh) * w->plane[2];
+      const real *const from = planes + place;
       if (w->stride[2] == 1) {
         const int64_t most = w->plane[2] > w->before[2] ? w->plane[2] - w->before[2] : 0;
         const int64_t count = w->size[2] < most ? w->size[2] : most;
@@ -214,4 +226,93 @@ static void take_result(const struct windows *w, const real *flat, data_storage 
 INLINE const data_storage *channel_of(const struct windows *w, int64_t b, int64_t g, int64_t c)
 {
   return w->x + b * w->x_batch + (g * w->in + c) * w->x_channel;
+}
+
+// -- samples beside each other ---------------------------------------------------------------------------------------
+
+// A square of LANES samples by n places of a row, between memory and lanes; samples that are not there are zeros.
+INLINE void turn_in(const data_storage *row, int64_t sample, int samples, int n, vec *square)
+{
+  for (int i = 0; i < LANES; i++)
+    square[i] = i < samples ? take_data(row + i * sample, n) : splat(0);
+  transpose(square);
+}
+INLINE void turn_out(vec *square, data_storage *row, int64_t sample, int samples, int n)
+{
+  transpose(square);
+  for (int i = 0; i < samples; i++)
+    put_data(row + i * sample, square[i], n);
+}
+
+// Where a place of a row of the input lies behind the beginning of that row; −1 where no window reads it.
+INLINE int64_t place_in_row(const struct windows *w, const struct planes *l, int64_t i)
+{
+  const int64_t padded = i + w->before[2], q = padded / w->stride[2];
+  return q < w->plane[2] ? padded % w->stride[2] * l->row + q * LANES : -1;
+}
+
+static void lay_inputs(const struct windows *w, const struct planes *l, const data_storage *x, int samples, real *planes)
+{
+  for (int64_t d = 0; d < w->size[0]; d++)
+    for (int64_t h = 0; h < w->size[1]; h++) {
+      const int64_t place = row_of_input(w, l, d, h);
+      for (int64_t i = 0; place >= 0 && i < w->size[2]; i += LANES) {
+        vec square[LANES];
+        const int n = PART(w->size[2] - i);
+        turn_in(x + d * w->x_strides[0] + h * w->x_strides[1] + i, w->x_batch, samples, n, square);
+        for (int j = 0; j < n; j++) {
+          const int64_t at = place_in_row(w, l, i + j);
+          if (at >= 0)
+            store_real(planes + place + at, square[j]);
+        }
+      }
+    }
+}
+
+static void take_inputs(const struct windows *w, const struct planes *l, const real *planes, int samples,
+                        data_storage *dx)
+{
+  const int64_t sample = w->groups * w->in * w->size[0] * w->size[1] * w->size[2];
+  for (int64_t d = 0; d < w->size[0]; d++)
+    for (int64_t h = 0; h < w->size[1]; h++, dx += w->size[2]) {
+      const int64_t place = row_of_input(w, l, d, h);
+      for (int64_t i = 0; i < w->size[2]; i += LANES) {
+        vec square[LANES];
+        const int n = PART(w->size[2] - i);
+        for (int j = 0; j < LANES; j++) {
+          const int64_t at = place < 0 || j >= n ? -1 : place_in_row(w, l, i + j);
+          square[j] = at < 0 ? splat(0) : load_real(planes + place + at);
+        }
+        turn_out(square, dx + i, sample, samples, n);
+      }
+    }
+}
+
+static void lay_gradients(const struct windows *w, const data_storage *dy, int samples, real *flat)
+{
+  const int64_t sample = w->groups * w->out * w->result[0] * w->result[1] * w->result[2];
+  for (int64_t d = 0; d < w->result[0]; d++)
+    for (int64_t h = 0; h < w->result[1]; h++, dy += w->result[2])
+      for (int64_t i = 0; i < w->result[2]; i += LANES) {
+        vec square[LANES];
+        const int n = PART(w->result[2] - i);
+        turn_in(dy + i, sample, samples, n, square);
+        for (int j = 0; j < n; j++)
+          store_real(flat + ((d * w->plane[1] + h) * w->plane[2] + i + j) * LANES, square[j]);
+      }
+}
+
+static void take_results(const struct windows *w, const real *flat, int samples, data_storage *y, real bias)
+{
+  const int64_t sample = w->groups * w->out * w->result[0] * w->result[1] * w->result[2];
+  for (int64_t d = 0; d < w->result[0]; d++)
+    for (int64_t h = 0; h < w->result[1]; h++, y += w->result[2])
+      for (int64_t i = 0; i < w->result[2]; i += LANES) {
+        vec square[LANES];
+        const int n = PART(w->result[2] - i);
+        const real *const from = flat + ((d * w->plane[1] + h) * w->plane[2] + i) * LANES;
+        for (int j = 0; j < LANES; j++)
+          square[j] = j < n ? load_real(from + j * LANES) + splat(bias) : splat(0);
+        turn_out(square, y + i, sample, samples, n);
+      }
 }
