@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import pellucid
 from pellucid.cli import main
 from pellucid.kernel import build
+from pellucid.kernel.choice import faster
 from pellucid.recipes.checkpoint import load
 
 TINY = ["--limit", "200", "--epochs", "1", "--hidden-size", "8", "--device", "cpu"]
@@ -75,6 +76,8 @@ def test_version():
 def test_doctor(monkeypatch, tmp_path):
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
     build.load("int kept(void) { return 1; }")
+    monkeypatch.setattr("pellucid.kernel.choice._measured", {})
+    faster("adding", "a kernel", lambda: sum(range(10000)), lambda: None)
     found = json.loads(run("doctor", "--json").output)
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["pellucid"] == pellucid.__version__
@@ -88,9 +91,13 @@ def test_doctor(monkeypatch, tmp_path):
     assert (kernels["folder"], kernels["kept"]) == (str(tmp_path / "kernels"), 1)
     assert kernels["bytes"] == sum(path.stat().st_size for path in (tmp_path / "kernels").iterdir())
     assert kernels["error"] is kernels["folder error"] is None
+    ((question, seconds),) = found["choices"].items()
+    assert question.startswith("adding")
+    assert seconds["c"] < seconds["torch"]
     shown = run("doctor").output
     assert torch.__version__ in shown
     assert "(kept: 1," in " ".join(shown.split())
+    assert "1, of which the kernel is faster in 1" in " ".join(shown.replace("│", " ").split())
     assert ("pip install 'pellucid[compiler]'" in shown) == (not found["extras"]["compiler"])
 
 

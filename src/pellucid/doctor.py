@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import pellucid
-from pellucid.kernel import build
+from pellucid.kernel import build, choice
 from pellucid.kernel.registry import BACKENDS
 
 EXTRAS = {
@@ -46,6 +46,7 @@ def findings() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "kernels": _kernels(command),
+        "choices": {name: {"torch": usual, "c": other} for name, (usual, other) in sorted(choice.kept().items())},
         "extras": {name: all(map(_installed, modules)) for name, modules in EXTRAS.items()},
         "backends": [name for name in BACKENDS if name != "auto"],
     }
@@ -58,6 +59,7 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_row(name, "—" if value is None else str(value), _cure(name) if value is None else "")
     for row in _kernel_rows(found["kernels"]):
         shown.add_row(*map(escape, row))
+    shown.add_row("measured choices", _choices(found["choices"]), "")
     for name, present in found["extras"].items():
         cure = "" if present else f"pip install 'pellucid\\[{name}]'"
         shown.add_row(f"extra {name}", "installed" if present else "—", cure)
@@ -70,6 +72,14 @@ def _cure(name: str) -> str:
         "lightning": "pip install 'pellucid\\[train]'",
         "gpu": "a build of torch for your GPU: pytorch.org/get-started",
     }.get(name, "")
+
+
+def _choices(measured: dict[str, dict[str, float]]) -> str:
+    """How many sizes of convolution were measured, and in how many the kernel won."""
+    if not measured:
+        return "none yet"
+    won = sum(seconds["c"] < choice.MARGIN * seconds["torch"] for seconds in measured.values())
+    return f"{len(measured)}, of which the kernel is faster in {won} (--json lists them)"
 
 
 def _kernel_rows(kernels: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -79,6 +79,16 @@ def _known(place: str) -> dict[str, dict[str, float]]:
     return _measured[place]
 
 
+def kept() -> dict[str, tuple[float, float]]:
+    """What is kept on disk for the kernels of this machine: seconds of the usual and of the other way, by question."""
+    found = {}
+    for questions in _on_disk().values():
+        for question, times in questions.items() if isinstance(questions, dict) else ():
+            with contextlib.suppress(TypeError, KeyError, ValueError):
+                found[question] = float(times["usual"]), float(times["other"])
+    return found
+
+
 def _on_disk() -> dict[str, Any]:
     """All that is kept, whatever somebody may have written there; nothing where it cannot be read."""
     with contextlib.suppress(OSError, BuildError, ValueError):
