@@ -168,8 +168,8 @@ def test_without_lightning(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "lightning"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightning", None)
-    monkeypatch.delitem(sys.modules, "pellucid.recipes.sentiment", raising=False)
-    monkeypatch.delattr("pellucid.recipes.sentiment", raising=False)
+    monkeypatch.delitem(sys.modules, "pellucid.recipes.training", raising=False)
+    monkeypatch.delattr("pellucid.recipes.training", raising=False)
     assert "pip install 'pellucid[train]'" in refused("train", "sentiment", "--out", tmp_path / "out")
 
 
@@ -251,12 +251,12 @@ def test_resume(trained, tmp_path):
 
 @pytest.mark.train
 def test_interrupted(tmp_path, monkeypatch):
-    from pellucid.recipes import sentiment
+    from pellucid.recipes import training
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sentiment.Training, "training_step", interrupted)
+    monkeypatch.setattr(training.Training, "training_step", interrupted)
     result = run("train", "sentiment", *TINY, "--out", tmp_path)
     assert result.exit_code == 130
     assert "no epoch was complete" in result.output
@@ -288,7 +288,7 @@ def test_predict(trained):
 def test_predict_explains_a_held_out_review(trained):
     result = run("predict", trained / "best.ckpt", "--explain", "--lang", "zh")
     assert result.exit_code == 0, result.output
-    from pellucid.recipes import reading
+    from pellucid.recipes.sentiment import reading
 
     text = reading.held_out_review().text
     assert f"「{text}」" in result.output
