@@ -34,9 +34,13 @@ from pellucid.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from pellucid.nn.receptive import ReceptiveField, receptive_field
 from pellucid.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from pellucid.nn.row_layers import GEGLU, AddNorm, DyT, ScaleNorm, SwiGLU
 from pellucid.nn.row_wise import RowWise
+from pellucid.nn.separable import SeparableConv1d, SeparableConv2d, SeparableConv3d
+from pellucid.nn.tcn import TCN
+from pellucid.nn.text_convolution import TextConv
 from pellucid.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
 # `import pellucid.nn.functional as F` and `import pellucid.nn.utils.rnn` find torch's submodules under these names too;

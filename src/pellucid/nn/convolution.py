@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from pellucid.errors import label
 from pellucid.nn import lengths as real
+from pellucid.nn import streaming
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, wrong_axes
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
@@ -297,8 +298,10 @@ class Conv1d(Convolution, torch.nn.Conv1d):
     spatial = 1
     paddings = ("valid", "same", "causal")
 
-    def forward(self, input: torch.Tensor, lengths: real.Lengths | None = None) -> torch.Tensor:
-        """Convolve; with ``lengths``, every sequence as if it stood alone.
+    def forward(
+        self, input: torch.Tensor, lengths: real.Lengths | None = None, state: torch.Tensor | None = None
+    ) -> Any:
+        """Convolve; with ``lengths``, every sequence as if it stood alone; with ``state``, the next piece of one.
 
         Entries at or beyond its length are padding and may hold anything, NaN too. Output beyond
         ``output_lengths(lengths)`` is zero, and so is all output of an empty sequence.
@@ -306,7 +309,15 @@ class Conv1d(Convolution, torch.nn.Conv1d):
         Args:
             input: (batch, in channels, length) or (in channels, length).
             lengths: (batch,) integers: how many entries of each sequence are real.
+            state: what the call on the piece before has returned, or ``initial_state``; for padding="causal". Pieces
+                of any length, 0 too, then give together what the whole sequence does. The gradient goes through the
+                state unless it is detached.
+
+        Returns:
+            The output; with ``state`` the pair of the output and the next state.
         """
+        if state is not None:
+            return self._stream(input, state, lengths)
         if lengths is None:
             return super().forward(input)
         self._refuse_misfit(input)
@@ -317,6 +328,35 @@ class Conv1d(Convolution, torch.nn.Conv1d):
             self._explain(error, input, mismatch(input, self.weight))
             raise
         return torch.where(kept, y, 0)
+
+    def initial_state(self, batch_size: int | None = None) -> torch.Tensor:
+        """Return the state of a layer that has read nothing, for a batch or for input without one."""
+        self._refuse_other_padding()
+        return streaming.initial_state(self, batch_size)
+
+    def _refuse_other_padding(self) -> None:
+        """Raise if outputs read entries that a later piece brings."""
+        if self.padding != "causal":
+            raise ValueError(
+                f"{label(self)}: a sequence comes piece by piece with a state, but padding={self.padding!r} is not "
+                f"'causal': an output would read entries of the next piece. Build it with padding='causal'."
+            )
+
+    def _stream(
+        self, x: torch.Tensor, state: torch.Tensor, lengths: real.Lengths | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Convolve the next piece of a sequence."""
+        self._refuse_other_padding()
+        if lengths is not None:
+            raise ValueError(f"{label(self)}: a state goes on for the whole batch; lengths cannot go with it.")
+        if x.shape[-1:] != (0,):  # a piece may be empty
+            self._refuse_misfit(x)
+        streaming.refuse_misfit(self, x, state, self.reach[0])
+        try:
+            return streaming.advance(self, x, state, self.reach[0])
+        except RuntimeError as error:
+            self._explain(error, x, mismatch(x, self.weight))
+            raise
 
     def _conv_real(self, x: torch.Tensor, size: torch.Tensor, positions: int) -> torch.Tensor:
         """Convolve sequences whose entries beyond ``size`` are read as padding."""

@@ -147,6 +147,11 @@ class Sliding(Pooling):
 
     ceil_mode: bool
 
+    @property
+    def receptive_field(self) -> tuple[int, ...]:
+        """How many neighbouring entries of the input one output sees, along each axis."""
+        return tuple(self._reach(axis) for axis in range(self.spatial))
+
     def _reach(self, axis: int) -> int:
         """Return how many places a window spans."""
         return self._along("dilation", axis) * (self._along("kernel_size", axis) - 1) + 1
