@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
+from rich.console import RenderableType
 from torch import Tensor
 
 from pellucid.recipes.errors import RecipeError
 
-RECIPES = ("sentiment",)
+RECIPES = ("sentiment", "digits", "vowels")
 
 
 class Batch(Protocol):
@@ -134,6 +135,10 @@ class Settings(ABC):
     @abstractmethod
     def network(self, fitted: Any) -> Any:
         """Make the network, with weights drawn from torch's generator."""
+
+    def tables(self, metrics: Mapping[str, Any]) -> list[RenderableType]:
+        """Return what is to be printed of ``metrics.json`` when a training is complete."""
+        return []
 
     def stored(self, fitted: Any) -> dict[str, Any]:
         """Write as plain types what was fitted."""
