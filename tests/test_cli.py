@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from click.testing import CliRunner
 
 import pellucid
 from pellucid.cli import main
 from pellucid.kernel import build
 from pellucid.recipes.checkpoint import load
+from recipe_commands import refused, run
 
 TINY = ["--limit", "200", "--epochs", "1", "--hidden-size", "8", "--device", "cpu"]
 CELL = """
@@ -26,19 +26,6 @@ import pellucid
 def mine(x, h, *, U, W, b=pellucid.zeros):
     return torch.tanh(x @ U + h @ W + b)
 """
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """Run what must end with exit code 2 and no traceback, and return the message without line breaks of click."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +125,8 @@ def test_doctor_names_the_cure_of_a_cache_that_others_can_write_to(monkeypatch, 
         (["--steps", "3"], ["--compare"]),
         (["--compare", "--resume"], ["leave --resume"]),
         (["--resume"], ["last.ckpt", "Leave --resume out"]),
+        (["--model", "textcnn", "--cell", "lstm"], ["--cell belongs to --model recurrent"]),
+        (["--model", "textcnn", "--compare"], ["--compare times recurrent layers"]),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
@@ -334,3 +323,32 @@ def test_checkpoint_of_a_cell_in_a_file(tmp_path, monkeypatch):
     assert run("predict", "../out/best.ckpt", "好", "--cell", "../moved.py:mine").exit_code == 0
     Path("../moved.py").write_text(CELL.replace("U, W,", "U, V,").replace("h @ W", "h @ V"))
     assert "do not fit the cell" in refused("predict", "../out/best.ckpt", "好", "--cell", "../moved.py:mine")
+
+
+@pytest.mark.train
+def test_text_convolution(tmp_path):
+    result = run("train", "sentiment", *TINY, "--model", "textcnn", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "model textcnn, seed 0" in result.output
+    assert json.loads((tmp_path / "metrics.json").read_text())["model"] == "textcnn"
+    said = run("predict", tmp_path / "best.ckpt", "房间很干净", "--explain", "--lang", "zh")
+    assert said.exit_code == 0, said.output
+    assert "卷积在这些字符中找到了什么" in said.output
+    assert "公式" in said.output
+    assert "has no cell" in refused("predict", tmp_path / "best.ckpt", "好", "--cell", "mine.py:mine")
+    message = refused("train", "sentiment", "--resume", "--model", "recurrent", "--out", tmp_path)
+    assert "--model recurrent: the training in" in message
+    assert run("train", "sentiment", "--resume", "--epochs", "2", "--out", tmp_path).exit_code == 0
+
+
+@pytest.mark.train
+def test_one_sentence_at_a_time(trained):
+    assert "put quotation marks around it" in refused("predict", trained / "best.ckpt", "房间", "干净")
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("recipe", ["digits", "vowels"])
+@pytest.mark.parametrize(("option", "value"), [("--task", "five"), ("--cell", "gru"), ("--compare", None)])
+def test_option_of_another_recipe(tmp_path, recipe, option, value):
+    refused("train", recipe, "--out", tmp_path / "out", option, *([value] if value else []))
+    assert not (tmp_path / "out").exists()

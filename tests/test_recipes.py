@@ -17,8 +17,8 @@ from pellucid.recipes.files import write_json, write_whole
 from pellucid.recipes.recipe import Trained
 from pellucid.recipes.sentiment import data as reviews_data
 from pellucid.recipes.sentiment.data import PAD, UNKNOWN, Vocabulary, fingerprint, read_reviews, split
-from pellucid.recipes.sentiment.network import RecurrentReader
-from pellucid.recipes.sentiment.reading import bars, read
+from pellucid.recipes.sentiment.network import ConvolutionalReader, RecurrentReader
+from pellucid.recipes.sentiment.reading import WORDS, bars, read
 from pellucid.recipes.sentiment.recipe import Settings
 
 SMALL = {"hidden_size": 8, "embedding_size": 8, "limit": 200}
@@ -137,6 +137,17 @@ def test_padding_does_not_reach_the_verdict(cell):
         torch.testing.assert_close(together[row], network(alone.unsqueeze(1), torch.tensor([len(alone)]))[0])
 
 
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (5, 6, 7)])
+def test_padding_does_not_reach_the_verdict_of_convolutions(lengths):
+    torch.manual_seed(0)
+    network = ConvolutionalReader(50, 6, 5).eval()
+    texts = [(torch.randint(1, 50, (length, 2)), 0) for length in lengths]
+    ids, counts, _ = collate(texts)
+    together = network(ids, counts)
+    for row, (alone, _) in enumerate(texts):
+        torch.testing.assert_close(together[row], network(alone.unsqueeze(1), torch.tensor([len(alone)]))[0])
+
+
 def test_prefixes_are_texts_of_their_own():
     torch.manual_seed(0)
     network = RecurrentReader(50, "gru", 6, 5)
@@ -159,6 +170,10 @@ def test_reading_is_cut_as_training_texts_are():
     assert read(trained, "好X").known == (True, False)
     with pytest.raises(RecipeError, match="empty"):
         read(trained, " \n")
+
+
+def test_words_exist_in_both_languages():
+    assert WORDS["en"].keys() == WORDS["zh"].keys()
 
 
 def test_bars_start_in_the_middle():
@@ -300,6 +315,33 @@ def test_best_epoch_is_what_is_tested(training, tmp_path):
         ]
         assert torch.cat(right).double().mean().item() == pytest.approx(expected, abs=1e-9)
     torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.train
+def test_of_equal_epochs_the_last_is_kept(training, tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.75, 0.75, 0.6])
+    log = training.Training._log_accuracy
+
+    def fixed(self, name, found, labels):
+        if name == "validation_accuracy":
+            found = labels.clone()
+            found[: round((1 - self.told) * len(labels))] -= 1
+        log(self, name, found, labels)
+
+    monkeypatch.setattr(training.Training, "on_validation_start", lambda self: setattr(self, "told", next(accuracies)))
+    monkeypatch.setattr(training.Training, "_log_accuracy", fixed)
+    metrics = training.train(tmp_path, Settings(**SMALL, epochs=4), "cpu")
+    assert metrics["best_epoch"] == 3
+    assert len(load(tmp_path / "best.ckpt").accuracies) == 3
+
+
+@pytest.mark.train
+def test_confusion_of_the_test_part(training, tmp_path):
+    metrics = training.train(tmp_path, Settings(**SMALL, epochs=1, lr=0.03), "cpu")
+    (bad, wrong), (missed, good) = metrics["confusion"]
+    assert metrics["classes"] == ["bad", "good"]
+    assert bad + wrong + missed + good == 1_784
+    assert (bad + good) / 1_784 == pytest.approx(metrics["test_accuracy"])
 
 
 @pytest.mark.train

@@ -66,7 +66,7 @@ def _network(path: Path, content: dict[str, Any], settings: Settings, fitted: An
         network = settings.network(fitted)
     except RecipeError as error:
         cure = "" if moved else " The network was trained with this cell; if the file has moved: --cell FILE.py:NAME"
-        raise RecipeError(f"{path}: {error}{cure}") from error
+        raise RecipeError(f"{path}: {str(error).rstrip('.')}.{cure}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is damaged: its settings make no network ({error})") from error
     weights = {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items()}

@@ -117,6 +117,11 @@ class Settings(ABC):
         """Whether the network has a cell that may be in a file."""
         return False
 
+    @property
+    def named_cell(self) -> str | None:
+        """The cell, as the user named it, of a network that has one."""
+        return getattr(self, self.cell_option) if self.cell_option and self.has_cell else None
+
     def with_cell(self, cell: str) -> Self:
         """Return the settings with the cell's file where it is now.
 

@@ -10,9 +10,9 @@ from rich.text import Text
 WIDTH = 20  # columns of a bar that stands for certainty
 
 
-def confusion_table(title: str, classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Table:
+def confusion_table(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Table:
     """Lay out how often each class, a row, was taken for each class, a column."""
-    table = Table(title=title, title_style="bold", title_justify="left", box=None, padding=(0, 1))
+    table = Table(box=None, padding=(0, 1))
     table.add_column("", style="bold", justify="right")
     for name in classes:
         table.add_column(name, justify="right")

@@ -228,7 +228,7 @@ def _run(trained: Trained, data: Data, out: Path, accelerator: str, started: flo
             trainer.fit(training, val_dataloaders=data.evaluation("validation"), ckpt_path=path)
             if trainer.interrupted:
                 raise KeyboardInterrupt
-        best = Training(checkpoint.load(out / BEST), data, out)
+        best = Training(checkpoint.load(out / BEST, settings.named_cell), data, out)
         (result,) = trainer.test(best, data.evaluation("test"), verbose=False)
     accuracies = list(training.trained.accuracies)
     metrics = {

@@ -55,16 +55,18 @@ def split(digits: Digits) -> dict[str, Digits]:
     """Distribute pictures to "train", "validation" and "test"; of every digit each part holds the same share.
 
     Of each digit the 100 pictures whose fingerprints come first are for the test and the next 50 for the validation.
-    Within a part the order is that of the fingerprints: all digits mixed, the same everywhere.
+    Within a part the order is that of the fingerprints read backwards: all digits mixed, the same everywhere.
     """
-    order = sorted(range(len(digits.labels)), key=lambda index: fingerprint(digits.pictures[index]))
+    prints = [fingerprint(picture) for picture in digits.pictures]
     chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     seen: dict[int, int] = {}
-    for index in order:
+    for index in sorted(range(len(prints)), key=prints.__getitem__):
         label = int(digits.labels[index])
         rank = seen[label] = seen.get(label, -1) + 1
         part = "test" if rank < TEST else "validation" if rank < TEST + VALIDATION else "train"
         chosen[part].append(index)
+    for indices in chosen.values():
+        indices.sort(key=lambda index: prints[index][::-1])
     return {name: digits.take(torch.tensor(indices)) for name, indices in chosen.items()}
 
 

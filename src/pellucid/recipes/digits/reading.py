@@ -86,13 +86,11 @@ def _explain_first(trained: Trained, number: int, picture: Tensor, lang: str, co
         maps = layer(framed).squeeze(0)
     chosen, row, column = (int(index) for index in torch.unravel_index(maps.argmax(), maps.shape))
     height, width = layer.kernel_size
-    filter = nn.Conv2d(1, 1, (height, width))
-    with torch.no_grad():
-        filter.weight.copy_(layer.weight[chosen : chosen + 1])
-        filter.bias.copy_(layer.bias[chosen : chosen + 1])
+    one = nn.Conv2d(1, 1, (height, width))
+    one.load_state_dict({name: weight[chosen : chosen + 1] for name, weight in layer.state_dict().items()})
     window = framed[..., row : row + height, column : column + width]
     place = {"filter": chosen + 1, "row": row + 1, "column": column + 1, "size": framed.shape[-1]}
     console.print(f"\n[bold]{words['convolution'].format(**place)}[/bold]")
     console.print(blocks(window.squeeze()), markup=False, highlight=False)
     console.print(f"\n[bold]{words['window']}[/bold]")
-    explain(filter, window, lang=lang, steps=1, width=console.width)
+    explain(one, window, lang=lang, steps=1, width=console.width)

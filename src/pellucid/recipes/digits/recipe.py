@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rich.columns import Columns
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -81,9 +80,11 @@ class Settings(recipe.Settings):
 
     def tables(self, metrics: Mapping[str, Any]) -> list[RenderableType]:
         """Return which digit was taken for which; of a problem that was solved in two ways, both side by side."""
-        ways = metrics.get("ways", {self.task: metrics})
-        tables = [_outcome(task, metrics["classes"], figures) for task, figures in ways.items()]
-        return ["\nThe test part: digits in the rows, found in the columns", Columns(tables, padding=(0, 4))]
+        ways: Mapping[str, Any] = metrics.get("ways", {self.task: metrics})
+        beside = Table.grid(padding=(0, 6, 0, 0))
+        beside.add_row(*(_outcome(task, figures) for task, figures in ways.items()))
+        beside.add_row(*(confusion_table(metrics["classes"], figures["confusion"]) for figures in ways.values()))
+        return ["\nThe test part: digits in the rows, found in the columns", beside]
 
     def network(self, fitted: Any = None) -> DigitNetwork:
         """Make the network."""
@@ -91,8 +92,8 @@ class Settings(recipe.Settings):
         return kind(len(digits))
 
 
-def _outcome(task: str, classes: Sequence[str], figures: Mapping[str, Any]) -> Table:
-    title = f"{task}: accuracy {figures['test_accuracy']:.4f}"
-    return confusion_table(
-        f"{title}\n{figures['parameters']:,} weights, {figures['seconds']:.0f} s", classes, figures["confusion"]
+def _outcome(task: str, figures: Mapping[str, Any]) -> str:
+    return (
+        f"[bold]{task}: accuracy {figures['test_accuracy']:.4f}[/bold]\n"
+        f"{figures['parameters']:,} weights, {figures['seconds']:.0f} s"
     )

@@ -99,8 +99,8 @@ class Settings(recipe.Settings):
 
     def tables(self, metrics: Mapping[str, Any]) -> list[RenderableType]:
         """Return which speaker was taken for which."""
-        title = "The test part: speakers in the rows, found in the columns"
-        return [confusion_table(title, metrics["classes"], metrics["confusion"])]
+        title = "\nThe test part: speakers in the rows, found in the columns"
+        return [title, confusion_table(metrics["classes"], metrics["confusion"])]
 
     def stored(self, fitted: Statistics) -> dict[str, Any]:
         """Write the statistics."""
