@@ -10,14 +10,17 @@ import torch
 from click.testing import CliRunner
 
 from pellucid import nn
-from pellucid.benchmark import command, comparison, limit, processes, rows
+from pellucid.benchmark import command, comparison, convolution, limit, networks, processes, rows
 from pellucid.benchmark.comparison import EXACT, Agreement, Failed, Run, Skipped
+from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING, ByHand, CausalRow, WindowedRow
 from pellucid.benchmark.limit import Rates, Work, measure_rates, work
+from pellucid.benchmark.networks import NETWORKS, TextCNN, TorchTextCNN, backends, lenet5
 from pellucid.benchmark.processes import FirstResultRow, MemoryRow, long_lstm, wide_dropout
 from pellucid.benchmark.recipe import RECIPE, Recipe, RecipeRow
-from pellucid.benchmark.rows import ROWS, LayerRow, RowSpeed, agree_given_the_mask, step, twins
+from pellucid.benchmark.rows import ROWS, LayerRow, agree_given_the_mask
 from pellucid.benchmark.speed import RECURRENT, SpeedRow
 from pellucid.benchmark.streaming import StreamingRow
+from pellucid.benchmark.twins import RowSpeed, makers, step, twins
 from pellucid.cli import main
 from pellucid.nn import cells
 
@@ -25,6 +28,8 @@ LSTM = SpeedRow("LSTM 2, 3, 4→5", lambda: nn.LSTM(4, 5), lambda: torch.nn.LSTM
 LEAKY = SpeedRow("leaky 2, 3, 4→5", lambda: cells.leaky(4, 5), None, 2, 3)
 NORM = LayerRow("LayerNorm", (6, 5), lambda: nn.LayerNorm(5), lambda: torch.nn.LayerNorm(5), floor=1e-6)
 DROPOUT = LayerRow("Dropout", (40, 50), lambda: nn.Dropout(0.4), lambda: torch.nn.Dropout(0.4), passes=4, p=0.4)
+CONV = WindowedRow("Conv1d", (2, 3, 8), *makers("Conv1d", 3, 4, 2), ", 3→4, kernel 2", floor=1e-6)
+LENET, TEXT = NETWORKS
 RUN = Run(rounds=1, threads=1, device="cpu", rates=Rates(1e9, 1e9))
 
 
@@ -299,10 +304,19 @@ def test_rows_miss_their_floors_and_are_picked_by_shapes_as_one_types_them(monke
     assert "LayerNorm" not in picked.output
 
 
-def test_help_teaches_both_suites():
+def test_help_teaches_every_suite_and_section():
     text = " ".join(CliRunner().invoke(main, ["bench", "--help"]).output.split())
-    for words in ("sections of `recurrent`", "sections of `rows`", "bytes = passes ×", "within 5 standard deviations"):
+    for words in ("bytes = passes ×", "within 5 standard deviations", "bytes = 2 × those of x and y"):
         assert words in text
+    for suite, found in command.SUITES.items():
+        _, here = text.split(f"The sections of `{suite}`")
+        assert all(f" {section} " in here for section in {row.section for row in found})
+
+
+@pytest.mark.parametrize("suite", command.SUITES)
+def test_no_two_rows_of_a_suite_are_called_alike(suite):
+    called = [f"{row.section}: {row.name}" for row in command.SUITES[suite]]
+    assert len(called) == len(set(called))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.section}-{row.name}")
@@ -473,3 +487,176 @@ def test_a_step_gives_the_gradients_that_it_is_asked_for():
     y, dx, weight, bias = step(layer, x, dy)
     torch.testing.assert_close([y, dx], [layer(x).detach(), dy @ layer.weight.detach()])
     torch.testing.assert_close([weight, bias], [dy.T @ x, dy.sum(0)])
+
+
+def test_convolution_is_a_suite_of_its_own(monkeypatch, tmp_path):
+    path = tmp_path / "figures.json"
+    small = [CONV, replace(LENET, floor=1e-6), replace(CONV, section="pooling"), CausalRow(2, 3, 2)]
+    result = run(monkeypatch, small, "--check", "--json", str(path), suite="conv")
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    assert {section: figure["row"] for section, (figure,) in found.items()} == {
+        "speed": "Conv1d 2×3×8, 3→4, kernel 2",
+        "training": "LeNet-5, batch 64",
+        "pooling": "Conv1d 2×3×8, 3→4, kernel 2",
+        "streaming": "Conv1d 2→3, kernel 2, causal",
+    }
+    for (figure,) in found.values():
+        assert min(figure["limit_ms"], figure["ours_ms"], figure["torch_ms"]) > 0
+    for title in ("pooling: forward + backward", "training: a whole training step", "streaming: inference one step"):
+        assert title in result.output
+    missed = run(monkeypatch, [replace(CONV, floor=1e9), replace(LENET, floor=1e9)], "--check", suite="conv")
+    assert missed.exit_code == 1
+    assert "2 of 2 rows fail" in missed.output
+
+
+@pytest.mark.parametrize("row", [*CONVOLUTION, *POOLING, *FORMATS], ids=lambda row: f"{row.section}-{row.name}")
+def test_every_windowed_row_sets_layers_of_either_kind_side_by_side(row):
+    layer, theirs = twins(row.make, row.opponent)
+    assert (type(layer), type(theirs)) == (getattr(nn, row.kind), getattr(torch.nn, row.kind))
+    assert repr(layer) == repr(theirs)
+    assert all(torch.equal(ours, other) for ours, other in zip(layer.parameters(), theirs.parameters(), strict=True))
+    assert {p.dtype for p in layer.parameters()} <= {row.dtype}
+    theirs.to("meta")(torch.empty(row.shape, dtype=row.dtype, device="meta"))
+    assert ("depthwise" in row.name) == (getattr(layer, "groups", 1) == row.shape[1] > 1)
+
+
+def test_the_limit_of_a_convolution_and_of_a_pooling():
+    x, y = 2 * 3 * 8, 2 * 4 * 7
+    given = torch.zeros(2, 3, 8), torch.zeros(2, 4, 7)
+    moved = 3 * x + 2 * y + 3 * (4 * 3 * 2 + 4)
+    assert CONV.work(CONV.opponent(), *given) == Work(flops=6 * y * 3 * 2, bytes=4 * moved)
+    halves = [value.bfloat16() for value in given]
+    assert CONV.work(CONV.opponent().bfloat16(), *halves) == Work(flops=6 * y * 3 * 2, bytes=2 * moved)
+    depthwise = torch.nn.Conv1d(3, 3, 2, groups=3, bias=False)
+    assert CONV.work(depthwise, given[0], torch.zeros(2, 3, 7)).flops == 6 * (2 * 3 * 7) * 2
+    pooled = torch.zeros(2, 3, 4)
+    assert CONV.work(torch.nn.MaxPool1d(2), given[0], pooled) == Work(flops=0, bytes=4 * 2 * (x + pooled.numel()))
+
+
+def test_a_windowed_row_gives_the_gradient_of_an_output_of_another_shape_in_its_type_and_layout(monkeypatch):
+    seen = []
+
+    def watch(layer, *given, **options):
+        seen.append([(v.shape, v.dtype, v.is_contiguous(memory_format=torch.channels_last)) for v in given])
+        return step(layer, *given, **options)
+
+    monkeypatch.setattr("pellucid.benchmark.twins.step", watch)
+    both = makers("Conv2d", 3, 4, 2, dtype=torch.bfloat16)
+    row = WindowedRow("Conv2d", (2, 3, 5, 6), *both, dtype=torch.bfloat16, layout=torch.channels_last)
+    assert row.measure(RUN).agreement.passed
+    assert seen[-1] == [((2, 3, 5, 6), torch.bfloat16, True), ((2, 4, 4, 5), torch.bfloat16, True)]
+
+
+class OneKernel(torch.nn.Conv1d):
+    """Its second kernel gets no gradient."""
+
+    def forward(self, input):
+        own = torch.cat([self.weight[:1], self.weight[1:2].detach(), self.weight[2:]])
+        return self._conv_forward(input, own, self.bias)
+
+
+def test_a_convolution_whose_gradient_differs_has_no_figure():
+    assert CONV.measure(RUN).agreement.passed
+    assert not replace(CONV, make=lambda: OneKernel(3, 4, 2)).measure(RUN).agreement.passed
+
+
+@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.name)
+def test_networks_are_trained_alike_from_the_same_weights(row):
+    torch.manual_seed(0)
+    ours, theirs = row.twins()
+    examples = row.examples("cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(*examples.inputs), theirs.eval()(*examples.inputs))
+    figure = row.measure(RUN)
+    assert figure.agreement.passed
+    assert set(figure.backend.split(", ")) <= {"c", "torch"}
+    assert min(figure.ours_ms, figure.torch_ms) > 0
+
+
+def test_a_network_that_learns_something_else_has_no_figure():
+    class Sloping(torch.nn.ReLU):
+        """Lets a little of the gradient pass where the output is 0."""
+
+        def forward(self, input):
+            return super().forward(input) + 1e-8 * (input - input.detach())
+
+    def sloping():
+        network = lenet5(nn)
+        network[1] = Sloping()
+        return network
+
+    assert not replace(LENET, make=sloping).measure(RUN).agreement.passed
+
+
+def test_the_texts_have_different_lengths_and_padding_is_not_read():
+    class Padded(TextCNN):
+        def forward(self, ids, lengths):
+            return super().forward(ids, torch.full_like(lengths, ids.shape[1]))
+
+    assert not replace(TEXT, make=Padded).measure(RUN).agreement.passed
+
+
+def test_a_network_drops_where_it_is_timed_and_not_where_it_is_compared():
+    modes = []
+
+    class Watching(TextCNN):
+        def forward(self, ids, lengths):
+            modes.append(self.training)
+            return super().forward(ids, lengths)
+
+    replace(TEXT, make=Watching).measure(RUN)
+    compared = 2 * networks.COMPARED_STEPS  # in float64 and in float32
+    assert not any(modes[:compared])
+    assert all(modes[compared:])
+    assert len(modes) > compared
+
+
+def test_the_work_of_a_training_step_leaves_the_gradient_of_the_pictures_out():
+    torch.manual_seed(0)
+    network, examples = LENET.opponent(), LENET.examples("cpu")
+    first, others = 28 * 28 * 6 * 25, 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
+    before = [w.clone() for w in network.parameters()]
+    found = LENET.work(network, examples)
+    assert found.flops == networks.LENET_BATCH * (4 * first + 6 * others)
+    assert found.bytes == 4 * 4 * sum(w.numel() for w in before)
+    assert all(map(torch.equal, network.parameters(), before))
+
+
+def test_the_backends_of_a_network_are_those_of_pellucids_layers():
+    class Fast(nn.MaxPool2d):
+        backend = "c"
+
+    class Slow(nn.AvgPool2d):
+        backend = "torch"
+
+    assert backends(torch.nn.Sequential(Fast(2), torch.nn.Sequential(Slow(2), Fast(2)), torch.nn.ReLU())) == "c, torch"
+    assert backends(torch.nn.Sequential(Fast(2), torch.nn.Linear(2, 2))) == "c"
+
+
+def test_kernels_of_text_are_laid_out_as_those_of_a_convolution():
+    ours, theirs = TextCNN(), TorchTextCNN()
+    for weight, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert TextCNN.as_torch(weight).shape == other.shape
+
+
+def test_a_causal_convolution_is_streamed_beside_one_whose_state_is_kept_by_hand():
+    layer, theirs = twins(lambda: nn.Conv1d(2, 3, 4, padding="causal"), lambda: ByHand(2, 3, 4))
+    x = torch.randn(5, 1, 2, 1)
+    (streamed,) = convolution._stream(theirs, x)
+    torch.testing.assert_close(streamed, layer(x.permute(1, 2, 0, 3).squeeze(-1)).detach())
+    (row,) = CAUSAL
+    assert row.name == "Conv1d 64→64, kernel 3, causal"
+    figure = CausalRow(2, 3, 4).measure(RUN)
+    assert figure.agreement.passed
+    assert figure.limit_ms == pytest.approx(1e3 * 4 * (2 * 3 * 4 + 3 + 2 + 3) / 1e9)
+
+
+def test_a_stream_that_forgets_has_no_figure(monkeypatch):
+    class Forgetful(nn.Conv1d):
+        def forward(self, input, lengths=None, state=None):
+            y, _ = super().forward(input, state=self.initial_state(1))
+            return y, state
+
+    monkeypatch.setattr(convolution.nn, "Conv1d", Forgetful)
+    assert not CausalRow(2, 3, 4).measure(RUN).agreement.passed

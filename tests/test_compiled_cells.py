@@ -240,6 +240,9 @@ for layouts in ("rows", "columns"), ("columns", "rows"):
     shapes = ((145, 257, 65), (7, 300, 63), (1, 5, 1))
     test_matmul.check(test_matmul.pairs(shapes, layouts, torch.float32))
 print("products", flush=True)
+import test_windows
+test_windows.sweep()
+print("windows", flush=True)
 """
 
 
@@ -274,7 +277,7 @@ def sanitized(names, folder):
 def test_nothing_is_touched_outside_or_undefined(tmp_path):
     done = sanitized(CELLS, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == [*CELLS, "products"]
+    assert done.stdout.split() == [*CELLS, "products", "windows"]
 
 
 # -- the text -------------------------------------------------------------------------------------------------------

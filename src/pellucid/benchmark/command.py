@@ -20,7 +20,9 @@ from rich.progress import Progress
 
 import pellucid
 from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
+from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING
 from pellucid.benchmark.limit import measure_rates
+from pellucid.benchmark.networks import NETWORKS
 from pellucid.benchmark.processes import FIRST_RESULT, MEMORY, ROWS_MEMORY
 from pellucid.benchmark.recipe import RECIPE
 from pellucid.benchmark.rows import ROWS
@@ -31,6 +33,7 @@ from pellucid.benchmark.table import tables
 SUITES: dict[str, Sequence[Row]] = {
     "recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE],
     "rows": [*ROWS, *ROWS_MEMORY],
+    "conv": [*CONVOLUTION, *NETWORKS, *POOLING, *FORMATS, *CAUSAL],
 }
 PLAIN_WIDTH = 140  # columns where there is no terminal
 
@@ -52,8 +55,8 @@ def bench(
 ) -> None:
     """Time pellucid's layers beside torch.nn's and beside what the machine can do, in one run.
 
-    There are two suites: `recurrent`, which is the usual one, and `rows`, layers without time: norms, dropout and
-    formulas of one's own.
+    There are three suites: `recurrent`, which is the usual one; `rows`, layers without time: norms, dropout and
+    formulas of one's own; and `conv`, layers that read their input through windows: convolution and pooling.
 
     Every row first compares values and gradients with the opponent's in float64 and in the type that is measured,
     float32 unless the row says otherwise: Δ is the largest difference in float64, relative to the largest entry. A row
@@ -85,6 +88,20 @@ def bench(
     formats       bfloat16, with parameters in float32; pictures whose channels stand last.
     memory        The peak of a training step of Dropout.
 
+    The sections of `conv`, about 40 seconds on two cores; rows are called by the shape of an input, what
+    goes in and comes out, and the kernel:
+
+    \b
+    speed         Forward + backward, given the gradient of the output; "torch" is torch.nn's layer.
+    training      A whole training step: zero_grad, forward, loss, backward and SGD. LeNet-5 on pictures of 28×28, and
+                  TextCNN, which reads texts of any length: embedding 300, 100 filters of each of the widths 3, 4 and
+                  5, the maximum over real steps, dropout. torch.nn's has a convolution and a masked maximum for each
+                  width. Losses and gradients of a few steps are compared, with no entry dropped.
+    pooling       Forward + backward of maxima and means.
+    formats       bfloat16, parameters too; pictures whose channels stand last.
+    streaming     Inference one step at a time, the state carried; with torch.nn's layer the entries that the next
+                  window reads are kept by hand.
+
     \b
     What is compared of a layer that throws coins:
       A run in float64 shows which entries are kept: those whose input has a gradient. How many they are must lie
@@ -101,6 +118,13 @@ def bench(
         5, a norm and a function of one's own: x read, y written; x and dy read, dx written
         4, dropout, whose gradient needs no x: x read, y written; dy read, dx written
         8, AddNorm: x and sublayer read, y written; x, sublayer and dy read, the two gradients written
+      conv: limit = max(FLOPs / rate of a matrix product, bytes / rate of a copy)
+        FLOPs = 6 × multiply-accumulates of forward (a convolution's backward has twice as many; a pooling has none)
+        bytes = 2 × those of x and y, and for a convolution those of x once more and 3 × those of the parameters
+          (forward: x and parameters read, y written; backward: dy, x and parameters read, their gradients written)
+        training: FLOPs of all products and convolutions of a step, the gradient of the pictures left out
+        bytes = 4 × those of the parameters (backward writes their gradient; SGD reads both and writes the parameters)
+        streaming: FLOPs = 2 × multiply-accumulates of a step, bytes = those of x, y and the parameters
     Both rates are measured first, with the same threads, and stand below the tables. A share above 100% says that
     the machine was busy then, or that the data of a small row stays in a cache faster than memory: repeat the run.
 
@@ -113,6 +137,7 @@ def bench(
       pellucid bench recurrent --check --json figures.json
       pellucid bench rows --threads 2 --check
       pellucid bench rows --rows "speed dropout"
+      pellucid bench conv --rows depthwise
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device cuda: torch finds no GPU here. Leave the option out to measure the CPU.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,30 +12,17 @@ from torch import Tensor
 
 import pellucid
 from pellucid import nn
-from pellucid.benchmark.comparison import Agreement, Failed, Run, agree, times, train
+from pellucid.benchmark.comparison import Agreement, Failed, agree
 from pellucid.benchmark.limit import Work
-from pellucid.benchmark.speed import Timed
+from pellucid.benchmark.twins import SEED, TwinRow, makers, step
 
-SEED = 0
 DEVIATIONS = 5  # standard deviations that the rate of a dropout may be off
 NORM, DROPOUT, ADD_NORM = 5, 4, 8  # passes over an input's bytes, see `LayerRow`
 
 
 @dataclass(frozen=True)
-class RowSpeed(Timed):
-    """A layer beside torch's: torch.nn's, or the same function called eagerly."""
-
-    torch_ms: float
-
-    @property
-    def opponent(self) -> tuple[str, float]:
-        """torch."""
-        return "torch", self.torch_ms
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A layer, its opponent and the shape of each input; floors are for two CPU threads.
+class LayerRow(TwinRow):
+    """A layer without time.
 
     ``passes`` says how often a step moves as many bytes as one input has. Forward reads the inputs and writes y;
     backward reads dy, and the inputs again where their gradients need them, and writes the gradients:
@@ -45,60 +31,17 @@ class LayerRow:
     ``p`` is the probability with which the last input is dropped, ``shared`` are the axes that share a coin.
     """
 
-    kind: str
-    shape: tuple[int, ...]
-    make: Callable[[], torch.nn.Module]
-    opponent: Callable[[], torch.nn.Module]
-    note: str = ""
-    section: str = "speed"
-    floor: float | None = None
-    inputs: int = 1
     passes: int = NORM
     p: float = 0.0
     shared: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.float32
-    layout: torch.memory_format = torch.contiguous_format
 
-    @property
-    def name(self) -> str:
-        """How the line is called."""
-        return f"{self.kind} {'×'.join(map(str, self.shape))}{self.note}"
+    def work(self, layer: torch.nn.Module, *given: Tensor) -> Work:
+        """Count the bytes of all passes."""
+        return Work(flops=0, bytes=self.passes * given[0].nbytes)
 
-    def measure(self, run: Run) -> RowSpeed:
-        """Compare values, gradients and running statistics, then time forward + backward, both taking turns."""
-        torch.manual_seed(SEED)
-        layer, theirs = twins(self.make, self.opponent, run.device)
-        # Far from 0 on average: the relative error of a mean says something.
-        given = [1 + torch.randn(self.shape, device=run.device) for _ in range(self.inputs + 1)]
-        given = [value.to(self.dtype).contiguous(memory_format=self.layout) for value in given]
-        agreement = agree_given_the_mask(layer, theirs, *given, p=self.p, shared=self.shared)
-        limit = Work(flops=0, bytes=self.passes * given[0].nbytes).seconds(run.rates)
-        sides = {"ours": lambda: step(layer, *given), "torch": lambda: step(theirs, *given)}
-        found = times(sides, run.rounds, run.device)
-        figures = (1e3 * limit, 1e3 * found["ours"], self.floor, 1e3 * found["torch"])
-        return RowSpeed(self.name, ran(layer), agreement, *figures)
-
-
-def twins(
-    make: Callable[[], torch.nn.Module], opponent: Callable[[], torch.nn.Module], device: str = "cpu"
-) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Two layers whose parameters have, in their order, the same values; random, so that none of them is neutral."""
-    layer, theirs = make().to(device), opponent().to(device)
-    with torch.no_grad():
-        for ours, other in zip(layer.parameters(), theirs.parameters(), strict=True):
-            other.copy_(ours.uniform_(0.5, 1.5))
-    return layer, theirs
-
-
-def step(layer: torch.nn.Module, *given: Tensor, by: str = "auto") -> list[Tensor]:
-    """Forward + backward, given the inputs and, last, the gradient of the output."""
-    *inputs, dy = given
-    return train(layer, *inputs, by=by, dy=dy)
-
-
-def ran(layer: Any) -> str:
-    """The backend that a layer says it ran on; one that says nothing runs torch's operators."""
-    return str(getattr(layer, "backend", "torch"))
+    def agree(self, ours: torch.nn.Module, theirs: torch.nn.Module, *given: Tensor) -> Agreement:
+        """Compare values, gradients and running statistics, given the mask of a dropout."""
+        return agree_given_the_mask(ours, theirs, *given, p=self.p, shared=self.shared)
 
 
 # -- what is compared where coins are thrown ----------------------------------------------------------------------
@@ -198,8 +141,7 @@ HALF = {"passes": DROPOUT, "p": 0.5}
 
 def _drop_in(kind: str, shape: tuple[int, ...], *arguments: Any, **fields: Any) -> LayerRow:
     """A layer of torch.nn's and ours of the same name; ``fields`` are those of `LayerRow`."""
-    make, opponent = (functools.partial(getattr(space, kind), *arguments) for space in (nn, torch.nn))
-    return LayerRow(kind, shape, make, opponent, **fields)
+    return LayerRow(kind, shape, *makers(kind, *arguments), **fields)
 
 
 def _own(kind: str, function: Callable[..., Tensor], floor: float) -> LayerRow:
@@ -213,8 +155,8 @@ def _own(kind: str, function: Callable[..., Tensor], floor: float) -> LayerRow:
 
 def _add_norm(floor: float) -> LayerRow:
     """Residual, dropout and LayerNorm in one layer, beside three of torch.nn's."""
-    makers = (lambda: nn.AddNorm(768, p=0.1), lambda: PostNorm(768, 0.1))
-    return LayerRow("AddNorm", MATRIX, *makers, inputs=2, passes=ADD_NORM, p=0.1, floor=floor)
+    both = (lambda: nn.AddNorm(768, p=0.1), lambda: PostNorm(768, 0.1))
+    return LayerRow("AddNorm", MATRIX, *both, inputs=2, passes=ADD_NORM, p=0.1, floor=floor)
 
 
 ROWS = [

@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pellucid.benchmark.comparison import Figure
+from pellucid.benchmark.convolution import StepSpeed
+from pellucid.benchmark.networks import NetworkSpeed
 from pellucid.benchmark.processes import FirstResult, Memory
 from pellucid.benchmark.recipe import Recipe
-from pellucid.benchmark.rows import RowSpeed
 from pellucid.benchmark.speed import Speed, Timed
 from pellucid.benchmark.streaming import Streaming
+from pellucid.benchmark.twins import RowSpeed
 
 Columns = Mapping[str, Callable[[Any], str | Text]]
 
@@ -85,6 +87,8 @@ RECIPE: Columns = {
 TABLES: Mapping[type, tuple[str, Columns]] = {
     Speed: ("forward + backward, float32, ms · share of the machine's limit", SPEED),
     RowSpeed: ("forward + backward, share of the machine's limit", ROWS),
+    NetworkSpeed: ("a whole training step, float32, share of the machine's limit", ROWS),
+    StepSpeed: ("inference one step at a time, batch 1, float32, share of the machine's limit", ROWS),
     Streaming: ("inference one step at a time, batch 1, float32, µs a step", STREAMING),
     FirstResult: ("seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),
     Memory: ("peak of a training step above what the process held", MEMORY),

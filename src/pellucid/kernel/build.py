@@ -293,7 +293,7 @@ def usable_cache() -> Path:
 def _build(text: str, libraries: tuple[str, ...]) -> ctypes.CDLL:
     """Find a text's library in the cache or compile it; without a cache it is compiled by every process."""
     command, flags = _command(), _flags()
-    kept = _place(json.dumps([text, libraries, flags, command, version(command), _processor()]))
+    kept = _place(json.dumps([text, libraries, flags, command, version(command), processor()]))
     library = _load_kept(kept)
     if library:
         return library
@@ -322,7 +322,7 @@ def _place(determining: str) -> Path | None:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """What decides the instructions of ``-march=native``: Linux names the model and lists what it can do."""
     names = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU ", "cpu\t", "features", "isa")
     try:
@@ -349,13 +349,13 @@ def _load_kept(kept: Path | None) -> ctypes.CDLL | None:
 
 def _keep(kept: Path, text: str, library: bytes) -> None:
     """Put a library into the cache, beside the text for people and the digest that shows damage."""
-    _write(kept.with_suffix(".c"), text.encode())
-    _write(kept.with_suffix(".sha256"), hashlib.sha256(library).hexdigest().encode())
-    _write(kept, library)
+    write(kept.with_suffix(".c"), text.encode())
+    write(kept.with_suffix(".sha256"), hashlib.sha256(library).hexdigest().encode())
+    write(kept, library)
     _trim(kept.parent)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file, readable by its owner only, that appears whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.")
     try:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from pellucid.errors import label
+from pellucid.kernel import convolve as kernel
+from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
-from pellucid.nn.component import SymbolShape
+from pellucid.nn.component import Running, SymbolShape
 from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, wrong_axes
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
 
@@ -56,7 +58,7 @@ class GroupedWindow:
         return grouped.repeat_interleave(self.out_channels // self.groups, -2 - 2 * count)
 
 
-class Convolution(Windowed, _ConvNd):
+class Convolution(Running, Windowed, _ConvNd):
     """What all convolutions share: the formula, its windows, and the paddings that torch.nn does not have."""
 
     formula = staticmethod(convolve)
@@ -119,10 +121,25 @@ class Convolution(Windowed, _ConvNd):
             raise
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        y = self._by_kernel(input, weight, bias)
+        self._was_run_by("torch" if y is None else "c")
+        if y is not None:
+            return y
         if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
             return super()._conv_forward(input, weight, bias)
         padded = extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode)
         return CONVOLVE[self.spatial](padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def _by_kernel(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Convolve by the kernel; None where torch's operator is to do it."""
+        if not worthwhile(x, self.spatial):
+            return None
+        before, after = zip(*self._margins(x.shape[2:]), strict=True)
+        none = (0,) * self.spatial
+        if self.padding_mode != "zeros" and before + after != none + none:
+            return None
+        geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
+        return kernel.run(x, weight, bias, geometry, self.groups)
 
     def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:
         """Return how far ahead of the input the first window starts, and how many windows there are.

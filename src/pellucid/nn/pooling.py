@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from pellucid.errors import label
-from pellucid.nn.component import SymbolShape
+from pellucid.kernel import pool as kernel
+from pellucid.kernel.window import Geometry, worthwhile
+from pellucid.nn.component import Running, SymbolShape
 from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
 from pellucid.nn.windows import Line, Window, share, slide
 
@@ -64,18 +66,29 @@ def lowest(dtype: torch.dtype) -> float:
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-class Pooling(Windowed, torch.nn.Module):
+class Pooling(Running, Windowed, torch.nn.Module):
     """What all poolings share: the formula, its windows, and errors that name the layer."""
 
     formula = staticmethod(pool)
 
     def forward(self, input: torch.Tensor) -> Any:
         """Pool (batch, channels, *size), or (channels, *size) without a batch."""
+        y = self._by_kernel(input)
+        self._was_run_by("torch" if y is None else "c")
+        if y is not None:
+            return y
         try:
-            return super().forward(input)
+            return self._by_torch(input)
         except (RuntimeError, ValueError) as error:
             self._explain(error, input)
             raise
+
+    def _by_torch(self, x: torch.Tensor) -> Any:
+        return super().forward(x)
+
+    def _by_kernel(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Pool by the kernel; None where torch's operator is to do it."""
+        return None
 
     def bind(
         self, input: torch.Tensor, *, position: int | Sequence[int] | None = None, channel: int = 0, sample: int = 0
@@ -146,6 +159,29 @@ class Sliding(Pooling):
     """A pooling whose window slides by a stride."""
 
     ceil_mode: bool
+
+    def _by_kernel(self, x: torch.Tensor) -> torch.Tensor | None:
+        if not worthwhile(x, self.spatial):
+            return None
+        geometry = self._geometry(x.shape[2:])
+        return None if geometry is None else self._pool(x, geometry)
+
+    def _geometry(self, size: Sequence[int]) -> Geometry | None:
+        """How the windows lie, for the kernel; None where they do not lie in the input."""
+        axes = range(self.spatial)
+        kernel, stride, dilation, before = (
+            tuple(self._along(name, axis) for axis in axes) for name in ("kernel_size", "stride", "dilation", "padding")
+        )
+        positions = [self._positions(axis, size[axis]) for axis in axes]
+        if min(*size, *positions) <= 0 or any(2 * p > k for p, k in zip(before, kernel, strict=True)):
+            return None
+        ends = [(n - 1) * s + self._reach(axis) for axis, n, s in zip(axes, positions, stride, strict=True)]
+        after = tuple(end - n - b for end, n, b in zip(ends, size, before, strict=True))
+        return Geometry(kernel, stride, dilation, before, after)
+
+    def _pool(self, x: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+        """Reduce what these windows read by the kernel."""
+        raise NotImplementedError
 
     @property
     def receptive_field(self) -> tuple[int, ...]:
@@ -229,6 +265,16 @@ class SlidingAverage(Average, Sliding):
 
     count_include_pad: bool
 
+    def _pool(self, x: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+        divisor = getattr(self, "divisor_override", None)
+        if divisor is None:
+            added = (*geometry.before, *geometry.after)
+            within = all(a <= b for a, b in zip(geometry.after, geometry.before, strict=True))
+            if max(added) > 0 and not (self.count_include_pad and within):
+                return None  # windows at the border count fewer entries
+            divisor = prod(geometry.kernel)
+        return kernel.scaled_sum(x, geometry, 1 / divisor, self._by_torch) if divisor else None
+
     def _divisor(self, window: Window, size: Sequence[int]) -> torch.Tensor:
         read = super()._divisor(window, size)
         override = getattr(self, "divisor_override", None)
@@ -244,19 +290,26 @@ class SlidingAverage(Average, Sliding):
         return counted
 
 
-class MaxPool1d(Greatest, Sliding, torch.nn.MaxPool1d):
+class SlidingMaximum(Greatest, Sliding):
+    """A maximum under windows that slide."""
+
+    def _pool(self, x: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+        return None if self.return_indices else kernel.greatest(x, geometry, self._by_torch)
+
+
+class MaxPool1d(SlidingMaximum, torch.nn.MaxPool1d):
     """Keep the greatest entry under a window that slides along a sequence: a drop-in for ``torch.nn.MaxPool1d``."""
 
     spatial = 1
 
 
-class MaxPool2d(Greatest, Sliding, torch.nn.MaxPool2d):
+class MaxPool2d(SlidingMaximum, torch.nn.MaxPool2d):
     """Keep the greatest entry under a window that slides over a picture: a drop-in for ``torch.nn.MaxPool2d``."""
 
     spatial = 2
 
 
-class MaxPool3d(Greatest, Sliding, torch.nn.MaxPool3d):
+class MaxPool3d(SlidingMaximum, torch.nn.MaxPool3d):
     """Keep the greatest entry under a window that slides through a volume: a drop-in for ``torch.nn.MaxPool3d``."""
 
     spatial = 3

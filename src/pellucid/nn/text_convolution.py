@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.errors import label, shape_text
+from pellucid.kernel.best import greatest_over_time
+from pellucid.kernel.window import worthwhile
 from pellucid.nn import lengths as real
-from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.pooling import lowest
 from pellucid.nn.windowed import mismatch
 from pellucid.nn.windows import NOWHERE, Line, Window, slide
@@ -104,7 +106,16 @@ def max_over_time(
     return OverTime(real.mask(positions_of(steps, width), features.shape[-1]).unsqueeze(-2))(features)
 
 
-class TextConv(Component, torch.nn.Module):
+def rises_from_zero(activation: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a function is known never to fall, and to be 0 at 0: then the greatest feature is that of the greatest
+    product, and an empty sentence's is 0."""
+    return activation in (F.relu, torch.relu, F.tanh, torch.tanh) or type(activation) in RISING
+
+
+RISING = (torch.nn.ReLU, torch.nn.Tanh, torch.nn.Identity)
+
+
+class TextConv(Running, Component, torch.nn.Module):
     """Find the best match of every filter in a sentence: convolutions of several widths and max-over-time pooling.
 
     Kim, "Convolutional neural networks for sentence classification", EMNLP 2014. A filter of width h reads h
@@ -199,13 +210,38 @@ class TextConv(Component, torch.nn.Module):
         steps = None if lengths is None else self._steps(input, lengths).reshape(-1)
         x = input if input.ndim == 3 else input.unsqueeze(0)
         try:
-            parts = [max_over_time(x, *self._of_width(width), steps, self.activation) for width in self.widths]
+            y = self._greatest(x, steps)
         except RuntimeError as error:
             if text := mismatch(input, self._of_width(self.widths[0])[0]):
                 raise self._refusal(input, text) from error
             raise
-        y = torch.cat(parts, -1)
         return y if input.ndim == 3 else y.squeeze(0)
+
+    def _greatest(self, x: Tensor, steps: Tensor | None) -> Tensor:
+        """Extract the features of a batch: by the kernel, or width by width by torch."""
+        weights, biases = zip(*(self._of_width(width) for width in self.widths), strict=True)
+        y = None
+        if worthwhile(x, 1) and rises_from_zero(self.activation):
+            real_x = x if steps is None else torch.where(real.mask(steps, x.shape[1]).unsqueeze(-1), x, 0)
+            y = greatest_over_time(
+                real_x,
+                weights,
+                biases if self.bias else None,
+                steps,
+                lambda x, *parameters: self._by_torch(x, parameters, steps, torch.nn.Identity()),
+            )
+        self._was_run_by("torch" if y is None else "c")
+        if y is not None:
+            return self.activation(y)
+        return self._by_torch(x, (*weights, *biases), steps, self.activation)
+
+    def _by_torch(
+        self, x: Tensor, parameters: Sequence[Tensor], steps: Tensor | None, activation: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        count = len(self.widths)
+        weights, biases = parameters[:count], parameters[count:] or (None,) * count
+        pairs = zip(weights, biases, strict=True)
+        return torch.cat([max_over_time(x, weight, bias, steps, activation) for weight, bias in pairs], -1)
 
     def bind(self, input: Tensor, lengths: real.Lengths | None = None) -> dict[str, Any]:
         """Return the formula's arguments for this input, the windows' and weights' one for each width."""

@@ -19,7 +19,8 @@ import torch
 from pellucid import nn
 from pellucid.benchmark.comparison import Agreement, agree, train
 from pellucid.benchmark.processes import MemoryRow
-from pellucid.benchmark.rows import agree_given_the_mask, ran, step
+from pellucid.benchmark.rows import agree_given_the_mask
+from pellucid.benchmark.twins import ran, step
 
 
 def held(name: str) -> int:

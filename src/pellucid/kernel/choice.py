@@ -1,0 +1,99 @@
+"""Which of two ways is faster on this machine: measured once for every kind of work, and kept on disk.
+
+The measurements stand beside the cache of kernels, in ``choices.json``: seconds of every way, by what was asked. They
+are made anew for another processor, number of threads, version of torch or text of a kernel. Deleting the file
+is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pellucid.kernel.build import BuildError, processor, usable_cache, write
+
+LEAST_ROUNDS, MOST_ROUNDS = 3, 9
+BUDGET = 0.1  # seconds after which no further round is begun
+MARGIN = 0.95  # of the time of the usual way; what is hardly faster is not taken
+
+_lock = threading.Lock()
+_measured: dict[str, dict[str, dict[str, float]]] = {}  # by kernel, then by question
+_read: set[str] = set()
+
+
+def faster(question: str, kernel: str, usual: Callable[[], object], other: Callable[[], object]) -> bool:
+    """Whether the other way takes clearly less time than the usual one.
+
+    Args:
+        question: what is asked: the kind of work, its sizes and types.
+        kernel: the text of the other way's kernel.
+        usual: does the work once; so does ``other``.
+    """
+    key = f"{question}; {torch.get_num_threads()} threads"
+    place = _place(kernel)
+    times = _known(place).get(key)
+    if not isinstance(times, dict) or not all(isinstance(times.get(way), float) for way in ("usual", "other")):
+        times = _measure({"usual": usual, "other": other})
+        _keep(place, key, times)
+    return times["other"] < MARGIN * times["usual"]
+
+
+def _measure(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """The least seconds of every way, which take turns."""
+    least = {}
+    for name, way in ways.items():  # what happens the first time only: memory is had, code is read
+        way()
+        least[name] = float("inf")
+    begin = time.perf_counter()
+    for count in range(MOST_ROUNDS):
+        if count >= LEAST_ROUNDS and time.perf_counter() - begin > BUDGET:
+            break
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            least[name] = min(least[name], time.perf_counter() - start)
+    return least
+
+
+@functools.lru_cache(maxsize=64)
+def _place(kernel: str) -> str:
+    """Where the measurements of a kernel stand: named by all that decides them."""
+    return hashlib.sha256(json.dumps([kernel, torch.__version__, processor()]).encode()).hexdigest()[:16]
+
+
+def _known(place: str) -> dict[str, dict[str, float]]:
+    """What has been measured, by question; read from disk once."""
+    if place not in _read:
+        with _lock:
+            kept = _on_disk().get(place)
+            _measured.setdefault(place, {}).update(kept if isinstance(kept, dict) else {})
+            _read.add(place)
+    return _measured[place]
+
+
+def _on_disk() -> dict[str, Any]:
+    """All that is kept, whatever somebody may have written there; nothing where it cannot be read."""
+    with contextlib.suppress(OSError, BuildError, ValueError):
+        kept = json.loads((usable_cache().parent / "choices.json").read_text())
+        if isinstance(kept, dict):
+            return kept
+    return {}
+
+
+def _keep(place: str, key: str, times: dict[str, float]) -> None:
+    """Remember a measurement, on disk too where that is possible; what another process has kept meanwhile stays."""
+    with _lock:
+        kept = _on_disk()
+        others = kept.get(place)
+        _measured[place] = {**(others if isinstance(others, dict) else {}), **_measured[place], key: times}
+        kept[place] = dict(_measured[place])
+        with contextlib.suppress(OSError, BuildError):
+            write(usable_cache().parent / "choices.json", json.dumps(kept, indent=1).encode())

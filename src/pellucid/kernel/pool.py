@@ -1,0 +1,123 @@
+"""Pooling by `c/pool.h`: the greatest entry under every window, or their sum times a scale."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.kernel import memory
+from pellucid.kernel.build import BuildError
+from pellucid.kernel.nested import runs
+from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.registry import chosen_backend, warn_of_fallback
+from pellucid.kernel.window import BEST, DX, DY, Geometry, Windows, X, Y, readable
+
+MOST_TAPS = 256  # a byte says which one it was
+MOST_BOUND = 1024  # shapes that are remembered
+
+
+def greatest(x: Tensor, geometry: Geometry, reference: Any) -> Tensor | None:
+    """Return the greatest entry under every window, differentiable; None where torch's operator is to do it.
+
+    Args:
+        x: (batch, channels, *size).
+        geometry: how the windows lie; what is added to the input is less than anything.
+        reference: the same by torch, of ``x``; it is differentiated where a gradient is differentiated again.
+
+    Returns:
+        (batch, channels, *positions). Of equal entries the first one gets the gradient, as in torch.
+    """
+    return _run(x, geometry, None, reference)
+
+
+def scaled_sum(x: Tensor, geometry: Geometry, scale: float, reference: Any) -> Tensor | None:
+    """Return the sum under every window times a scale, as `greatest` does; what is added to the input is 0."""
+    return _run(x, geometry, scale, reference)
+
+
+def _run(x: Tensor, geometry: Geometry, scale: float | None, reference: Any) -> Tensor | None:
+    if not runs(x):
+        return None
+    wanted, forced = torch.is_grad_enabled() and x.requires_grad, chosen_backend() == "c"
+    key = (x.shape, x.stride(), x.dtype, geometry, scale, forced)
+    kernel = _bound.get(key)
+    if kernel is None and key not in _bound:
+        if len(_bound) >= MOST_BOUND:
+            _bound.clear()
+        kernel = _bound[key] = _try_to_bind(x, geometry, scale, forced)
+    if not kernel:
+        return None
+    return _Pool.apply(kernel, reference, x) if wanted else kernel.forward(x, False)[0]
+
+
+_bound: dict[Any, Pool | None] = {}
+
+
+def _try_to_bind(x: Tensor, geometry: Geometry, scale: float | None, forced: bool) -> Pool | None:
+    if not readable(x, len(geometry.kernel)) or min(geometry.results(x.shape[2:])) <= 0:
+        return None
+    try:
+        kernel = Pool(x, geometry, scale)
+    except BuildError as error:
+        warn_of_fallback("a pooling", error)
+        return None
+    return kernel if kernel.taps <= MOST_TAPS and (forced or kernel.fits) else None
+
+
+class _Pool(torch.autograd.Function):
+    """The kernel with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Pool, reference: Any, x: Tensor) -> Tensor:
+        y, best = kernel.forward(x, True)
+        # The input is read only where the gradient is differentiated again; it is its own, so that costs no memory.
+        ctx.save_for_backward(x, best)
+        ctx.kernel, ctx.reference = kernel, reference
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, best = ctx.saved_tensors
+        batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+        if not (torch.is_grad_enabled() or batched or not in_plain_python(dy)):
+            return None, None, ctx.kernel.backward(dy, best)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            given = x if x.requires_grad else x.detach().requires_grad_()
+            y = ctx.reference(given)
+        return None, None, *torch.autograd.grad(y, given, dy, create_graph=again)
+
+
+class Pool(Windows):
+    """The passes for an input of a certain shape.
+
+    Args:
+        x: (batch, channels, *size).
+        geometry: how the windows lie.
+        scale: of the sum; None for the greatest entry.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+
+    def __init__(self, x: Tensor, geometry: Geometry, scale: float | None) -> None:
+        largest = scale is None
+        bits = struct.unpack("q", struct.pack("d", 0 if scale is None else scale))[0]
+        super().__init__(x, geometry, x.shape[1], 1, 1, "pool", (bits, int(largest)))
+        self._largest = largest
+
+    def forward(self, x: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
+        """The result, (batch, channels, *positions), and which tap was the greatest, uint8."""
+        y = memory.empty(self.result, self.dtype)
+        best = memory.empty(self.result, torch.uint8) if save and self._largest else None
+        self.call("forward", {X: x, Y: y, BEST: best})
+        return y, best
+
+    def backward(self, dy: Tensor, best: Tensor | None) -> Tensor:
+        """The gradient of the input."""
+        dx = memory.empty(self.input, self.dtype)
+        self.call("backward", {DY: dy.contiguous(), BEST: best, DX: dx})
+        return dx

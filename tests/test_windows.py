@@ -1,0 +1,478 @@
+"""Kernels that read through windows: convolution, pooling, the best match in a sentence, against torch in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import pellucid
+from pellucid import nn
+from pellucid.kernel import build, choice, convolve, memory
+
+few = settings(max_examples=int(os.environ.get("WINDOW_EXAMPLES", "60")), deadline=None)
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+MAXIMA = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def by_kernel(layer, *inputs, **options):
+    """The result of a layer, which the kernel must have computed, in memory that is full of NaN before."""
+    with pellucid.backend("c"), memory.poison():
+        y = layer(*inputs, **options)
+    assert layer.backend == "c"
+    return y
+
+
+def by_torch(layer, *inputs, **options):
+    """The same by torch."""
+    with pellucid.backend("stepwise"):
+        y = layer(*inputs, **options)
+    assert layer.backend == "torch"
+    return y
+
+
+def check(layer, x, dtype=torch.float64, **options):
+    """Values and all gradients of the kernel in a type, against torch's in float64."""
+    tolerances = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+    x, layer, results = x.detach().to(dtype), layer.to(dtype), []  # both read the same numbers
+    for run, kind in ((by_torch, torch.float64), (by_kernel, dtype)):
+        layer, given = layer.to(kind), x.to(kind).requires_grad_()
+        y = run(layer, given, **options)
+        assert y.dtype == kind
+        dy = torch.cos(torch.arange(y.numel())).view(y.shape).to(dtype).to(kind)
+        with memory.poison():
+            gradients = torch.autograd.grad(y, [given, *layer.parameters()], dy)
+        results.append([y, *gradients])
+    for theirs, ours in zip(*results, strict=True):
+        most = theirs.abs().max().item() if theirs.numel() else 0
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerances[dtype] * (1 + most))
+
+
+def draw_input(seed, *shape, layout="contiguous"):
+    """Normal numbers in float64, laid out in memory as is said."""
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    if layout == "gaps":  # rows of a larger tensor
+        return F.pad(x, (2, 3))[..., 2:-3]
+    if layout == "swapped":
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    return x
+
+
+@st.composite
+def convolutions(draw):
+    """Any convolution and an input that it reads."""
+    axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
+    each, out = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 6, 9, 16]))
+
+    def tuples(numbers):
+        return tuple(draw(numbers) for _ in range(axes))
+
+    kernel, stride, dilation = tuples(st.integers(1, 4)), tuples(st.integers(1, 3)), tuples(st.integers(1, 3))
+    paddings = ["numbers", "same", *(["causal"] if axes == 1 else [])]
+    padding = draw(st.sampled_from(paddings))
+    if padding == "numbers":
+        padding = tuples(st.integers(0, 3))
+    size = tuples(st.integers(1, 40 if axes < 3 else 9))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    if not isinstance(padding, str):
+        size = tuple(max(n, r - 2 * p) for n, r, p in zip(size, reach, padding, strict=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(draw(st.integers(0, 99)))
+        bias = draw(st.booleans())
+        layer = CONVOLUTIONS[axes](groups * each, groups * out, kernel, stride, padding, dilation, groups, bias)
+    batch, layout = draw(st.integers(1, 5)), draw(st.sampled_from(["contiguous", "gaps", "swapped"]))
+    return layer, draw_input(draw(st.integers(0, 99)), batch, groups * each, *size, layout=layout)
+
+
+@given(convolutions(), st.sampled_from([torch.float64, torch.float32]))
+@few
+def test_property_every_convolution(case, dtype):
+    check(*case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Conv1d(63, 63, 4, groups=63), (3, 63, 65)),
+        (lambda: nn.Conv1d(5, 7, 3, padding="causal", dilation=8), (2, 5, 130)),
+        (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (2, 6, 63, 31)),
+        (lambda: nn.Conv2d(6, 12, 3, 2, padding=1, groups=6), (2, 6, 33, 63)),
+        (lambda: nn.Conv2d(1, 6, 5), (7, 1, 28, 28)),
+        (lambda: nn.Conv2d(6, 16, 5), (7, 6, 14, 14)),
+        (lambda: nn.Conv3d(2, 3, 2, 3, padding="same"), (2, 2, 7, 8, 9)),
+    ],
+)
+def test_types_in_memory(layer, shape, dtype):
+    torch.manual_seed(1)
+    check(layer(), draw_input(2, *shape), dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("stride", "padding"), [(1, "causal"), (2, "same"), (1, 2)])
+def test_gradients_of_gradients(groups, stride, padding):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 3, 2, stride, padding, groups=groups).double()
+    names = list(dict(layer.named_parameters()))
+
+    def function(x, *values):
+        return by_kernel(Functional(layer), x, dict(zip(names, values, strict=True)))
+
+    inputs = [draw_input(1, 2, 3, 5).requires_grad_(), *layer.parameters()]
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+class Functional:
+    """A layer as a function of its parameters, with its backend."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, x, parameters):
+        return torch.func.functional_call(self.layer, parameters, (x,))
+
+    @property
+    def backend(self):
+        return self.layer.backend
+
+
+def test_only_what_is_needed_is_computed():
+    for needed in ((True, False), (False, True)):
+        layer, x = nn.Conv2d(2, 2, 3, groups=2), torch.randn(2, 2, 9, 9, requires_grad=needed[0])
+        layer.requires_grad_(needed[1])
+        y = by_kernel(layer, x)
+        y.sum().backward()
+        assert (x.grad is not None, layer.weight.grad is not None) == needed
+    with torch.no_grad():
+        assert not by_kernel(layer, x).requires_grad
+
+
+def test_frozen_bias_and_frozen_weight():
+    layer, x = nn.Conv1d(4, 4, 3, groups=4), torch.randn(2, 4, 9)
+    layer.bias.requires_grad_(False)
+    by_kernel(layer, x).sum().backward()
+    assert layer.bias.grad is None
+    assert layer.weight.grad is not None
+    layer.weight.grad = None
+    layer.requires_grad_(False).bias.requires_grad_(True)
+    by_kernel(layer, x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(layer.bias.grad, torch.full((4,), 14.0))
+
+
+def test_lengths_and_pieces_of_a_sequence():
+    torch.manual_seed(0)
+    layer, x = nn.Conv1d(4, 4, 5, padding="causal", groups=4).double(), draw_input(3, 3, 4, 40)
+    whole = by_torch(layer, x)
+    torch.testing.assert_close(by_kernel(layer, x, lengths=[40, 40, 40]), whole)
+    ragged = by_kernel(layer, x, lengths=[40, 7, 0])
+    torch.testing.assert_close(ragged[1, :, :7], whole[1, :, :7])
+    assert not ragged[1, :, 7:].any()
+    assert not ragged[2].any()
+    state, pieces = layer.initial_state(3), []
+    for piece in x.split([1, 16, 3, 20], -1):
+        y, state = by_kernel(layer, piece, state=state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, -1), whole)
+
+
+def test_what_torch_does():
+    layer = nn.Conv2d(8, 8, 3, groups=8)
+    x = torch.randn(4, 8, 32, 32)
+    with pellucid.backend("c"):
+        for given in (x.to(memory_format=torch.channels_last), x[:0], x[0]):
+            torch.testing.assert_close(layer(given), F.conv2d(given, layer.weight, layer.bias, groups=8))
+            assert layer.backend == "torch"
+        with torch.autocast("cpu"):
+            assert layer(x).dtype == torch.bfloat16
+        assert torch.func.vmap(layer)(x.unsqueeze(0)).shape == (1, 4, 8, 30, 30)
+        assert layer.backend == "torch"
+        with pytest.raises(RuntimeError, match="in_channels is 8"):
+            layer(torch.randn(4, 7, 32, 32))
+        with pytest.raises(RuntimeError, match="float64"):
+            layer(x.double())
+
+
+def test_results_do_not_depend_on_threads():
+    layer, x = nn.Conv2d(6, 16, 5), torch.randn(9, 6, 33, 34, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            y = by_kernel(layer, x)
+            results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+        finally:
+            torch.set_num_threads(1)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_calls_from_several_threads():
+    layer, inputs = nn.Conv1d(8, 8, 3, groups=8), [torch.randn(4, 8, 500 + i) for i in range(4)]
+    expected, found = [by_torch(layer, x) for x in inputs], {}
+
+    def work(i):
+        for _ in range(20):
+            with pellucid.backend("c"):
+                found[i] = layer(inputs[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i, y in enumerate(expected):
+        torch.testing.assert_close(found[i], y)
+
+
+# -- pooling ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def poolings(draw):
+    """Any pooling and an input that it reads."""
+    axes, kind = draw(st.integers(1, 3)), draw(st.sampled_from(["max", "average"]))
+
+    def tuples(numbers):
+        return tuple(draw(numbers) for _ in range(axes))
+
+    kernel, stride = tuples(st.integers(1, 4)), tuples(st.integers(1, 4))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    size, ceil = tuples(st.integers(4, 40 if axes < 3 else 11)), draw(st.booleans())
+    if kind == "max":
+        dilation = tuples(st.integers(1, 2))
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        assume(all(n >= r for n, r in zip(size, reach, strict=True)))
+        assume(all(d * (k // 2) <= n for n, d, k in zip(size, dilation, kernel, strict=True)))
+        layer = MAXIMA[axes](kernel, stride, padding, dilation, ceil_mode=ceil)
+    else:
+        layer = AVERAGES[axes](kernel, stride, padding, ceil_mode=ceil)
+    layout = draw(st.sampled_from(["contiguous", "gaps", "swapped"]))
+    x = draw_input(draw(st.integers(0, 99)), 2, 3, *size, layout=layout)
+    return layer, x.mul(2).round() if draw(st.booleans()) else x  # many equal entries
+
+
+@given(poolings(), st.sampled_from([torch.float64, torch.float32]))
+@few
+def test_property_every_pooling(case, dtype):
+    layer, x = case
+    with pellucid.backend("c"):
+        layer(x)
+    if layer.backend == "torch":  # a mean over windows that count different numbers of entries
+        assert isinstance(layer, tuple(AVERAGES.values()))
+        assert layer.ceil_mode
+        return
+    check(layer, x, dtype)
+
+
+def test_the_first_of_equal_entries_and_nan_as_in_torch():
+    x = torch.tensor([[[1.0, 2.0, 2.0, 0.0, float("nan"), 3.0, float("nan"), 9.0, -1.0, float("-inf")]]])
+    for kernel, stride in ((2, 2), (3, 1), (4, 3)):
+        layer, results = nn.MaxPool1d(kernel, stride), []
+        for run in (by_torch, by_kernel):
+            given = x.clone().requires_grad_()
+            y = run(layer, given)
+            y.backward(torch.arange(1.0, 1 + y.numel()).view_as(y))
+            results.append((y, given.grad))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d((3, 1))])
+def test_gradients_of_gradients_of_pooling(layer):
+    x = torch.randperm(72, generator=torch.Generator().manual_seed(0)).view(1, 2, 6, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x), x)
+    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), x)
+
+
+def test_divisors():
+    x = draw_input(0, 2, 3, 9, 9)
+    check(nn.AvgPool2d(3, divisor_override=2), x)
+    check(nn.AvgPool2d(3, padding=1), x)
+    for layer in (nn.AvgPool2d(3, padding=1, count_include_pad=False), nn.AvgPool2d(2, ceil_mode=True)):
+        with pellucid.backend("c"):
+            torch.testing.assert_close(layer(x), by_torch(layer, x))
+            layer(x)
+        assert layer.backend == "torch"
+
+
+def test_indices_are_torchs():
+    layer, x = nn.MaxPool2d(2, return_indices=True), torch.randn(2, 3, 8, 8)
+    with pellucid.backend("c"):
+        for ours, theirs in zip(layer(x), F.max_pool2d(x, 2, return_indices=True), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.AvgPool2d(3, 2)])
+def test_pooling_of_types_in_memory(layer, dtype):
+    check(layer, draw_input(1, 2, 3, 31, 63), dtype)
+
+
+# -- the best match in a sentence --------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 12),
+    st.sampled_from([1, 3, 17]),
+    st.sets(st.integers(1, 9), min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from([None, torch.tanh, F.relu]),
+    st.randoms(use_true_random=False),
+)
+@few
+def test_property_text_convolution(batch, time, size, widths, bias, activation, draws):
+    torch.manual_seed(0)
+    layer = nn.TextConv(size, 19, tuple(widths), bias=bias, activation=activation)
+    x = draw_input(draws.randint(0, 99), batch, time, size)
+    check(layer, x)
+    lengths = [draws.randint(0, time) for _ in range(batch)]
+    check(layer, x, torch.float32, lengths=lengths)
+    padded = x.clone()
+    for row, length in zip(padded, lengths, strict=True):
+        row[length:] = float("nan")
+    torch.testing.assert_close(
+        by_kernel(layer.double(), padded, lengths=lengths), by_torch(layer, x, lengths=lengths), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_gradients_of_gradients_of_text_convolution():
+    layer = nn.TextConv(3, 2, (1, 4), activation=torch.tanh).double()
+    x = draw_input(4, 3, 5, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+
+
+def test_an_activation_that_falls_somewhere_is_torchs():
+    layer, x = nn.TextConv(3, 2, activation=F.gelu), torch.randn(2, 9, 3)
+    with pellucid.backend("c"):
+        torch.testing.assert_close(layer(x), by_torch(layer, x))
+        layer(x)
+    assert layer.backend == "torch"
+
+
+# -- which way is faster -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder of its own for what is measured, and nothing measured yet; returns the file."""
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice, "_measured", {})
+    monkeypatch.setattr(choice, "_read", set())
+    monkeypatch.setattr(convolve, "_bound", {})
+    return tmp_path / "choices.json"
+
+
+def ways(calls, slow):
+    """Two ways of which one is slow, noting who is called."""
+
+    def way(name):
+        def call():
+            calls.append(name)
+            if name == slow:
+                sum(range(20000))
+
+        return call
+
+    return way("usual"), way("other")
+
+
+def test_a_choice_is_measured_once_and_kept(kept, monkeypatch):
+    calls = []
+    assert choice.faster("adding", "text", *ways(calls, "usual"))
+    assert set(calls) == {"usual", "other"}
+    calls.clear()
+    assert choice.faster("adding", "text", *ways(calls, "usual"))
+    assert not choice.faster("taking away", "text", *ways([], "other"))
+    monkeypatch.setattr(choice, "_measured", {})  # as another process
+    monkeypatch.setattr(choice, "_read", set())
+    assert choice.faster("adding", "text", *ways(calls, "usual"))
+    assert not calls
+    (times,) = json.loads(kept.read_text()).values()
+    assert {question.split(";")[0] for question in times} == {"adding", "taking away"}
+    assert all(set(seconds) == {"usual", "other"} for seconds in times.values())
+    assert choice.faster("adding", "another text", *ways(calls, "usual"))
+    assert calls
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"PLACE": 3}', '{"PLACE": {"adding; 1 threads": "fast"}}'])
+def test_a_damaged_file_is_measured_again(kept, damage):
+    kept.write_text(damage.replace("PLACE", choice._place("text")))
+    calls = []
+    assert choice.faster("adding", "text", *ways(calls, "usual"))
+    assert calls
+    assert json.loads(kept.read_text())[choice._place("text")]["adding; 1 threads"]["other"] > 0
+
+
+def test_without_a_folder_it_is_measured_by_every_process(monkeypatch, kept):
+    monkeypatch.setattr(choice, "usable_cache", lambda: (_ for _ in ()).throw(OSError("read-only")))
+    calls = []
+    assert choice.faster("adding", "text", *ways(calls, "usual"))
+    assert calls
+    assert not kept.exists()
+
+
+def test_the_faster_way_convolves(kept, monkeypatch):
+    layer, x, asked = nn.Conv1d(8, 8, 3, groups=8), torch.randn(8, 8, 500), []
+
+    def faster(question, text, usual, ours):
+        usual(), ours()
+        asked.append(question)
+        return len(asked) == 1
+
+    monkeypatch.setattr(convolve, "faster", faster)
+    expected = F.conv1d(x, layer.weight, layer.bias, groups=8)
+    for backend, size in (("c", 500), ("c", 500), ("torch", 400)):
+        torch.testing.assert_close(layer(x[..., :size]), expected[..., : size - 2])
+        assert layer.backend == backend
+    assert len(asked) == 2
+    assert "float32 [8, 512]" in asked[0]
+    assert "gradients of weight, bias" in asked[0]
+    by_torch(layer, x)
+    assert len(asked) == 2
+
+
+def test_without_a_compiler_torch_convolves(monkeypatch):
+    def missing(*_):
+        raise build.BuildError("no C compiler was found")
+
+    monkeypatch.setattr(convolve, "_bound", {})
+    monkeypatch.setattr("pellucid.kernel.window._library", missing)
+    layer, x = nn.Conv1d(8, 8, 3, groups=8), torch.randn(8, 8, 500)
+    with pytest.warns(pellucid.errors.PellucidWarning, match="a convolution runs stepwise.*no C compiler"):
+        y = layer(x)
+    torch.testing.assert_close(y, F.conv1d(x, layer.weight, layer.bias, groups=8))
+    assert layer.backend == "torch"
+
+
+def sweep(count=40):
+    """Many shapes of all kernels, for a process in which every access is watched over."""
+    draws = random.Random(0)
+    for _ in range(count):
+        axes = draws.randint(1, 3)
+        kernel, stride, padding = ([draws.randint(low, 3) for _ in range(axes)] for low in (1, 1, 0))
+        size, groups = [draws.randint(6, 18) for _ in range(axes)], draws.choice((1, 2))
+        x = torch.randn(3, 2 * groups, *size, requires_grad=True)
+        layers = [CONVOLUTIONS[axes](2 * groups, 3 * groups, kernel, stride, padding, groups=groups)]
+        layers += [kind[axes](kernel, stride, [min(p, k // 2) for p, k in zip(padding, kernel, strict=True)])
+                   for kind in (MAXIMA, AVERAGES)]  # fmt: skip
+        for layer in layers:
+            with pellucid.backend("c"):
+                layer(x).sum().backward()
+            assert layer.backend == "c"
+    layer = nn.TextConv(5, 19, (1, 2, 7))
+    for batch, time in ((1, 1), (3, 6), (4, 9)):
+        with pellucid.backend("c"):
+            layer(torch.randn(batch, time, 5, requires_grad=True)).sum().backward()
+        assert layer.backend == "c"
