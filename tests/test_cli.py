@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_help_teaches(path, command):
 
 def test_version():
     assert pellucid.__version__ in run("--version").output
+
+
+def test_the_commands_load_no_training_before_there_is_one():
+    heavy = "lightning PIL mlxtend sktime snownlp pandas"
+    code = f"import sys, pellucid.cli; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_doctor(monkeypatch, tmp_path):
@@ -334,6 +342,10 @@ def test_text_convolution(tmp_path):
     said = run("predict", tmp_path / "best.ckpt", "房间很干净", "--explain", "--lang", "zh")
     assert said.exit_code == 0, said.output
     assert "卷积在这些字符中找到了什么" in said.output
+    trained = load(tmp_path / "best.ckpt")
+    match = trained.network.matches(trained.fitted.encode("房间很干净"))[0]
+    weightiest = ["房间很干净"[match.start : match.start + match.width], f"{match.added:+.3f}"]
+    assert weightiest in [line.split() for line in said.output.splitlines()]
     assert "公式" in said.output
     assert "has no cell" in refused("predict", tmp_path / "best.ckpt", "好", "--cell", "mine.py:mine")
     message = refused("train", "sentiment", "--resume", "--model", "recurrent", "--out", tmp_path)

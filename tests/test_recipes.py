@@ -148,6 +148,19 @@ def test_padding_does_not_reach_the_verdict_of_convolutions(lengths):
         torch.testing.assert_close(together[row], network(alone.unsqueeze(1), torch.tensor([len(alone)]))[0])
 
 
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_matches_add_up_to_the_log_odds(length):
+    torch.manual_seed(0)
+    network = ConvolutionalReader(50, 6, 5).eval()
+    ids = torch.randint(1, 50, (length, 2))
+    matches = network.matches(ids)
+    assert len(matches) == 15
+    assert all(0 <= start <= max(length - width, 0) for start, width, _ in matches)
+    assert [abs(match.added) for match in matches] == sorted((abs(match.added) for match in matches), reverse=True)
+    odds = network(ids.unsqueeze(1), torch.tensor([length])).item()
+    assert sum(match.added for match in matches) + network.linear.bias.item() == pytest.approx(odds, abs=1e-5)
+
+
 def test_prefixes_are_texts_of_their_own():
     torch.manual_seed(0)
     network = RecurrentReader(50, "gru", 6, 5)

@@ -52,8 +52,8 @@ class DigitNetwork(Network):
 
     @property
     def backend(self) -> str:
-        """The name of what runs the convolutions: torch's own operators."""
-        return "torch"
+        """The name of what ran the first convolution."""
+        return self.reader(0).first.backend
 
     @staticmethod
     def framed(pictures: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +125,14 @@ class RecurrentReader(Reader):
         return torch.cat([self.mean(output, lengths), self.max(output, lengths)], dim=1)
 
 
+class Match(NamedTuple):
+    """Where in a text a filter matches best, and what it adds to the log-odds of a good review."""
+
+    start: int
+    width: int
+    added: float
+
+
 class ConvolutionalReader(Reader):
     """Reads with filters over several neighbouring characters; of each filter the best match in the text is kept.
 
@@ -156,9 +164,26 @@ class ConvolutionalReader(Reader):
 
     @property
     def backend(self) -> str:
-        """The name of what runs the convolutions: torch's own operators."""
-        return "torch"
+        """The name of what ran the convolutions."""
+        return self.convolution.backend
 
     def features(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """Return the best match of every filter."""
         return self.convolution(vectors.transpose(0, 1), lengths=lengths)
+
+    def matches(self, ids: Tensor) -> list[Match]:
+        """Return what every filter adds to the log-odds for one text, ids (time, 2), the weightiest first.
+
+        The windows of a width are read as texts of their own: there each filter of that width has one place to match.
+        """
+        found, weights = [], self.linear.weight.squeeze(0)
+        with torch.no_grad():
+            vectors = self.embed(ids.unsqueeze(1)).squeeze(1)  # (time, embedding)
+            for index, width in enumerate(self.convolution.widths):
+                starts = range(max(len(ids) - width + 1, 1))
+                windows = torch.stack([vectors[start : start + width] for start in starts])
+                own = slice(index * self.convolution.filters, (index + 1) * self.convolution.filters)
+                best = self.convolution(windows)[:, own].max(0)
+                added = (best.values * weights[own]).tolist()
+                found += [Match(*each) for each in zip(best.indices.tolist(), [width] * len(added), added, strict=True)]
+        return sorted(found, key=lambda match: -abs(match.added))

@@ -15,10 +15,12 @@ from pellucid.explanation import explain
 from pellucid.recipes.errors import RecipeError
 from pellucid.recipes.recipe import Trained
 from pellucid.recipes.sentiment.data import Review, read_reviews, split
+from pellucid.recipes.sentiment.network import Match
 
 HALF = 20  # columns of a bar from undecided to certain
 EXAMPLE_LENGTHS = range(10, 17)  # characters: every step fits on a screen
 EXPLAINED_STEPS = 2
+SHOWN_MATCHES = 8
 WORDS = {
     "en": {
         "good": "good",
@@ -29,6 +31,7 @@ WORDS = {
         "reading": "How the verdict moves as the network reads on: the probability that the review is good",
         "unknown": "not in the vocabulary",
         "recurrent": "What the recurrent layer does at these characters",
+        "matches": "Where the filters match that weigh most, and what each adds to the log-odds of a good review",
         "textcnn": "What the convolutions find in these characters",
     },
     "zh": {
@@ -40,6 +43,7 @@ WORDS = {
         "reading": "网络逐字往下读时判断如何变化：是好评的概率",
         "unknown": "不在词表中",
         "recurrent": "循环层在这些字符上的计算",
+        "matches": "影响最大的滤波器在哪里匹配，各给“好评”的对数几率加上多少",
         "textcnn": "卷积在这些字符中找到了什么",
     },
 }
@@ -119,10 +123,13 @@ def show_reading(trained: Trained, reading: Reading, lang: str, console: Console
     words, model = WORDS[lang], trained.settings.model
     console.print(f"\n[bold]{words['reading']}[/bold]")
     console.print(_table(reading, lang))
+    network, tokens, ids = trained.network.eval(), list(reading.text), trained.fitted.encode(reading.text)
+    if model == "textcnn":
+        console.print(f"\n[bold]{words['matches']}[/bold]")
+        console.print(_matches(network.matches(ids)[:SHOWN_MATCHES], reading.text))
     console.print(f"\n[bold]{words[model]}[/bold]")
-    network, tokens = trained.network.eval(), list(reading.text)
     with torch.no_grad():
-        x = network.embed(trained.fitted.encode(reading.text).unsqueeze(1))  # (time, 1, embedding)
+        x = network.embed(ids.unsqueeze(1))  # (time, 1, embedding)
     layer, x = (network.recurrent, x) if model == "recurrent" else (network.convolution, x.transpose(0, 1))
     explain(layer, x, lang=lang, tokens=tokens, steps=EXPLAINED_STEPS, width=console.width)
 
@@ -139,6 +146,13 @@ def _table(reading: Reading, lang: str) -> Table:
         left, right = bars(probability)
         note = "" if known else words["unknown"]
         table.add_row(Text(character), Text(left, "red"), Text(right, "green"), f"{probability:.3f}", note)
+    return table
+
+
+def _matches(matches: Sequence[Match], text: str) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for start, width, added in matches:
+        table.add_row(Text(text[start : start + width]), Text(f"{added:+.3f}", "green" if added > 0 else "red"))
     return table
 
 

@@ -28,7 +28,12 @@ class TemporalConvolutions(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.tcn = nn.TCN(input_size, [hidden_size] * BLOCKS, KERNEL_SIZE, dropout=dropout)
+        self.tcn: Any = nn.TCN(input_size, [hidden_size] * BLOCKS, KERNEL_SIZE, dropout=dropout)
+
+    @property
+    def backend(self) -> str:
+        """The name of what ran the first convolution."""
+        return self.tcn.blocks[0]["first"].backend
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, None]:
         """Read (time, batch, features)."""
@@ -68,8 +73,8 @@ class SpeakerNetwork(Network):
 
     @property
     def backend(self) -> str:
-        """The name of what ran the recurrent layer; convolutions are run by torch's own operators."""
-        return str(getattr(self.layer, "backend", "torch"))
+        """The name of what ran the recurrent layer or the convolutions."""
+        return self.layer.backend
 
     def normalised(self, steps: Tensor) -> Tensor:
         """Return what the layer reads, (time, batch, 12), for steps as they are recorded."""
