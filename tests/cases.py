@@ -217,6 +217,82 @@ CONVOLUTION: list[Case] = [
     own("ConvTranspose3d", (1, 2, 3), (1, 1, 2, 3, 2), padding="same", stride=(1, 2, 1)),
 ]
 
+TEXT: list[Case] = [
+    Case(
+        "TextConv",
+        (5, 3),
+        (2, 7, 5),
+        wrong=(
+            Wrong((2, 5, 7), ("time 5, embedding 7", "embedding_size is 5", "x.mT")),
+            Wrong((2, 7, 4), ("embedding 4", "embedding_size=4")),
+            Wrong((7,), ("(7)", "(batch, time, embedding 5)", "nn.Embedding")),
+            Wrong((2, 2, 7, 5), ("(2, 2, 7, 5)", "(batch, time, embedding 5)")),
+            Wrong((2, 7, 5), ("torch.float32", "torch.float64", "x.to(torch.float64)"), dtype=torch.float64),
+        ),
+    ),
+    Case("TextConv", (3, 2, (1, 4)), (5, 3), {"bias": False, "activation": torch.tanh}),
+    Case("TextConv", (3, 2, (4,)), (2, 2, 3), {"activation": None}),
+    Case("TextConv", (2, 1, (2,)), (0, 4, 2)),
+    Case(
+        "TextConv",
+        (3, 2, (2, 3)),
+        (3, 6, 3),
+        call={"lengths": [6, 2, 0]},
+        wrong=(Wrong((2, 6, 3), ("lengths", "batch of 2")), Wrong((3, 5, 3), ("lengths[0] is 6", "5 steps"))),
+    ),
+    Case("TextConv", (3, 2, (2, 3)), (6, 3), call={"lengths": 2}),
+]
+
+SEPARABLE: list[Case] = [
+    Case(
+        "SeparableConv1d",
+        (2, 3, 3),
+        (2, 2, 7),
+        {"depth_multiplier": 2},
+        wrong=(
+            Wrong((2, 7, 2), ("channels 7", "in_channels is 2", "movedim(-1, -2)")),
+            Wrong((2, 2, 1), ("length 1", "spans 3 places")),
+            Wrong((2, 2, 7), ("torch.float32", "torch.float64"), dtype=torch.float64),
+        ),
+    ),
+    Case("SeparableConv1d", (2, 3, 3, 2, "same"), (3, 2, 7), call={"lengths": [7, 4, 0]}),
+    Case("SeparableConv1d", (2, 3, 3, 1, "causal", 2), (2, 7), {"padding_mode": "replicate", "bias": False}),
+    Case(
+        "SeparableConv2d",
+        (3, 4, (3, 2), (2, 1), (1, 0)),
+        (2, 3, 5, 4),
+        wrong=(Wrong((3, 5), ("(batch, channels 3, height, width)",)),),
+    ),
+    Case("SeparableConv2d", (2, 2, 3), (2, 4, 5), {"padding": 1, "padding_mode": "circular"}),
+    Case("SeparableConv3d", (2, 2, 2), (1, 2, 2, 3, 3), {"depth_multiplier": 2}),
+]
+
+TCNS: list[Case] = [
+    Case(
+        "TCN",
+        (3, [4, 4]),
+        (2, 3, 9),
+        random=True,
+        wrong=(
+            Wrong((2, 9, 3), ("channels 9", "in_channels is 3", "movedim(-1, -2)")),
+            Wrong((9,), ("(9)", "(batch, channels 3, length)")),
+            Wrong((2, 3, 0), ("empty length",)),
+            Wrong((2, 3, 9), ("torch.float32", "torch.float64", "x.to(torch.float64)"), dtype=torch.float64),
+        ),
+    ),
+    Case("TCN", (3, 4, 2), (3, 5), {"dilations": (1, 3, 2), "dropout": 0.0, "normalization": None}),
+    Case("TCN", (2, [2, 3]), (2, 2, 6), {"dropout": 0.0, "padding_mode": "replicate", "activation": torch.tanh}),
+    Case(
+        "TCN",
+        (2, [3]),
+        (3, 2, 6),
+        {"dropout": 0.0},
+        {"lengths": [6, 2, 0]},
+        wrong=(Wrong((3, 2, 5), ("lengths[0] is 6", "5 steps")),),
+    ),
+    Case("TCN", (2, [3], 1), (0, 2, 4), {"dropout": 0.0}),
+]
+
 POOLING: list[Case] = [
     Case(
         "MaxPool1d",
@@ -584,4 +660,4 @@ ROW_WISE: list[Case] = [
     Case("AddNorm", (2,), (2,), call={"sublayer": torch.tensor([0.5, -2.0])}, random=True),
 ]
 
-ALL = RECURRENT + CONVOLUTION + POOLING + NORMALIZATION + DROPOUT + ROW_WISE
+ALL = RECURRENT + CONVOLUTION + TEXT + SEPARABLE + TCNS + POOLING + NORMALIZATION + DROPOUT + ROW_WISE

@@ -415,12 +415,51 @@ def test_padding_is_drawn():
 
 
 def test_a_text_convolution_spans_all_features_and_moves_along_the_text():
-    report = quietly("textconv", "春眠不觉晓", in_channels=3, kernel_size=2)
+    report = quietly("conv1d", "春眠不觉晓", in_channels=3, kernel_size=2)
     assert drawn(report) == ["##---"] * 3
     assert drawn(report, 1) == ["-##--"] * 3
     picture = next(part for part in report.steps[0].parts if isinstance(part, Picture))
     assert picture.columns == tuple("春眠不觉晓")
     assert len(drawn(quietly(nn.Conv1d(4, 2, 2, groups=2), torch.randn(1, 4, 6)))) == 4
+
+
+def test_a_text_convolution_shows_the_window_that_wins():
+    layer = nn.TextConv(2, 1, (1, 2), bias=False)
+    layer.weight_1.data, layer.weight_2.data = torch.ones(1, 1, 2), torch.ones(1, 2, 2)
+    x = torch.tensor([[[3.0, 3.0], [0.0, 1.0], [2.0, 2.0], [2.0, 2.0]], [[9.0, 9.0]] * 4])
+    report = quietly(layer, x, tokens=["a", "b", "c", "d"])
+    assert [drawn(report, step) for step in (0, 1)] == [["#---"] * 2, ["--##"] * 2]
+    assert any("position 0: 6 is all" in part for part in report.steps[0].parts if isinstance(part, str))
+    assert "There it reads “c d”." in report.steps[1].parts
+    assert report.steps[-1].values["y = cat(found, −1)"].numbers.tolist() == [[6, 8]]
+    short = quietly(layer, x, lengths=[1, 0])
+    assert [drawn(short, step) for step in (0, 1)] == [["#---"] * 2, ["##--"] * 2]
+    assert quietly(layer, x, lengths=[0, 4]).check.agrees
+
+
+def test_a_tcn_shows_which_steps_reach_the_last_output():
+    report = quietly(nn.TCN(2, [3, 3], 2), torch.randn(1, 2, 9))
+    assert drawn(report) == ["--------#", "------#-#", "----#-#-#", "---######", "--#######"]
+    assert any("sees 7 steps" in part for part in report.steps[0].parts if isinstance(part, str))
+    last = report.steps[-1].values["x = activation(z + shortcut(x))"]
+    assert last.shape == (3, 9)
+    layer = nn.TCN(2, [3] * 4, dropout=0.5).train()
+    report = quietly(layer, torch.randn(2, 9), steps=1)
+    assert layer.training
+    assert report.check.agrees
+    assert report.steps[-1].parts == ("Blocks 2 to 4 go on in the same way, each with its own weights and its own "
+                                      "dilation.",)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.TextConv(4, 2, (2,)), nn.TCN(4, [3]), nn.SeparableConv1d(4, 3, 2), nn.Conv1d(4, 3, 2)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_these_read_a_sentence_too(layer):
+    report = quietly(layer, "春眠不觉晓")
+    assert next(p for s in report.steps for p in s.parts if isinstance(p, Picture)).columns == tuple("春眠不觉晓")
+    assert report.check.agrees
 
 
 def test_a_window_s_numbers():

@@ -35,6 +35,24 @@ def test_command_for_dropout():
     assert 0 < kept.count(0) < 6
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("textconv", "--embedding-size", "8", "--widths", "2,3", "--sentence", "你好世界"),
+            ("2×2×8", "2×3×8", "你 好 世 界"),
+        ),
+        (("tcn", "--in-channels", "3", "--hidden-channels", "4,5"), ("dilations=(1, 2)", "first[1].v", "5×4×2")),
+        (("separableconv2d", "--in-channels", "2", "--depth-multiplier", "3"), ("6×1×3×3", "1×6×1×1")),
+    ],
+)
+def test_command_for_convolutions(arguments, words):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 0, result.output
+    for word in words:
+        assert word in result.output
+
+
 def test_command_reads_a_cell_from_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

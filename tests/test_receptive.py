@@ -122,6 +122,19 @@ def test_what_cannot_be_followed_is_named(module, words):
         assert word in str(caught.value)
 
 
+def test_a_stack_with_a_forward_of_its_own_is_not_followed():
+    class Twice(torch.nn.Sequential):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    with pytest.raises(ValueError, match=r"nn\.receptive_field: Twice has no fixed window"):
+        nn.receptive_field(Twice(nn.Conv1d(2, 2, 3)))
+
+
+def test_a_layer_with_dropped_weights_is_followed():
+    assert check(torch.nn.Sequential(nn.DropConnect(nn.Conv1d(2, 2, 3, stride=2))), (1, 2, 9)).size == (3,)
+
+
 def test_statistics_that_are_kept_move_along_no_axis():
     stack = torch.nn.Sequential(nn.Conv1d(2, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True))
     assert check(stack, (1, 2, 9)).size == (3,)

@@ -111,6 +111,25 @@ def test_without_gradients_and_in_other_types():
     assert (y.shape, y.device.type, state[0].device.type) == ((2, 3, 5), "meta", "meta")
 
 
+def test_pieces_under_autocast():
+    layer = nn.TCN(2, [3, 4]).eval()
+    x = draw(2, 2, 9).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = streamed(layer, x, [4, 0, 5])
+        expected = layer(x)
+    assert (y.dtype, state[1].dtype) == (torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(y, expected)
+
+
+def test_the_gradient_goes_through_a_tcn_s_states():
+    layer = nn.TCN(2, [3], dropout=0.0).double()
+    x = draw(2, 2, 9).requires_grad_()
+    y, _ = streamed(layer, x, [4, 1, 4])
+    wanted = torch.autograd.grad(layer(x).square().sum(), (x, *layer.parameters()))
+    for grad, expected in zip(torch.autograd.grad(y.square().sum(), (x, *layer.parameters())), wanted, strict=True):
+        torch.testing.assert_close(grad, expected)
+
+
 def test_a_parametrized_convolution_streams():
     layer = nn.parametrizations.weight_norm(nn.Conv1d(2, 3, 3, padding="causal").double())
     x = draw(2, 2, 9)
@@ -167,6 +186,11 @@ STRIDED = nn.Conv1d(2, 3, 3, padding="causal", stride=2)
             lambda: CAUSAL(torch.zeros(1, 3, 4), state=CAUSAL.initial_state(1)),
             RuntimeError,
             ("channels 3", "in_channels is 2"),
+        ),
+        (
+            lambda: nn.SeparableConv1d(2, 3, 3, 1, "causal")(torch.zeros(1, 3, 4), state=torch.zeros(1, 3, 2)),
+            RuntimeError,
+            ("nn.SeparableConv1d", "channels 3", "in_channels is 2"),
         ),
         (
             lambda: nn.TCN(2, [3])(torch.zeros(1, 2, 4), state=torch.zeros(1, 2, 2)),

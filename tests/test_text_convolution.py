@@ -172,6 +172,6 @@ def test_token_numbers_are_recognised():
 
 def test_symbols_say_why():
     x, weight, bias, *_, y = nn.TextConv(5, 4, (2, 3)).symbols(torch.zeros(7, 6, 5))
-    assert (x.axes, weight.axes) == (("batch", "time", "embedding"), ("filters", "width", "embedding"))
+    assert (x.axes, weight.axes) == (("batch", "time", "embedding"), ("filters", "window width", "embedding"))
     assert (weight.name, weight.shape, weight.facts["width"]) == ("weight_2", (4, 2, 5), 2)
     assert (bias.shape, y.shape, y.axes) == ((4,), (7, 8), ("batch", "features"))

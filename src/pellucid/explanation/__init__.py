@@ -38,8 +38,9 @@ def explain(
     Args:
         subject: a layer of pellucid, a layer of torch.nn that pellucid has a twin of, what ``pellucid.cell`` or
             ``pellucid.layer`` has made, or a name such as "lstm", "conv2d" or "layernorm".
-        inputs: what the layer reads. A recurrent layer and a 1-D convolution also take a sentence (a string, or a
-            list of words), whose characters get random vectors. By default an example is drawn.
+        inputs: what the layer reads. A recurrent layer, a text convolution, a TCN and a 1-D convolution also take a
+            sentence (a string, or a list of words), whose characters get random vectors. By default an example is
+            drawn.
         lang: "en" or "zh".
         show: whether to print the explanation.
         width: the columns of the printed text; by default those of the terminal.

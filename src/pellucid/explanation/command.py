@@ -14,7 +14,7 @@ Examples
   pellucid explain rnn --input-size 256 --hidden-size 128 --sentence "你个扑该!" --lang zh
   pellucid explain lstm --sentence "a quick brown fox" --steps 3
   pellucid explain conv2d --kernel-size 3 --dilation 2
-  pellucid explain textconv --in-channels 8 --kernel-size 3 --sentence "你好世界"
+  pellucid explain textconv --embedding-size 8 --widths 2,3 --sentence "你好世界"
   pellucid explain layernorm --input "1,2,3,4; 2,4,6,8"
   pellucid explain dropout --p 0.5 --input 1,2,3,4,5,6
   pellucid explain maxpool --input "1,5,2,0; 3,4,8,1; 0,2,6,6; 7,1,0,9"

@@ -54,7 +54,7 @@ class ComponentExplained:
         return Report(
             lang=texts.lang,
             title=self.title(),
-            subject=str(self.layer).splitlines()[0],
+            subject=self.subject(),
             idea=self.idea(),
             formula=formula,
             code=tuple(self.lines.code),
@@ -74,6 +74,12 @@ class ComponentExplained:
         """Name the layer and what kind it is."""
         key = f"title.{self.family}"
         return self.texts(key if key in self.texts else "title.component", layer=self.kind)
+
+    def subject(self) -> str:
+        """The layer as Python writes it, without the layers that it holds."""
+        layer = self.request.layer
+        inside = any(True for _ in layer.children())
+        return f"{layer._get_name()}({layer.extra_repr()})" if inside else str(layer).splitlines()[0]
 
     def idea(self) -> tuple[str, ...]:
         """What the family is for, and what this member of it does."""
@@ -130,6 +136,10 @@ class ComponentExplained:
     def cost(self) -> Cost:
         """One pass of the formula."""
         tensors = [value for value in self.bound.values() if isinstance(value, Tensor)]
+        return self.cost_of(tensors)
+
+    def cost_of(self, tensors: Sequence[Tensor]) -> Cost:
+        """One pass of the formula that reads these tensors."""
         result = self.real[0] if isinstance(self.real, tuple) else self.real
         tally = count(self.layer.formula, (), self.bound)
         x = self.request.inputs[0]

@@ -23,7 +23,7 @@ class Example:
     """How a layer of ``pellucid.nn`` is built where nothing is said, and the shape of an input for its arguments.
 
     ``size`` names the argument that an input decides, and on which axis of the input it stands; ``ndim`` is how many
-    axes an input has.
+    axes an input has. ``sentence``: whether a sentence suits the layer better than numbers.
     """
 
     layer: str
@@ -31,6 +31,7 @@ class Example:
     shape: Shape
     size: tuple[str, int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    sentence: bool = False
 
     def ndim(self) -> int:
         """How many axes the input has."""
@@ -96,6 +97,23 @@ EXAMPLES: list[Example] = [
         for kind in ("Max", "Avg")
         for n in (1, 2, 3)
     ),
+    *(
+        Example(f"SeparableConv{n}d", CONVOLUTION | {"in_channels": 2}, under_window(n, LEAST[n]), ("in_channels", 1))
+        for n in (1, 2, 3)
+    ),
+    Example(
+        "TextConv",
+        {"embedding_size": 4, "filters": 2, "widths": (2, 3)},
+        lambda arguments: (1, 5, arguments["embedding_size"]),
+        ("embedding_size", 2),
+        sentence=True,
+    ),
+    Example(
+        "TCN",
+        {"in_channels": 2, "hidden_channels": (2, 3), "kernel_size": 2},
+        with_channels("in_channels", 8),
+        ("in_channels", 1),
+    ),
     Example("LengthPool", {"mode": "mean"}, fixed(4, 2, 3), options={"lengths": [4, 2]}),
     Example("BatchNorm1d", {"num_features": 4}, with_channels("num_features", batch=3), ("num_features", 1)),
     *(
@@ -142,7 +160,6 @@ EXAMPLES: list[Example] = [
 RECURRENT = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
 SHORT = {
     "conv": "Conv2d",
-    "textconv": "Conv1d",
     "maxpool": "MaxPool2d",
     "avgpool": "AvgPool2d",
     "batchnorm": "BatchNorm1d",

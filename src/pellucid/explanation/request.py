@@ -90,6 +90,11 @@ def check(traced: torch.Tensor, real: torch.Tensor, backend: str | None, texts: 
     return Check(difference, agrees, text + (texts("check.backend", backend=backend) if backend else ""))
 
 
+def function_name(function: Any) -> str:
+    """Name a function or a module as its user does: relu, Tanh."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def number(value: float) -> str:
     """Write a number that stands in a sentence with at most four digits."""
     return f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4g}"

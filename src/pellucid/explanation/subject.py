@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from pellucid import nn
-from pellucid.explanation import component, dropout, normalization, recurrent, row_wise, windowed
+from pellucid.explanation import (
+    component,
+    dropout,
+    normalization,
+    recurrent,
+    row_wise,
+    tcn,
+    text_convolution,
+    windowed,
+)
 from pellucid.explanation import examples as known
 from pellucid.explanation.report import Report
 from pellucid.explanation.request import Request
@@ -64,6 +73,10 @@ def family(layer: torch.nn.Module) -> Callable[[Request], Report]:
         return normalization.report
     if isinstance(layer, RowWise):
         return row_wise.report
+    if isinstance(layer, nn.TextConv):
+        return text_convolution.report
+    if isinstance(layer, nn.TCN):
+        return tcn.report
     if isinstance(layer, Component):
         return component.report
     raise TypeError(_not_ours(layer))
@@ -106,8 +119,6 @@ class _Maker:
             raise known.unknown_name(name)
         example = known.example_of(layer)
         arguments = dict(SIZES) if example is None else dict(example.arguments)
-        if name.lower() == "textconv":
-            arguments |= {"in_channels": 4, "kernel_size": 2}
         return _Maker(getattr(nn, layer), name, arguments, example)
 
     def make(self, request: Request, options: Mapping[str, Any]) -> None:
@@ -125,7 +136,7 @@ class _Maker:
         if self.example is not None:
             request.options = dict(self.example.options) if not request.inputs else {}
         if not request.inputs:
-            request.inputs = (_example_input(request, self.example, arguments, self.name.lower() == "textconv"),)
+            request.inputs = (_example_input(request, self.example, arguments),)
 
     def fitted(self, x: Tensor) -> Tensor:
         """Add the axes, batch and channels of one, that plain numbers lack."""
@@ -153,7 +164,7 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
         if example is None and not isinstance(twin, (SequenceLayer, RowWise)):
             raise TypeError(f"explain: give {type(twin).__name__} an input to read, explain(layer, x)")
         arguments = {} if example is None else _arguments_of(twin, example)
-        request.inputs = (_example_input(request, example, arguments, False),)
+        request.inputs = (_example_input(request, example, arguments),)
     return twin
 
 
@@ -162,16 +173,14 @@ def _arguments_of(layer: torch.nn.Module, example: known.Example) -> dict[str, A
     return found | {name: getattr(layer, name, value) for name, value in example.arguments.items()}
 
 
-def _example_input(
-    request: Request, example: known.Example | None, arguments: Mapping[str, Any], text: bool
-) -> Tensor | str:
+def _example_input(request: Request, example: known.Example | None, arguments: Mapping[str, Any]) -> Tensor | str:
     if isinstance(request.layer, torch.nn.RNNCellBase):
         request.notes.append(request.texts("note.example", seed=request.seed))
         return known.draw((1, request.layer.input_size), request.seed)
     if isinstance(request.layer, RowWise):
         request.notes.append(request.texts("note.example", seed=request.seed))
         return known.draw((2, request.layer.input_size), request.seed)
-    if example is None or text:
+    if example is None or example.sentence:
         return request.texts("example.sentence")
     shape = example.shape(arguments)
     request.notes.append(request.texts("note.example", seed=request.seed))
@@ -233,16 +242,19 @@ def _read_sentence(request: Request) -> None:
     if not first:
         raise ValueError("explain: the sentence is empty; a sequence has at least one step")
     along_time = isinstance(layer, SequenceLayer) and not isinstance(layer, torch.nn.RNNCellBase)
-    if not along_time and not isinstance(layer, nn.Conv1d):
+    if not along_time and not isinstance(layer, (nn.Conv1d, nn.SeparableConv1d, nn.TCN, nn.TextConv)):
         raise TypeError(
-            f"explain: {type(layer).__name__} does not read sentences; recurrent layers and Conv1d do. Give it numbers."
+            f"explain: {type(layer).__name__} does not read sentences; recurrent layers, TextConv, TCN and 1-D "
+            f"convolutions do. Give it numbers."
         )
     tokens = list(first)
-    size: Any = layer.input_size if isinstance(layer, SequenceLayer) else layer.in_channels
+    sizes = ("input_size", "in_channels", "embedding_size")
+    size: Any = next(getattr(layer, name) for name in sizes if hasattr(layer, name))
     x = known.embed(tokens, int(size), request.seed, dtype)
     if weight is not None:
         x = x.to(weight.device)
-    x = x if along_time else x.t().unsqueeze(0)
+    if not along_time:
+        x = (x if isinstance(layer, nn.TextConv) else x.t()).unsqueeze(0)
     different = len(dict.fromkeys(tokens))
     request.notes.append(request.texts("note.embedding", n=different, size=size, seed=request.seed))
     request.inputs, request.tokens = (x, *request.inputs[1:]), tokens

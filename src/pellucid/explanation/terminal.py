@@ -102,7 +102,8 @@ class _Page:
             return
         self.heading("formula")
         for line in self.report.formula:
-            self.paragraph(line, "    ", "        ")
+            indent = "    " + " " * (len(line) - len(line.lstrip()))
+            self.paragraph(line, indent, indent + "    ")
         if self.report.notation:
             self.line()
             for line in self.report.notation:

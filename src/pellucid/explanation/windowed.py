@@ -19,6 +19,7 @@ from pellucid.explanation.trace import Trace
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.pooling import Average
+from pellucid.nn.separable import SeparableConvolution
 from pellucid.nn.windowed import AXES, Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise
@@ -29,8 +30,8 @@ WHOLE = 10**7  # entries under all windows up to which the whole formula is run 
 
 def report(request: Request) -> Report:
     """Explain a convolution or a pooling."""
-    kind = _Convolution if isinstance(request.layer, Convolution) else _Pooling
-    return kind(request).report()
+    kinds = ((Convolution, _Convolution), (SeparableConvolution, _Separable), (Windowed, _Pooling))
+    return next(kind for family, kind in kinds if isinstance(request.layer, family))(request).report()
 
 
 class _WindowedExplained(ComponentExplained):
@@ -240,6 +241,32 @@ class _Convolution(_WindowedExplained):
             return marks, size, names
         spread = {(channel, *place): mark for channel in view.channels for place, mark in marks.items()}
         return spread, (self.layer.in_channels, *size), ("in channels", *names)
+
+
+class _Separable(_Convolution):
+    def idea(self) -> tuple[str, ...]:
+        """Convolution in general, and what the two halves of this one do."""
+        layer, texts = self.layer, self.texts
+        inner = layer.in_channels * layer.depth_multiplier
+        kernel = prod(layer.kernel_size)
+        facts = {
+            "channels": layer.in_channels,
+            "multiplier": layer.depth_multiplier,
+            "inner": inner,
+            "out_channels": layer.out_channels,
+            "ours": inner * (kernel + layer.out_channels),
+            "full": layer.in_channels * kernel * layer.out_channels,
+        }
+        return (*texts.paragraphs("idea.convolution"), *texts.paragraphs("idea.convolution_separable", **facts))
+
+    def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
+        """The mixing of the channels written out."""
+        z = next(record.value for record in trace.records if record.site.name == "z").tolist()
+        mix = self.layer.pointwise.weight[view.output[-1 - self.layer.spatial]].flatten().tolist()
+        if len(z) <= 9:
+            terms = " + ".join(f"{_signed(a)}·{_signed(b)}" for a, b in zip(z, mix, strict=True))
+            bias = "" if self.layer.bias is None else f" + {_signed(float(self.layer.bias[0].detach()))}"
+            yield f"{terms}{bias} = {shared.number(float(trace.result))}"
 
 
 class _Pooling(_WindowedExplained):

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
 from pellucid.nn.row_wise import RowWise
 from pellucid.nn.separable import SeparableConvolution
@@ -88,7 +89,9 @@ def receptive_field(stack: torch.nn.Module) -> ReceptiveField:
 
 def _leaves(module: torch.nn.Module, path: str) -> Iterable[tuple[str, torch.nn.Module]]:
     """Go through the modules in the order in which a Sequential calls them, with their paths."""
-    if isinstance(module, torch.nn.Sequential):
+    if isinstance(module, DropConnect):  # another layer, with fewer weights
+        yield from _leaves(module.module, f"{path}.module" if path else "module")
+    elif isinstance(module, torch.nn.Sequential) and type(module).forward is torch.nn.Sequential.forward:
         for name, child in module.named_children():
             yield from _leaves(child, f"{path}.{name}" if path else name)
     else:

@@ -139,6 +139,26 @@ class SeparableConvolution(Windowed, torch.nn.Module):
         return self.pointwise.bias
 
     @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """How many entries a kernel has along each axis."""
+        return self.depthwise.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """By how much the window moves along each axis."""
+        return self.depthwise.stride
+
+    @property
+    def padding(self) -> str | tuple[int, ...]:
+        """How far the input is continued."""
+        return self.depthwise.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """How far apart the entries of a kernel read, along each axis."""
+        return self.depthwise.dilation
+
+    @property
     def reach(self) -> tuple[int, ...]:
         """How many places a window spans along each axis, from its first entry to its last."""
         return self.depthwise.reach
@@ -147,6 +167,18 @@ class SeparableConvolution(Windowed, torch.nn.Module):
     def receptive_field(self) -> tuple[int, ...]:
         """How many neighbouring entries of the input one output sees, along each axis."""
         return self.depthwise.receptive_field
+
+    def extra_repr(self) -> str:
+        """Write the arguments that are not their defaults."""
+        window = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        given = {
+            "padding": (self.padding, (0,) * self.spatial),
+            "dilation": (self.dilation, (1,) * self.spatial),
+            "depth_multiplier": (self.depth_multiplier, 1),
+            "bias": (self.bias is not None, True),
+            "padding_mode": (self.depthwise.padding_mode, "zeros"),
+        }
+        return window + "".join(f", {name}={value}" for name, (value, default) in given.items() if value != default)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (batch, in channels, *size), or (in channels, *size) without a batch."""
@@ -214,8 +246,8 @@ class SeparableConvolution(Windowed, torch.nn.Module):
         facts |= {name: getattr(self, name) for name in ("in_channels", "out_channels", "depth_multiplier")}
         axes = AXES[self.spatial]
         ones = tuple(f"kernel {name}" for name in axes)
-        inner = ("in channels · multiplier", "in channels per group", *ones)
-        outer = ("out channels", "in channels · multiplier", *ones)
+        inner = ("depthwise channels", "in channels per group", *ones)
+        outer = ("out channels", "depthwise channels", *ones)
         found = []
         for name, weight, over in (
             ("depthwise", self.depthwise.weight, inner),
@@ -251,8 +283,10 @@ class SeparableConv1d(SeparableConvolution):
             The output; with ``state`` the pair of the output and the next state.
         """
         if state is not None:
+            if input.shape[-1:] != (0,):  # a piece may be empty
+                self._refuse_misfit(input)
             z, following = self.depthwise(input, lengths, state)
-            return streaming.advance(self.pointwise, z, z[..., :0], 1)[0], following  # of no place too
+            return streaming.pointwise(self.pointwise, z), following
         if lengths is None:
             return super().forward(input)
         return self._checked(input, lambda: self._of_lengths(input, lengths))

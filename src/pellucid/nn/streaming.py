@@ -46,6 +46,11 @@ def advance(layer: torch.nn.Conv1d, x: Tensor, state: Tensor, reach: int) -> tup
     return y[..., :outputs], history[..., history.shape[-1] - kept :].clone()
 
 
+def pointwise(layer: torch.nn.Conv1d, x: Tensor) -> Tensor:
+    """Apply a convolution of one entry, which needs no state, to a piece that may be empty."""
+    return advance(layer, x, x[..., :0], 1)[0]
+
+
 def refuse_misfit(layer: torch.nn.Conv1d, x: Tensor, state: Tensor, reach: int) -> None:
     """Raise a RuntimeError if a state does not fit the layer or the piece."""
     before = reach - 1
@@ -61,7 +66,7 @@ def refuse_misfit(layer: torch.nn.Conv1d, x: Tensor, state: Tensor, reach: int) 
             f"{wanted}, entries {entries}), or of 0 entries before the first one. Pass what the call on the piece "
             f"before returned; the first one is layer.initial_state({size})."
         )
-    if state.dtype != x.dtype or state.device != x.device:
+    if state.shape[-1] > 0 and (state.dtype != x.dtype or state.device != x.device):  # else it says nothing
         raise RuntimeError(
             f"{label(layer)}: the state is of {state.dtype} on {state.device}, the input of {x.dtype} on {x.device}. "
             f"Convert the state: state.to(x)."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real
+from pellucid.nn import streaming
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.convolution import Conv1d
 from pellucid.nn.dropout import Dropout1d
@@ -22,13 +25,27 @@ State = tuple[Tensor, ...]
 CAUSAL = ("first", "second")  # the convolutions of a block that read earlier steps
 
 
-def temporal_convolve(x, *, blocks, activation):
-    """Pass a sequence through residual blocks of two dilated causal convolutions each."""
+def temporal_convolve(x, *, blocks, activation, real):
+    """Pass a sequence through residual blocks of two dilated causal convolutions each.
+
+    ``real(x)`` are the steps that are no padding; the others are 0 there.
+    """
     for first, second, drop, shortcut in blocks:
         z = drop(activation(first(x)))
         z = drop(activation(second(z)))
         x = activation(z + shortcut(x))
-    return x
+    return real(x)
+
+
+@dataclass(frozen=True, eq=False)
+class RealSteps:
+    """Keep the steps where ``kept`` holds, all without; the others become 0."""
+
+    kept: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Keep them."""
+        return x if self.kept is None else torch.where(self.kept, x, 0)
 
 
 class TCN(Component, torch.nn.Module):
@@ -133,7 +150,10 @@ class TCN(Component, torch.nn.Module):
     def extra_repr(self) -> str:
         """Write the arguments."""
         sizes = f"{self.in_channels}, {list(self.hidden_channels)}, kernel_size={self.kernel_size}"
-        return f"{sizes}, dilations={self.dilations}, dropout={self.dropout}, normalization={self.normalization!r}"
+        name = getattr(self.activation, "__name__", None)
+        activation = f", activation={name}" if name not in (None, "relu") else ""
+        ours = f"dropout={self.dropout}{activation}, normalization={self.normalization!r}"
+        return f"{sizes}, dilations={self.dilations}, {ours}"
 
     def forward(self, input: Tensor, lengths: real.Lengths | None = None, state: State | None = None) -> Any:
         """Read a sequence; with ``lengths``, every one as if it stood alone; with ``state``, the next piece of one.
@@ -148,29 +168,26 @@ class TCN(Component, torch.nn.Module):
         Returns:
             The output; with ``state`` the pair of the output and the next state.
         """
-        self._refuse_misfit(input)
         if state is not None:
+            self._refuse_misfit(input, piece=True)
             if lengths is not None:
                 raise ValueError(f"{label(self)}: a state goes on for the whole batch; lengths cannot go with it.")
             return self._stream(input, state)
-        if lengths is None:
-            return self._read(input)
-        kept = self._kept(input, lengths)
-        return torch.where(kept, self._read(torch.where(kept, input, 0)), 0)
-
-    def _read(self, x: Tensor) -> Tensor:
+        bound = self.bind(input, lengths)
         try:
-            return self.formula(**self.bind(x))
+            return self.formula(**bound)
         except RuntimeError as error:
-            if text := mismatch(x, self._causal()[0].bias):
-                raise self._refusal(x, text) from error
+            if text := mismatch(input, self._causal()[0].bias):
+                raise self._refusal(input, text) from error
             raise
 
-    def _kept(self, x: Tensor, lengths: real.Lengths) -> Tensor:
+    def _real(self, x: Tensor, lengths: real.Lengths | None) -> RealSteps:
         """Mark the real steps: (batch, 1, length), or (1, length)."""
+        if lengths is None:
+            return RealSteps(None)
         batch = x.shape[:-2]
         size = real.check(lengths, batch[0] if batch else 1, x.shape[-1], self, x.device)
-        return real.mask(size, x.shape[-1]).reshape(*batch, 1, x.shape[-1])
+        return RealSteps(real.mask(size, x.shape[-1]).reshape(*batch, 1, x.shape[-1]))
 
     def initial_state(self, batch_size: int | None = None) -> State:
         """Return the state of a layer that has read nothing, for a batch or for input without one."""
@@ -178,41 +195,46 @@ class TCN(Component, torch.nn.Module):
 
     def _causal(self) -> list[Any]:
         """Return the convolutions that read earlier steps, in the order of their states."""
-        blocks: Iterable[Any] = self.blocks
-        return [block[name] for block in blocks for name in CAUSAL]
+        return [block[name] for block in self._blocks() for name in CAUSAL]
 
     def _stream(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        convolutions = self._causal()
-        if not isinstance(state, (tuple, list)) or len(state) != len(convolutions):
+        count = len(CAUSAL) * len(self.blocks)
+        if not isinstance(state, (tuple, list)) or len(state) != count:
             given = f"{len(state)} states" if isinstance(state, (tuple, list)) else f"a {type(state).__name__}"
             raise RuntimeError(
-                f"{label(self)}: the state is {given}, but there are {len(convolutions)}, one for each causal "
-                f"convolution. Pass what the call on the piece before returned; the first is layer.initial_state()."
+                f"{label(self)}: the state is {given}, but there are {count}, one for each causal convolution. "
+                f"Pass what the call on the piece before returned; the first is layer.initial_state()."
             )
-        if x.shape[-1] == 0:  # no step to read: the shortcuts could not
-            return x.new_zeros((*x.shape[:-2], self.out_channels, 0)), tuple(state)
+        before = iter(state)
         following: list[Tensor] = []
 
-        def streamed(convolution: Any, before: Tensor) -> Callable[[Tensor], Tensor]:
+        def streamed(convolution: Any) -> Callable[[Tensor], Tensor]:
             def call(piece: Tensor) -> Tensor:
-                y, after = convolution(piece, state=before)
+                y, after = convolution(piece, state=next(before))
                 following.append(after)
                 return y
 
             return call
 
-        runs = iter([streamed(*pair) for pair in zip(convolutions, state, strict=True)])
-        blocks = [(next(runs), next(runs), block["drop"], block["shortcut"]) for block in self._blocks()]
-        return self.formula(x, blocks=blocks, activation=self.activation), tuple(following)
+        def at_each_step(shortcut: Any) -> Callable[[Tensor], Tensor]:
+            return functools.partial(streaming.pointwise, shortcut) if isinstance(shortcut, Conv1d) else shortcut
+
+        blocks = [
+            (streamed(block["first"]), streamed(block["second"]), block["drop"], at_each_step(block["shortcut"]))
+            for block in self._blocks()
+        ]
+        y = self.formula(x, blocks=blocks, activation=self.activation, real=RealSteps(None))
+        return y, tuple(following)
 
     def _blocks(self) -> Iterable[Any]:
         return self.blocks
 
-    def bind(self, input: Tensor) -> dict[str, Any]:
-        """Return the formula's arguments for this input."""
+    def bind(self, input: Tensor, lengths: real.Lengths | None = None) -> dict[str, Any]:
+        """Return the formula's arguments for this input, whose padding is read as zeros."""
         self._refuse_misfit(input)
+        kept = self._real(input, lengths)
         blocks = [(block["first"], block["second"], block["drop"], block["shortcut"]) for block in self._blocks()]
-        return {"x": input, "blocks": blocks, "activation": self.activation}
+        return {"x": kept(input), "blocks": blocks, "activation": self.activation, "real": kept}
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the weights with the reasons of their shapes; given an input, it and the output too."""
@@ -224,7 +246,7 @@ class TCN(Component, torch.nn.Module):
         facts = {
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,
-            "reach": self.receptive_field,
+            "reach": self.receptive_field[0],
             "blocks": len(self.dilations),
         }
         for x in inputs:
@@ -242,18 +264,18 @@ class TCN(Component, torch.nn.Module):
             "dilation": dilation,
         }
         axes = ("out channels", "in channels", "kernel length")
-        kind = "shortcut" if name.startswith("shortcut") else "causal"
         if is_parametrized(convolution):
             length, direction = convolution.parametrizations.weight.parameters()
-            parts = [("g", length, "tcn.length"), ("v", direction, f"tcn.{kind}")]
+            parts = [("g", length, "tcn.length"), ("v", direction, "tcn.direction")]
         else:
+            kind = "shortcut" if name.startswith("shortcut") else "causal"
             parts = [("weight", convolution.weight, f"tcn.{kind}")]
         found = [SymbolShape(f"{name}.{part}", tuple(w.shape), axes, why, True, facts) for part, w, why in parts]
         shape = tuple(convolution.bias.shape)
         return [*found, SymbolShape(f"{name}.bias", shape, axes[:1], "conv.bias", True, facts)]
 
-    def _refuse_misfit(self, x: Tensor) -> None:
-        """Raise if the input does not fit."""
+    def _refuse_misfit(self, x: Tensor, piece: bool = False) -> None:
+        """Raise if the input does not fit; a piece of a sequence may be empty."""
         if x.ndim not in (2, 3):
             raise self._refusal(x, wrong_axes(x, 1, f"channels {self.in_channels}"))
         if x.shape[-2] != self.in_channels:
@@ -261,6 +283,8 @@ class TCN(Component, torch.nn.Module):
             if x.shape[-1] == self.in_channels:
                 cure = "Are the channels last? Then pass x.movedim(-1, -2)."
             raise self._refusal(x, f"but in_channels is {self.in_channels}. {cure}")
+        if x.shape[-1] == 0 and not piece:
+            raise self._refusal(x, "but there is nothing to read along an empty length.")
 
     def _refusal(self, x: Tensor, text: str) -> RuntimeError:
         return RuntimeError(f"{label(self)}: the input is {shape_text(x.shape, name_axes(x, 1))}, {text}")

@@ -264,12 +264,12 @@ class TextConv(Running, Component, torch.nn.Module):
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the weights with the reasons of their shapes; given an input, it and the output too."""
-        facts = {"filters": self.filters, "embedding": self.embedding_size, "widths": self.widths}
+        facts = {"filters": self.filters, "embedding": self.embedding_size, "widths": ", ".join(map(str, self.widths))}
         found = []
         for width in self.widths:
             own = {**facts, "width": width}
             for kind, parameter in zip(("weight", "bias"), self._of_width(width), strict=True):
-                axes = ("filters", "width", "embedding")[: None if kind == "weight" else 1]
+                axes = ("filters", "window width", "embedding")[: None if kind == "weight" else 1]
                 if parameter is not None:
                     shape = tuple(parameter.shape)
                     found.append(SymbolShape(f"{kind}_{width}", shape, axes, f"textconv.{kind}", True, own))
