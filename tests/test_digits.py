@@ -394,7 +394,10 @@ def test_explanation_of_the_largest_output(trained, parts, lang, words):
 
 @pytest.mark.train
 def test_what_a_network_of_digits_does_not_read(trained, tmp_path):
-    assert "reads picture files" in refused("predict", trained / "best.ckpt", "房间很干净")
+    for sentence in ("房间很干净", "房间很干净" * 100):
+        assert "there is no such file. A network of digits reads" in " ".join(
+            refused("predict", trained / "best.ckpt", sentence).split()
+        )
     assert "has no cell" in refused("predict", trained / "best.ckpt", "--cell", "mine.py:mine")
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "blank.png")
     assert "is blank" in refused("predict", trained / "best.ckpt", tmp_path / "blank.png")

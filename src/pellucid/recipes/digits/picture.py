@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ def read_picture(path: Path) -> Tensor:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise RecipeError("pictures are read by Pillow, which is missing: pip install 'pellucid[train]'") from error
+    if not os.path.isfile(path):  # Path.is_file raises where a sentence is too long for a name
+        what = "that is a folder" if os.path.isdir(path) else "there is no such file"
+        raise RecipeError(f"{path}: {what}. A network of digits reads picture files, PNG or JPEG.")
     try:
         with Image.open(path) as file:
             grey = _grey(ImageOps.exif_transpose(file))
-    except (FileNotFoundError, IsADirectoryError, ValueError) as error:
-        what = "that is a folder" if isinstance(error, IsADirectoryError) else "there is no such file"
-        raise RecipeError(f"{path}: {what}. A network of digits reads picture files, PNG or JPEG.") from error
     except UnidentifiedImageError as error:
         raise RecipeError(f"{path}: that is no picture. A network of digits reads PNG or JPEG.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise RecipeError(f"{path}: the picture cannot be read, it is broken or too large ({error}).") from error
     try:
         return as_mnist(grey)
