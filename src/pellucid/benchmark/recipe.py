@@ -43,8 +43,8 @@ class RecipeRow:
     def measure(self, run: Run) -> Recipe:
         """Train both networks on the same batches, in float64 and in float32: the loss curves are what is compared."""
         try:
-            from pellucid.recipes.checkpoint import Settings
-            from pellucid.recipes.compare import compare
+            from pellucid.recipes.sentiment.compare import compare
+            from pellucid.recipes.sentiment.recipe import Settings
 
             settings: Any = Settings(cell=self.cell)
             exact = compare(settings, run.device, EXACT_STEPS, torch.float64)

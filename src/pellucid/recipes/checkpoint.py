@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pellucid.recipes.data import Vocabulary
+from pellucid.recipes.cells import lasting
 from pellucid.recipes.errors import RecipeError
-from pellucid.recipes.network import ReviewNetwork
+from pellucid.recipes.recipe import RECIPES, Settings, Trained, settings_of
 
 ENTRY, FORMAT, PREFIX = "pellucid", 1, "network."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the outcome of a training; it travels in the checkpoint."""
-
-    cell: str = "gru"
-    embedding_size: int = 64
-    hidden_size: int = 64
-    batch_size: int = 32
-    lr: float = 0.006
-    epochs: int = 4
-    seed: int = 0
-    limit: int | None = None
-    max_length: int = 200
-
-    def network(self, vocabulary: Vocabulary) -> ReviewNetwork:
-        """Make the network, with weights drawn from torch's generator."""
-        return ReviewNetwork(len(vocabulary), self.cell, self.embedding_size, self.hidden_size)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network with what it needs to read a text, and the validation accuracy after each epoch so far."""
-
-    network: ReviewNetwork
-    vocabulary: Vocabulary
-    settings: Settings
-    accuracies: tuple[float, ...] = ()
 
 
 def entry(trained: Trained) -> dict[str, Any]:
     """Return what a checkpoint holds beside the weights: plain types only, for ``weights_only=True``."""
     return {
         "format": FORMAT,
-        "recipe": "sentiment",
-        "vocabulary": list(trained.vocabulary.entries),
+        "recipe": trained.settings.recipe,
         "settings": asdict(trained.settings),
         "accuracies": list(trained.accuracies),
+        **trained.settings.stored(trained.fitted),
     }
 
 
@@ -60,7 +31,7 @@ def load(path: Path, cell: str | None = None) -> Trained:
     """Read a checkpoint; nothing in it is executed.
 
     Args:
-        path: a file that ``pellucid train sentiment`` wrote.
+        path: a file that ``pellucid train`` wrote.
         cell: where the cell's file is now, if it has moved.
 
     Raises:
@@ -68,33 +39,34 @@ def load(path: Path, cell: str | None = None) -> Trained:
     """
     content = _read(path)
     stored = content.get(ENTRY)
-    if not isinstance(stored, dict) or stored.get("recipe") != "sentiment" or "state_dict" not in content:
+    if not isinstance(stored, dict) or "state_dict" not in content:
         raise RecipeError(
-            f"{path} holds no network of this recipe; another program wrote it. Make one: pellucid train sentiment"
+            f"{path} holds no network of a recipe; another program wrote it. Make one: pellucid train sentiment"
         )
-    if stored.get("format") != FORMAT:
+    if stored.get("format") != FORMAT or stored.get("recipe") not in RECIPES:
         raise RecipeError(
-            f"{path} has the format {stored.get('format')}, this pellucid reads {FORMAT}; upgrade pellucid"
+            f"{path} has the format {stored.get('format')} of the recipe {stored.get('recipe')}, this pellucid reads "
+            f"format {FORMAT} of {', '.join(RECIPES)}; upgrade pellucid"
         )
+    kind = settings_of(stored["recipe"])
     try:
-        names = {field.name for field in fields(Settings)}
-        settings = Settings(**{name: value for name, value in stored["settings"].items() if name in names})
-        vocabulary = Vocabulary(tuple(stored["vocabulary"]))
+        names = {field.name for field in fields(kind)}
+        settings = kind(**{name: value for name, value in stored["settings"].items() if name in names})
+        fitted = settings.restored(stored)
         accuracies = tuple(float(accuracy) for accuracy in stored["accuracies"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"{path} is damaged: its settings cannot be read ({error})") from error
-    settings = replace(settings, cell=cell or settings.cell)
-    return Trained(_network(path, content, settings, vocabulary, cell), vocabulary, settings, accuracies)
+    if cell:
+        settings = settings.with_cell(lasting(cell))
+    return Trained(_network(path, content, settings, fitted, cell), settings, fitted, accuracies)
 
 
-def _network(
-    path: Path, content: dict[str, Any], settings: Settings, vocabulary: Vocabulary, moved: str | None
-) -> ReviewNetwork:
+def _network(path: Path, content: dict[str, Any], settings: Settings, fitted: Any, moved: str | None) -> Any:
     try:
-        network = settings.network(vocabulary)
+        network = settings.network(fitted)
     except RecipeError as error:
         cure = "" if moved else " The network was trained with this cell; if the file has moved: --cell FILE.py:NAME"
-        raise RecipeError(f"{path}: {error}{cure}") from error
+        raise RecipeError(f"{path}: {str(error).rstrip('.')}.{cure}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is damaged: its settings make no network ({error})") from error
     weights = {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items()}
@@ -103,7 +75,7 @@ def _network(
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise RecipeError(
-            f"{path}: the weights do not fit the cell {settings.cell}; has its formula changed? {reason}"
+            f"{path}: the weights do not fit the {settings.choice}; has its formula changed? {reason}"
         ) from error
     return network.eval()
 
@@ -114,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         hint = f"did you mean {inside}?" if inside.is_file() else "there is no best.ckpt in it"
         raise RecipeError(f"{path} is a folder; {hint}")
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no such file. Make one: pellucid train sentiment --out {path.parent}")
+        raise RecipeError(f"{path}: there is no such file. Make one, say: pellucid train sentiment --out {path.parent}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import sys
 import time
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pellucid
-from pellucid.recipes.checkpoint import Settings
-from pellucid.recipes.network import DROP_IN, ReviewNetwork
-from pellucid.recipes.sentiment import LARGEST_GRADIENT, Data, adam, loss_of, rate
+from pellucid.recipes.cells import DROP_IN
+from pellucid.recipes.sentiment.network import RecurrentReader
+from pellucid.recipes.sentiment.recipe import Settings
+from pellucid.recipes.training import adam, rate
 
 
 class TorchLayer(torch.nn.Module):
@@ -74,7 +76,7 @@ class Comparison:
         )
 
 
-def opponent_of(network: ReviewNetwork, cell: str) -> tuple[torch.nn.Module, str]:
+def opponent_of(network: RecurrentReader, cell: str) -> tuple[RecurrentReader, str]:
     """Copy a network with its weights, the recurrent layer replaced by torch.nn's or, where there is none, a loop."""
     twin = copy.deepcopy(network)
     layer: Any = twin.recurrent
@@ -91,9 +93,10 @@ def opponent_of(network: ReviewNetwork, cell: str) -> tuple[torch.nn.Module, str
 class Contestant:
     """A network with its own optimiser and schedule."""
 
-    def __init__(self, network: torch.nn.Module, lr: float, steps: int) -> None:
-        self.network, self.optimizer = network.train(), adam(network, lr)
+    def __init__(self, network: RecurrentReader, settings: Settings, steps: int) -> None:
+        self.network, self.optimizer = network.train(), adam(network, settings.lr)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(step, steps))
+        self.largest_gradient = settings.largest_gradient or math.inf
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
@@ -102,10 +105,10 @@ class Contestant:
         torch.manual_seed(seed)
         self._synchronise()
         started = time.perf_counter()
-        loss = loss_of(self.network, batch)
+        loss = self.network.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.largest_gradient)
         self.optimizer.step()
         self._synchronise()
         self.seconds.append(time.perf_counter() - started)
@@ -131,18 +134,17 @@ def compare(
         most_steps: stop after so many.
         dtype: of weights and loss.
     """
-    data = Data.load(settings)
+    data = settings.data()
     torch.manual_seed(settings.seed)
-    network = settings.network(data.vocabulary).to(device, dtype)
+    network: Any = settings.network(data.fitted).to(device, dtype)
     twin, name = opponent_of(network, settings.cell)
     twin.to(device, dtype)
     epochs = [data.training(settings, epoch) for epoch in range(settings.epochs)]
     steps = min(sum(map(len, epochs)), most_steps or sys.maxsize)
-    ours, theirs = Contestant(network, settings.lr, steps), Contestant(twin, settings.lr, steps)
+    ours, theirs = Contestant(network, settings, steps), Contestant(twin, settings, steps)
     batches = (batch for epoch in epochs for batch in epoch)
     for index, batch in enumerate(islice(batches, steps)):
         moved = type(batch)(*(tensor.to(device) for tensor in batch))
-        moved = moved._replace(labels=moved.labels.to(dtype))
         for contestant in (ours, theirs) if index % 2 else (theirs, ours):
             contestant.step(moved, settings.seed + index)
     differences = [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)]

@@ -1,15 +1,16 @@
-"""The training: real reviews, Lightning's Trainer, the best epoch kept by validation, its test accuracy reported."""
+"""The training that all recipes share: Lightning's Trainer, the best epoch kept by validation and then tested."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,48 +22,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from pellucid.recipes import checkpoint
-from pellucid.recipes.checkpoint import Settings, Trained
-from pellucid.recipes.data import Batch, Batches, Review, Vocabulary, read_reviews, split
 from pellucid.recipes.errors import RecipeError, Stopped
 from pellucid.recipes.files import write_json, write_whole
-from pellucid.recipes.network import lasting, recurrent_layer
+from pellucid.recipes.recipe import Batch, Batches, Data, Settings, Trained
 
 BEST, LAST, METRICS = "best.ckpt", "last.ckpt", "metrics.json"
 WARM_UP = 0.1  # of all steps
-LARGEST_GRADIENT = 1.0  # norm
-EVALUATION_BATCH = 256
 OF_NO_CONCERN = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The three parts, encoded with the vocabulary of the training part."""
-
-    vocabulary: Vocabulary
-    parts: Mapping[str, list[tuple[Tensor, int]]]
-    truncated: int  # texts longer than the settings' max_length
-
-    @classmethod
-    def load(cls, settings: Settings, vocabulary: Vocabulary | None = None) -> Data:
-        """Read, split and encode the reviews; ``limit`` keeps the first training reviews only."""
-        reviews: dict[str, list[Review]] = split(read_reviews())
-        reviews["train"] = reviews["train"][: settings.limit]
-        vocabulary = vocabulary or Vocabulary.of(review.text for review in reviews["train"])
-        longest = settings.max_length
-        parts = {
-            name: [(vocabulary.encode(review.text[:longest]), review.label) for review in part]
-            for name, part in reviews.items()
-        }
-        truncated = sum(len(review.text) > longest for part in reviews.values() for review in part)
-        return cls(vocabulary, parts, truncated)
-
-    def training(self, settings: Settings, epoch: int) -> Batches:
-        """Return the batches of an epoch, which seed and epoch decide."""
-        return Batches(self.parts["train"], settings.batch_size, seed=f"{settings.seed}/{epoch}")
-
-    def evaluation(self, part: str) -> Batches:
-        """Return the batches of the validation or the test part, from short to long."""
-        return Batches(self.parts[part], EVALUATION_BATCH)
 
 
 def rate(step: int, steps: int) -> float:
@@ -70,11 +36,6 @@ def rate(step: int, steps: int) -> float:
     return (
         min(1.0, (step + 1) / max(1, WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
     )
-
-
-def loss_of(network: torch.nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy of a batch."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(network(batch.ids, batch.lengths), batch.labels)
 
 
 class Training(lightning.LightningModule):
@@ -89,6 +50,8 @@ class Training(lightning.LightningModule):
         self.network, self.settings = trained.network, trained.settings
         self.trained, self.data, self.out = trained, data, out
         self.started = 0.0
+        count = len(data.classes)
+        self.confusion = torch.zeros(count, count, dtype=torch.int64)  # of the test: right class, class found
 
     def train_dataloader(self) -> Batches:
         """The batches of this epoch; the Trainer asks before each one."""
@@ -105,7 +68,7 @@ class Training(lightning.LightningModule):
         accuracy, before = float(metrics["validation_accuracy"]), self.trained.accuracies
         self.trained = replace(self.trained, accuracies=(*before, accuracy))
         (self.out / METRICS).unlink(missing_ok=True)  # its figures are those of an older network from now on
-        best = "  (best so far)" if accuracy > max(before, default=0.0) else ""
+        best = "  (best so far)" if accuracy >= max(before, default=0.0) else ""
         click.echo(
             f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  loss {float(metrics['mean_loss']):.3f}  "
             f"validation accuracy {accuracy:.4f}  {time.perf_counter() - self.started:.1f} s{best}"
@@ -113,22 +76,25 @@ class Training(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a batch."""
-        loss = loss_of(self.network, batch)
+        loss = self.network.loss(batch)
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("mean_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Count what is right."""
-        self._log_accuracy("validation_accuracy", batch)
+        self._log_accuracy("validation_accuracy", self.network.classes(batch), batch.labels)
 
     def test_step(self, batch: Batch, index: int) -> None:
-        """Count what is right."""
-        self._log_accuracy("test_accuracy", batch)
+        """Count what is right, and which class is taken for which."""
+        found, count = self.network.classes(batch), len(self.data.classes)
+        self._log_accuracy("test_accuracy", found, batch.labels)
+        pairs = torch.bincount((batch.labels * count + found).cpu(), minlength=count**2)
+        self.confusion += pairs.reshape(count, count)
 
-    def _log_accuracy(self, name: str, batch: Batch) -> None:
-        right = (self.network(batch.ids, batch.lengths) > 0) == (batch.labels > 0.5)
-        self.log(name, right.double().mean(), on_step=False, on_epoch=True, batch_size=len(batch.labels))
+    def _log_accuracy(self, name: str, found: Tensor, labels: Tensor) -> None:
+        right = (found == labels).double().mean()
+        self.log(name, right, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
         """Adam with the schedule of `rate`, over the steps of all epochs."""
@@ -138,7 +104,7 @@ class Training(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, content: dict[str, Any]) -> None:
-        """Let vocabulary and settings travel with the weights."""
+        """Let settings and what was fitted travel with the weights."""
         content[checkpoint.ENTRY] = checkpoint.entry(self.trained)
 
 
@@ -158,6 +124,8 @@ class WholeFiles(TorchCheckpointIO):
 class Keep(Checkpoint):
     """After every epoch ``last.ckpt`` is written, and before it ``best.ckpt`` where none was better.
 
+    Of epochs that are equally good the last one stays: it was trained for longer, and at a lower rate.
+
     What the best accuracy was is read from the training itself, so that a folder may be moved and resumed.
     """
 
@@ -167,7 +135,7 @@ class Keep(Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write; Lightning calls checkpoints after everything else."""
         *before, accuracy = cast(Training, pl_module).trained.accuracies
-        if accuracy > max(before, default=-1.0):
+        if accuracy >= max(before, default=-1.0):
             trainer.save_checkpoint(self.out / BEST)
         trainer.save_checkpoint(self.out / LAST)
 
@@ -190,12 +158,12 @@ def train(out: Path, settings: Settings, device: str = "auto") -> dict[str, Any]
         Stopped: the user stopped it; the checkpoints of the epochs so far are whole.
     """
     started, accelerator = time.perf_counter(), pick_device(device)
-    settings = replace(settings, cell=lasting(settings.cell))
-    recurrent_layer(settings.cell, 1, 1)  # a bad cell is refused before the reviews are read
+    settings = settings.checked()
     _make_folder(out)
-    data = Data.load(settings)
+    data = settings.data()
     torch.manual_seed(settings.seed)
-    return _run(Trained(settings.network(data.vocabulary), data.vocabulary, settings), data, out, accelerator, started)
+    trained = Trained(settings.network(data.fitted), settings, data.fitted)
+    return _run(trained, data, out, accelerator, started)
 
 
 def resume(out: Path, epochs: int | None = None, cell: str | None = None, device: str = "auto") -> dict[str, Any]:
@@ -217,11 +185,16 @@ def resume(out: Path, epochs: int | None = None, cell: str | None = None, device
     started, accelerator = time.perf_counter(), pick_device(device)
     trained = unfinished(out, cell)
     settings = replace(trained.settings, epochs=epochs or trained.settings.epochs)
-    done = len(trained.accuracies)
-    if done >= settings.epochs and (out / METRICS).is_file():
+    if complete(out, trained, settings.epochs):
+        done = len(trained.accuracies)
         raise RecipeError(f"{out / LAST} has done its {done} epochs; to go on: --resume --epochs {done + 1} or more")
-    data = Data.load(settings, trained.vocabulary)
+    data = settings.data(trained.fitted)
     return _run(replace(trained, settings=settings), data, out, accelerator, started)
+
+
+def complete(out: Path, trained: Trained, epochs: int) -> bool:
+    """Tell whether a training has done its epochs and was tested."""
+    return len(trained.accuracies) >= epochs and (out / METRICS).is_file()
 
 
 def unfinished(out: Path, cell: str | None = None) -> Trained:
@@ -232,48 +205,56 @@ def unfinished(out: Path, cell: str | None = None) -> Trained:
     """
     if not (out / LAST).is_file():
         raise RecipeError(f"--resume: there is no {out / LAST}. Leave --resume out to start a training there.")
-    return checkpoint.load(out / LAST, cell and lasting(cell))
+    return checkpoint.load(out / LAST, cell)
 
 
 def _run(trained: Trained, data: Data, out: Path, accelerator: str, started: float) -> dict[str, Any]:
     """Fit, test the best epoch, report; ``trained`` has done as many epochs as it has accuracies."""
-    settings, sizes = trained.settings, {name: len(part) for name, part in data.parts.items()}
-    click.echo(
-        f"{sum(sizes.values()):,} reviews: {sizes['train']:,} to train on, {sizes['validation']:,} to choose the "
-        f"epoch, {sizes['test']:,} to test.\n"
-        f"{data.truncated:,} are longer than {settings.max_length} characters; of these the beginning is read.\n"
-        f"The network has {parameters(trained.network):,} weights; cell {settings.cell}, seed {settings.seed}, "
-        f"{accelerator}."
-    )
+    settings, sizes = trained.settings, data.sizes
+    lines = [
+        f"{sum(sizes.values()):,} {data.unit}: {sizes['train']:,} to train on, {sizes['validation']:,} to choose the "
+        f"epoch, {sizes['test']:,} to test.",
+        *data.notes,
+        f"The network has {parameters(trained.network):,} weights; {settings.choice}, seed {settings.seed}, "
+        f"{accelerator}.",
+    ]
+    click.echo("\n".join(lines))
     trained.network.train()  # one from a checkpoint is in eval mode
     training = Training(trained, data, out)
     with _quiet(), _stoppable(training):
-        trainer = _trainer(out, settings.epochs, accelerator)
+        trainer = _trainer(out, settings, accelerator)
         if len(trained.accuracies) < settings.epochs:  # not stopped after the last one
             path = out / LAST if trained.accuracies else None
             trainer.fit(training, val_dataloaders=data.evaluation("validation"), ckpt_path=path)
             if trainer.interrupted:
                 raise KeyboardInterrupt
-        best = Training(checkpoint.load(out / BEST), data, out)
+        best = Training(checkpoint.load(out / BEST, settings.named_cell), data, out)
         (result,) = trainer.test(best, data.evaluation("test"), verbose=False)
     accuracies = list(training.trained.accuracies)
     metrics = {
         "test_accuracy": result["test_accuracy"],
         "seconds": round(time.perf_counter() - started, 1),
         "epochs": len(accuracies),
-        "best_epoch": 1 + accuracies.index(max(accuracies)),
+        "best_epoch": len(accuracies) - accuracies[::-1].index(max(accuracies)),
         "validation_accuracy": accuracies,
         **{name: value for name, value in asdict(settings).items() if name != "epochs"},
         "parameters": parameters(trained.network),
-        "reviews": sizes,
-        "truncated": data.truncated,
+        data.unit: sizes,
+        **data.facts,
+        "classes": list(data.classes),
+        "confusion": best.confusion.tolist(),
         "device": accelerator,
         "threads": torch.get_num_threads(),
-        "backend": trained.network.recurrent.backend,
+        "backend": trained.network.backend,
         "torch": torch.__version__,
     }
     write_json(out / METRICS, metrics)
     return metrics
+
+
+def metrics_in(out: Path) -> dict[str, Any]:
+    """Read the figures of a training that is complete."""
+    return json.loads((out / METRICS).read_text(encoding="utf-8"))
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -301,11 +282,11 @@ def _make_folder(out: Path) -> None:
         raise RecipeError(f"--out {out}: the folder cannot be made: {error.strerror}") from error
 
 
-def _trainer(out: Path, epochs: int, accelerator: str) -> lightning.Trainer:
+def _trainer(out: Path, settings: Settings, accelerator: str) -> lightning.Trainer:
     """Make a Trainer that writes nothing but the two checkpoints."""
     interactive = sys.stdout.isatty()
     return lightning.Trainer(
-        max_epochs=epochs,
+        max_epochs=settings.epochs,
         accelerator="gpu" if accelerator == "cuda" else "cpu",
         devices=1,
         logger=False,
@@ -314,7 +295,7 @@ def _trainer(out: Path, epochs: int, accelerator: str) -> lightning.Trainer:
         enable_progress_bar=interactive,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        gradient_clip_val=LARGEST_GRADIENT,
+        gradient_clip_val=settings.largest_gradient,
         reload_dataloaders_every_n_epochs=1,
         deterministic="warn" if accelerator == "cuda" else None,
         default_root_dir=out,

