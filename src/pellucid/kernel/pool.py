@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,17 +11,23 @@ from torch import Tensor
 
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
+from pellucid.kernel.choice import faster
 from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.window import BEST, DX, DY, Geometry, Windows, X, Y, readable
+from pellucid.kernel.window import BEST, DX, DY, Geometry, Windows, X, Y, readable, rounded, text
 
+Reference = Callable[[Tensor], Tensor]
+NAME = "pool"
 MOST_TAPS = 256  # a byte says which one it was
+OPERATIONS_OF_AN_ENTRY = 20  # of the input, in the time that they take: most of it is the way into a plane and back
 MOST_BOUND = 1024  # shapes that are remembered
 
 
-def greatest(x: Tensor, geometry: Geometry, reference: Any) -> Tensor | None:
+def greatest(x: Tensor, geometry: Geometry, reference: Reference) -> Tensor | None:
     """Return the greatest entry under every window, differentiable; None where torch's operator is to do it.
+
+    Which of the two is faster is measured once, as for `convolve.run`.
 
     Args:
         x: (batch, channels, *size).
@@ -33,21 +40,21 @@ def greatest(x: Tensor, geometry: Geometry, reference: Any) -> Tensor | None:
     return _run(x, geometry, None, reference)
 
 
-def scaled_sum(x: Tensor, geometry: Geometry, scale: float, reference: Any) -> Tensor | None:
+def scaled_sum(x: Tensor, geometry: Geometry, scale: float, reference: Reference) -> Tensor | None:
     """Return the sum under every window times a scale, as `greatest` does; what is added to the input is 0."""
     return _run(x, geometry, scale, reference)
 
 
-def _run(x: Tensor, geometry: Geometry, scale: float | None, reference: Any) -> Tensor | None:
+def _run(x: Tensor, geometry: Geometry, scale: float | None, reference: Reference) -> Tensor | None:
     if not runs(x):
         return None
     wanted, forced = torch.is_grad_enabled() and x.requires_grad, chosen_backend() == "c"
-    key = (x.shape, x.stride(), x.dtype, geometry, scale, forced)
+    key = (x.shape, x.stride(), x.dtype, geometry, scale, wanted, forced, torch.get_num_threads())
     kernel = _bound.get(key)
     if kernel is None and key not in _bound:
         if len(_bound) >= MOST_BOUND:
             _bound.clear()
-        kernel = _bound[key] = _try_to_bind(x, geometry, scale, forced)
+        kernel = _bound[key] = _try_to_bind(x, geometry, scale, wanted, forced, reference)
     if not kernel:
         return None
     return _Pool.apply(kernel, reference, x) if wanted else kernel.forward(x, False)[0]
@@ -56,7 +63,9 @@ def _run(x: Tensor, geometry: Geometry, scale: float | None, reference: Any) -> 
 _bound: dict[Any, Pool | None] = {}
 
 
-def _try_to_bind(x: Tensor, geometry: Geometry, scale: float | None, forced: bool) -> Pool | None:
+def _try_to_bind(
+    x: Tensor, geometry: Geometry, scale: float | None, wanted: bool, forced: bool, reference: Reference
+) -> Pool | None:
     if not readable(x, len(geometry.kernel)) or min(geometry.results(x.shape[2:])) <= 0:
         return None
     try:
@@ -64,7 +73,28 @@ def _try_to_bind(x: Tensor, geometry: Geometry, scale: float | None, forced: boo
     except BuildError as error:
         warn_of_fallback("a pooling", error)
         return None
-    return kernel if kernel.taps <= MOST_TAPS and (forced or kernel.fits) else None
+    if kernel.taps > MOST_TAPS:
+        return None
+    return kernel if forced or (kernel.fits and _is_faster(kernel, x.detach(), wanted, reference)) else None
+
+
+def _is_faster(kernel: Pool, x: Tensor, wanted: bool, reference: Reference) -> bool:
+    """Measure the kernel beside torch's operators."""
+    given, dy = x.requires_grad_(wanted), torch.ones(kernel.result, dtype=x.dtype)
+
+    def usual() -> None:
+        y = reference(given)
+        if wanted:
+            torch.autograd.grad(y, given, dy)
+
+    def ours() -> None:
+        best = kernel.forward(given, wanted)[1]
+        if wanted:
+            kernel.backward(dy, best)
+
+    kind, work = "sum" if kernel.sums else "maximum", "gradient" if wanted else "no gradient"
+    shapes = f"{rounded((x.shape[0] * x.shape[1], *x.shape[2:]))} {list(kernel.geometry)}"
+    return faster(f"pooling {kind} {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours)
 
 
 class _Pool(torch.autograd.Function):
@@ -106,13 +136,17 @@ class Pool(Windows):
     def __init__(self, x: Tensor, geometry: Geometry, scale: float | None) -> None:
         largest = scale is None
         bits = struct.unpack("q", struct.pack("d", 0 if scale is None else scale))[0]
-        super().__init__(x, geometry, x.shape[1], 1, 1, "pool", more=(bits, int(largest)))
-        self._largest = largest
+        ends = zip(geometry.results(x.shape[2:]), geometry.stride, x.shape[2:], strict=True)
+        tiles = geometry.kernel == geometry.stride and geometry.kernel[-1] == 2 and not any(geometry.before)
+        tiles = tiles and set(geometry.dilation) == {1} and all(n * s <= size for n, s, size in ends)
+        super().__init__(x, geometry, x.shape[1], 1, 1, NAME, more=(bits, int(largest), int(tiles)))
+        self.sums = not largest
+        self.operations = OPERATIONS_OF_AN_ENTRY * x.numel()
 
     def forward(self, x: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
         """The result, (batch, channels, *positions), and which tap was the greatest, uint8."""
         y = memory.empty(self.result, self.dtype)
-        best = memory.empty(self.result, torch.uint8) if save and self._largest else None
+        best = memory.empty(self.result, torch.uint8) if save and not self.sums else None
         self.call("forward", {X: x, Y: y, BEST: best})
         return y, best
 

@@ -143,21 +143,39 @@ static void write_pairs(const struct windows *w, const real *even, const real *o
   memset(row + done, 0, (size_t)(w->size[2] - done) * sizeof(*row));
 }
 
-// Where a row of the input lies in its planes, in the first phase of the last axis; −1 where no window reads it.
-INLINE int64_t row_of_input(const struct windows *w, const struct planes *l, int64_t d, int64_t h)
+// A place along an axis of the padded input as its place in the plane and its phase, without divisions on the way.
+struct step {
+  int64_t place, phase, stride;
+};
+INLINE struct step step_from(const struct windows *w, int axis)
 {
-  const int64_t pd = d + w->before[0], ph = h + w->before[1];
-  const int64_t qd = pd / w->stride[0], qh = ph / w->stride[1];
-  const int64_t phase = (pd % w->stride[0] * w->stride[1] + ph % w->stride[1]) * w->stride[2];
-  return qd < w->plane[0] && qh < w->plane[1] ? phase * l->row + (qd * w->plane[1] + qh) * w->plane[2] * w->lanes : -1;
+  const int64_t padded = w->before[axis], stride = w->stride[axis];
+  const struct step step = {stride == 1 ? padded : padded / stride, stride == 1 ? 0 : padded % stride, stride};
+  return step;
+}
+INLINE void advance(struct step *step)
+{
+  if (++step->phase == step->stride)
+    step->phase = 0, step->place++;
+}
+
+// Where a row of the input lies in its planes, in the first phase of the last axis; −1 where no window reads it.
+INLINE int64_t row_of_input(const struct windows *w, const struct planes *l, struct step depth, struct step height)
+{
+  const int64_t phase = (depth.phase * w->stride[1] + height.phase) * w->stride[2];
+  if (depth.place >= w->plane[0] || height.place >= w->plane[1])
+    return -1;
+  return phase * l->row + (depth.place * w->plane[1] + height.place) * w->plane[2] * w->lanes;
 }
 
 // One channel of the input into its planes, whose margins are zero already.
 static void lay_input(const struct windows *w, const struct planes *l, const data_storage *x, real *planes)
 {
-  for (int64_t d = 0; d < w->size[0]; d++)
-    for (int64_t h = 0; h < w->size[1]; h++) {
-      const int64_t place = row_of_input(w, l, d, h);
+  struct step depth = step_from(w, 0);
+  for (int64_t d = 0; d < w->size[0]; d++, advance(&depth)) {
+    struct step height = step_from(w, 1);
+    for (int64_t h = 0; h < w->size[1]; h++, advance(&height)) {
+      const int64_t place = row_of_input(w, l, depth, height);
       if (place < 0)
         continue;
       const data_storage *const row = x + d * w->x_strides[0] + h * w->x_strides[1];
@@ -177,14 +195,17 @@ static void lay_input(const struct windows *w, const struct planes *l, const dat
           to[r * l->row + q] = read_data(row + i);
       }
     }
+  }
 }
 
 // The same way back, of its gradient.
 static void take_input(const struct windows *w, const struct planes *l, const real *planes, data_storage *dx)
 {
-  for (int64_t d = 0; d < w->size[0]; d++)
-    for (int64_t h = 0; h < w->size[1]; h++, dx += w->size[2]) {
-      const int64_t place = row_of_input(w, l, d, h);
+  struct step depth = step_from(w, 0);
+  for (int64_t d = 0; d < w->size[0]; d++, advance(&depth)) {
+    struct step height = step_from(w, 1);
+    for (int64_t h = 0; h < w->size[1]; h++, advance(&height), dx += w->size[2]) {
+      const int64_t place = row_of_input(w, l, depth, height);
       if (place < 0) {
         memset(dx, 0, (size_t)w->size[2] * sizeof(*dx));
         continue;
@@ -207,6 +228,7 @@ static void take_input(const struct windows *w, const struct planes *l, const re
           write_data(dx + i, q < w->plane[2] ? from[r * l->row + q] : 0);
       }
     }
+  }
 }
 
 static void lay_gradient(const struct windows *w, const data_storage *dy, real *flat)
@@ -244,48 +266,46 @@ INLINE void turn_out(vec *square, data_storage *row, int64_t sample, int samples
     put_data(row + i * sample, square[i], n);
 }
 
-// Where a place of a row of the input lies behind the beginning of that row; −1 where no window reads it.
-INLINE int64_t place_in_row(const struct windows *w, const struct planes *l, int64_t i)
-{
-  const int64_t padded = i + w->before[2], q = padded / w->stride[2];
-  return q < w->plane[2] ? padded % w->stride[2] * l->row + q * LANES : -1;
-}
-
 static void lay_inputs(const struct windows *w, const struct planes *l, const data_storage *x, int samples, real *planes)
 {
-  for (int64_t d = 0; d < w->size[0]; d++)
-    for (int64_t h = 0; h < w->size[1]; h++) {
-      const int64_t place = row_of_input(w, l, d, h);
+  struct step depth = step_from(w, 0);
+  for (int64_t d = 0; d < w->size[0]; d++, advance(&depth)) {
+    struct step height = step_from(w, 1);
+    for (int64_t h = 0; h < w->size[1]; h++, advance(&height)) {
+      const int64_t place = row_of_input(w, l, depth, height);
+      struct step width = step_from(w, 2);
       for (int64_t i = 0; place >= 0 && i < w->size[2]; i += LANES) {
         vec square[LANES];
         const int n = PART(w->size[2] - i);
         turn_in(x + d * w->x_strides[0] + h * w->x_strides[1] + i, w->x_batch, samples, n, square);
-        for (int j = 0; j < n; j++) {
-          const int64_t at = place_in_row(w, l, i + j);
-          if (at >= 0)
-            store_real(planes + place + at, square[j]);
-        }
+        for (int j = 0; j < n && width.place < w->plane[2]; j++, advance(&width))
+          store_real(planes + place + width.phase * l->row + width.place * LANES, square[j]);
       }
     }
+  }
 }
 
 static void take_inputs(const struct windows *w, const struct planes *l, const real *planes, int samples,
                         data_storage *dx)
 {
   const int64_t sample = w->groups * w->in * w->size[0] * w->size[1] * w->size[2];
-  for (int64_t d = 0; d < w->size[0]; d++)
-    for (int64_t h = 0; h < w->size[1]; h++, dx += w->size[2]) {
-      const int64_t place = row_of_input(w, l, d, h);
+  struct step depth = step_from(w, 0);
+  for (int64_t d = 0; d < w->size[0]; d++, advance(&depth)) {
+    struct step height = step_from(w, 1);
+    for (int64_t h = 0; h < w->size[1]; h++, advance(&height), dx += w->size[2]) {
+      const int64_t place = row_of_input(w, l, depth, height);
+      struct step width = step_from(w, 2);
       for (int64_t i = 0; i < w->size[2]; i += LANES) {
         vec square[LANES];
         const int n = PART(w->size[2] - i);
-        for (int j = 0; j < LANES; j++) {
-          const int64_t at = place < 0 || j >= n ? -1 : place_in_row(w, l, i + j);
-          square[j] = at < 0 ? splat(0) : load_real(planes + place + at);
+        for (int j = 0; j < LANES; j++, advance(&width)) {
+          const int64_t at = place + width.phase * l->row + width.place * LANES;
+          square[j] = place < 0 || j >= n || width.place >= w->plane[2] ? splat(0) : load_real(planes + at);
         }
         turn_out(square, dx + i, sample, samples, n);
       }
     }
+  }
 }
 
 static void lay_gradients(const struct windows *w, const data_storage *dy, int samples, real *flat)
