@@ -121,25 +121,40 @@ class Convolution(Running, Windowed, _ConvNd):
             raise
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        y = self._by_kernel(input, weight, bias)
-        self._was_run_by("torch" if y is None else "c")
-        if y is not None:
-            return y
+        if worthwhile(input, self.spatial):
+            margins = self._margins(input.shape[2:])
+            if self.padding_mode != "zeros":
+                return self.convolve_padded(extend(input, margins, self.padding_mode), weight, bias)
+            y = self._by_kernel(input, weight, bias, margins)
+            if y is not None:
+                return y
+        self._was_run_by("torch")
         if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
             return super()._conv_forward(input, weight, bias)
-        padded = extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode)
-        return CONVOLVE[self.spatial](padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return self.convolve_padded(
+            extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode), weight, bias
+        )
 
-    def _by_kernel(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """Convolve by the kernel; None where torch's operator is to do it."""
-        if not worthwhile(x, self.spatial):
-            return None
-        before, after = zip(*self._margins(x.shape[2:]), strict=True)
-        none = (0,) * self.spatial
-        if self.padding_mode != "zeros" and before + after != none + none:
-            return None
+    def convolve_padded(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolve what has its padding already."""
+        y = None
+        if worthwhile(x, self.spatial):
+            y = self._by_kernel(x, weight, bias, ((0, 0),) * self.spatial)
+        if y is None:
+            self._was_run_by("torch")
+            y = CONVOLVE[self.spatial](x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return y
+
+    def _by_kernel(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, margins: Sequence[tuple[int, int]]
+    ) -> torch.Tensor | None:
+        """Convolve by the kernel, with zeros around; None where torch's operator is to do it."""
+        before, after = zip(*margins, strict=True)
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
-        return kernel.run(x, weight, bias, geometry, self.groups)
+        y = kernel.run(x, weight, bias, geometry, self.groups)
+        if y is not None:
+            self._was_run_by("c")
+        return y
 
     def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:
         """Return how far ahead of the input the first window starts, and how many windows there are.
@@ -383,8 +398,7 @@ class Conv1d(Convolution, torch.nn.Conv1d):
             return self._conv_forward(torch.where(steps, x, 0), self.weight, self.bias)
         spanned = (positions - 1) * self.stride[0] + self.reach[0]
         line = slide(size, spanned, 1, before=before, mode=self.padding_mode, device=x.device)
-        padded = Window((line,))(x).squeeze(-1)
-        return F.conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return self.convolve_padded(Window((line,))(x).squeeze(-1), self.weight, self.bias)
 
     def output_lengths(self, lengths: real.Lengths) -> torch.Tensor:
         """Return how many outputs belong to sequences of these lengths, as int64: none to an empty one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,14 +11,17 @@ from torch import Tensor
 from pellucid.errors import label, shape_text
 from pellucid.nn.windows import extend
 
+if TYPE_CHECKING:
+    from pellucid.nn.convolution import Conv1d
 
-def initial_state(layer: torch.nn.Conv1d, batch_size: int | None = None) -> Tensor:
+
+def initial_state(layer: Conv1d, batch_size: int | None = None) -> Tensor:
     """Return the state of a layer that has read nothing: (batch, in channels, 0), or (in channels, 0)."""
     batch = () if batch_size is None else (batch_size,)
     return layer.weight.new_zeros((*batch, layer.in_channels, 0))
 
 
-def advance(layer: torch.nn.Conv1d, x: Tensor, state: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+def advance(layer: Conv1d, x: Tensor, state: Tensor, reach: int) -> tuple[Tensor, Tensor]:
     """Convolve the next piece of a sequence, and return the state for the piece after it.
 
     The state is what the next windows will read again: the last ``reach`` − 1 entries, the padding ahead of the
@@ -41,17 +46,17 @@ def advance(layer: torch.nn.Conv1d, x: Tensor, state: Tensor, reach: int) -> tup
     windows = history[..., first:]
     if outputs == 0:
         windows = F.pad(windows, (0, max(reach - windows.shape[-1], 0)))
-    y = F.conv1d(windows, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
+    y = layer.convolve_padded(windows, layer.weight, layer.bias)
     kept = before + seen % stride if history.shape[-1] else 0
     return y[..., :outputs], history[..., history.shape[-1] - kept :].clone()
 
 
-def pointwise(layer: torch.nn.Conv1d, x: Tensor) -> Tensor:
+def pointwise(layer: Conv1d, x: Tensor) -> Tensor:
     """Apply a convolution of one entry, which needs no state, to a piece that may be empty."""
     return advance(layer, x, x[..., :0], 1)[0]
 
 
-def refuse_misfit(layer: torch.nn.Conv1d, x: Tensor, state: Tensor, reach: int) -> None:
+def refuse_misfit(layer: Conv1d, x: Tensor, state: Tensor, reach: int) -> None:
     """Raise a RuntimeError if a state does not fit the layer or the piece."""
     before = reach - 1
     most = before + layer.stride[0] - 1
