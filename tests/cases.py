@@ -45,8 +45,9 @@ class Case:
     @property
     def name(self) -> str:
         """A readable test id."""
-        call = {name: value.ndim if name in FURTHER else value for name, value in self.call.items()}
-        options = [str(a) for a in self.args] + [f"{k}={v}" for k, v in {**self.kwargs, **call}.items()]
+        call = {name: value.ndim if name in FURTHER else value for name, value in {**self.kwargs, **self.call}.items()}
+        named = {name: getattr(value, "__name__", value) for name, value in call.items()}  # no address of a function
+        options = [str(a) for a in self.args] + [f"{k}={v}" for k, v in named.items()]
         return f"{self.layer}({','.join(options)})-{'x'.join(map(str, self.shape))}".replace(" ", "")
 
     def build(self, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
