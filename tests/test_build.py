@@ -140,7 +140,7 @@ def test_flags_arguments_and_libraries_make_another_library(monkeypatch, tmp_pat
     assert len(kernels(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("name", ["version", "_processor"])
+@pytest.mark.parametrize("name", ["version", "processor"])
 def test_another_compiler_or_processor_makes_another_library(monkeypatch, tmp_path, name):
     load(TEXT)
     monkeypatch.setattr(build, name, lambda *_: "another")

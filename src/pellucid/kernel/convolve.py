@@ -22,14 +22,27 @@ from pellucid.kernel.choice import faster
 from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.window import BIAS, DW, DX, DY, WEIGHT, Geometry, Windows, X, Y, readable, rounded, text
+from pellucid.kernel.window import (
+    BIAS,
+    DW,
+    DX,
+    DY,
+    WEIGHT,
+    Geometry,
+    Windows,
+    X,
+    Y,
+    readable,
+    remembered,
+    rounded,
+    text,
+)
 from pellucid.kernel.window import lanes as vector_lanes
 
 aten = torch.ops.aten
 LEAST_TASKS = 16  # of a backward pass: groups times parts of the batch
 MOST_IN_ROW = 40  # entries; a longer row fills its vectors by itself
 MOST_BESIDE = 2**18  # entries of samples that lie beside each other; more would not stay in the second cache
-MOST_BOUND = 1024  # shapes that are remembered
 NAME = "convolve"
 
 
@@ -53,11 +66,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, grou
     wanted = tuple([grad and t.requires_grad for t in tensors])
     forced = chosen_backend() == "c"
     key = (x.shape, x.stride(), x.dtype, weight.shape, geometry, groups, wanted, forced, torch.get_num_threads())
-    kernel = _bound.get(key)
-    if kernel is None and key not in _bound:
-        if len(_bound) >= MOST_BOUND:
-            _bound.clear()
-        kernel = _bound[key] = _try_to_bind(x, weight, bias, geometry, groups, wanted, forced)
+    kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, geometry, groups, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
     return _Convolution.apply(kernel, *tensors) if any(wanted) else kernel.forward(x, weight, bias)

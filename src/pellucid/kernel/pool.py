@@ -15,13 +15,12 @@ from pellucid.kernel.choice import faster
 from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.window import BEST, DX, DY, Geometry, Windows, X, Y, readable, rounded, text
+from pellucid.kernel.window import BEST, DX, DY, Geometry, Windows, X, Y, readable, remembered, rounded, text
 
 Reference = Callable[[Tensor], Tensor]
 NAME = "pool"
 MOST_TAPS = 256  # a byte says which one it was
 OPERATIONS_OF_AN_ENTRY = 20  # of the input, in the time that they take: most of it is the way into a plane and back
-MOST_BOUND = 1024  # shapes that are remembered
 
 
 def greatest(x: Tensor, geometry: Geometry, reference: Reference) -> Tensor | None:
@@ -50,11 +49,7 @@ def _run(x: Tensor, geometry: Geometry, scale: float | None, reference: Referenc
         return None
     wanted, forced = torch.is_grad_enabled() and x.requires_grad, chosen_backend() == "c"
     key = (x.shape, x.stride(), x.dtype, geometry, scale, wanted, forced, torch.get_num_threads())
-    kernel = _bound.get(key)
-    if kernel is None and key not in _bound:
-        if len(_bound) >= MOST_BOUND:
-            _bound.clear()
-        kernel = _bound[key] = _try_to_bind(x, geometry, scale, wanted, forced, reference)
+    kernel = remembered(_bound, key, lambda: _try_to_bind(x, geometry, scale, wanted, forced, reference))
     if not kernel:
         return None
     return _Pool.apply(kernel, reference, x) if wanted else kernel.forward(x, False)[0]

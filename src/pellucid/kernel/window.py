@@ -11,8 +11,8 @@ import functools
 import itertools
 import math
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from pellucid.kernel.threads import useful
 AXES = 3
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
+MOST_REMEMBERED = 1024  # shapes
 # Places in struct windows of c/window.h.
 X, WEIGHT, BIAS, DY, Y, DX, DW, BEST, TAPS, WORK = range(10)
 
@@ -138,6 +139,15 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 def lanes(dtype: torch.dtype, name: str) -> int:
     """How many numbers a vector holds in a header's kernels for a type in memory."""
     return _library(dtype, name).lanes()
+
+
+def remembered(kernels: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """What was made for a key, which may be None; when too many keys are known, all are forgotten."""
+    if key not in kernels:
+        if len(kernels) >= MOST_REMEMBERED:
+            kernels.clear()
+        kernels[key] = make()
+    return kernels[key]
 
 
 def rounded(sizes: Sequence[int]) -> list[int]:
