@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import math
+import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,9 +27,12 @@ from pellucid.kernel.threads import useful
 AXES = 3
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
+MOST_KEPT = 2**22  # bytes of a Python thread that wait for its next call
 MOST_REMEMBERED = 1024  # shapes
 # Places in struct windows of c/window.h.
 X, WEIGHT, BIAS, DY, Y, DX, DW, BEST, TAPS, WORK = range(10)
+
+_kept = threading.local()
 
 
 class Geometry(NamedTuple):
@@ -100,9 +104,10 @@ class Windows:
         self._blank = (*(0,) * TAPS, self._taps.buffer_info()[0], 0, *fixed)
         self._more, self.taps = tuple(more), math.prod(kernel)
         self.operations = 2 * batch * channels * out * math.prod((*kernel, *results))
-        self._library = _library(x.dtype, name)
+        library = _library(x.dtype, name)
+        self._run = {"forward": library.forward, "backward": library.backward}
         probe, found = array("q", (*self._blank, 1, 0, *more)), array("q", (0, 0))
-        self._library.work_bytes(probe.buffer_info()[0], found.buffer_info()[0])
+        library.work_bytes(probe.buffer_info()[0], found.buffer_info()[0])
         self._shared, self._own = found
         self.fits = self._own <= MOST_SCRATCH
 
@@ -113,10 +118,20 @@ class Windows:
             if tensor is not None:
                 call[place] = tensor.data_ptr()
         threads = useful(self.operations * passes)
-        work = memory.empty((self._shared + threads.number * self._own + memory.ALIGNMENT,), torch.uint8)
+        work = _work(self._shared + threads.number * self._own + memory.ALIGNMENT)
         call[WORK] = memory.aligned(work)
         call.extend((*threads, *self._more))
-        getattr(self._library, direction)(call.buffer_info()[0])
+        self._run[direction](call.buffer_info()[0])
+
+
+def _work(size: int) -> Tensor:
+    """Memory for planes and packed weights; every Python thread keeps what is not much."""
+    if size > MOST_KEPT:
+        return memory.empty((size,), torch.uint8)
+    work = getattr(_kept, "work", None)
+    if work is None or work.numel() < size:
+        work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
+    return work
 
 
 def worthwhile(x: Tensor, axes: int) -> bool:
