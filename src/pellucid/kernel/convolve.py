@@ -23,10 +23,12 @@ from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.window import (
+    BEST,
     BIAS,
     DW,
     DX,
     DY,
+    MOST_TAPS,
     WEIGHT,
     Geometry,
     Windows,
@@ -44,9 +46,12 @@ LEAST_TASKS = 16  # of a backward pass: groups times parts of the batch
 MOST_IN_ROW = 40  # entries; a longer row fills its vectors by itself
 MOST_BESIDE = 2**18  # entries of samples that lie beside each other; more would not stay in the second cache
 NAME = "convolve"
+MAXIMA: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int) -> Tensor | None:
+def run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int, patch: Geometry | None = None
+) -> Tensor | None:
     """Convolve by the kernel, differentiable in all three; None where torch's own operator is faster or must do it.
 
     Which one is faster is measured when work of such a size is met for the first time; ``pellucid.backend("c")`` asks
@@ -58,6 +63,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, grou
         bias: (out channels,) or None.
         geometry: how the windows lie.
         groups: of channels.
+        patch: how windows over the result lie; then the greatest of each is the result, as of max pooling.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if not runs(*tensors) or autocast_dtype(x) is not None:
@@ -65,11 +71,12 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, grou
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in tensors])
     forced = chosen_backend() == "c"
-    key = (x.shape, x.stride(), x.dtype, weight.shape, geometry, groups, wanted, forced, torch.get_num_threads())
-    kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, geometry, groups, wanted, forced))
+    lies = (geometry, groups, patch)
+    key = (x.shape, x.stride(), x.dtype, weight.shape, lies, wanted, forced, torch.get_num_threads())
+    kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, lies, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
-    return _Convolution.apply(kernel, *tensors) if any(wanted) else kernel.forward(x, weight, bias)
+    return _Convolution.apply(kernel, *tensors) if any(wanted) else kernel.forward(x, weight, bias)[0]
 
 
 _bound: dict[Any, Convolution | None] = {}
@@ -79,19 +86,21 @@ def _try_to_bind(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    geometry: Geometry,
-    groups: int,
+    lies: tuple[Geometry, int, Geometry | None],
     wanted: Sequence[bool],
     forced: bool,
 ) -> Convolution | None:
+    geometry, groups, patch = lies
     if not readable(x, weight.dim() - 2) or weight.dtype != x.dtype or min(geometry.results(x.shape[2:])) <= 0:
         return None
     if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
     try:
-        kernel = Convolution(x, weight, geometry, groups)
+        kernel = Convolution(x, weight, *lies)
     except BuildError as error:
         warn_of_fallback("a convolution", error)
+        return None
+    if min(kernel.result) <= 0 or (patch is not None and math.prod(patch.kernel) > MOST_TAPS):
         return None
     if forced:
         return kernel
@@ -105,20 +114,22 @@ def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | No
     dy = torch.ones(kernel.result, dtype=x.dtype)
 
     def ours() -> None:
-        kernel.forward(x, weight, bias)
+        best = kernel.forward(x, weight, bias, any(needed))[1]
         if any(needed):
-            kernel.backward(x, weight, dy, needed)
+            kernel.backward(x, weight, dy, needed, best)
 
     def usual() -> None:
-        kernel.forward_by_torch(x, weight, bias)
+        found = kernel.forward_by_torch(x, weight, bias)
         if any(needed):
-            kernel.backward_by_torch(x, weight, dy, needed)
+            kernel.backward_by_torch(x, weight, dy, needed, found)
 
     names = [name for name, need in zip(("input", "weight", "bias"), needed, strict=True) if need]
     work = f"gradients of {', '.join(names)}" if names else "no gradient"
     shapes = (
         f"{rounded((x.shape[0], *x.shape[2:]))} {list(weight.shape)} {kernel.groups} groups {list(kernel.geometry)}"
     )
+    if kernel.patch is not None:
+        shapes += f" greatest of {list(kernel.patch)}"
     return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours)
 
 
@@ -127,18 +138,22 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        y, best = kernel.forward(x, weight, bias, save=True)
+        ctx.save_for_backward(x, weight, bias, best)
         ctx.kernel = kernel
-        return kernel.forward(x, weight, bias)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        x, weight, bias, best = ctx.saved_tensors
         needed = (*ctx.needs_input_grad[1:], False)[:3]
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        again = torch.is_grad_enabled() or batched or not in_plain_python(dy)
-        backward = ctx.kernel.backward_by_torch if again else ctx.kernel.backward
-        return None, *backward(x, weight, dy, needed)[: len(ctx.needs_input_grad) - 1]
+        if not (torch.is_grad_enabled() or batched or not in_plain_python(dy)):
+            gradients = ctx.kernel.backward(x, weight, dy, needed, best)
+        else:
+            found = None if ctx.kernel.patch is None else ctx.kernel.forward_by_torch(x, weight, bias)
+            gradients = ctx.kernel.backward_by_torch(x, weight, dy, needed, found)
+        return None, *gradients[: len(ctx.needs_input_grad) - 1]
 
 
 def _samples_beside(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> int:
@@ -159,25 +174,31 @@ class Convolution(Windows):
         weight: (out channels, in channels per group, *kernel).
         geometry: how the windows lie.
         groups: of channels.
+        patch: how windows over the result lie, of which the greatest is taken; None for the result itself.
 
     Raises:
         BuildError: there is no compiler.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> None:
+    def __init__(
+        self, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, patch: Geometry | None = None
+    ) -> None:
         lanes = _samples_beside(x, weight, geometry, groups)
         parts = min(-(-x.shape[0] // lanes), max(1, -(-LEAST_TASKS // groups)))
-        super().__init__(x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes)
-        self._weight, self._zeros = weight.shape, (0,) * len(geometry.kernel)
+        super().__init__(x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes, patch)
+        self._weight, self._zeros, self.patch = weight.shape, (0,) * len(geometry.kernel), patch
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The result, (batch, out channels, *positions)."""
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, (batch, out channels, *positions), and of a patch which of its entries it was, uint8."""
         y = memory.empty(self.result, self.dtype)
-        self.call("forward", {X: x, WEIGHT: weight.contiguous(), BIAS: bias, Y: y})
-        return y
+        best = memory.empty(self.result, torch.uint8) if save and self.patch is not None else None
+        self.call("forward", {X: x, WEIGHT: weight.contiguous(), BIAS: bias, Y: y, BEST: best})
+        return y, best
 
     def backward(
-        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool]
+        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], best: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of input, weight and bias, as far as they are needed."""
         dx = memory.empty(self.input, self.dtype) if needed[0] else None
@@ -185,21 +206,35 @@ class Convolution(Windows):
         if needed[1] or needed[2]:
             real = torch.float64 if self.dtype == torch.float64 else torch.float32
             dw = torch.empty(self.parts, size + self._weight[0], dtype=real)
-        places = {X: x, WEIGHT: weight.contiguous(), DY: dy.contiguous(), DX: dx, DW: dw}
+        places = {X: x, WEIGHT: weight.contiguous(), DY: dy.contiguous(), BEST: best, DX: dx, DW: dw}
         self.call("backward", places, (dx is not None) + (dw is not None))
         if dw is None:
             return dx, None, None
         total = (dw.sum(0) if self.parts > 1 else dw[0]).to(self.dtype)
         return dx, total[:size].view(self._weight), total[size:]
 
-    def forward_by_torch(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same by torch's operator."""
+    def forward_by_torch(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same by torch's operators, and of a patch where its greatest entry is, as torch counts."""
         padded, padding = self._padded(x)
         stride, dilation = self.geometry.stride, self.geometry.dilation
-        return aten.convolution(padded, weight, bias, stride, padding, dilation, False, self._zeros, self.groups)
+        y = aten.convolution(padded, weight, bias, stride, padding, dilation, False, self._zeros, self.groups)
+        if self.patch is None:
+            return y, None
+        return MAXIMA[len(self._zeros)](y, self.patch.kernel, self.patch.stride, return_indices=True)
 
-    def backward_by_torch(self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool]) -> Any:
-        """The gradients by torch's operator, which may be differentiated again."""
+    def backward_by_torch(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        dy: Tensor,
+        needed: Sequence[bool],
+        found: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Any:
+        """The gradients by torch's operator, which may be differentiated again; ``found`` is what forward gave."""
+        if found is not None and found[1] is not None:
+            whole = self.geometry.results(x.shape[2:])
+            flat = dy.new_zeros(*dy.shape[:2], math.prod(whole))
+            dy = flat.scatter_add(-1, found[1].flatten(2), dy.flatten(2)).unflatten(-1, whole)
         padded, padding = self._padded(x)
         geometry = self.geometry
         options = (geometry.stride, padding, geometry.dilation, False, self._zeros, self.groups, list(needed))

@@ -15,11 +15,10 @@ from pellucid.kernel.choice import faster
 from pellucid.kernel.nested import runs
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.window import BEST, DX, DY, Geometry, Windows, X, Y, readable, remembered, rounded, text
+from pellucid.kernel.window import BEST, DX, DY, MOST_TAPS, Geometry, Windows, X, Y, readable, remembered, rounded, text
 
 Reference = Callable[[Tensor], Tensor]
 NAME = "pool"
-MOST_TAPS = 256  # a byte says which one it was
 OPERATIONS_OF_AN_ENTRY = 20  # of the input, in the time that they take: most of it is the way into a plane and back
 
 

@@ -27,10 +27,11 @@ from pellucid.kernel.threads import useful
 AXES = 3
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
+MOST_TAPS = 256  # of which the greatest is taken: a byte says which one it was
 MOST_KEPT = 2**22  # bytes of a Python thread that wait for its next call
 MOST_REMEMBERED = 1024  # shapes
 # Places in struct windows of c/window.h.
-X, WEIGHT, BIAS, DY, Y, DX, DW, BEST, TAPS, WORK = range(10)
+X, WEIGHT, BIAS, DY, Y, DX, DW, BEST, TAPS, PATCH, WORK = range(11)
 
 _kept = threading.local()
 
@@ -66,6 +67,7 @@ class Windows:
         parts: of the batch, each with its own sums.
         name: of the kernel's header.
         lanes: samples that lie beside each other while they are computed: 1, or as many as a vector has lanes.
+        patch: how windows over the result lie of which the greatest is taken, without margins.
         more: what the kernel is told beside.
 
     Raises:
@@ -81,6 +83,7 @@ class Windows:
         parts: int,
         name: str,
         lanes: int = 1,
+        patch: Geometry | None = None,
         more: Sequence[int] = (),
     ) -> None:
         batch, channels, *size = x.shape
@@ -101,7 +104,14 @@ class Windows:
         outer = (*(0,) * (AXES - 1), *x.stride()[2:-1])[1 - AXES :]
         fixed = (batch, groups, channels // groups, out, len(self._taps) // 2, *x.stride()[:2], *outer)
         fixed += (*ones, *size, *results, *before, *stride, *plane, parts, lanes)
-        self._blank = (*(0,) * TAPS, self._taps.buffer_info()[0], 0, *fixed)
+        self._patch, pooled, step = array("q", (0,)), (0,) * AXES, (0,) * AXES
+        if patch is not None:
+            span, step = (*ones, *patch.kernel), (*ones, *patch.stride)
+            pooled = (*ones, *patch.results(results[missing:]))
+            self._patch = array("q", (lanes * _folded(place, plane) for place in itertools.product(*map(range, span))))
+            self.result = (batch, groups * out, *pooled[missing:])
+        fixed += (0 if patch is None else len(self._patch), *pooled, *step)
+        self._blank = (*(0,) * TAPS, self._taps.buffer_info()[0], self._patch.buffer_info()[0], 0, *fixed)
         self._more, self.taps = tuple(more), math.prod(kernel)
         self.operations = 2 * batch * channels * out * math.prod((*kernel, *results))
         library = _library(x.dtype, name)

@@ -239,6 +239,105 @@ static void add_lanes(const real *vectors, int64_t count, real *to)
   }
 }
 
+// -- patches of results ---------------------------------------------------------------------------------------------
+
+// Where the patches of a row of the pooled result begin, in the flat result.
+INLINE int64_t patches_at(const struct windows *w, int64_t d, int64_t h)
+{
+  const int64_t depth = d * w->patch_stride[0], height = h * w->patch_stride[1];
+  return (depth * w->plane[1] + height) * w->plane[2] * w->lanes;
+}
+INLINE int64_t pooled_size(const struct windows *w) { return w->pooled[0] * w->pooled[1] * w->pooled[2]; }
+
+// Whether a patch is two columns wide, and the next one begins behind it.
+INLINE int in_pairs(const struct windows *w)
+{
+  int paired = w->patch_stride[2] == 2 && w->patch_count % 2 == 0;
+  for (int64_t t = 0; paired && t < w->patch_count; t += 2)
+    paired = w->patch[t + 1] == w->patch[t] + 1;
+  return paired;
+}
+
+// n patches that lie one behind the other: the greatest of each, and which it was.
+INLINE void pool_row(const struct windows *w, const real *flat, int paired, int n, vec *value, vec *tap)
+{
+  *value = *tap = splat(0);
+  if (paired) {
+    for (int64_t t = 0; t < w->patch_count; t += 2) {
+      vec even, odd;
+      apart(load_real(flat + w->patch[t]), load_real(flat + w->patch[t] + LANES), &even, &odd);
+      compete(even, t, value, tap), compete(odd, t + 1, value, tap);
+    }
+    return;
+  }
+  for (int64_t t = 0; t < w->patch_count; t++) {
+    vec entry = splat(0);
+    for (int i = 0; i < n; i++)
+      entry[i] = flat[w->patch[t] + i * w->patch_stride[2]];
+    compete(entry, t, value, tap);
+  }
+}
+
+static void take_pooled(const struct windows *w, const real *flat, int samples, data_storage *y, uint8_t *best,
+                        real bias)
+{
+  const int paired = in_pairs(w);
+  const int64_t width = w->pooled[2], sample = w->groups * w->out * pooled_size(w);
+  for (int64_t d = 0; d < w->pooled[0]; d++)
+    for (int64_t h = 0; h < w->pooled[1]; h++, y += width, best = best ? best + width : best) {
+      const real *const row = flat + patches_at(w, d, h);
+      for (int64_t i = 0; i < width; i += LANES) {
+        const int n = PART(width - i);
+        if (w->lanes == 1) {
+          vec value, tap;
+          pool_row(w, row + i * w->patch_stride[2], paired, n, &value, &tap);
+          put_data(y + i, value + splat(bias), n);
+          if (best)
+            put_taps(best + i, tap, n);
+          continue;
+        }
+        vec values[LANES], taps[LANES];
+        for (int j = 0; j < LANES; j++) {
+          values[j] = taps[j] = splat(0);
+          for (int64_t t = 0; j < n && t < w->patch_count; t++)
+            compete(load_real(row + (i + j) * w->patch_stride[2] * LANES + w->patch[t]), t, values + j, taps + j);
+          values[j] += splat(bias);
+        }
+        turn_out(values, y + i, sample, samples, n);
+        if (!best)
+          continue;
+        transpose(taps);
+        for (int s = 0; s < samples; s++)
+          put_taps(best + s * sample + i, taps[s], n);
+      }
+    }
+}
+
+// The gradient of the pooled result goes to the greatest of every patch; the flat gradient is zero before.
+static void lay_pooled(const struct windows *w, const data_storage *dy, const uint8_t *best, int samples, real *flat)
+{
+  const int64_t width = w->pooled[2], sample = w->groups * w->out * pooled_size(w);
+  for (int64_t d = 0; d < w->pooled[0]; d++)
+    for (int64_t h = 0; h < w->pooled[1]; h++, dy += width, best += width) {
+      real *const row = flat + patches_at(w, d, h);
+      for (int64_t i = 0; w->lanes == 1 && i < width; i++)
+        row[i * w->patch_stride[2] + w->patch[best[i]]] += read_data(dy + i);
+      for (int64_t i = 0; w->lanes > 1 && i < width; i += LANES) {
+        vec given[LANES], taps[LANES];
+        const int n = PART(width - i);
+        turn_in(dy + i, sample, samples, n, given);
+        for (int s = 0; s < LANES; s++)
+          taps[s] = s < samples ? get_taps(best + s * sample + i, n) : splat(0);
+        transpose(taps);
+        for (int j = 0; j < n; j++)
+          for (int64_t t = 0; t < w->patch_count; t++) {
+            real *const place = row + (i + j) * w->patch_stride[2] * LANES + w->patch[t];
+            store_real(place, load_real(place) + choose(taps[j] == splat((real)t), given[j], splat(0)));
+          }
+      }
+    }
+}
+
 // -- the passes -----------------------------------------------------------------------------------------------------
 
 struct pass {
@@ -330,6 +429,11 @@ static void forward_task(const void *context, int64_t task, int64_t worker)
     }
     for (int64_t o = 0; o < w->out; o++) {
       const real bias = w->bias ? read_data(w->bias + g * w->out + o) : 0;
+      if (w->patch_count) {
+        const int64_t at = ((b * w->groups + g) * w->out + o) * pooled_size(w);
+        take_pooled(w, out + o * l->place_row, samples_from(w, b), w->y + at, w->best ? w->best + at : 0, bias);
+        continue;
+      }
       data_storage *const y = w->y + ((b * w->groups + g) * w->out + o) * size;
       if (w->lanes == 1)
         take_result(w, out + o * l->place_row, y, bias);
@@ -417,6 +521,12 @@ static void backward_task(const void *context, int64_t task, int64_t worker)
       const int64_t b = (unit + i) * w->lanes;
       real *const own = dy + i * l->dy_sample;
       for (int64_t o = 0; o < w->out; o++) {
+        if (w->patch_count) {
+          const int64_t at = ((b * w->groups + g) * w->out + o) * pooled_size(w);
+          memset(own + o * l->dy_row + l->margin, 0, (size_t)l->planes.places * sizeof(real));
+          lay_pooled(w, w->dy + at, w->best + at, samples_from(w, b), own + o * l->dy_row + l->margin);
+          continue;
+        }
         const data_storage *const given = w->dy + ((b * w->groups + g) * w->out + o) * size;
         if (w->lanes == 1)
           lay_gradient(w, given, own + o * l->dy_row + l->margin);
@@ -460,7 +570,8 @@ static void divide_work(const struct windows *w, struct pass *pass, int64_t *sha
   const int64_t packed = l.weights > l.dx_weights ? l.weights : l.dx_weights;
   const int64_t lists = (terms + w->out * w->tap_count + l.planes.phases) * (int64_t)sizeof(int64_t);
   *shared = ROUNDED(lists) + ROUNDED(w->groups * packed * (int64_t)sizeof(real));
-  const int64_t forward = l.in_sample + rows_of_tiles(w->out, l.channels) * l.place_row;
+  // Pairs of a patch are read up to two vectors behind the last place.
+  const int64_t forward = l.in_sample + rows_of_tiles(w->out, l.channels) * l.place_row + 2 * LANES;
   const int64_t together = l.samples * (l.in_sample + l.dy_sample);
   const int64_t backward = together + l.dx_planes + l.accumulators + w->out * LANES;
   pass->bytes = ROUNDED((forward > backward ? forward : backward) * (int64_t)sizeof(real));

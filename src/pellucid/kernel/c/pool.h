@@ -17,18 +17,6 @@ struct pool_pass {
   int64_t bytes; // of a thread's scratch
 };
 
-// The numbers of the taps are kept in reals while they are looked for; bytes have LANES of them at a time.
-INLINE void put_taps(uint8_t *to, vec taps, int n)
-{
-  const bool_lanes bytes = __builtin_convertvector(__builtin_convertvector(taps, ivec), bool_lanes);
-  memcpy(to, &bytes, (size_t)n);
-}
-INLINE vec get_taps(const uint8_t *from, int n)
-{
-  bool_lanes bytes = {0};
-  memcpy(&bytes, from, (size_t)n);
-  return __builtin_convertvector(bytes, vec);
-}
 INLINE void take_taps(uint8_t *to, const real *from, int64_t count)
 {
   for (int64_t i = 0; i < count; i += LANES)
@@ -38,13 +26,6 @@ INLINE void lay_taps(real *to, const uint8_t *from, int64_t count)
 {
   for (int64_t i = 0; i < count; i += LANES)
     put_real(to + i, get_taps(from + i, PART(count - i)), PART(count - i));
-}
-
-// A better entry takes the place of the best one so far.
-INLINE void compete(vec entry, int64_t tap, vec *best, vec *best_tap)
-{
-  const ivec better = tap == 0 ? (ivec){0} - 1 : (entry > *best) | (entry != entry);
-  *best = choose(better, entry, *best), *best_tap = choose(better, splat((real)tap), *best_tap);
 }
 
 // All places of a channel.

@@ -18,12 +18,14 @@ struct windows {
   real *dw;                                   // of every part: the weights' and then the biases'; or NULL
   uint8_t *best;                              // of a maximum: which tap it was, for every result; or NULL
   const int64_t *taps;                        // of every tap: its phase, and its distance within the phase's plane
+  const int64_t *patch;                       // of every result of a patch: its distance; where the greatest is taken
   char *work;
   int64_t batch, groups, in, out, tap_count; // channels of one group
   int64_t x_batch, x_channel, x_strides[AXES - 1];
   int64_t size[AXES], result[AXES], before[AXES], stride[AXES], plane[AXES];
   int64_t parts; // of the batch, each with its own part of dw
   int64_t lanes; // samples that lie beside each other: 1 or LANES
+  int64_t patch_count, pooled[AXES], patch_stride[AXES]; // patches of results, 0 where none are pooled
   struct threads threads;
 };
 
@@ -248,6 +250,27 @@ static void take_result(const struct windows *w, const real *flat, data_storage 
 INLINE const data_storage *channel_of(const struct windows *w, int64_t b, int64_t g, int64_t c)
 {
   return w->x + b * w->x_batch + (g * w->in + c) * w->x_channel;
+}
+
+// -- the greatest of several ---------------------------------------------------------------------------------------
+
+// The numbers of the taps are kept in reals while they are looked for; bytes have LANES of them at a time.
+INLINE void put_taps(uint8_t *to, vec taps, int n)
+{
+  const bool_lanes bytes = __builtin_convertvector(__builtin_convertvector(taps, ivec), bool_lanes);
+  memcpy(to, &bytes, (size_t)n);
+}
+INLINE vec get_taps(const uint8_t *from, int n)
+{
+  bool_lanes bytes = {0};
+  memcpy(&bytes, from, (size_t)n);
+  return __builtin_convertvector(bytes, vec);
+}
+// A better entry takes the place of the best one so far.
+INLINE void compete(vec entry, int64_t tap, vec *best, vec *best_tap)
+{
+  const ivec better = tap == 0 ? (ivec){0} - 1 : (entry > *best) | (entry != entry);
+  *best = choose(better, entry, *best), *best_tap = choose(better, splat((real)tap), *best_tap);
 }
 
 // -- samples beside each other ---------------------------------------------------------------------------------------
