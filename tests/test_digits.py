@@ -386,7 +386,7 @@ def test_explanation_of_the_largest_output(trained, parts, lang, words):
     result = run("predict", trained / "best.ckpt", "--explain", "--lang", lang)
     assert result.exit_code == 0, result.output
     network = load(trained / "best.ckpt").network
-    largest = network.lenet.first(network.framed(parts["test"].pictures[:1])).max().item()
+    largest = network.lenet.first.convolution(network.framed(parts["test"].pictures[:1])).max().item()
     assert words in result.output
     assert f"{largest:.4g}" in result.output
     assert words not in run("predict", trained / "best.ckpt", "--lang", lang).output

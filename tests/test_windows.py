@@ -20,6 +20,7 @@ from pellucid.kernel import build, choice, convolve, memory
 few = settings(max_examples=int(os.environ.get("WINDOW_EXAMPLES", "60")), deadline=None)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MAXIMA = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+STAGES = {1: nn.ConvPool1d, 2: nn.ConvPool2d, 3: nn.ConvPool3d}
 AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
@@ -322,6 +323,76 @@ def test_pooling_of_types_in_memory(layer, dtype):
     check(layer, draw_input(1, 2, 3, 31, 63), dtype)
 
 
+# -- convolution and pooling in one pass -------------------------------------------------------------------------------
+
+
+@st.composite
+def stages(draw):
+    """Any convolution with a pooling behind it, and an input that gives it a patch."""
+    axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
+
+    def tuples(numbers):
+        return tuple(draw(numbers) for _ in range(axes))
+
+    window = (
+        tuples(st.integers(1, 3)),
+        tuples(st.integers(1, 2)),
+        tuples(st.integers(0, 2)),
+        tuples(st.integers(1, 2)),
+    )
+    pool_size, pool_stride = tuples(st.integers(1, 3)), tuples(st.integers(1, 3))
+    if draw(st.booleans()):
+        pool_size = pool_stride = (2,) * axes
+    activation = draw(st.sampled_from([F.relu, torch.tanh, None]))
+    with torch.random.fork_rng():
+        torch.manual_seed(draw(st.integers(0, 99)))
+        options = {"activation": activation, "pool_size": pool_size, "pool_stride": pool_stride}
+        channels = (groups * draw(st.integers(1, 3)), groups * draw(st.sampled_from([1, 2, 6, 9])))
+        layer = STAGES[axes](*channels, *window, groups, draw(st.booleans()), **options)
+    size = tuples(st.integers(9, 24 if axes < 3 else 10))
+    batch = draw(st.sampled_from([1, 2, 5, 17, 35]))
+    return layer, draw_input(draw(st.integers(0, 99)), batch, channels[0], *size)
+
+
+@given(stages(), st.sampled_from([torch.float64, torch.float32]))
+@few
+def test_property_every_stage(case, dtype):
+    check(*case, dtype)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 12, 13), (17, 1, 12, 13)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_stage_of_types_in_memory(shape, dtype):
+    torch.manual_seed(3)
+    layer = nn.ConvPool2d(1, 3, 3, padding=1, activation=None).to(dtype)
+    x = draw_input(5, *shape).to(dtype).requires_grad_()
+    y = by_kernel(layer, x)
+    whole = F.max_pool2d(F.conv2d(x.double(), *(p.double() for p in layer.parameters()), padding=1), 2)
+    torch.testing.assert_close(y.double(), whole, rtol=2e-2, atol=2e-2)
+    y.sum().backward()
+    torch.testing.assert_close(layer.convolution.bias.grad.double(), torch.full((3,), float(y[:, 0].numel())).double())
+
+
+def test_gradients_of_gradients_of_a_stage():
+    torch.manual_seed(0)
+    layer = nn.ConvPool2d(2, 3, 2, padding="same", activation=torch.tanh).double()
+    x = draw_input(6, 2, 2, 7, 7).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x), x)
+    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), x)
+
+
+def test_what_a_stage_does_step_by_step():
+    layer, x = nn.ConvPool2d(2, 4, 3), torch.randn(3, 2, 9, 9)
+    expected = by_kernel(layer, x)
+    with pellucid.backend("c"):
+        layer.convolution.register_forward_hook(lambda *_: None)  # whoever looks at the convolution must see it
+        torch.testing.assert_close(layer(x), expected)
+        assert layer.backend == layer.convolution.backend == "c"
+        falling = nn.ConvPool2d(2, 4, 3, activation=F.gelu)
+        falling.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(falling(x), F.max_pool2d(F.gelu(layer.convolution(x)), 2))
+
+
 # -- the best match in a sentence --------------------------------------------------------------------------------------
 
 
@@ -469,6 +540,7 @@ def sweep(count=40):
         size, groups = [draws.randint(6, 18) for _ in range(axes)], draws.choice((1, 2))
         x = torch.randn(draws.choice((3, 19)), 2 * groups, *size, requires_grad=True)
         layers = [CONVOLUTIONS[axes](2 * groups, 3 * groups, kernel, stride, padding, groups=groups)]
+        layers.append(STAGES[axes](2 * groups, 3 * groups, kernel, 1, padding, groups=groups, pool_stride=1))
         layers += [kind[axes](kernel, stride, [min(p, k // 2) for p, k in zip(padding, kernel, strict=True)])
                    for kind in (MAXIMA, AVERAGES)]  # fmt: skip
         for layer in layers:

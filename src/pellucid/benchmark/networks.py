@@ -120,22 +120,26 @@ def _sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def backends(network: torch.nn.Module) -> str:
-    """What pellucid's layers in a network say that they ran on."""
-    return ", ".join(sorted({ran(layer) for layer in network.modules() if isinstance(layer, Component)}))
+    """What pellucid's layers in a network say that they ran on, but for those inside a layer that ran in one pass."""
+    found = {ran(layer) for layer in network.modules() if isinstance(layer, Component)}
+    return ", ".join(sorted(found - {"auto"}))
 
 
 # -- the networks -------------------------------------------------------------------------------------------------
 
 
 def lenet5(space: Any) -> torch.nn.Module:
-    """LeNet-5 of LeCun et al. 1998, as it is written today, with ReLU and maxima, of pellucid.nn or torch.nn."""
+    """LeNet-5 of LeCun et al. 1998, as it is written today, with ReLU and maxima, of pellucid.nn or torch.nn.
+
+    pellucid.nn has a layer for a convolution with its activation and its pooling.
+    """
+    if space is nn:
+        stages = [nn.ConvPool2d(1, 6, 5, padding=2), nn.ConvPool2d(6, 16, 5)]
+    else:
+        convolutions = (space.Conv2d(1, 6, 5, padding=2), space.Conv2d(6, 16, 5))
+        stages = [space.Sequential(each, space.ReLU(), space.MaxPool2d(2)) for each in convolutions]
     return space.Sequential(
-        space.Conv2d(1, 6, 5, padding=2),
-        space.ReLU(),
-        space.MaxPool2d(2),
-        space.Conv2d(6, 16, 5),
-        space.ReLU(),
-        space.MaxPool2d(2),
+        *stages,
         space.Flatten(),
         space.Linear(16 * 5 * 5, 120),
         space.ReLU(),

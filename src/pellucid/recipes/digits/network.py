@@ -32,9 +32,8 @@ class LeNet(nn.Module):
 
     def __init__(self, outputs: int, drop: float = 0.25) -> None:
         super().__init__()
-        self.first = nn.Conv2d(1, 6, 5)
-        self.second = nn.Conv2d(6, 16, 5)
-        self.pool = nn.MaxPool2d(2)
+        self.first = nn.ConvPool2d(1, 6, 5)
+        self.second = nn.ConvPool2d(6, 16, 5)
         self.connected = nn.Sequential(
             nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Dropout(drop), nn.Linear(120, 84), nn.ReLU(), nn.Dropout(drop)
         )
@@ -42,9 +41,7 @@ class LeNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Read pictures (batch, 1, 32, 32)."""
-        maps = self.pool(torch.relu(self.first(pictures)))
-        maps = self.pool(torch.relu(self.second(maps)))
-        return self.output(self.connected(maps.flatten(1)))
+        return self.output(self.connected(self.second(self.first(pictures)).flatten(1)))
 
 
 class DigitNetwork(Network):
@@ -52,7 +49,7 @@ class DigitNetwork(Network):
 
     @property
     def backend(self) -> str:
-        """The name of what ran the first convolution."""
+        """The name of what ran the first convolution and its pooling."""
         return self.reader(0).first.backend
 
     @staticmethod

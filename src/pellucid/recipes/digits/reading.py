@@ -80,7 +80,7 @@ def show(trained: Trained, title: str, picture: Tensor, explained: bool, lang: s
 
 def _explain_first(trained: Trained, number: int, picture: Tensor, lang: str, console: Console) -> None:
     """Print the first convolution, as it is computed under the window where one of its outputs is the largest."""
-    words, layer = WORDS[lang], trained.network.reader(number).first
+    words, layer = WORDS[lang], trained.network.reader(number).first.convolution
     framed = trained.network.framed(picture.unsqueeze(0))
     with torch.no_grad():
         maps = layer(framed).squeeze(0)
