@@ -6,11 +6,13 @@ torch.nn has a layer of the same name, that layer with the same arguments is the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from pellucid import nn
 
@@ -266,6 +268,74 @@ SEPARABLE: list[Case] = [
     ),
     Case("SeparableConv2d", (2, 2, 3), (2, 4, 5), {"padding": 1, "padding_mode": "circular"}),
     Case("SeparableConv3d", (2, 2, 2), (1, 2, 2, 3, 3), {"depth_multiplier": 2}),
+]
+
+
+def then_pooled(layer: str) -> Callable[..., torch.nn.Module]:
+    """Make the three layers of torch.nn that a convolution with a pooling behind it stands for."""
+
+    def make(*args: Any, activation: Any = F.relu, pool_size: Any = 2, pool_stride: Any = None, **kwargs: Any) -> Any:
+        modules = {F.relu: torch.nn.ReLU(), torch.tanh: torch.nn.Tanh(), None: torch.nn.Identity()}
+        parts = {
+            "convolution": getattr(torch.nn, layer)(*args, **kwargs),
+            "activation": modules.get(activation, activation),
+            "pool": getattr(torch.nn, layer.replace("Conv", "MaxPool"))(pool_size, pool_stride),
+        }
+        return torch.nn.Sequential(OrderedDict(parts))
+
+    return make
+
+
+CONV_POOL: list[Case] = [
+    Case(
+        "ConvPool1d",
+        (2, 3, 3),
+        (2, 2, 9),
+        wrong=(
+            Wrong((2, 9, 2), ("channels 9", "in_channels is 2", "movedim(-1, -2)")),
+            Wrong((2, 2, 2), ("length 2", "spans 3 places")),
+            Wrong((2, 2, 3), ("length 3", "spans 2 features along the length", "the 1 that", "pool_size")),
+            Wrong((9,), ("(9)", "(batch, channels 2, length)")),
+            Wrong((2, 2, 9), ("torch.float32", "torch.float64", "x.to(torch.float64)"), dtype=torch.float64),
+        ),
+        reference=then_pooled("Conv1d"),
+    ),
+    Case(
+        "ConvPool1d",
+        (4, 4, 2, 2, 1, 2, 2, False, "circular"),
+        (4, 17),
+        {"activation": torch.tanh, "pool_size": 3, "pool_stride": 2},
+        reference=then_pooled("Conv1d"),
+    ),
+    Case(
+        "ConvPool2d",
+        (1, 4, 5),
+        (2, 1, 12, 11),
+        wrong=(Wrong((12, 11), ("(12, 11)", "(batch, channels 1, height, width)", "unsqueeze(-3)")),),
+        reference=then_pooled("Conv2d"),
+    ),
+    Case(
+        "ConvPool2d",
+        (2, 4, (3, 2), (1, 2), (1, 0), 1, 2),
+        (2, 7, 9),
+        {"activation": None, "pool_size": (3, 2), "pool_stride": (1, 2)},
+        reference=then_pooled("Conv2d"),
+    ),
+    Case(
+        "ConvPool2d",
+        (2, 3, 3),
+        (3, 2, 5, 6),
+        {"padding": "same", "activation": torch.nn.SiLU()},
+        reference=then_pooled("Conv2d"),
+    ),
+    Case("ConvPool2d", (1, 2, 2), (0, 1, 5, 4), reference=then_pooled("Conv2d")),
+    Case(
+        "ConvPool3d",
+        (2, 2, 2),
+        (1, 2, 4, 5, 3),
+        {"pool_size": (1, 2, 2)},
+        reference=then_pooled("Conv3d"),
+    ),
 ]
 
 TCNS: list[Case] = [
@@ -661,4 +731,4 @@ ROW_WISE: list[Case] = [
     Case("AddNorm", (2,), (2,), call={"sublayer": torch.tensor([0.5, -2.0])}, random=True),
 ]
 
-ALL = RECURRENT + CONVOLUTION + TEXT + SEPARABLE + TCNS + POOLING + NORMALIZATION + DROPOUT + ROW_WISE
+ALL = RECURRENT + CONVOLUTION + TEXT + SEPARABLE + CONV_POOL + TCNS + POOLING + NORMALIZATION + DROPOUT + ROW_WISE

@@ -96,7 +96,8 @@ def test_state_dict_both_ways(case: Case):
         torch.testing.assert_close(layer.state_dict()[name], value)
     reference.load_state_dict(layer.state_dict())
     layer.load_state_dict(reference.state_dict())
-    assert repr(layer) == repr(reference)
+    if case.reference is None:  # else it is made of several layers
+        assert repr(layer) == repr(reference)
 
 
 @pytest.mark.parametrize("case", EVERY)

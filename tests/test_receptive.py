@@ -59,6 +59,7 @@ layers = st.one_of(
     windows.map(lambda w: ("SeparableConv1d", (2, 2), w)),
     st.integers(1, 3).map(lambda k: ("AvgPool1d", (k,), {"stride": 2, "padding": k // 2})),
     st.just(("MaxPool1d", (2,), {"dilation": 2})),
+    windows.map(lambda w: ("ConvPool1d", (2, 2), {**w, "activation": torch.tanh, "pool_size": 3, "pool_stride": 2})),
     st.just(("TCN", (2, [2]), {"kernel_size": 2})),
     st.sampled_from([("BatchNorm1d", (2,), {}), ("GELU", (), {}), ("Dropout1d", (), {})]),
 )
@@ -93,6 +94,7 @@ def test_one_layer_s_own_property_agrees():
         nn.SeparableConv2d(2, 2, (3, 1)),
         nn.MaxPool2d((2, 3), dilation=2),
         nn.AvgPool3d(2),
+        nn.ConvPool2d(2, 2, (3, 1), 2, dilation=(2, 1), pool_size=(2, 3), pool_stride=1),
         nn.TCN(2, [2, 2]),
     ):
         assert layer.receptive_field == nn.receptive_field(layer).size
@@ -138,3 +140,9 @@ def test_a_layer_with_dropped_weights_is_followed():
 def test_statistics_that_are_kept_move_along_no_axis():
     stack = torch.nn.Sequential(nn.Conv1d(2, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True))
     assert check(stack, (1, 2, 9)).size == (3,)
+
+
+def test_an_activation_that_reads_other_places_is_named():
+    stack = torch.nn.Sequential(nn.ConvPool1d(2, 2, 3, activation=nn.Softmax(-1)))
+    with pytest.raises(ValueError, match=r'Softmax "0\.activation" has no fixed window'):
+        nn.receptive_field(stack)

@@ -11,6 +11,7 @@ import torch.nn as _torch_nn
 from pellucid.nn import parametrizations
 from pellucid.nn.alpha_dropout import AlphaDropout, FeatureAlphaDropout
 from pellucid.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from pellucid.nn.conv_pool import ConvPool1d, ConvPool2d, ConvPool3d
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.drop_block import DropBlock2d
 from pellucid.nn.drop_connect import DropConnect

@@ -58,10 +58,13 @@ class OneWindow:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Read the window."""
         count = len(self.window.lines)
-        channels = slice(self.channels.start, self.channels.stop) if isinstance(self.channels, range) else self.channels
-        x = x[self.output[0], channels] if x.ndim == count + 2 else x[channels]
-        entries = self.window(x)  # (channels, 1, ..., *entries)
+        entries = self.window(self.own(x))  # (channels, 1, ..., *entries)
         return entries.reshape(entries.shape[: -2 * count] + entries.shape[-count:])
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the part of an input that this output's channel may read: (channels, *size) or (*size)."""
+        channels = slice(self.channels.start, self.channels.stop) if isinstance(self.channels, range) else self.channels
+        return x[self.output[0], channels] if x.ndim == len(self.window.lines) + 2 else x[channels]
 
 
 class Windowed(Component):
