@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.errors import label
+from pellucid.kernel.window import worthwhile
 from pellucid.nn.component import Running, SymbolShape
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
-from pellucid.nn.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d
+from pellucid.nn.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d, rises_from_zero
 from pellucid.nn.windowed import AXES, OneWindow, Windowed, WindowView, mismatch, one_window
 from pellucid.nn.windows import Line, Mode, Window
 
@@ -54,6 +55,11 @@ class PatchWindow(OneWindow):
     def __call__(self, x: Tensor) -> Tensor:
         """Read the windows."""
         return self.window(self.own(x)).movedim(0, len(self.window.lines))
+
+
+def watched(*layers: torch.nn.Module) -> bool:
+    """Whether somebody wants to see what a layer reads or returns."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
 
 
 class ConvPooling(Running, Windowed, torch.nn.Module):
@@ -181,21 +187,27 @@ class ConvPooling(Running, Windowed, torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve and pool (batch, in channels, *size), or (in channels, *size) without a batch."""
-        y = self._by_kernel(input)
-        if y is not None:
-            self._was_run_by("c")
-            return y
         try:
-            y = self.pool(self.activation(self.convolution(input)))
+            y = self._by_kernel(input)
+            ran = "c"
+            if y is None:
+                y, ran = self.pool(self.activation(self.convolution(input))), self.convolution.backend
         except (RuntimeError, ValueError) as error:
             self._explain(error, input, mismatch(input, self.convolution.weight))
             raise
-        self._was_run_by(self.convolution.backend)
+        self._was_run_by(ran)
         return y
 
     def _by_kernel(self, x: Tensor) -> Tensor | None:
-        """Convolve and pool in one pass; None where the two layers are to do it, one after the other."""
-        return None
+        """Convolve and pool in one pass; None where the two layers are to do it, one after the other.
+
+        The maximum is taken before the activation, which never falls: that one has fewer entries to compute then.
+        """
+        own = self.convolution
+        if not worthwhile(x, self.spatial) or not rises_from_zero(self.activation) or watched(own, self.pool):
+            return None
+        y = own.convolve_and_pool(x, self.pool_size, self.pool_stride)
+        return None if y is None else self.activation(y)
 
     def _patches(self, x: Tensor) -> Window:
         """Return which features lie under every window of the pooling."""

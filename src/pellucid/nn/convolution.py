@@ -145,13 +145,27 @@ class Convolution(Running, Windowed, _ConvNd):
             y = CONVOLVE[self.spatial](x, weight, bias, self.stride, 0, self.dilation, self.groups)
         return y
 
+    def convolve_and_pool(self, x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor | None:
+        """Return the greatest of every patch of features by the kernel, in one pass; None where torch is to do it."""
+        margins = self._margins(x.shape[2:])
+        if self.padding_mode != "zeros":
+            x, margins = extend(x, margins, self.padding_mode), [(0, 0)] * self.spatial
+        none = (0,) * self.spatial
+        patch = Geometry(size, stride, (1,) * self.spatial, none, none)
+        return self._by_kernel(x, self.weight, self.bias, margins, patch)
+
     def _by_kernel(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, margins: Sequence[tuple[int, int]]
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        margins: Sequence[tuple[int, int]],
+        patch: Geometry | None = None,
     ) -> torch.Tensor | None:
         """Convolve by the kernel, with zeros around; None where torch's operator is to do it."""
         before, after = zip(*margins, strict=True)
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
-        y = kernel.run(x, weight, bias, geometry, self.groups)
+        y = kernel.run(x, weight, bias, geometry, self.groups, patch)
         if y is not None:
             self._was_run_by("c")
         return y

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from pellucid.errors import label
 from pellucid.kernel import pool as kernel
@@ -64,6 +65,17 @@ class Mean:
 def lowest(dtype: torch.dtype) -> float:
     """Return a number that is never greater than another of this dtype."""
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+RISING = (torch.nn.ReLU, torch.nn.Tanh, torch.nn.Identity)
+
+
+def rises_from_zero(activation: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether a function is known never to fall, and to be 0 at 0.
+
+    Then the greatest feature is that of the greatest product, and what there is nothing to take it of is 0.
+    """
+    return activation in (F.relu, torch.relu, F.tanh, torch.tanh) or type(activation) in RISING
 
 
 class Pooling(Running, Windowed, torch.nn.Module):

@@ -16,7 +16,7 @@ from pellucid.kernel.best import greatest_over_time
 from pellucid.kernel.window import worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn.component import Component, Running, SymbolShape
-from pellucid.nn.pooling import lowest
+from pellucid.nn.pooling import lowest, rises_from_zero
 from pellucid.nn.windowed import mismatch
 from pellucid.nn.windows import NOWHERE, Line, Window, slide
 
@@ -104,15 +104,6 @@ def max_over_time(
         return features.max(-1).values
     steps = x.new_zeros(x.shape[0], dtype=torch.int64) if lengths is None else lengths
     return OverTime(real.mask(positions_of(steps, width), features.shape[-1]).unsqueeze(-2))(features)
-
-
-def rises_from_zero(activation: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a function is known never to fall, and to be 0 at 0: then the greatest feature is that of the greatest
-    product, and an empty sentence's is 0."""
-    return activation in (F.relu, torch.relu, F.tanh, torch.tanh) or type(activation) in RISING
-
-
-RISING = (torch.nn.ReLU, torch.nn.Tanh, torch.nn.Identity)
 
 
 class TextConv(Running, Component, torch.nn.Module):
