@@ -93,6 +93,7 @@ def test_one_layer_s_own_property_agrees():
         nn.SeparableConv2d(2, 2, (3, 1)),
         nn.MaxPool2d((2, 3), dilation=2),
         nn.AvgPool3d(2),
+        nn.ConvPool2d(2, 2, (3, 1), 2, dilation=(2, 1), pool_size=(2, 3), pool_stride=1),
         nn.TCN(2, [2, 2]),
     ):
         assert layer.receptive_field == nn.receptive_field(layer).size
@@ -138,3 +139,18 @@ def test_a_layer_with_dropped_weights_is_followed():
 def test_statistics_that_are_kept_move_along_no_axis():
     stack = torch.nn.Sequential(nn.Conv1d(2, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True))
     assert check(stack, (1, 2, 9)).size == (3,)
+
+
+def test_through_convolutions_with_a_pooling_behind_them():
+    lenet = torch.nn.Sequential(nn.ConvPool2d(1, 2, 5, padding=2), nn.ConvPool2d(2, 2, 5))
+    field = check(lenet, (1, 1, 28, 28))
+    assert (field.size, field.stride, field.offset) == ((16, 16), (4, 4), (-2, -2))
+    one = nn.ConvPool1d(2, 2, 3, 2, 1, 2, activation=None, pool_size=3, pool_stride=2)
+    field = check(torch.nn.Sequential(one, torch.nn.ReLU()), (1, 2, 60))
+    assert (field.size, field.stride, field.offset) == ((9,), (4,), (-1,))
+
+
+def test_an_activation_that_reads_other_places_is_named():
+    stack = torch.nn.Sequential(nn.ConvPool1d(2, 2, 3, activation=nn.Softmax(-1)))
+    with pytest.raises(ValueError, match=r'Softmax "0\.activation" has no fixed window'):
+        nn.receptive_field(stack)

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pellucid.nn.conv_pool import ConvPooling
 from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
 from pellucid.nn.row_wise import RowWise
@@ -56,8 +57,9 @@ def receptive_field(stack: torch.nn.Module) -> ReceptiveField:
 
     Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks", Distill, 2019.
 
-    It follows convolutions, separable ones and TCNs, poolings with a window, and what works at each place by itself:
-    activations, dropouts, normalizations over the samples of a batch as they are in eval; those of torch.nn too.
+    It follows convolutions, separable ones, those with a pooling behind them and TCNs, poolings with a window, and what
+    works at each place by itself: activations, dropouts, normalizations over the samples of a batch as they are in
+    eval; those of torch.nn too.
 
     Args:
         stack: a layer, or a ``torch.nn.Sequential`` of them, which may hold others.
@@ -88,10 +90,12 @@ def receptive_field(stack: torch.nn.Module) -> ReceptiveField:
 
 
 def _leaves(module: torch.nn.Module, path: str) -> Iterable[tuple[str, torch.nn.Module]]:
-    """Go through the modules in the order in which a Sequential calls them, with their paths."""
+    """Go through the modules in the order in which they are called, those of a Sequential too, with their paths."""
     if isinstance(module, DropConnect):  # another layer, with fewer weights
         yield from _leaves(module.module, f"{path}.module" if path else "module")
-    elif isinstance(module, torch.nn.Sequential) and type(module).forward is torch.nn.Sequential.forward:
+    elif isinstance(module, ConvPooling) or (
+        isinstance(module, torch.nn.Sequential) and type(module).forward is torch.nn.Sequential.forward
+    ):
         for name, child in module.named_children():
             yield from _leaves(child, f"{path}.{name}" if path else name)
     else:
