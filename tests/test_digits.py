@@ -129,8 +129,8 @@ def test_batches_hold_every_picture_once(parts, monkeypatch):
 def test_lenet_has_the_weights_of_the_paper():
     shapes = {name: tuple(weight.shape) for name, weight in LeNet(10).named_parameters() if name.endswith("weight")}
     assert shapes == {
-        "first.weight": (6, 1, 5, 5),
-        "second.weight": (16, 6, 5, 5),
+        "first.convolution.weight": (6, 1, 5, 5),
+        "second.convolution.weight": (16, 6, 5, 5),
         "connected.0.weight": (120, 400),
         "connected.3.weight": (84, 120),
         "output.weight": (10, 84),

@@ -453,7 +453,7 @@ def test_a_tcn_shows_which_steps_reach_the_last_output():
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.TextConv(4, 2, (2,)), nn.TCN(4, [3]), nn.SeparableConv1d(4, 3, 2), nn.Conv1d(4, 3, 2)],
+    [nn.TextConv(4, 2, (2,)), nn.TCN(4, [3]), nn.SeparableConv1d(4, 3, 2), nn.ConvPool1d(4, 3, 2), nn.Conv1d(4, 3, 2)],
     ids=lambda layer: type(layer).__name__,
 )
 def test_these_read_a_sentence_too(layer):
@@ -471,6 +471,24 @@ def test_a_window_s_numbers():
     assert np.array_equal(values["weight"].numbers, layer.weight[0].detach().numpy())
     result = values["y = sum(products, window.axes) + bias"].numbers
     assert result == pytest.approx(layer(x)[0, 0, 0, 1].item(), abs=1e-14)
+
+
+def test_the_window_of_the_greatest_feature_is_marked():
+    layer = nn.ConvPool2d(1, 1, 2, padding=1, bias=False)
+    x = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]]])
+    with torch.no_grad():
+        layer.convolution.weight.fill_(1.0)
+    report = quietly(layer, x)
+    assert drawn(report) == ["ooo.", "o^#-", "o##-"]  # of equal features, the first
+    assert drawn(report, 1) == [".ooo", "-^^o", "-^^o"]
+    assert "It is the feature at (1, 2); that it was there the output does not tell." in report.steps[1].parts
+    assert report.check.agrees
+
+
+@pytest.mark.parametrize(("activation", "rises"), [(F.relu, True), (None, True), (F.silu, False)])
+def test_only_an_activation_that_never_falls_may_come_after_the_maximum(activation, rises):
+    idea = quietly(nn.ConvPool1d(1, 1, 2, activation=activation), torch.randn(1, 1, 6)).idea
+    assert any("never falls" in part for part in idea) == rises
 
 
 def test_the_greatest_entry_is_marked():

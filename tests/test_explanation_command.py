@@ -44,6 +44,7 @@ def test_command_for_dropout():
         ),
         (("tcn", "--in-channels", "3", "--hidden-channels", "4,5"), ("dilations=(1, 2)", "first[1].v", "5×4×2")),
         (("separableconv2d", "--in-channels", "2", "--depth-multiplier", "3"), ("6×1×3×3", "1×6×1×1")),
+        (("convpool2d", "--kernel-size", "5", "--pool-size", "3"), ("1×1×5×5", "relu, never falls", "1×1×3×3")),
     ],
 )
 def test_command_for_convolutions(arguments, words):

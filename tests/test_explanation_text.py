@@ -132,6 +132,7 @@ GOLDENS = {
     "conv1d": lambda: ((steady(nn.Conv1d(4, 2, 2)), SENTENCE), {}),
     "textconv": lambda: ((steady(nn.TextConv(4, 2, (2, 3))), SENTENCE), {}),
     "separable": lambda: ((steady(nn.SeparableConv2d(2, 1, 2)), picture(1, 2, 3, 4)), {"steps": 1}),
+    "convpool": lambda: ((steady(nn.ConvPool2d(1, 2, 2)), picture(1, 1, 4, 6)), {}),
     "tcn": lambda: ((steady(nn.TCN(2, [2, 3], 2)), picture(1, 2, 8)), {}),
     "batchnorm": lambda: ((steady(nn.BatchNorm2d(2)), picture(3, 2, 2, 2)), {}),
     "layernorm": lambda: ((steady(nn.LayerNorm(4)), picture(3, 4)), {}),

@@ -59,7 +59,6 @@ layers = st.one_of(
     windows.map(lambda w: ("SeparableConv1d", (2, 2), w)),
     st.integers(1, 3).map(lambda k: ("AvgPool1d", (k,), {"stride": 2, "padding": k // 2})),
     st.just(("MaxPool1d", (2,), {"dilation": 2})),
-    windows.map(lambda w: ("ConvPool1d", (2, 2), {**w, "activation": torch.tanh, "pool_size": 3, "pool_stride": 2})),
     st.just(("TCN", (2, [2]), {"kernel_size": 2})),
     st.sampled_from([("BatchNorm1d", (2,), {}), ("GELU", (), {}), ("Dropout1d", (), {})]),
 )
@@ -140,6 +139,15 @@ def test_a_layer_with_dropped_weights_is_followed():
 def test_statistics_that_are_kept_move_along_no_axis():
     stack = torch.nn.Sequential(nn.Conv1d(2, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True))
     assert check(stack, (1, 2, 9)).size == (3,)
+
+
+def test_through_convolutions_with_a_pooling_behind_them():
+    lenet = torch.nn.Sequential(nn.ConvPool2d(1, 2, 5, padding=2), nn.ConvPool2d(2, 2, 5))
+    field = check(lenet, (1, 1, 28, 28))
+    assert (field.size, field.stride, field.offset) == ((16, 16), (4, 4), (-2, -2))
+    one = nn.ConvPool1d(2, 2, 3, 2, 1, 2, activation=None, pool_size=3, pool_stride=2)
+    field = check(torch.nn.Sequential(one, torch.nn.ReLU()), (1, 2, 60))
+    assert (field.size, field.stride, field.offset) == ((9,), (4,), (-1,))
 
 
 def test_an_activation_that_reads_other_places_is_named():

@@ -21,7 +21,7 @@ from pellucid.explanation.trace import Trace, Tracer
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing
 
-EACH = ("stride", "padding", "dilation")
+EACH = ("stride", "padding", "dilation", "pool_stride")
 
 
 class ComponentExplained:

@@ -49,16 +49,20 @@ def with_channels(name: str, *rest: int, batch: int = 1) -> Shape:
 
 
 def under_window(spatial: int, least: int, channels: str | None = "in_channels") -> Shape:
-    """An input in which the window of these arguments finds room for at least three positions."""
+    """An input in which the window of these arguments finds room for at least three positions.
+
+    With a pooling behind a convolution these are positions of the patch that it reads.
+    """
 
     def shape(arguments: Mapping[str, Any]) -> tuple[int, ...]:
         sizes = []
+        names = ("kernel_size", "dilation", "stride", "pool_size", "pool_stride")
         for axis in range(spatial):
-            kernel, dilation, stride = (
-                _along(arguments.get(name, default), axis)
-                for name, default in (("kernel_size", 1), ("dilation", 1), ("stride", 1))
-            )
-            sizes.append(max(least, dilation * (kernel - 1) + 1 + 2 * stride))
+            kernel, dilation, stride, patch, patches = (_along(arguments.get(name), axis) for name in names)
+            if arguments.get("pool_stride") is None:
+                patches = patch
+            reach = dilation * (kernel - 1) + 1 + (patch - 1) * stride
+            sizes.append(max(least, reach + 2 * stride * patches))
         return (1, arguments[channels] if channels else 1, *sizes)
 
     return shape
@@ -99,6 +103,15 @@ EXAMPLES: list[Example] = [
     ),
     *(
         Example(f"SeparableConv{n}d", CONVOLUTION | {"in_channels": 2}, under_window(n, LEAST[n]), ("in_channels", 1))
+        for n in (1, 2, 3)
+    ),
+    *(
+        Example(
+            f"ConvPool{n}d",
+            CONVOLUTION | {"pool_size": 2, "pool_stride": None},
+            under_window(n, LEAST[n]),
+            ("in_channels", 1),
+        )
         for n in (1, 2, 3)
     ),
     Example(

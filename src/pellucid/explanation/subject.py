@@ -242,7 +242,7 @@ def _read_sentence(request: Request) -> None:
     if not first:
         raise ValueError("explain: the sentence is empty; a sequence has at least one step")
     along_time = isinstance(layer, SequenceLayer) and not isinstance(layer, torch.nn.RNNCellBase)
-    if not along_time and not isinstance(layer, (nn.Conv1d, nn.SeparableConv1d, nn.TCN, nn.TextConv)):
+    if not along_time and not isinstance(layer, (nn.Conv1d, nn.SeparableConv1d, nn.ConvPool1d, nn.TCN, nn.TextConv)):
         raise TypeError(
             f"explain: {type(layer).__name__} does not read sentences; recurrent layers, TextConv, TCN and 1-D "
             f"convolutions do. Give it numbers."

@@ -17,9 +17,11 @@ from pellucid.explanation.report import Check, Picture, Report, Step, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.component import SymbolShape
+from pellucid.nn.conv_pool import ConvPooling
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.pooling import Average
 from pellucid.nn.separable import SeparableConvolution
+from pellucid.nn.text_convolution import rises_from_zero
 from pellucid.nn.windowed import AXES, Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise
@@ -30,7 +32,12 @@ WHOLE = 10**7  # entries under all windows up to which the whole formula is run 
 
 def report(request: Request) -> Report:
     """Explain a convolution or a pooling."""
-    kinds = ((Convolution, _Convolution), (SeparableConvolution, _Separable), (Windowed, _Pooling))
+    kinds = (
+        (Convolution, _Convolution),
+        (SeparableConvolution, _Separable),
+        (ConvPooling, _ConvPooling),
+        (Windowed, _Pooling),
+    )
     return next(kind for family, kind in kinds if isinstance(request.layer, family))(request).report()
 
 
@@ -201,7 +208,10 @@ class _Convolution(_WindowedExplained):
 
     def idea(self) -> tuple[str, ...]:
         """Convolution in general, and what is special about this one."""
-        layer, texts = self.layer, self.texts
+        return (*self.texts.paragraphs("idea.convolution"), *self.special(self.layer))
+
+    def special(self, layer: Any) -> list[str]:
+        """What is special about a convolution."""
         keys = []
         if layer.transposed:
             keys.append("transposed")
@@ -213,14 +223,13 @@ class _Convolution(_WindowedExplained):
             keys.append("text")
         facts = {
             "kernel": _each(layer.kernel_size),
-            "dilation": fact_text("dilation", layer.dilation, texts),
+            "dilation": fact_text("dilation", layer.dilation, self.texts),
             "reach": _each(layer.reach),
             "groups": layer.groups,
             "channels": layer.in_channels,
-            "stride": fact_text("stride", layer.stride, texts),
+            "stride": fact_text("stride", layer.stride, self.texts),
         }
-        special = [part for key in keys for part in texts.paragraphs(f"idea.convolution_{key}", **facts)]
-        return (*texts.paragraphs("idea.convolution"), *special)
+        return [part for key in keys for part in self.texts.paragraphs(f"idea.convolution_{key}", **facts)]
 
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The sum written out."""
@@ -267,6 +276,50 @@ class _Separable(_Convolution):
             terms = " + ".join(f"{_signed(a)}·{_signed(b)}" for a, b in zip(z, mix, strict=True))
             bias = "" if self.layer.bias is None else f" + {_signed(float(self.layer.bias[0].detach()))}"
             yield f"{terms}{bias} = {shared.number(float(trace.result))}"
+
+
+class _ConvPooling(_Convolution):
+    family = "conv_pool"
+
+    def idea(self) -> tuple[str, ...]:
+        """Convolution, what the greatest of a patch tells, and whether it may be taken before the activation."""
+        keys = ["idea.conv_pool"]
+        if rises_from_zero(self.layer.activation):
+            keys.append("idea.conv_pool_rising")
+        facts = {"activation": shared.function_name(self.layer.activation)}
+        own = [part for key in keys for part in self.texts.paragraphs(key, **facts)]
+        return (*self.texts.paragraphs("idea.convolution"), *self.special(self.layer.convolution), *own)
+
+    def notation(self) -> Iterator[str]:
+        """What the formula's functions stand for."""
+        yield from super().notation()
+        yield self.texts("notation.patch", size=_each(self.layer.pool_size))
+        yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
+
+    def moved(self) -> str:
+        """How the patch came here from the position before."""
+        return self.texts("step.moved_patch", stride=self.layer.pool_stride[-1])
+
+    def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
+        """Which feature is the greatest, how it came about, and that its place is lost."""
+        features = next(record.value for record in trace.records if record.site.name == "features").flatten()
+        entries = ", ".join(map(shared.number, features[:9].tolist())) + ("…" if len(features) > 9 else "")
+        place = self.layer.features_at(view.output[-self.layer.spatial :])[int(features.argmax())]
+        yield self.texts("step.greatest", entries=entries, result=shared.number(float(trace.result)))
+        yield self.texts("step.patch_winner", place=", ".join(map(str, place)))
+
+    def marks(self, view: WindowView) -> Marks:
+        """The windows of all features of the patch; that of the greatest one has a mark of its own."""
+        found: Marks = {}
+        for place in self.layer.features_at(view.output[-self.layer.spatial :]):
+            found |= super().marks(self.layer.convolution.window_at(self.x, place))
+        best = {place: "greatest" for place, mark in super().marks(view).items() if mark == "touched"}
+        return found | best
+
+    def legend(self) -> dict[str, str]:
+        """Several windows are drawn at once here."""
+        own = {"touched": "legend.patch", "greatest": "legend.greatest_window"}
+        return super().legend() | {mark: self.texts(key) for mark, key in own.items()}
 
 
 class _Pooling(_WindowedExplained):
