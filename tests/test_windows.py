@@ -436,6 +436,43 @@ def test_an_activation_that_falls_somewhere_is_torchs():
     assert layer.backend == "torch"
 
 
+# -- over the real steps of a sequence ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("mode", ["mean", "max"])
+@pytest.mark.parametrize("shape", [(7, 3, 63), (1, 1, 1), (300, 5, 600)])
+def test_pooling_over_real_steps(shape, mode, batch_first, dtype):
+    time, batch, _ = shape
+    layer, x = nn.LengthPool(mode, batch_first), draw_input(7, *shape).mul(2).round()  # many equal entries
+    x = x.transpose(0, 1).contiguous() if batch_first else x
+    check(layer, x, dtype)
+    lengths = [(time * (i + 1)) // batch - (i == 0) for i in range(batch)]
+    check(layer, x, dtype, lengths=lengths)
+    padded = x.clone()
+    for row, length in zip(padded if batch_first else padded.transpose(0, 1), lengths, strict=True):
+        row[length:] = float("nan")
+    padded.requires_grad_()
+    y = by_kernel(layer, padded, lengths=lengths)
+    torch.testing.assert_close(y, by_torch(layer, x, lengths=lengths))
+    y.sum().backward()
+    assert not padded.grad.isnan().any()
+
+
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_gradients_of_gradients_over_real_steps(mode):
+    layer, x = nn.LengthPool(mode), draw_input(8, 5, 3, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+
+
+def test_a_nan_is_the_greatest_step():
+    x = torch.randn(4, 1, 3)
+    x[1, 0, 1] = float("nan")
+    torch.testing.assert_close(by_kernel(nn.LengthPool("max"), x), x.amax(0), equal_nan=True)
+
+
 # -- which way is faster -----------------------------------------------------------------------------------------------
 
 
@@ -523,7 +560,7 @@ def test_without_a_compiler_torch_convolves(monkeypatch):
         raise build.BuildError("no C compiler was found")
 
     monkeypatch.setattr(convolve, "_bound", {})
-    monkeypatch.setattr("pellucid.kernel.window._library", missing)
+    monkeypatch.setattr("pellucid.kernel.window.library", missing)
     layer, x = nn.Conv1d(8, 8, 3, groups=8), torch.randn(8, 8, 500)
     with pytest.warns(pellucid.errors.PellucidWarning, match="a convolution runs stepwise.*no C compiler"):
         y = layer(x)
@@ -547,6 +584,9 @@ def sweep(count=40):
             with pellucid.backend("c"):
                 layer(x).sum().backward()
             assert layer.backend == "c"
+    for mode in ("mean", "max"):
+        with pellucid.backend("c"):
+            nn.LengthPool(mode)(torch.randn(5, 3, 37, requires_grad=True), [5, 1, 0]).sum().backward()
     layer = nn.TextConv(5, 19, (1, 2, 7))
     for batch, time in ((1, 1), (3, 6), (4, 9)):
         with pellucid.backend("c"):

@@ -25,6 +25,7 @@ from pellucid.kernel.text_c import STORAGE, header, preamble
 from pellucid.kernel.threads import useful
 
 AXES = 3
+MOVING = ("convolve", "pool")  # headers whose windows move, and lay channels out in planes
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
 MOST_TAPS = 256  # of which the greatest is taken: a byte says which one it was
@@ -114,10 +115,10 @@ class Windows:
         self._blank = (*(0,) * TAPS, self._taps.buffer_info()[0], self._patch.buffer_info()[0], 0, *fixed)
         self._more, self.taps = tuple(more), math.prod(kernel)
         self.operations = 2 * batch * channels * out * math.prod((*kernel, *results))
-        library = _library(x.dtype, name)
-        self._run = {"forward": library.forward, "backward": library.backward}
+        kernels = library(x.dtype, name)
+        self._run = {"forward": kernels.forward, "backward": kernels.backward}
         probe, found = array("q", (*self._blank, 1, 0, *more)), array("q", (0, 0))
-        library.work_bytes(probe.buffer_info()[0], found.buffer_info()[0])
+        kernels.work_bytes(probe.buffer_info()[0], found.buffer_info()[0])
         self._shared, self._own = found
         self.fits = self._own <= MOST_SCRATCH
 
@@ -163,7 +164,7 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 def lanes(dtype: torch.dtype, name: str) -> int:
     """How many numbers a vector holds in a header's kernels for a type in memory."""
-    return _library(dtype, name).lanes()
+    return library(dtype, name).lanes()
 
 
 def remembered(kernels: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
@@ -186,13 +187,19 @@ def _folded(place: Sequence[int], sizes: Sequence[int]) -> int:
 
 
 @functools.cache
-def _library(dtype: torch.dtype, name: str) -> ctypes.CDLL:
-    library = build.load(text(dtype, name))
+def library(dtype: torch.dtype, name: str) -> ctypes.CDLL:
+    """The compiled kernels of a header for a type in memory.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+    found = build.load(text(dtype, name))
     for function in ("forward", "backward"):
-        getattr(library, function).argtypes, getattr(library, function).restype = [ctypes.c_void_p], None
-    library.lanes.restype = ctypes.c_int64
-    library.work_bytes.argtypes, library.work_bytes.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-    return library
+        getattr(found, function).argtypes, getattr(found, function).restype = [ctypes.c_void_p], None
+    found.lanes.restype = ctypes.c_int64
+    if name in MOVING:
+        found.work_bytes.argtypes, found.work_bytes.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    return found
 
 
 @functools.cache

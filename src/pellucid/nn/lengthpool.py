@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from pellucid.errors import label, shape_text
+from pellucid.kernel.steps import pool_steps
+from pellucid.kernel.window import worthwhile
 from pellucid.nn import lengths as real
-from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.pooling import Mean, lowest, pool
 
 Mode = Literal["mean", "max", "last"]
@@ -52,7 +54,7 @@ def only(entries: torch.Tensor) -> torch.Tensor:
     return entries.squeeze(-1)
 
 
-class LengthPool(Component, torch.nn.Module):
+class LengthPool(Running, Component, torch.nn.Module):
     """Reduce every sequence of a batch to one vector over its real steps.
 
     Args:
@@ -90,7 +92,25 @@ class LengthPool(Component, torch.nn.Module):
             input: see the shapes of the class.
             lengths: (batch,) integers, on any device.
         """
+        y = self._by_kernel(input, lengths)
+        self._was_run_by("torch" if y is None else "c")
+        return self._by_formula(input, lengths) if y is None else y
+
+    def _by_formula(self, input: torch.Tensor, lengths: real.Lengths | None) -> torch.Tensor:
         return self.formula(**self.bind(input, lengths))
+
+    def _by_kernel(self, input: torch.Tensor, lengths: real.Lengths | None) -> torch.Tensor | None:
+        """Pool in one pass; None where torch is to do it."""
+        if self.mode == "last" or not worthwhile(input, 1):
+            return None
+        x = input.transpose(0, 1) if self.batch_first else input
+        time, batch, _ = x.shape
+        steps = torch.full((batch,), time) if lengths is None else real.check(lengths, batch, time, self, input.device)
+
+        def by_torch(x: torch.Tensor) -> torch.Tensor:
+            return self._by_formula(x.transpose(0, 1) if self.batch_first else x, steps)
+
+        return pool_steps(x, steps, self.mode == "max", by_torch)
 
     def bind(self, input: torch.Tensor, lengths: real.Lengths | None = None) -> dict[str, Any]:
         """Return the formula's arguments for this input."""
