@@ -189,6 +189,14 @@ def test_lengths_and_pieces_of_a_sequence():
     torch.testing.assert_close(torch.cat(pieces, -1), whole)
 
 
+def test_layers_made_of_convolutions_say_what_ran_them():
+    separable, tcn = nn.SeparableConv1d(4, 3, 3), nn.TCN(4, [3, 3]).eval()
+    for backend, name in (("c", "c"), ("stepwise", "torch")):
+        with pellucid.backend(backend):
+            separable(torch.randn(2, 4, 9)), tcn(torch.randn(2, 4, 9))
+        assert (separable.backend, tcn.backend) == (name, name)
+
+
 def test_what_torch_does():
     layer = nn.Conv2d(8, 8, 3, groups=8)
     x = torch.randn(4, 8, 32, 32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,6 +36,11 @@ class Running:
 
     def _was_run_by(self, backend: str) -> None:
         self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set
+
+
+def ran_by(layers: Iterable[Any]) -> str:
+    """The names of what ran the layers that a layer is made of, each once."""
+    return ", ".join(sorted({layer.backend for layer in layers}))
 
 
 class Component:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.errors import label
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
-from pellucid.nn.component import SymbolShape
+from pellucid.nn.component import SymbolShape, ran_by
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.windowed import AXES, OneWindow, Windowed, mismatch, one_window
 from pellucid.nn.windows import Mode, Window
@@ -162,6 +162,11 @@ class SeparableConvolution(Windowed, torch.nn.Module):
     def reach(self) -> tuple[int, ...]:
         """How many places a window spans along each axis, from its first entry to its last."""
         return self.depthwise.reach
+
+    @property
+    def backend(self) -> str:
+        """What ran the two convolutions last."""
+        return ran_by((self.depthwise, self.pointwise))
 
     @property
     def receptive_field(self) -> tuple[int, ...]:

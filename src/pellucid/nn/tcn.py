@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
-from pellucid.nn.component import Component, SymbolShape
+from pellucid.nn.component import Component, SymbolShape, ran_by
 from pellucid.nn.convolution import Conv1d
 from pellucid.nn.dropout import Dropout1d
 from pellucid.nn.parametrizations import weight_norm
@@ -141,6 +141,11 @@ class TCN(Component, torch.nn.Module):
     def out_channels(self) -> int:
         """The channels of the output: those of the last block."""
         return self.hidden_channels[-1]
+
+    @property
+    def backend(self) -> str:
+        """What ran the convolutions last."""
+        return ran_by(module for module in self.modules() if isinstance(module, Conv1d))
 
     @property
     def receptive_field(self) -> tuple[int]:
