@@ -7,8 +7,6 @@ sentence, the best one: a convolution's gradient would read all of them, to mult
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.kernel import build, matmul, memory, threads
+from pellucid.kernel import matmul, memory, threads
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.nested import runs
-from pellucid.kernel.random import in_plain_python
-from pellucid.kernel.text_c import header, preamble
+from pellucid.kernel.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.window import library
+
+NAME = "best"
 
 
 def greatest_over_time(
@@ -81,12 +80,8 @@ class _Best(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         lengths, at, x, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        again = torch.is_grad_enabled()
-        if again or torch._C._functorch.is_legacy_batchedtensor(dy) or not in_plain_python(dy):
-            given = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, *parameters)]
-            with torch.enable_grad():
-                y = ctx.reference(*given)
-            return None, None, None, *torch.autograd.grad(y, given, dy, create_graph=again)
+        if torch_has_to(dy):
+            return None, None, None, *differentiate(ctx.reference, [x, *parameters], dy)
         weights, biases = parameters[: ctx.widths], parameters[ctx.widths :]
         dx = torch.zeros_like(x) if needed[0] else None
         dw = [torch.empty_like(w) for w in weights] if any(needed[1 : 1 + len(weights)]) else []
@@ -107,19 +102,9 @@ def _run(direction: str, lengths: Tensor | None, x: Tensor, weights: Sequence[Te
     at = (0 if t is None else t.data_ptr() for t in (lengths, x, *(tensors.get(n) for n in ("dy", "y", "at", "dx"))))
     sizes = (len(weights), batch, time, features, first)
     call = array("q", (filters.buffer_info()[0], *at, *sizes, *threads.useful(operations)))  # struct best
-    getattr(_library(x.dtype), direction)(call.buffer_info()[0])
+    getattr(library(x.dtype, NAME), direction)(call.buffer_info()[0])
 
 
 def _at(tensors: dict[str, Any], name: str, i: int) -> int:
     """The address of the tensor of a width; 0 where there is none."""
     return tensors[name][i].data_ptr() if tensors.get(name) else 0
-
-
-@functools.cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    real = "float64" if dtype == torch.float64 else "float32"
-    head = "// The best windows of sentences, written by pellucid."
-    library = build.load("\n".join((head, preamble(real), f"#define load_real load_{real}", header("best.h"))))
-    for function in ("forward", "backward"):
-        getattr(library, function).argtypes, getattr(library, function).restype = [ctypes.c_void_p], None
-    return library

@@ -19,8 +19,7 @@ from pellucid.kernel import memory
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster
-from pellucid.kernel.nested import runs
-from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.nested import runs, torch_has_to
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.window import (
     BEST,
@@ -147,12 +146,11 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias, best = ctx.saved_tensors
         needed = (*ctx.needs_input_grad[1:], False)[:3]
-        batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        if not (torch.is_grad_enabled() or batched or not in_plain_python(dy)):
-            gradients = ctx.kernel.backward(x, weight, dy, needed, best)
-        else:
+        if torch_has_to(dy):
             found = None if ctx.kernel.patch is None else ctx.kernel.forward_by_torch(x, weight, bias)
             gradients = ctx.kernel.backward_by_torch(x, weight, dy, needed, found)
+        else:
+            gradients = ctx.kernel.backward(x, weight, dy, needed, best)
         return None, *gradients[: len(ctx.needs_input_grad) - 1]
 
 

@@ -89,6 +89,21 @@ def runs(*tensors: Tensor) -> bool:
     return True
 
 
+def torch_has_to(gradient: Tensor) -> bool:
+    """Whether torch has to compute with a gradient: it is differentiated again, mapped, or a compiler looks on."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
+    return torch.is_grad_enabled() or batched or not in_plain_python(gradient)
+
+
+def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of what torch computes of tensors, which may be differentiated again."""
+    again = torch.is_grad_enabled()
+    given = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    with torch.enable_grad():
+        y = reference(*given)
+    return torch.autograd.grad(y, given, gradient, create_graph=again)
+
+
 def run(
     recipe: Recipe,
     tensors: Sequence[Tensor],
@@ -158,8 +173,7 @@ class _Nested(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         bound = ctx.bound
         *read, saved = ctx.saved_tensors
-        batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
-        if torch.is_grad_enabled() or batched or not in_plain_python(gradient):
+        if torch_has_to(gradient):
             return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
         return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
 

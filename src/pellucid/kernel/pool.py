@@ -12,8 +12,7 @@ from torch import Tensor
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster
-from pellucid.kernel.nested import runs
-from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.nested import differentiate, runs, torch_has_to
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.window import BEST, DX, DY, MOST_TAPS, Geometry, Windows, X, Y, readable, remembered, rounded, text
 
@@ -105,14 +104,9 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, best = ctx.saved_tensors
-        batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        if not (torch.is_grad_enabled() or batched or not in_plain_python(dy)):
-            return None, None, ctx.kernel.backward(dy, best)
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            given = x if x.requires_grad else x.detach().requires_grad_()
-            y = ctx.reference(given)
-        return None, None, *torch.autograd.grad(y, given, dy, create_graph=again)
+        if torch_has_to(dy):
+            return None, None, *differentiate(ctx.reference, [x], dy)
+        return None, None, ctx.kernel.backward(dy, best)
 
 
 class Pool(Windows):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.nested import runs
-from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.nested import differentiate, runs, torch_has_to
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.threads import useful
 from pellucid.kernel.window import library
@@ -57,12 +56,8 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         lengths, x, y = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        if again or torch._C._functorch.is_legacy_batchedtensor(dy) or not in_plain_python(dy):
-            with torch.enable_grad():
-                given = x if x.requires_grad else x.detach().requires_grad_()
-                found = ctx.reference(given)
-            return None, None, None, *torch.autograd.grad(found, given, dy, create_graph=again)
+        if torch_has_to(dy):
+            return None, None, None, *differentiate(ctx.reference, [x], dy)
         like = torch.empty_like(x, device="meta")
         dx = memory.empty(x.shape, x.dtype)
         if like.stride() != dx.stride():

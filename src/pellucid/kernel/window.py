@@ -147,7 +147,7 @@ def _work(size: int) -> Tensor:
 
 def worthwhile(x: Tensor, axes: int) -> bool:
     """Whether a kernel is worth a thought: a batch on the CPU that is not tiny, unless the kernel is asked for."""
-    if not in_plain_python(x) or type(x) not in (Tensor, torch.nn.Parameter) or x.dim() != axes + 2:
+    if not isinstance(x, Tensor) or not in_plain_python(x) or x.dim() != axes + 2:
         return False
     return x.numel() >= LEAST_ENTRIES or chosen_backend() == "c"
 
@@ -196,8 +196,8 @@ def library(dtype: torch.dtype, name: str) -> ctypes.CDLL:
     found = build.load(text(dtype, name))
     for function in ("forward", "backward"):
         getattr(found, function).argtypes, getattr(found, function).restype = [ctypes.c_void_p], None
-    found.lanes.restype = ctypes.c_int64
     if name in MOVING:
+        found.lanes.restype = ctypes.c_int64
         found.work_bytes.argtypes, found.work_bytes.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     return found
 
@@ -210,12 +210,12 @@ def text(dtype: torch.dtype, name: str) -> str:
     names = ("load", "store", "take", "put", "read", "write")
     return "\n".join(
         (
-            f"// Windows over {data}, written by pellucid.",
+            f"// {name} of {data}, written by pellucid.",
             preamble(real),
             f"#define load_real load_{real}",
             f"#define data_storage {data}_storage",
             *(f"#define {name}_data {name}_{data}" for name in names),
-            header("window.h"),
+            *([header("window.h")] if name in MOVING else []),
             header(f"{name}.h"),
         )
     )
