@@ -217,8 +217,3 @@ def untouched(layer: torch.nn.Module) -> Iterator[None]:
         yield
     for name, value in layer.named_buffers():
         value.copy_(buffers[name])
-
-
-def report(request: Request) -> Report:
-    """Explain a component of no known family."""
-    return ComponentExplained(request).report()

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Report, Step, Values
-from pellucid.explanation.request import Request
+from pellucid.explanation.report import Step, Values
 from pellucid.formula.drop import drop
 
 CROWD = 4  # masks that are shown
@@ -21,12 +20,9 @@ MOST = 10**7
 COUNTED = 40  # coin flips whose number of outcomes is written out
 
 
-def report(request: Request) -> Report:
-    """Explain a layer of the dropout family."""
-    return _Dropout(request).report()
+class DropoutExplained(ComponentExplained):
+    """The parts of the report on a layer of the dropout family."""
 
-
-class _Dropout(ComponentExplained):
     family = "dropout"
     layer: Any
 

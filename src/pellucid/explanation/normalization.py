@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, shape_text
 from pellucid.explanation.paper import letter
-from pellucid.explanation.report import Picture, Report, Step
+from pellucid.explanation.report import Picture, Step
 from pellucid.explanation.request import Request
 from pellucid.nn.averages import Over, Remembered
 from pellucid.nn.normalization import ChannelFirst, NormalizationFamily
@@ -19,12 +19,9 @@ from pellucid.nn.normalization import ChannelFirst, NormalizationFamily
 DRAWN = 8  # places of an axis that are drawn at most
 
 
-def report(request: Request) -> Report:
-    """Explain a layer of the normalization family."""
-    return _Normalization(request).report()
+class NormalizationExplained(ComponentExplained):
+    """The parts of the report on a layer of the normalization family."""
 
-
-class _Normalization(ComponentExplained):
     family = "normalization"
     layer: Any
 

@@ -26,12 +26,7 @@ TWINS = {"rnn": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "lstm_projected": "LST
 THEIRS = {"U": "weight_ih", "W": "weight_hh", "P": "weight_hr"}
 
 
-def report(request: Request) -> Report:
-    """Explain a recurrent layer."""
-    return _Explained(request).report()
-
-
-class _Explained:
+class RecurrentExplained:
     """The parts of the report on one layer."""
 
     def __init__(self, request: Request) -> None:
@@ -88,6 +83,7 @@ class _Explained:
     # -- words --------------------------------------------------------------------------------------------------
 
     def idea(self) -> tuple[str, ...]:
+        """What a recurrent layer is for; then what this cell is, or what its author says of it."""
         texts, name = self.texts, self.source.name
         own: tuple[str, ...] = ()
         if self.built_in and f"idea.cell.{name}" in texts:
@@ -97,6 +93,7 @@ class _Explained:
         return (*texts.paragraphs("idea.recurrent"), *own)
 
     def notation(self) -> list[str]:
+        """The moments, the marks, and the numbers that are chosen and not learned."""
         first, state = (letter(symbols[0].name) for symbols in (self.source.inputs, self.source.states))
         found = [self.texts("notation.time", x=first, h=state)]
         found += shared.notation(self.paper, self.texts)
@@ -106,6 +103,7 @@ class _Explained:
         return found
 
     def notes(self, sequence: Sequence_) -> list[str]:
+        """What else the reader should know."""
         texts, layer, found = self.texts, self.layer, []
         if sequence.batch > 1:
             found.append(texts("note.batch", batch=sequence.batch))
@@ -125,6 +123,7 @@ class _Explained:
     # -- symbols and counts -------------------------------------------------------------------------------------
 
     def symbols(self) -> Iterator[SymbolRow]:
+        """Every symbol with its shape and the reasons for it."""
         solution, texts = self.layer.solution(), self.texts
         for symbol in self.source.symbols:
             if symbol.role == "hyperparameter":
@@ -186,6 +185,7 @@ class _Explained:
     # -- worked steps -------------------------------------------------------------------------------------------
 
     def steps(self, sequence: Sequence_, traces: list[Trace], last: list[Tensor]) -> Iterator[Step]:
+        """One worked step for every trace; then the end of the sequence."""
         states = sequence.states[0]
         for t, trace in enumerate(traces, 1):
             _, new = split_result(self.source, trace.result)
@@ -195,12 +195,14 @@ class _Explained:
         yield self.ending(sequence.steps, len(traces), last)
 
     def title(self, t: int, steps: int) -> str:
+        """Number a step, and name what enters."""
         token = self.token(t)
         if token is None:
             return self.texts("step.title", t=t, steps=steps)
         return self.texts("step.title_token", t=t, steps=steps, token=token)
 
     def token(self, t: int) -> str | None:
+        """The name of what enters at a step, if it has one."""
         tokens = self.request.tokens
         return tokens[t - 1] if tokens is not None and t <= len(tokens) else None
 
@@ -241,6 +243,7 @@ class _Explained:
                 yield shared.values(name, state)
 
     def ending(self, steps: int, worked: int, last: list[Tensor]) -> Step:
+        """What is left after the last step."""
         texts: Any = self.texts
         if not steps:
             return Step(texts("step.last_title"), (texts("step.empty"),))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pellucid.explanation.texts import languages
+
+if TYPE_CHECKING:
+    from pellucid.explanation.origin import Origin
 
 KEPT = 4096  # a larger value is kept as its first KEPT_AXIS entries along every axis
 KEPT_AXIS = 16
@@ -65,6 +71,7 @@ class Values:
     numbers: np.ndarray
     shape: tuple[int, ...]
     note: str = ""
+    mathml: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,17 @@ class Check:
     text: str
 
 
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """The numbers of an interactive picture; the folder of this kind under ``page`` draws it.
+
+    ``data`` holds mappings, sequences, strings, numbers, arrays and tensors, without words in a language.
+    """
+
+    kind: str
+    data: Mapping[str, Any]
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """An explanation of one layer in one language.
@@ -127,6 +145,17 @@ class Report:
     check: Check | None
     notes: tuple[str, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict, repr=False)
+    mathml: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+
+    def translations(self) -> tuple[Report, ...]:
+        """Return the report in every language, this one first; a report without its origin has one language.
+
+        Raises:
+            RuntimeError: the layer or its input has changed since.
+        """
+        others = [] if self.origin is None else [lang for lang in languages() if lang != self.lang]
+        return (self, *(self.origin.report(lang) for lang in others if self.origin is not None))
 
     def symbol(self, name: str) -> SymbolRow:
         """Return the row of a symbol."""

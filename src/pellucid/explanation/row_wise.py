@@ -13,7 +13,7 @@ from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reasons import dim_text, sentences
-from pellucid.explanation.report import Report, SymbolRow
+from pellucid.explanation.report import SymbolRow
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.formula.draws import provided_by
@@ -22,12 +22,9 @@ from pellucid.nn.component import SymbolShape
 from pellucid.nn.row_wise import DRAWS, RowWise
 
 
-def report(request: Request) -> Report:
-    """Explain a layer made by `pellucid.layer`."""
-    return _RowWise(request).report()
+class RowWiseExplained(ComponentExplained):
+    """The parts of the report on a row-wise layer."""
 
-
-class _RowWise(ComponentExplained):
     family = "row_wise"
     layer: Any
 

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid import nn
-from pellucid.explanation import (
-    component,
-    dropout,
-    normalization,
-    recurrent,
-    row_wise,
-    tcn,
-    text_convolution,
-    windowed,
-)
 from pellucid.explanation import examples as known
+from pellucid.explanation.component import ComponentExplained
+from pellucid.explanation.dropout import DropoutExplained
+from pellucid.explanation.normalization import NormalizationExplained
+from pellucid.explanation.origin import Origin
+from pellucid.explanation.recurrent import RecurrentExplained
 from pellucid.explanation.report import Report
 from pellucid.explanation.request import Request
+from pellucid.explanation.row_wise import RowWiseExplained
+from pellucid.explanation.tcn import TCNExplained
+from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.texts import Texts
+from pellucid.explanation.windowed import (
+    ConvolutionExplained,
+    ConvPoolingExplained,
+    PoolingExplained,
+    SeparableExplained,
+)
 from pellucid.nn.cell import Cell
 from pellucid.nn.component import Component
+from pellucid.nn.conv_pool import ConvPooling
+from pellucid.nn.convolution import Convolution
 from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
 from pellucid.nn.normalization import NormalizationFamily
 from pellucid.nn.row_formula import Layer
 from pellucid.nn.row_wise import RowWise
+from pellucid.nn.separable import SeparableConvolution
 from pellucid.nn.sequence import SequenceLayer
 from pellucid.nn.windowed import Windowed
 
 SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name
 
 
-def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], **about: Any) -> Report:
-    """Explain a layer, a cell or a name; ``about`` are lang, steps, seed and tokens of `pellucid.explain`."""
-    texts = Texts(about.pop("lang"))
+def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], *, lang: str, **about: Any) -> Report:
+    """Explain a layer, a cell or a name; ``about`` are steps, seed and tokens of `pellucid.explain`."""
+    texts = Texts(lang)
     if isinstance(subject, Cell):
         maker: _Maker | None = _Maker.of_cell(subject)
     elif isinstance(subject, Layer):
@@ -57,28 +65,40 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         request.layer, request.options = _own(subject, request), dict(options)
     else:
         maker.make(request, options)
+    if not inputs and isinstance(request.inputs[0], str):
+        inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
-    return family(request.layer)(request)
+    explained = family(request.layer)(request)
+    report = explained.report()
+
+    def again(lang: str) -> Report:
+        return report_on(subject, inputs, options, lang=lang, **about)
+
+    layer = subject if isinstance(subject, torch.nn.Module) else request.layer
+    return replace(report, origin=Origin(explained, again, layer, (*inputs, *options.values())))
 
 
-def family(layer: torch.nn.Module) -> Callable[[Request], Report]:
-    """Return what explains this kind of layer."""
-    if isinstance(layer, SequenceLayer):
-        return recurrent.report
-    if isinstance(layer, Windowed):
-        return windowed.report
-    if isinstance(layer, DropoutFamily) and not isinstance(layer, DropConnect):
-        return dropout.report
-    if isinstance(layer, NormalizationFamily):
-        return normalization.report
-    if isinstance(layer, RowWise):
-        return row_wise.report
-    if isinstance(layer, nn.TextConv):
-        return text_convolution.report
-    if isinstance(layer, nn.TCN):
-        return tcn.report
-    if isinstance(layer, Component):
-        return component.report
+FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
+    (SequenceLayer, RecurrentExplained),
+    (Convolution, ConvolutionExplained),
+    (SeparableConvolution, SeparableExplained),
+    (ConvPooling, ConvPoolingExplained),
+    (Windowed, PoolingExplained),
+    (DropConnect, ComponentExplained),
+    (DropoutFamily, DropoutExplained),
+    (NormalizationFamily, NormalizationExplained),
+    (RowWise, RowWiseExplained),
+    (nn.TextConv, TextConvExplained),
+    (nn.TCN, TCNExplained),
+    (Component, ComponentExplained),
+)
+
+
+def family(layer: torch.nn.Module) -> Callable[[Request], Any]:
+    """Return what explains this kind of layer: of several that fit, the first."""
+    for kind, explained in FAMILIES:
+        if isinstance(layer, kind):
+            return explained
     raise TypeError(_not_ours(layer))
 
 

@@ -18,15 +18,16 @@ WORKED = 2  # blocks that are worked out unless the caller says otherwise
 DRAWN = 32  # steps that are drawn at most: the last ones
 
 
-def report(request: Request) -> Report:
-    """Explain a TCN, in eval: what dropout draws would hide what the convolutions do."""
-    with shared.in_eval(request.layer):
-        return _TCN(request).report()
+class TCNExplained(ComponentExplained):
+    """The parts of the report on a TCN."""
 
-
-class _TCN(ComponentExplained):
     family = "tcn"
     layer: Any
+
+    def report(self) -> Report:
+        """Put everything together, in eval: what dropout draws would hide what the convolutions do."""
+        with shared.in_eval(self.layer):
+            return super().report()
 
     def __init__(self, request: Request) -> None:
         assert isinstance(request.layer, TCN)

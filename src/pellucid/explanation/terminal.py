@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from math import prod
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.typesetting import columns, layout, numbers_of, pad, starts_block, wrapped
+from pellucid.explanation.typesetting import columns, numbers_of, pad, shown, starts_block, wrapped
 
 WIDEST = 120
 CELLS = {
@@ -191,7 +190,7 @@ class _Page:
         if not group:
             return
         tables = self.aligned(group)
-        notes = [self.shown(v, t) for v, t in zip(group, tables, strict=True)]
+        notes = [shown(v, t, self.words) for v, t in zip(group, tables, strict=True)]
         sizes = [
             max((cell_len("  ".join(row)) for row in table), default=0) + (cell_len(note) + 2 if note else 0)
             for table, note in zip(tables, notes, strict=True)
@@ -247,15 +246,6 @@ class _Page:
             if starts_block(value, index):
                 self.line()
             self.line("      " + "  ".join(row))
-
-    def shown(self, value: Values, table: Sequence[Sequence[str]]) -> str:
-        """Say what part of a value is shown, and the value's own note."""
-        notes = []
-        _, shape = layout(value)
-        if shape and table:
-            parts = [("showing_rows", len(table), prod(shape[:-1])), ("showing", len(table[0]), shape[-1])]
-            notes += [self.words[key].format(shown=f"{s:,}", total=f"{t:,}") for key, s, t in parts if s < t]
-        return self.words["comma"].join([*notes, *([value.note] if value.note else [])])
 
     def picture(self, picture: Picture) -> None:
         if picture.title:

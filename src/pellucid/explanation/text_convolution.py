@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Check, Cost, Picture, Report, Step
+from pellucid.explanation.report import Check, Cost, Picture, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.text_convolution import TextConv
@@ -17,12 +17,9 @@ from pellucid.nn.text_convolution import TextConv
 DRAWN = 16  # words, and entries of their vectors, that are drawn at most
 
 
-def report(request: Request) -> Report:
-    """Explain a text convolution."""
-    return _TextConv(request).report()
+class TextConvExplained(ComponentExplained):
+    """The parts of the report on a text convolution."""
 
-
-class _TextConv(ComponentExplained):
     family = "text_convolution"
     layer: Any
 

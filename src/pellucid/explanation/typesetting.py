@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -36,6 +36,16 @@ def numbers_of(value: Values) -> list[list[str]]:
     table = table[: ROWS if rows > ROWS + SLACK else rows, : COLUMNS if columns > COLUMNS + SLACK else columns]
     places = decimals(table)
     return [[written(float(n), places) for n in row] for row in table]
+
+
+def shown(value: Values, table: Sequence[Sequence[str]], words: Mapping[str, str]) -> str:
+    """Say what part of a value is shown, and the value's own note."""
+    notes = []
+    _, shape = layout(value)
+    if shape and table:
+        parts = [("showing_rows", len(table), prod(shape[:-1])), ("showing", len(table[0]), shape[-1])]
+        notes += [words[key].format(shown=f"{s:,}", total=f"{t:,}") for key, s, t in parts if s < t]
+    return words["comma"].join([*notes, *([value.note] if value.note else [])])
 
 
 def starts_block(value: Values, row: int) -> bool:

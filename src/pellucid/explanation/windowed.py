@@ -13,14 +13,11 @@ from torch import Tensor
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, fact_text, shape_text
 from pellucid.explanation.paper import letter
-from pellucid.explanation.report import Check, Picture, Report, Step, Values
+from pellucid.explanation.report import Check, Picture, Step, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.component import SymbolShape
-from pellucid.nn.conv_pool import ConvPooling
-from pellucid.nn.convolution import Convolution
 from pellucid.nn.pooling import Average
-from pellucid.nn.separable import SeparableConvolution
 from pellucid.nn.text_convolution import rises_from_zero
 from pellucid.nn.windowed import AXES, Windowed, WindowView
 
@@ -30,18 +27,9 @@ Marks = dict[tuple[int, ...], str]
 WHOLE = 10**7  # entries under all windows up to which the whole formula is run for the check
 
 
-def report(request: Request) -> Report:
-    """Explain a convolution or a pooling."""
-    kinds = (
-        (Convolution, _Convolution),
-        (SeparableConvolution, _Separable),
-        (ConvPooling, _ConvPooling),
-        (Windowed, _Pooling),
-    )
-    return next(kind for family, kind in kinds if isinstance(request.layer, family))(request).report()
+class WindowedExplained(ComponentExplained):
+    """The parts of the report on a layer that reads through windows."""
 
-
-class _WindowedExplained(ComponentExplained):
     layer: Any
 
     def __init__(self, request: Request) -> None:
@@ -203,7 +191,9 @@ class _WindowedExplained(ComponentExplained):
         return [place for place, out in zip(places, view.padding.flatten().tolist(), strict=True) if out]
 
 
-class _Convolution(_WindowedExplained):
+class ConvolutionExplained(WindowedExplained):
+    """Those of a convolution."""
+
     family = "convolution"
 
     def idea(self) -> tuple[str, ...]:
@@ -252,7 +242,9 @@ class _Convolution(_WindowedExplained):
         return spread, (self.layer.in_channels, *size), ("in channels", *names)
 
 
-class _Separable(_Convolution):
+class SeparableExplained(ConvolutionExplained):
+    """Those of a separable convolution."""
+
     def idea(self) -> tuple[str, ...]:
         """Convolution in general, and what the two halves of this one do."""
         layer, texts = self.layer, self.texts
@@ -278,7 +270,9 @@ class _Separable(_Convolution):
             yield f"{terms}{bias} = {shared.number(float(trace.result))}"
 
 
-class _ConvPooling(_Convolution):
+class ConvPoolingExplained(ConvolutionExplained):
+    """Those of a convolution with its pooling."""
+
     family = "conv_pool"
 
     def idea(self) -> tuple[str, ...]:
@@ -322,7 +316,9 @@ class _ConvPooling(_Convolution):
         return super().legend() | {mark: self.texts(key) for mark, key in own.items()}
 
 
-class _Pooling(_WindowedExplained):
+class PoolingExplained(WindowedExplained):
+    """Those of a pooling."""
+
     family = "pooling"
 
     def idea(self) -> tuple[str, ...]:

@@ -1,0 +1,58 @@
+"""Where a report comes from: what was explained, to be asked again as long as nothing of it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pellucid.explanation.report import Exhibit, Report
+
+
+class Origin:
+    """The layer and the inputs of a report.
+
+    A page shows more than the printed text, in more than one language; that is worked out when it is wanted.
+
+    Args:
+        explained: what put the report together.
+        again: makes the report in another language.
+        layer: the layer that the user gave.
+        given: what it read; tensors among it are watched.
+    """
+
+    def __init__(
+        self, explained: Any, again: Callable[[str], Report], layer: torch.nn.Module, given: Iterable[Any]
+    ) -> None:
+        self.explained, self._again, self._layer = explained, again, layer
+        self._given = [value for value in given if isinstance(value, Tensor)]
+        self._state = self._versions()
+        self._buffers = {name: value.clone() for name, value in layer.named_buffers()}
+
+    def report(self, lang: str) -> Report:
+        """Return the report in another language."""
+        self._refuse_changed()
+        return self._again(lang)
+
+    def exhibits(self) -> tuple[Exhibit, ...]:
+        """Work out the interactive pictures of the report."""
+        from pellucid.explanation.page.exhibits import exhibits_of
+
+        self._refuse_changed()
+        return exhibits_of(self.explained)
+
+    def _versions(self) -> list[tuple[Any, ...]]:
+        tensors = [*self._layer.parameters(), *self._given]
+        return [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+
+    def _refuse_changed(self) -> None:
+        buffers = dict(self._layer.named_buffers())
+        same = self._state == self._versions() and buffers.keys() == self._buffers.keys()
+        if not same or not all(torch.equal(value, buffers[name]) for name, value in self._buffers.items()):
+            raise RuntimeError(
+                "explain: the layer's weights or its input have changed since it was explained, so the page would show "
+                "other numbers than the report. Save the page before training goes on, or explain the layer again."
+            )

@@ -1,0 +1,18 @@
+"""The page: one self-contained HTML file that shows a report in every language, with pictures to play with."""
+
+from __future__ import annotations
+
+from pellucid.explanation.page.document import Document
+from pellucid.explanation.report import Report
+
+__all__ = ["html"]
+
+
+def html(report: Report) -> str:
+    """Write a report as a page: no network, no script but its own; readable without JavaScript.
+
+    Raises:
+        RuntimeError: the layer or its input has changed since it was explained.
+    """
+    exhibits = () if report.origin is None else report.origin.exhibits()
+    return Document(report.translations(), exhibits).html()

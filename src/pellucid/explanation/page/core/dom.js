@@ -1,0 +1,34 @@
+// Elements. Text only ever becomes a text node, so that nothing a user wrote is read as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+
+function made(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style" && typeof value === "object")
+      for (const [key, part] of Object.entries(value)) node.style.setProperty(key, part);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+export const el = (name, attributes, ...children) => made(document.createElement(name), attributes, children);
+export const svg = (name, attributes, ...children) => made(document.createElementNS(SVG, name), attributes, children);
+export const math = (name, attributes, ...children) =>
+  made(document.createElementNS(MATHML, name), attributes, children);
+
+// Replace what a node holds; the element with the same data-key has the focus again afterwards.
+export function replace(node, ...children) {
+  const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  if (focused !== undefined) {
+    const again = [...node.querySelectorAll("[data-key]")].find((child) => child.dataset.key === focused);
+    again?.focus({ preventScroll: true });
+  }
+  return node;
+}
+
+export const range = (count) => Array.from({ length: Math.max(0, count) }, (_, index) => index);

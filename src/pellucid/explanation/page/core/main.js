@@ -1,0 +1,74 @@
+// Starts the page: its data, language, colours and exhibits.
+
+import { Exhibit } from "./exhibit.js";
+import { language } from "./language.js";
+import { unpacked } from "./numbers.js";
+import { watchSymbols } from "./symbols.js";
+
+const page = JSON.parse(document.getElementById("page-data").textContent);
+const root = document.documentElement;
+const exhibits = page.exhibits.map(({ kind, data }, index) => {
+  const texts = Object.fromEntries(page.languages.map((lang) => [lang, { ...page.words[lang].page, ...page.words[lang][kind] }]));
+  return new Exhibit(document.getElementById(`exhibit-${index}`), kind, unpacked(data), texts);
+});
+
+const hash = () => new URLSearchParams(location.hash.slice(1));
+
+function remember(key, value, initial) {
+  const found = hash();
+  if (value === initial) found.delete(key);
+  else found.set(key, value);
+  try {
+    history.replaceState(null, "", found.size ? `#${found}` : location.pathname + location.search);
+  } catch {
+    // a sandboxed frame has no history of its own
+  }
+}
+
+function speak(lang) {
+  if (!page.languages.includes(lang) || (language.current === lang && root.dataset.lang === lang)) return;
+  language.current = lang;
+  root.dataset.lang = lang;
+  root.lang = lang;
+  document.title = page.titles[lang];
+  for (const button of document.querySelectorAll("[data-speak]"))
+    button.setAttribute("aria-pressed", String(button.dataset.speak === lang));
+  for (const exhibit of exhibits) exhibit.build();
+}
+
+function colour(theme) {
+  if (theme === "auto") delete root.dataset.theme;
+  else root.dataset.theme = theme;
+  for (const button of document.querySelectorAll("[data-colour]"))
+    button.setAttribute("aria-pressed", String(button.dataset.colour === theme));
+}
+
+function fromHash() {
+  const found = hash();
+  speak(found.get("lang") ?? page.lang);
+  const theme = found.get("theme");
+  colour(["light", "dark"].includes(theme) ? theme : "auto");
+}
+
+for (const button of document.querySelectorAll("[data-speak]"))
+  button.addEventListener("click", () => {
+    speak(button.dataset.speak);
+    remember("lang", button.dataset.speak, page.lang);
+  });
+for (const button of document.querySelectorAll("[data-colour]"))
+  button.addEventListener("click", () => {
+    colour(button.dataset.colour);
+    remember("theme", button.dataset.colour, "auto");
+  });
+
+watchSymbols();
+root.classList.add("scripted");
+fromHash();
+addEventListener("hashchange", fromHash);
+
+// In a frame of a notebook: tell how high the page is.
+if (window.parent !== window) {
+  const tell = () => parent.postMessage({ pellucidHeight: document.documentElement.scrollHeight }, "*");
+  new ResizeObserver(tell).observe(document.body);
+  tell();
+}

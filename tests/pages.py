@@ -1,0 +1,79 @@
+"""What the tests of the page share: headless Chromium, a page that may load nothing, and what it complains of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def chromium() -> str:
+    """Where Chromium is; without it the test is skipped, unless PELLUCID_NEEDS_CHROMIUM is set, as in CI."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        reason = "Chromium is not installed (Debian: apt-get install chromium fonts-noto-cjk)"
+        if os.environ.get("PELLUCID_NEEDS_CHROMIUM"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, one for all tests of a process."""
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path, hash: str = "", viewport: Any = WIDE, **options: Any) -> Iterator[Any]:
+    """Open a page's file without a network; whatever it complains of, or asks to load, fails the test."""
+    context = browser.new_context(viewport=viewport, offline=True, **options)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+    page.goto(path.as_uri() + (f"#{hash}" if hash else ""))
+    try:
+        yield page
+        assert complaints == []
+    finally:
+        context.close()
+
+
+def table(page: Any, key: str) -> list[list[str]]:
+    """Read the cells of a grid as they are written: rows of texts."""
+    return page.eval_on_selector(
+        f'[data-grid="{key}"]',
+        """grid => [...grid.querySelectorAll("tr")].map(row => [...row.querySelectorAll("[data-at]")].map(
+             cell => cell.querySelector("input")?.value ?? cell.textContent)).filter(row => row.length)""",
+    )
+
+
+def number(text: str) -> float:
+    """Read a number that the page wrote."""
+    return float(text.replace("−", "-").replace(",", ""))
+
+
+def resolution(text: str) -> float:
+    """Half of the last digit that a number was written with: how far the true one may lie from it."""
+    digits, _, power = text.replace("−", "-").partition("e")
+    decimals = len(digits.partition(".")[2])
+    return 0.5 * 10.0 ** (int(power or 0) - decimals)
+
+
+def agree(text: str, value: float) -> bool:
+    """Whether what the page wrote is a value, to the digits shown."""
+    return abs(number(text) - value) <= resolution(text) * 1.001 + 1e-9 * abs(value)
