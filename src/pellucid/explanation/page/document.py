@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -148,8 +149,15 @@ class Document:
 
 
 def _text(content: str) -> str:
-    """Write text that a user may have given, without what XML has no room for."""
-    return escape("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in content))
+    """Write text that a user may have given, without what HTML has no room for and what turns a line round."""
+    return escape("".join("\N{REPLACEMENT CHARACTER}" if _unfit(c) else c for c in content))
+
+
+def _unfit(character: str) -> bool:
+    """Whether a character is a control, a lone half of a pair, or one that changes the direction of what follows."""
+    kind = unicodedata.category(character)
+    turns = unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI")
+    return turns or kind == "Cs" or (kind == "Cc" and character not in "\n\t")
 
 
 def _paragraphs(parts: Sequence[str], kind: str = "") -> str:
@@ -217,11 +225,15 @@ def _notes(report: Report) -> str:
 
 
 def _steps(report: Report) -> str:
-    return "".join(_step(step, report) for step in report.steps)
+    return "".join(
+        f'<details class="worked" open><summary>{_text(step.title)}</summary>{_step(step, report)}</details>'
+        for step in report.steps
+    )
 
 
 def _step(step: Step, report: Report) -> str:
-    written, group = [f"<h3>{_text(step.title)}</h3>"], ""
+    written: list[str] = []
+    group = ""
     for part in (*step.parts, None):
         if isinstance(part, Values):
             group += _values(part, report)

@@ -61,6 +61,9 @@ for (const button of document.querySelectorAll("[data-colour]"))
     remember("theme", button.dataset.colour, "auto");
   });
 
+// Readers without JavaScript have all worked steps open; where there is a picture to play with, they are folded.
+if (exhibits.length) for (const details of document.querySelectorAll("details.worked")) details.open = false;
+
 watchSymbols();
 root.classList.add("scripted");
 fromHash();

@@ -1,0 +1,219 @@
+"""The page around the exhibits: in Chromium, without a network, by keyboard, in both languages, for hostile input."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from explaining import SENTENCE, leaky, quietly
+from pages import NARROW, WIDE, browser, opened  # noqa: F401
+from pellucid import nn
+from pellucid.explanation import page
+from pellucid.explanation.page.script import asset, script, style
+from pellucid.explanation.page.words import words
+
+LIMIT = 300 * 1024  # bytes of a page before the user's data
+HOSTILE = "<script>alert(1)</script>&\"'`</style>\u202e٣ש\u200f👩‍👩‍👧\x00\x1b\ud800"
+
+
+def write(report, path):
+    path.write_text(page.html(report), encoding="utf-8", errors="replace")
+    return path
+
+
+@pytest.fixture
+def rnn_page(tmp_path):
+    return write(quietly("rnn", SENTENCE, input_size=6, hidden_size=4), tmp_path / "rnn.html")
+
+
+def visible(page_, selector="main"):
+    return page_.inner_text(selector)
+
+
+def test_both_languages(browser, rnn_page):  # noqa: F811
+    with opened(browser, rnn_page) as shown:
+        assert "Main idea" in visible(shown)
+        assert "主要思想" not in visible(shown)
+        shown.click('[data-speak="zh"]')
+        assert shown.evaluate("document.documentElement.lang") == "zh"
+        assert "lang=zh" in shown.url
+        chinese = visible(shown)
+        assert "Main idea" not in chinese
+        assert quietly("rnn", SENTENCE, input_size=6, hidden_size=4, lang="zh").title in chinese
+        assert shown.title() == quietly("rnn", SENTENCE, input_size=6, hidden_size=4, lang="zh").title
+    with opened(browser, rnn_page, "lang=zh") as shown:
+        assert visible(shown) == chinese
+
+
+def test_language_of_the_report_is_first(browser, tmp_path):  # noqa: F811
+    path = write(quietly("layernorm", lang="zh"), tmp_path / "page.html")
+    with opened(browser, path) as shown:
+        assert shown.evaluate("document.documentElement.lang") == "zh"
+        assert quietly("layernorm", lang="zh").title in visible(shown)
+
+
+def test_colours(browser, rnn_page):  # noqa: F811
+    paper = "getComputedStyle(document.body).backgroundColor"
+    with opened(browser, rnn_page, color_scheme="dark") as shown:
+        dark = shown.evaluate(paper)
+        shown.click('[data-colour="light"]')
+        light = shown.evaluate(paper)
+        assert light != dark
+        assert "theme=light" in shown.url
+    with opened(browser, rnn_page, "theme=dark") as shown:
+        assert shown.evaluate(paper) == dark
+    with opened(browser, rnn_page, "theme=<b>&lang=xx&recurrence.step=NaN") as shown:
+        assert shown.evaluate(paper) == light
+
+
+class _Text(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.parts, self.skipped = [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.skipped += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.skipped -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.skipped:
+            self.parts.append(data)
+
+
+@pytest.mark.parametrize("subject", ["rnn", "conv2d", "batchnorm", "dropout"])
+def test_text_without_javascript(browser, tmp_path, subject):  # noqa: F811
+    given = [SENTENCE] if subject == "rnn" else []
+    reports = [quietly(subject, *given, lang=lang) for lang in ("en", "zh")]
+    path = write(reports[0], tmp_path / "page.html")
+    with opened(browser, path, java_script_enabled=False) as shown:
+        seen = re.sub(r"\s+", "", visible(shown))
+    for report in reports:
+        said = [report.title, *report.idea, *report.notation, *report.notes, report.check.text, *report.code]
+        said += [reason for row in report.symbols for reason in row.reasons]
+        said += [step.title for step in report.steps] + [total.label for total in report.totals]
+        said += [part for step in report.steps for part in step.parts if isinstance(part, str)]
+        for sentence in said:
+            assert re.sub(r"\s+", "", sentence) in seen, sentence
+
+
+def test_hostile_names_and_sentences_are_text(browser, tmp_path):  # noqa: F811
+    words = [HOSTILE, "<img src=x onerror=alert(1)>", "]]>", "${x}", "\\u003c/script>", HOSTILE[::-1]]
+    path = write(quietly(leaky(5, 3), words), tmp_path / "page.html")
+    with opened(browser, path) as shown:
+        shown.on("dialog", lambda dialog: pytest.fail("a script of the user's ran"))
+        text = shown.evaluate("document.querySelector('main').textContent")
+        for word in words[1:-1]:
+            assert word in text
+        assert "<script>alert(1)</script>&\"'`</style>\ufffd٣ש\u200f👩\u200d👩\u200d👧\ufffd\ufffd" in text
+        assert shown.eval_on_selector_all("script", "list => list.length") == 2
+        assert shown.eval_on_selector_all("main b, main img", "list => list.length") == 0
+    path = write(quietly("rnn", "字" * 10_000, input_size=4, hidden_size=3), tmp_path / "long.html")
+    with opened(browser, path) as shown:
+        assert "512" in visible(shown)
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("subject", ["lstm", "conv2d", "conv1d", "maxpool", "groupnorm", "dropout", "swiglu", "tcn"])
+def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport):  # noqa: F811
+    path = write(quietly(subject), tmp_path / "page.html")
+    for lang in ("en", "zh"):
+        with opened(browser, path, f"lang={lang}", viewport) as shown:
+            assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+@pytest.mark.parametrize("subject", ["rnn", "lstm", "conv2d", "batchnorm", "dropout", "textconv"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessibility(browser, tmp_path, subject, theme):  # noqa: F811
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    path = write(quietly(subject), tmp_path / "page.html")
+    for lang in ("en", "zh"):
+        with opened(browser, path, f"lang={lang}&theme={theme}") as shown:
+            shown.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+            found = axe.Axe().run(shown).response["violations"]
+            serious = [
+                f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")
+            ]
+            assert serious == []
+
+
+def test_symbols_light_up_together(browser, rnn_page):  # noqa: F811
+    with opened(browser, rnn_page) as shown:
+        assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
+        shown.focus('th[data-symbol="W"]')
+        lit = shown.eval_on_selector_all(".lit", "list => list.map(node => node.dataset.symbol)")
+        assert set(lit) == {"W"}
+        assert shown.eval_on_selector_all("math .lit", "list => list.length") >= 1
+        shown.keyboard.press("Escape")
+        assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
+
+
+def test_badge(browser, rnn_page):  # noqa: F811
+    report = quietly("rnn", SENTENCE, input_size=6, hidden_size=4)
+    with opened(browser, rnn_page) as shown:
+        assert f"max |Δ| = {report.check.difference:.2g}" in visible(shown, "#check")
+        assert report.check.text in visible(shown, "#check")
+
+
+def test_pages_are_small():
+    from pellucid.explanation.page import exhibits
+
+    kinds = sorted({maker.__module__.split(".")[-2] for maker in exhibits.EXHIBITS.values()})
+    assert len(kinds) == 4
+    for kind in kinds:
+        own = sum(len(asset(f"{folder}/{lang}.toml").encode()) for folder in ("core", kind) for lang in ("en", "zh"))
+        assert len(script([kind]).encode()) + len(style([kind]).encode()) + own < LIMIT
+
+
+def test_script_loads_nothing():
+    for kind in ("recurrence", "convolution", "normalization", "dropout"):
+        text = script([kind]) + style([kind])
+        assert not re.search(
+            r"https?://(?!www\.w3\.org/)|innerHTML|outerHTML|insertAdjacentHTML|eval\(|@import|url\(", text
+        )
+
+
+def blanks(text):
+    return sorted(re.findall(r"\{(\w+)", text))
+
+
+@pytest.mark.parametrize("kind", ["core", "recurrence", "convolution", "normalization", "dropout"])
+def test_words_are_the_same_in_both_languages(kind):
+    english, chinese = words(kind, "en"), words(kind, "zh")
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        assert sorted(set(blanks(text))) == sorted(set(blanks(chinese[key]))), key
+
+
+def test_a_changed_layer_is_refused():
+    layer = nn.LayerNorm(4)
+    report = quietly(layer, torch.rand(2, 4))
+    page.html(report)
+    with torch.no_grad():
+        layer.weight += 1
+    with pytest.raises(RuntimeError, match="have changed since it was explained"):
+        page.html(report)
+
+
+def test_running_statistics_are_left_alone():
+    layer = nn.BatchNorm1d(4)
+    report = quietly(layer, torch.rand(5, 4))
+    page.html(report)
+    assert torch.equal(layer.running_mean, torch.zeros(4))
+    layer(torch.rand(5, 4))
+    with pytest.raises(RuntimeError, match="have changed since it was explained"):
+        page.html(report)
+
+
+def test_large_recurrence(browser, tmp_path):  # noqa: F811
+    layer = nn.LSTM(512, 512)
+    path = write(quietly(layer, torch.randn(200, 1, 512)), tmp_path / "large.html")
+    assert path.stat().st_size < 3_000_000
+    with opened(browser, path) as shown:
+        shown.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+        painted = shown.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        assert painted < 2000
