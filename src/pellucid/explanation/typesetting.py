@@ -106,3 +106,8 @@ def _pieces(content: str) -> Iterator[tuple[str, str]]:
     pattern = rf"(\s*)([{opening}]*(?:{WIDE}|{word}|[{opening}])[{closing}]*)"
     for match in re.finditer(pattern, content):
         yield match.group(1), match.group(2)
+
+
+def printable(content: str) -> str:
+    """Replace what is not to be written as it is: control characters and half surrogate pairs."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", content)
