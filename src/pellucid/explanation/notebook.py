@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,19 @@ from pellucid.explanation.report import Report
 from pellucid.explanation.texts import Texts
 
 HEIGHT = 640  # pixels of the frame, until the page has said how high it is
-TALLEST = 30_000
-
-# In the page: its height, whenever it changes and whenever the notebook asks. The body has no height of its own.
-TELL = """<style>html, body { height: auto !important; min-height: 0 !important; }</style>
-<script>
-{
-  const tell = () => parent.postMessage({ pellucidHeight: document.documentElement.offsetHeight }, "*");
-  new ResizeObserver(tell).observe(document.documentElement);
-  addEventListener("message", (event) => event.source === parent && tell());
-}
-</script>
-"""
-# In the notebook, once for each frame: a height is taken from this frame's own window only, and only as a number.
-LISTEN = """
-const frame = this;
-if (!frame.pellucid) {
-  frame.pellucid = true;
-  addEventListener("message", (event) => {
-    const height = event.source === frame.contentWindow && event.data && event.data.pellucidHeight;
-    if (Number.isFinite(height)) frame.style.height = Math.min(Math.max(Math.ceil(height), 80), TALLEST) + "px";
+# A page posts its height whenever that changes. One listener serves all frames: it takes a number, from a frame's own
+# window, and sets that frame's height with it.
+LISTEN = """<script>
+if (!window.pellucidFrames) {
+  window.pellucidFrames = true;
+  addEventListener("message", ({ data, source }) => {
+    const height = data ? Number(data.pellucidHeight) : NaN;
+    if (!(height >= 0)) return;
+    for (const frame of document.querySelectorAll("iframe.pellucid"))
+      if (frame.contentWindow === source) frame.style.height = `${Math.min(Math.max(height, 100), 30000)}px`;
   });
 }
-frame.contentWindow.postMessage("height", "*");
+</script>
 """
 
 _shown: list[Report] = []  # what `explain` has shown in the cell that is running
@@ -102,7 +92,7 @@ def bundle(
     report: Report, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
     """Return a report as text, static drawing and page, by MIME type."""
-    kinds = {"text/plain": Report.text, "image/svg+xml": _svg, "text/html": framed}
+    kinds: dict[str, Callable[[Report], str]] = {"text/plain": Report.text, "image/svg+xml": _svg, "text/html": framed}
     wanted = [kind for kind in kinds if (include is None or kind in include) and kind not in (exclude or ())]
     return {kind: kinds[kind](report) for kind in wanted}
 
@@ -114,18 +104,15 @@ def _svg(report: Report) -> str:
 
 
 def framed(report: Report) -> str:
-    """Return the page in a frame of its own: its scripts reach neither the notebook nor the network's cookies.
+    """Return the page in a frame of its own: its script runs, but reaches nothing of the notebook.
 
-    The frame grows to the page's height. Where the notebook lets nothing run it keeps its height, and scrolls.
+    The frame grows to the page's height. Where the notebook runs no scripts it keeps its height, and scrolls.
     """
     from pellucid.explanation.page import html
 
-    page = html(report)
-    body, end, rest = page.rpartition("</body>")
-    page = f"{body}{TELL}{end}{rest}" if end else page + TELL
-    listen = " ".join(LISTEN.replace("TALLEST", str(TALLEST)).split())
-    style = f"width: 100%; height: {HEIGHT}px; border: 0; color-scheme: normal;"
+    style = f"width: 100%; height: {HEIGHT}px; border: 0;"
+    missing = escape(Texts(report.lang)("show.no_frame"))
     return (
-        f'<iframe title="{escape(report.title)}" sandbox="allow-scripts" style="{style}" '
-        f'onload="{escape(listen)}" srcdoc="{escape(page)}">{escape(Texts(report.lang)("show.no_frame"))}</iframe>'
+        f'{LISTEN}<iframe class="pellucid" title="{escape(report.title)}" sandbox="allow-scripts" style="{style}" '
+        f'srcdoc="{escape(html(report))}">{missing}</iframe>\n'
     )

@@ -83,15 +83,16 @@ def destination(path: str | os.PathLike[str]) -> Path:
         ValueError: no report is saved with this ending. OSError: nothing can be written there.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() not in RENDERERS:
-        ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
-        raise ValueError(
-            f"save: {str(path)!r} {ending}, and the ending says what to write: {', '.join(RENDERERS)}. "
-            f"For a page write {str(path.with_suffix('.html') if path.name else path / 'report.html')!r}."
-        )
     with _named(path):
         if path.is_dir():
-            raise IsADirectoryError(f"save: {path} is a folder; name a file in it, {path / ('report' + path.suffix)}")
+            inside = path / f"report{path.suffix or '.html'}"
+            raise IsADirectoryError(f"save: {path} is a folder; name a file in it, {inside}")
+        if path.suffix.lower() not in RENDERERS:
+            ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+            raise ValueError(
+                f"save: {str(path)!r} {ending}, but the ending says what to write: {', '.join(RENDERERS)}. "
+                f"For a page write {str(path.with_suffix('.html'))!r}."
+            )
         if not path.parent.is_dir():
             raise FileNotFoundError(f"save: there is no folder {path.parent}; make it first, or name another")
         if path.exists() and not os.access(path, os.W_OK):
@@ -129,10 +130,12 @@ def opened(report: Report) -> tuple[Path, bool]:
     Returns:
         The file, and whether a browser was found for it.
     """
+    name = re.sub(r"[^A-Za-z0-9]+", "-", report.subject.partition("(")[0]).strip("-").lower()[:60] or "report"
+    content = _page(report)
     folder = Path(tempfile.mkdtemp(prefix="pellucid-"))
-    name = re.sub(r"[^A-Za-z0-9]+", "-", re.split(r"[(:：]", report.subject)[0]).strip("-").lower() or "report"
+    path = folder / f"{name}.html"
     try:
-        path = save(report, folder / f"{name[:60]}.html")
+        write(path, content)
     except BaseException:
         folder.rmdir()
         raise

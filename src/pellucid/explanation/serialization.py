@@ -5,6 +5,7 @@ names of `pellucid.explanation.report`, and of ``"kind"``, its class. Tuples are
 ``{"dtype": "float32", "shape": [2, 3], "numbers": [[...], [...]]}``, nested along their axes, each the shortest decimal
 that gives the same number back in its dtype; ``shape`` is that of the numbers that are kept, the full shape stands
 beside it in the value's own ``shape``. JSON knows no such numbers, so these are the strings "nan", "inf" and "-inf".
+Fields that take no part in comparisons (``compare=False``) are not of the tree and stand in no file.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def loads(text: str | bytes, name: str = "the text") -> Report:
 def _plain(value: Any) -> Any:
     """Turn a part of the tree into what JSON knows."""
     if is_dataclass(value):
-        return {"kind": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"kind": type(value).__name__} | {name: _plain(getattr(value, name)) for name in _fields(type(value))}
     if isinstance(value, np.ndarray):
         return {"dtype": str(value.dtype), "shape": list(value.shape), "numbers": _numbers(value)}
     if isinstance(value, Mapping):
@@ -94,7 +95,9 @@ def _read(stored: Any, hint: Any) -> Any:
     """Build what a field of this type holds."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
-        return tuple(_read(part, h) for part, h in zip(stored, repeat(inner[0]) if ... in inner else inner, strict=False))
+        return tuple(
+            _read(part, h) for part, h in zip(stored, repeat(inner[0]) if ... in inner else inner, strict=False)
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {key: _read(part, inner[1]) for key, part in stored.items()}
     if isinstance(stored, dict):
@@ -110,9 +113,14 @@ def _part(stored: Mapping[str, Any]) -> Any:
     kind = KINDS.get(stored["kind"])
     if kind is None:
         raise ValueError(f"it has no part {stored['kind']!r}")
-    hints = get_type_hints(kind)
-    unknown = sorted(stored.keys() - hints.keys() - {"kind"})
-    missing = [f.name for f in fields(kind) if f.name not in stored and f.default is f.default_factory is MISSING]
+    known = _fields(kind)
+    unknown = sorted(stored.keys() - known.keys() - {"kind"})
+    missing = [name for name, f in known.items() if name not in stored and f.default is f.default_factory is MISSING]
     if unknown or missing:
         raise ValueError(f"its {stored['kind']} has other fields (unknown: {unknown}; missing: {missing})")
+    hints = {name: eval(str(f.type), vars(tree)) for name, f in known.items()}
     return kind(**{name: _read(part, hints[name]) for name, part in stored.items() if name != "kind"})
+
+
+def _fields(kind: type) -> dict[str, Field[Any]]:
+    return {f.name: f for f in fields(kind) if f.compare}

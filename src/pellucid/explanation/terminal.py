@@ -38,7 +38,10 @@ def lines_of(parts: Sequence[str | Values | Picture], report: Report, width: int
 def _written(width: int, write_to: Callable[[Console], None]) -> list[str]:
     """Return the lines that something writes to a console that knows neither colors nor styles."""
     file = io.StringIO()
-    write_to(Console(file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False))
+    console = Console(
+        file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
+    )
+    write_to(console)
     return [line.rstrip() for line in file.getvalue().split("\n")[:-1]]
 
 
