@@ -112,7 +112,7 @@ h1 { font-size: 1.7rem; margin: 0.5rem 0; }
 h2 { font-size: 1.25rem; margin: 2rem 0 0.8rem; border-bottom: 2px solid var(--line); }
 p { margin: 0.3rem 0; max-width: 46rem; }
 ul { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
 li { display: flex; }
 a { flex: 1; display: block; color: inherit; text-decoration: none; background: var(--raised);
   border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.terminal import cost_rows, lines_of
-from pellucid.explanation.typesetting import printable
+from pellucid.explanation.terminal import lines_of
+from pellucid.explanation.typesetting import cost_rows, printable
 
 WIDTH = 100  # columns of the aligned values and drawings
 MARKS = re.compile(r"([\\`*_\[\]<>#|~&$])")

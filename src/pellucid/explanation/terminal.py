@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from pellucid.explanation.report import Cost, Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.typesetting import columns, layout, numbers_of, pad, starts_block, wrapped
+from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
+from pellucid.explanation.typesetting import columns, cost_rows, layout, numbers_of, pad, starts_block, wrapped
 
 WIDEST = 120
 CELLS = {
@@ -286,19 +286,6 @@ class _Page:
                 line = ""
             line += ("   " if line else "") + item
         self.line("    " + line)
-
-
-def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the numbers of a cost, written, and what each of them counts."""
-    counts = {
-        "flops": cost.flops,
-        "macs": cost.macs,
-        "other": cost.other_flops,
-        "parameters": cost.parameters,
-        "bytes_least": cost.bytes_least,
-        "bytes_moved": cost.bytes_moved,
-    }
-    return [(f"{count:,}", words[key]) for key, count in counts.items()]
 
 
 def _drawn(block: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:

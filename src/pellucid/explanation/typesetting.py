@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
 from rich.cells import cell_len
 
-from pellucid.explanation.report import Values
+from pellucid.explanation.report import Cost, Values
 
 COLUMNS = 8  # numbers of a row that are shown; a few more where those are all
 ROWS = 8
@@ -83,6 +83,19 @@ def columns(table: Sequence[Sequence[str]], sides: str) -> list[str]:
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the numbers of a cost, written, and what each of them counts."""
+    counts = {
+        "flops": cost.flops,
+        "macs": cost.macs,
+        "other": cost.other_flops,
+        "parameters": cost.parameters,
+        "bytes_least": cost.bytes_least,
+        "bytes_moved": cost.bytes_moved,
+    }
+    return [(f"{count:,}", words[key]) for key, count in counts.items()]
 
 
 def wrapped(content: str, width: int, first: str, rest: str) -> list[str]:
