@@ -160,7 +160,7 @@ def _index(items: Sequence[Item], titles: Mapping[str, Mapping[str, str]], heads
         f'<!doctype html>\n<html lang="{first}">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(name)}</title>\n'
         f"<style>{STYLE}{hidden}</style>\n</head>\n<body>\n"
-        f"<fieldset><legend>{escape(legend)}</legend>\n{choices}</fieldset>\n"
+        f"<header><fieldset><legend>{escape(legend)}</legend>\n{choices}</fieldset></header>\n"
         f"<main>\n<h1>{spoken('span', 'gallery.title')}</h1>\n{spoken('p', 'gallery.intro')}\n"
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"

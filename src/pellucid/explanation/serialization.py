@@ -35,7 +35,10 @@ def dumps(report: Report) -> str:
 
 
 def load(path: str | Path) -> Report:
-    """Read a report that was saved as JSON: ``load("gru.json").save("gru.html")``.
+    """Read a report that was saved as JSON: ``load("gru.json").save("gru.md")``.
+
+    The layer itself is not in the file: what a page works out of it, other languages and pictures to play with, is
+    missing from the page of such a report.
 
     Raises:
         ValueError: the file holds no report, or one of another version of pellucid that this one cannot read.
