@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from html import escape
+from types import ModuleType, SimpleNamespace
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -18,3 +22,17 @@ os.environ.setdefault("PELLUCID_CFLAGS", "-O1")
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("patient"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "patient")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Let short stand-ins take the place of the page and the figures."""
+    page = ModuleType("pellucid.explanation.page")
+    page.html = lambda report: f"<!doctype html><html><body><p>{escape(report.title)}</p></body></html>"
+    figure = ModuleType("pellucid.explanation.figure")
+    figure.svg = lambda report: f'<svg xmlns="http://www.w3.org/2000/svg"><text>{escape(report.title)}</text></svg>'
+    figure.png = lambda report: b"\x89PNG"
+    figure.pdf = lambda report: b"%PDF-"
+    for module in (page, figure):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return SimpleNamespace(page=page, figure=figure)

@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from explaining import SENTENCE
+from pellucid.explanation import load
 from pellucid.explanation.command import command, parse_arguments
+from pellucid.explanation.texts import load as load_texts
 
 # -- the command ----------------------------------------------------------------------------------------------------
 
@@ -99,3 +101,61 @@ def test_arguments_of_a_layer():
     given = ["--kernel-size", "3,5", "--bias=false", "--p", "0.5", "--bidirectional", "--mode", "max", "--shift", "-2"]
     expected = {"kernel_size": (3, 5), "bias": False, "p": 0.5, "bidirectional": True, "mode": "max", "shift": -2}
     assert parse_arguments(given) == expected
+
+
+# -- files and the browser ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("drawn")
+def test_command_saves_instead_of_printing(tmp_path):
+    files = [tmp_path / name for name in ("一.html", "b.svg", "c.json", "d.md")]
+    result = run("gru", "--lang", "zh", *(part for file in files for part in ("--save", str(file))))
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [str(file) for file in files]
+    for file in files:
+        assert "gru：循环层" in file.read_text(encoding="utf-8")
+    assert load(files[2]).lang == "zh"
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("found", [True, False])
+@pytest.mark.usefixtures("drawn")
+def test_command_opens_the_browser(tmp_path, monkeypatch, lang, found):
+    opened = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or found)
+    result = run("conv2d", "--open", "--lang", lang)
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.rglob("*.html")
+    assert opened == [file.as_uri()]
+    sentence = load_texts(lang)["show.no_browser"].format(path=file)
+    assert result.output == f"{file if found else sentence}\n"
+
+
+def test_command_refuses_files_before_it_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr("pellucid.explanation.explain", lambda *arguments, **options: pytest.fail("computed"))
+    for name, words in (
+        ("x.gif", "x.html"),
+        ("x", "no ending"),
+        ("no/x.md", "there is no folder"),
+        ("", "is a folder"),
+    ):
+        result = run("rnn", "--save", str(tmp_path / "x.svg"), "--save", str(tmp_path / name))
+        assert result.exit_code == 2, result.output
+        assert words in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, ImportError("pip install 'pellucid[figures]'"), RuntimeError("x")]
+)
+def test_command_leaves_nothing_where_it_stops(tmp_path, monkeypatch, drawn, error):
+    def fail(report):
+        raise error
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    drawn.figure.pdf = fail
+    result = run("rnn", "--save", str(tmp_path / "x.md"), "--save", str(tmp_path / "x.pdf"), "--open")
+    assert result.exit_code == 1
+    assert ("Aborted" if error is KeyboardInterrupt else f"Error: {error}") in result.output
+    assert list(tmp_path.iterdir()) == []

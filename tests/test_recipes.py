@@ -9,11 +9,11 @@ import json
 import pytest
 import torch
 
+from pellucid.files import write_json, write_whole
 from pellucid.recipes.batches import SeriesBatches, collate
 from pellucid.recipes.cells import known_cells, recurrent_layer
 from pellucid.recipes.checkpoint import load
 from pellucid.recipes.errors import RecipeError, Stopped
-from pellucid.recipes.files import write_json, write_whole
 from pellucid.recipes.recipe import Trained
 from pellucid.recipes.sentiment import data as reviews_data
 from pellucid.recipes.sentiment.data import PAD, UNKNOWN, Vocabulary, fingerprint, read_reviews, split

@@ -10,6 +10,7 @@ import click
 import pellucid
 from pellucid.benchmark import bench
 from pellucid.explanation.command import command as explain
+from pellucid.explanation.command import gallery
 from pellucid.recipes.command import console, predict, train
 from pellucid.recipes.errors import RecipeError, Stopped
 
@@ -42,6 +43,7 @@ def main() -> None:
     \b
     Start here:
       pellucid explain gru --sentence "你个扑该!"
+      pellucid explain lstm --open
       pellucid train sentiment
       pellucid predict runs/sentiment/best.ckpt "房间很干净，下次还来"
       pellucid train digits
@@ -50,6 +52,7 @@ def main() -> None:
 
 
 main.add_command(explain)
+main.add_command(gallery)
 main.add_command(bench)
 main.add_command(train)
 main.add_command(predict)

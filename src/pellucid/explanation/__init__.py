@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from pellucid.explanation.report import Report
+from pellucid.explanation.serialization import load
 
-__all__ = ["Report", "explain"]
+__all__ = ["Report", "explain", "load"]
 
 
 def explain(
@@ -42,7 +43,8 @@ def explain(
             sentence (a string, or a list of words), whose characters get random vectors. By default an example is
             drawn.
         lang: "en" or "zh".
-        show: whether to print the explanation.
+        show: whether to show the explanation: it is printed, and in a notebook its page is displayed. What has just
+            been shown is not shown once more as the value of the same cell; a later cell shows it again.
         width: the columns of the printed text; by default those of the terminal.
         steps: how many steps of a sequence, or positions of a window, are worked out.
         seed: decides what the explanation draws itself: example inputs, weights of a layer given by name, masks.
@@ -51,7 +53,8 @@ def explain(
             its constructor (``hidden_size=128``).
 
     Returns:
-        The report, a tree of strings and numbers; ``report.text(width)`` is the printed text.
+        The report, a tree of strings and numbers; ``report.text(width)`` is the printed text, ``report.show()`` opens
+        its page, ``report.save("x.html")`` writes it, or ``.svg``, ``.png``, ``.pdf``, ``.md``, ``.json``, ``.txt``.
 
     Raises:
         ValueError: an unknown name or language. TypeError: something that cannot be explained, or an argument that
@@ -61,7 +64,7 @@ def explain(
 
     report = report_on(subject, inputs, options, lang=lang, steps=steps, seed=seed, tokens=tokens)
     if show:
-        from pellucid.explanation.terminal import show as print_report
+        from pellucid.explanation.notebook import explained
 
-        print_report(report, width)
+        explained(report, width)
     return report

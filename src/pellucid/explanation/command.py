@@ -1,13 +1,18 @@
-"""The command ``pellucid explain``."""
+"""The commands ``pellucid explain`` and ``pellucid gallery``."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
-from pellucid.explanation.texts import lang_of_locale, languages
+from pellucid.explanation.saving import RENDERERS, destination, opened, rendered, write
+from pellucid.explanation.texts import Texts, lang_of_locale, languages
 
 EPILOG = """\b
 Examples
@@ -19,6 +24,8 @@ Examples
   pellucid explain dropout --p 0.5 --input 1,2,3,4,5,6
   pellucid explain maxpool --input "1,5,2,0; 3,4,8,1; 0,2,6,6; 7,1,0,9"
   pellucid explain my_cells.py:leaky --hidden-size 4 --tau 5
+  pellucid explain gru --sentence "你个扑该!" --open
+  pellucid explain conv2d --dilation 2 --save conv.html --save conv.svg
 """
 
 
@@ -35,6 +42,17 @@ Examples
 @click.option("--steps", type=click.IntRange(min=0), help="How many steps or positions are worked out.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides weights, example inputs and masks.")
 @click.option("--width", type=click.IntRange(min=40), help="Columns of the text. Default: those of the terminal.")
+@click.option(
+    "--open", "in_browser", is_flag=True, help="Open the interactive page in the browser; nothing is printed."
+)
+@click.option(
+    "--save",
+    "files",
+    metavar="FILE",
+    multiple=True,
+    callback=lambda context, option, files: destinations(files),
+    help=f"Write a file instead of printing; the ending says as what: {', '.join(RENDERERS)}. May be given repeatedly.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -45,12 +63,15 @@ def command(
     steps: int | None,
     seed: int,
     width: int | None,
+    in_browser: bool,
+    files: list[Path],
 ) -> None:
     """Explain a layer with real numbers.
 
     NAME is a layer such as rnn, lstm, conv2d, batchnorm, layernorm, dropout or maxpool, or a cell of your own,
     path/file.py:cell. Further options are the layer's own arguments: --hidden-size 128, --kernel-size 3, --p 0.5.
     The weights are drawn from a seed; without --input or --sentence an example input is made up.
+    With --open and --save the explanation becomes a page or a file, and the terminal names it.
     """
     from pellucid.explanation import explain  # torch takes a while to load; --help does without
     from pellucid.nn.cell import load
@@ -61,9 +82,50 @@ def command(
         subject = load(name)
         arguments = parse_arguments(context.args)
         inputs = [sentence] if sentence is not None else [] if numbers is None else [parse_numbers(numbers)]
-        explain(subject, *inputs, lang=lang or lang_of_locale(), steps=steps, seed=seed, width=width, **arguments)
-    except (ValueError, TypeError, RuntimeError, IndexError, OSError) as error:
+        lang = lang or lang_of_locale()
+        show = not (in_browser or files)
+        report = explain(subject, *inputs, lang=lang, show=show, steps=steps, seed=seed, width=width, **arguments)
+        contents = [(path, rendered(report, path)) for path in files]  # all or, where one fails, none is written
+        for path, content in contents:
+            write(path, content)
+            click.echo(path)
+        if in_browser:
+            path, found = opened(report)
+            click.echo(path if found else Texts(lang)("show.no_browser", path=path))
+    except (ValueError, TypeError, RuntimeError, IndexError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder of the pages.")
+@click.option("--lang", metavar="LANG", help="The language shown first. Default: that of the locale.")
+def gallery(out: Path, lang: str | None) -> None:
+    """Write a page for every component, and an index of them.
+
+    Recurrence, convolution and pooling, normalization and dropout; every page is one file, in English and Chinese.
+
+    \b
+    Example:
+      pellucid gallery --out pages
+    """
+    from rich.progress import track
+
+    from pellucid.explanation.gallery import write_gallery
+
+    lang = lang or lang_of_locale()
+    try:
+        progress = partial(track, description=Texts(lang)("gallery.progress"), console=Console(stderr=True))
+        click.echo(write_gallery(out, lang, track=progress))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def destinations(files: Sequence[str]) -> list[Path]:
+    """Check the files to be written before anything is computed."""
+    try:
+        return [destination(file) for file in files]
+    except (ValueError, OSError) as error:
+        raise click.BadParameter(str(error).removeprefix("save: ")) from error
 
 
 def parse_numbers(text: str) -> Any:

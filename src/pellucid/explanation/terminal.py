@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.typesetting import columns, numbers_of, pad, shown, starts_block, wrapped
+from pellucid.explanation.typesetting import columns, cost_rows, numbers_of, pad, shown, starts_block, wrapped
 
 WIDEST = 120
 CELLS = {
@@ -26,10 +26,22 @@ CELLS = {
 
 def text(report: Report, width: int = 100) -> str:
     """Return the report as plain text of at most ``width`` columns."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
-    write(report, console)
-    written = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in written.splitlines()) + "\n"
+    return "\n".join(_written(width, lambda console: write(report, console))) + "\n"
+
+
+def lines_of(parts: Sequence[str | Values | Picture], report: Report, width: int) -> list[str]:
+    """Return some parts of a worked step as lines of plain text, values and drawings aligned."""
+    return _written(width, lambda console: _Page(console, width, report).parts(parts))
+
+
+def _written(width: int, write_to: Callable[[Console], None]) -> list[str]:
+    """Return the lines that something writes to a console that knows neither colors nor styles."""
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
+    )
+    write_to(console)
+    return [line.rstrip() for line in file.getvalue().split("\n")[:-1]]
 
 
 def show(report: Report, width: int | None = None) -> None:
@@ -154,14 +166,7 @@ class _Page:
             return
         self.heading("cost")
         self.paragraph(cost.scope, "  ", "  ")
-        table = [
-            (f"{cost.flops:,}", self.words["flops"]),
-            (f"{cost.macs:,}", self.words["macs"]),
-            (f"{cost.other_flops:,}", self.words["other"]),
-            (f"{cost.parameters:,}", self.words["parameters"]),
-            (f"{cost.bytes_least:,}", self.words["bytes_least"]),
-            (f"{cost.bytes_moved:,}", self.words["bytes_moved"]),
-        ]
+        table = cost_rows(cost, self.words)
         longest = max(len(number) for number, _ in table)
         for number, word in table:
             self.paragraph(word, "  " + number.rjust(longest) + "  ", " " * (longest + 4))
@@ -173,8 +178,11 @@ class _Page:
 
     def step(self, step: Step) -> None:
         self.title(step.title)
+        self.parts(step.parts)
+
+    def parts(self, parts: Sequence[str | Values | Picture]) -> None:
         group: list[Values] = []
-        for part in (*step.parts, None):
+        for part in (*parts, None):
             if isinstance(part, Values):
                 group.append(part)
                 continue

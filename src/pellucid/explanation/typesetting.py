@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from rich.cells import cell_len
 
-from pellucid.explanation.report import Values
+from pellucid.explanation.report import Cost, Values
 
 COLUMNS = 8  # numbers of a row that are shown; a few more where those are all
 ROWS = 8
@@ -95,6 +95,19 @@ def columns(table: Sequence[Sequence[str]], sides: str) -> list[str]:
     return lines
 
 
+def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the numbers of a cost, written, and what each of them counts."""
+    counts = {
+        "flops": cost.flops,
+        "macs": cost.macs,
+        "other": cost.other_flops,
+        "parameters": cost.parameters,
+        "bytes_least": cost.bytes_least,
+        "bytes_moved": cost.bytes_moved,
+    }
+    return [(f"{count:,}", words[key]) for key, count in counts.items()]
+
+
 def wrapped(content: str, width: int, first: str, rest: str) -> list[str]:
     """Break a text into lines: at spaces, and between Chinese characters, but not before a closing mark."""
     lines, line, free = [], first, True  # free: no space is due before the next piece
@@ -116,3 +129,8 @@ def _pieces(content: str) -> Iterator[tuple[str, str]]:
     pattern = rf"(\s*)([{opening}]*(?:{WIDE}|{word}|[{opening}])[{closing}]*)"
     for match in re.finditer(pattern, content):
         yield match.group(1), match.group(2)
+
+
+def printable(content: str) -> str:
+    """Replace what is not to be written as it is: control characters and half surrogate pairs."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", content)

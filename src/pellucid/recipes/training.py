@@ -21,9 +21,9 @@ from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from pellucid.files import write_json, write_whole
 from pellucid.recipes import checkpoint
 from pellucid.recipes.errors import RecipeError, Stopped
-from pellucid.recipes.files import write_json, write_whole
 from pellucid.recipes.recipe import Batch, Batches, Data, Settings, Trained
 
 BEST, LAST, METRICS = "best.ckpt", "last.ckpt", "metrics.json"

@@ -10,7 +10,7 @@ from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.script import script, style
 from pellucid.explanation.page.words import words
 from pellucid.explanation.report import Exhibit, Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.typesetting import numbers_of, shown, starts_block
+from pellucid.explanation.typesetting import cost_rows, numbers_of, shown, starts_block
 
 Renderer = Callable[[Report], str]
 
@@ -205,15 +205,9 @@ def _cost(report: Report) -> str:
     cost, words = report.cost, report.words
     if cost is None:
         return ""
-    lines = (
-        (cost.flops, "flops"),
-        (cost.macs, "macs"),
-        (cost.other_flops, "other"),
-        (cost.parameters, "parameters"),
-        (cost.bytes_least, "bytes_least"),
-        (cost.bytes_moved, "bytes_moved"),
+    rows = "".join(
+        f'<tr><td class="number">{number}</td><td>{_text(word)}</td></tr>' for number, word in cost_rows(cost, words)
     )
-    rows = "".join(f'<tr><td class="number">{number:,}</td><td>{_text(words[key])}</td></tr>' for number, key in lines)
     said = [cost.convention]
     if cost.uncounted:
         said.insert(0, f"{words['uncounted']}: {', '.join(cost.uncounted)}")

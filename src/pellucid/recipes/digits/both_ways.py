@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pellucid.files import write_json
 from pellucid.recipes import training
 from pellucid.recipes.checkpoint import load
 from pellucid.recipes.digits.recipe import Settings
-from pellucid.recipes.files import write_json
 
 FOUR = "four"  # the folder of the one network
 SHOWN = ("test_accuracy", "best_epoch", "seconds", "parameters", "confusion")

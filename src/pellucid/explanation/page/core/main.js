@@ -71,7 +71,7 @@ addEventListener("hashchange", fromHash);
 
 // In a frame of a notebook: tell how high the page is.
 if (window.parent !== window) {
-  const tell = () => parent.postMessage({ pellucidHeight: document.documentElement.scrollHeight }, "*");
+  const tell = () => parent.postMessage({ pellucidHeight: document.documentElement.offsetHeight }, "*");
   new ResizeObserver(tell).observe(document.body);
   tell();
 }
