@@ -14,13 +14,14 @@ from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of, count
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import letter
-from pellucid.explanation.report import Check, Cost, Report, Step, SymbolRow, Total, Values
+from pellucid.explanation.report import Check, Cost, Picture, Report, Rows, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing
 
+DRAWN_STEPS = 2  # steps whose pictures stand for the layer
 EACH = ("stride", "padding", "dilation", "pool_stride")
 
 
@@ -65,6 +66,7 @@ class ComponentExplained:
             steps=steps,
             check=self.check(),
             notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes()),
+            figures=tuple(self.figures(steps)),
             words=shared.words(texts),
         )
 
@@ -158,6 +160,11 @@ class ComponentExplained:
         self.trace = self.run()
         given = [shared.values(letter(n), v) for n, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
         yield Step(self.texts("step.lines"), (*given, *self.recorded(self.trace)))
+
+    def figures(self, steps: Sequence[Step]) -> Iterator[Picture | Rows]:
+        """What shows the layer at a glance: the drawings of the first two steps."""
+        for step in steps[:DRAWN_STEPS]:
+            yield from (part for part in step.parts if isinstance(part, Picture))
 
     def check(self) -> Check | None:
         """The traced result against the layer's real output."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Step, Values
+from pellucid.explanation.report import Rows, Step, Values
 from pellucid.formula.drop import drop
 
 CROWD = 4  # masks that are shown
@@ -52,6 +52,25 @@ class DropoutExplained(ComponentExplained):
         with torch.no_grad(), shared.in_eval(self.layer):
             y = self.layer(x.clone())
         yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values("y", y)))
+
+    def figures(self, steps: Sequence[Step]) -> Iterator[Rows]:
+        """The rows of one call, where every entry is kept or dropped by its own draw."""
+        values, draws, p = steps[0].values, self.bound["draws"], self.layer.p
+        if not (self.plain and self.layer.training and 0 < p < 1 and draws.numel()):
+            return
+        spread = torch.broadcast_to(draws, self.bound["x"].shape)
+        texts, facts = self.texts, {"p": shared.number(p)}
+        yield Rows(
+            title=texts("picture.rows", **facts),
+            values=values["x"],
+            draws=shared.values("draws", spread),
+            threshold=p,
+            threshold_label=texts("picture.threshold", **facts),
+            mask=shared.values("mask", spread >= p),
+            result=shared.values("y", self.trace.result),
+            legend={key: texts(f"legend.{key}") for key in ("kept", "dropped")},
+            note=texts("step.scaled", scale=shared.number(1 / (1 - p)), **facts),
+        )
 
     def drawn(self) -> str:
         """What the draws decide."""

@@ -134,13 +134,14 @@ class NormalizationExplained(ComponentExplained):
 
     def picture(self, mask: Tensor, title: str) -> Picture:
         """Draw up to three axes: blocks of rows; all axes of space are one."""
+        numbers = self.x
         names = [self.texts.axis(name) for name in self.layer.axes(self.request.inputs[0])]
         names = names if len(names) == mask.ndim else ["", *names]  # the formula sees a batch of one
         if mask.ndim > 3:
             names = [*names[:2], " × ".join(names[2:])]
-            mask = mask.flatten(2)
+            mask, numbers = mask.flatten(2), numbers.flatten(2)
         shape = mask.shape
-        mask = mask[tuple(slice(DRAWN) for _ in shape)]
+        mask, numbers = (value[tuple(slice(DRAWN) for _ in shape)] for value in (mask, numbers))
         if mask.shape != shape:
             title += self.texts("picture.cut", shown=shape_text(mask.shape), total=shape_text(shape))
         *outer, rows, columns = [1, 1, *mask.shape][-3:]
@@ -153,4 +154,5 @@ class NormalizationExplained(ComponentExplained):
             across=names[-1],
             down=names[-2] if len(names) > 1 else "",
             legend={key: self.texts(f"legend.{key}") for key in ("averaged", "other")},
+            numbers=tuple(shared.values("", numbers.reshape(outer[0], rows, columns)).numbers),
         )

@@ -17,6 +17,7 @@ from pellucid.explanation.reasons import dim_text, sentences, shape_of
 from pellucid.explanation.report import Cost, Report, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
+from pellucid.explanation.unrolling import unrolled
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
 from pellucid.nn.sequence import SequenceLayer
@@ -67,6 +68,7 @@ class RecurrentExplained:
             steps=tuple(self.steps(sequence, traces, last)),
             check=check,
             notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes(sequence)),
+            figures=(unrolled(self.reading, sequence.steps, self.token, texts),) if sequence.steps else (),
             words=shared.words(texts),
         )
 

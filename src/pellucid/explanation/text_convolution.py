@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pellucid.explanation import request as shared
@@ -97,7 +98,14 @@ class TextConvExplained(ComponentExplained):
                 key: self.texts(f"legend.{key.replace(' ', '_')}") for key in ("touched", "padding touched", "free")
             },
             columns=tuple(tokens[c] if c < len(tokens) else "" for c in columns) if tokens else (),
+            numbers=(self.numbers(columns),),
         )
+
+    def numbers(self, columns: range) -> np.ndarray:
+        """The numbers of the drawn words, one word a column; the padding holds zeros."""
+        x = self.x[0] if self.batched else self.x
+        words = shared.values("", x[columns.start : columns.stop, :DRAWN]).numbers
+        return np.pad(words.astype(np.float64), ((0, len(columns) - len(words)), (0, 0))).T
 
     def cell(self, column: int, start: int, width: int, time: int) -> str:
         """What is drawn at a word."""
