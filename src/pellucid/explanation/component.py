@@ -47,7 +47,7 @@ class ComponentExplained:
     def report(self) -> Report:
         """Put everything together."""
         texts = self.texts
-        formula = tuple(self.lines.on_paper(self.paper))
+        lines = self.lines.on_paper(self.paper)
         with torch.no_grad(), untouched(self.layer):
             self.real = self.layer(*copied(self.request.inputs), **self.request.options)
         steps = tuple(self.steps())
@@ -56,7 +56,7 @@ class ComponentExplained:
             title=self.title(),
             subject=self.subject(),
             idea=self.idea(),
-            formula=formula,
+            formula=tuple(map(str, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.row(symbol) for symbol in self.layer.symbols(*self.request.inputs)),
@@ -156,8 +156,9 @@ class ComponentExplained:
     def steps(self) -> Iterator[Step]:
         """The formula's lines with the real numbers."""
         self.trace = self.run()
-        given = [shared.values(letter(n), v) for n, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
-        yield Step(self.texts("step.lines"), (*given, *self.recorded(self.trace)))
+        given = [(name, v) for name, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
+        values = [shared.values(self.paper.name(name), value) for name, value in given]
+        yield Step(self.texts("step.lines"), (*values, *self.recorded(self.trace)))
 
     def check(self) -> Check | None:
         """The traced result against the layer's real output."""
@@ -172,9 +173,9 @@ class ComponentExplained:
         found = []
         for record in trace.records:
             label = record.site.label(self.paper)
-            if label in shown and torch.equal(shown[label], record.value):
+            if str(label) in shown and torch.equal(shown[str(label)], record.value):
                 continue
-            shown[label] = record.value
+            shown[str(label)] = record.value
             found.append(shared.values(label, record.value, record.shape))
         return found
 

@@ -47,7 +47,8 @@ class _Dropout(ComponentExplained):
         self.trace = self.tracer(**self.bound)
         x, draws = self.bound["x"], self.bound["draws"]
         parts: list[Any] = [self.drawn()] if self.layer.training else []
-        parts += [shared.values("x", x), shared.values("draws", draws), *self.recorded(self.trace)]
+        read = [shared.values(self.paper.name(name), value) for name, value in (("x", x), ("draws", draws))]
+        parts += [*read, *self.recorded(self.trace)]
         if self.plain and self.layer.training and 0 < p < 1:
             parts.append(texts("step.scaled", p=shared.number(p), scale=shared.number(1 / (1 - p))))
         yield Step(texts("step.dropout_title"), tuple(parts))
@@ -55,7 +56,7 @@ class _Dropout(ComponentExplained):
             yield self.crowd(x, draws)
         with torch.no_grad(), shared.in_eval(self.layer):
             y = self.layer(x.clone())
-        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values("y", y)))
+        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values(self.paper.name("y"), y)))
 
     def drawn(self) -> str:
         """What the draws decide."""
@@ -85,6 +86,6 @@ class _Dropout(ComponentExplained):
                 parts.append(shared.values(texts("step.mask", number=index + 1), y))
         parts.append(shared.values(texts("step.mean_of", masks=masks), total / masks))
         if self.plain:
-            parts.append(shared.values("x", x))
+            parts.append(shared.values(self.paper.name("x"), x))
             parts.append(texts("step.crowd_mean"))
         return Step(texts("step.crowd_title"), tuple(parts))
