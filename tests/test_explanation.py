@@ -52,6 +52,7 @@ from pellucid.nn import cells
         ("helper(x, k=2)", "helper(x, k=2)"),
         ("z[:, 0:3]", "z[:, 0:3]"),
         ("a if flag else b", "a if flag else b"),
+        ("(a if p else b) if q else c if r else d", "(a if p else b) if q else c if r else d"),
     ],
 )
 def test_paper(code: str, paper: str):

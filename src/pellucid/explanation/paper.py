@@ -10,6 +10,7 @@ from typing import Any
 
 from pellucid.explanation.pieces import (
     ATOM,
+    CHOICE,
     LOOSE,
     MATRIX,
     POWER,
@@ -178,8 +179,8 @@ class Paper:
         return joined(SIGNS[type(node.op)], (self.within(value, SUM) for value in node.values))
 
     def _IfExp(self, node: ast.IfExp) -> Piece:
-        body, test, orelse = map(self.expression, (node.body, node.test, node.orelse))
-        return Row((body, Token("mo", " if "), test, Token("mo", " else "), orelse), LOOSE)
+        body, test = (self.within(part, LOOSE) for part in (node.body, node.test))
+        return Row((body, Token("mo", " if "), test, Token("mo", " else "), self.expression(node.orelse)), CHOICE)
 
     def _Subscript(self, node: ast.Subscript) -> Piece:
         index = ast.unparse(node.slice).strip("()")

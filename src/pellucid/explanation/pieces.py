@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOOSE, SUM, PRODUCT, SIGN, MATRIX, POWER, ATOM = range(7)  # how tightly an expression binds
+CHOICE, LOOSE, SUM, PRODUCT, SIGN, MATRIX, POWER, ATOM = range(-1, 7)  # how tightly an expression binds
 LOW = str.maketrans("0123456789-t", "₀₁₂₃₄₅₆₇₈₉₋ₜ")
 HIGH = str.maketrans("0123456789-TH", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᴴ")
 PLAIN = {shown: written for table in (LOW, HIGH) for written, shown in table.items()}
