@@ -13,6 +13,7 @@ from torch import Tensor
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of, count
 from pellucid.explanation.lines import Lines
+from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Check, Cost, Report, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
@@ -57,6 +58,7 @@ class ComponentExplained:
             subject=self.subject(),
             idea=self.idea(),
             formula=tuple(map(str, lines)),
+            mathml=tuple(map(block, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.row(symbol) for symbol in self.layer.symbols(*self.request.inputs)),

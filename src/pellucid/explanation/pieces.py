@@ -1,4 +1,4 @@
-"""The pieces that a formula on paper is made of: ``str`` writes them as text."""
+"""The pieces that a formula on paper is made of: ``str`` writes them as text, `mathml` draws them."""
 
 from __future__ import annotations
 

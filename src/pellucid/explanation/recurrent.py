@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of
+from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Reading, Sequence_, read
 from pellucid.explanation.reasons import dim_text, sentences, shape_of
@@ -64,6 +65,7 @@ class _Explained:
             subject=str(self.layer).splitlines()[0],
             idea=self.idea(),
             formula=tuple(map(str, lines)),
+            mathml=tuple(map(block, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.symbols()),

@@ -59,12 +59,16 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape."""
+    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape.
+
+    ``mathml`` is the name as MathML; empty where the name is a sentence.
+    """
 
     name: str
     numbers: np.ndarray
     shape: tuple[int, ...]
     note: str = ""
+    mathml: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,9 @@ class Check:
 class Report:
     """An explanation of one layer in one language.
 
-    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``code`` the same
-    lines as they stand in the file; ``words`` are the headings and labels that a renderer needs.
+    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``mathml`` the same
+    lines as MathML, in which every symbol has its `SymbolRow.name` as ``data-symbol``, ``code`` the lines as they
+    stand in the file; ``words`` are the headings and labels that a renderer needs.
     """
 
     lang: str
@@ -127,6 +132,7 @@ class Report:
     check: Check | None
     notes: tuple[str, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict, repr=False)
+    mathml: tuple[str, ...] = ()
 
     def symbol(self, name: str) -> SymbolRow:
         """Return the row of a symbol."""

@@ -12,6 +12,7 @@ import torch
 
 from pellucid.explanation.cost import Tally
 from pellucid.explanation.lines import Lines
+from pellucid.explanation.mathml import inline
 from pellucid.explanation.paper import Paper
 from pellucid.explanation.pieces import Piece
 from pellucid.explanation.report import Check, Cost, Values
@@ -50,7 +51,7 @@ def values(name: Piece | str, value: torch.Tensor, shape: Sequence[int] | None =
     numbers = kept(value).cpu()
     if numbers.dtype in (torch.bfloat16, torch.float16):
         numbers = numbers.float()
-    return Values(str(name), np.asarray(numbers.numpy()), full, note)
+    return Values(str(name), np.asarray(numbers.numpy()), full, note, "" if isinstance(name, str) else inline(name))
 
 
 def notation(paper: Paper, texts: Texts) -> list[str]:
