@@ -20,7 +20,7 @@ from pellucid import nn
 from pellucid.explanation import examples
 from pellucid.explanation.cost import count
 from pellucid.explanation.lines import Lines
-from pellucid.explanation.paper import Paper
+from pellucid.explanation.paper import Paper, letter
 from pellucid.explanation.report import Picture, Report
 from pellucid.explanation.trace import Tracer
 from pellucid.nn import cells
@@ -52,11 +52,12 @@ from pellucid.nn import cells
         ("helper(x, k=2)", "helper(x, k=2)"),
         ("z[:, 0:3]", "z[:, 0:3]"),
         ("a if flag else b", "a if flag else b"),
+        ("(a if p else b) if q else c if r else d", "(a if p else b) if q else c if r else d"),
     ],
 )
 def test_paper(code: str, paper: str):
     printer = Paper(modules={"torch", "F"}, numbers={"tau", "eps"})
-    assert printer.expression(ast.parse(code, mode="eval").body) == paper
+    assert str(printer.expression(ast.parse(code, mode="eval").body)) == paper
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_every_cell_is_explained(name: str):
     assert report.check.difference < 1e-12
     solution = layer.solution()
     for symbol in layer.cell.source.parameters:
-        row = report.symbol(Paper().name(symbol.name))
+        row = report.symbol(letter(symbol.name))
         assert row.shape == solution.symbols[symbol.name].shape
         assert row.trainable
         assert row.reasons

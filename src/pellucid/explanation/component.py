@@ -13,6 +13,7 @@ from torch import Tensor
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of, count
 from pellucid.explanation.lines import Lines
+from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Check, Cost, Picture, Report, Rows, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
@@ -48,7 +49,7 @@ class ComponentExplained:
     def report(self) -> Report:
         """Put everything together."""
         texts = self.texts
-        formula = tuple(self.lines.on_paper(self.paper))
+        lines = self.lines.on_paper(self.paper)
         with torch.no_grad(), untouched(self.layer):
             self.real = self.layer(*copied(self.request.inputs), **self.request.options)
         steps = tuple(self.steps())
@@ -57,7 +58,8 @@ class ComponentExplained:
             title=self.title(),
             subject=self.subject(),
             idea=self.idea(),
-            formula=formula,
+            formula=tuple(map(str, lines)),
+            mathml=tuple(map(block, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.row(symbol) for symbol in self.layer.symbols(*self.request.inputs)),
@@ -158,8 +160,9 @@ class ComponentExplained:
     def steps(self) -> Iterator[Step]:
         """The formula's lines with the real numbers."""
         self.trace = self.run()
-        given = [shared.values(letter(n), v) for n, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
-        yield Step(self.texts("step.lines"), (*given, *self.recorded(self.trace)))
+        given = [(name, v) for name, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
+        values = [shared.values(self.paper.name(name), value) for name, value in given]
+        yield Step(self.texts("step.lines"), (*values, *self.recorded(self.trace)))
 
     def figures(self, steps: Sequence[Step]) -> Iterator[Picture | Rows]:
         """What shows the layer at a glance: the drawings of the first two steps."""
@@ -179,9 +182,9 @@ class ComponentExplained:
         found = []
         for record in trace.records:
             label = record.site.label(self.paper)
-            if label in shown and torch.equal(shown[label], record.value):
+            if str(label) in shown and torch.equal(shown[str(label)], record.value):
                 continue
-            shown[label] = record.value
+            shown[str(label)] = record.value
             found.append(shared.values(label, record.value, record.shape))
         return found
 

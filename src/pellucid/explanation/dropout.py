@@ -43,7 +43,8 @@ class DropoutExplained(ComponentExplained):
         self.trace = self.tracer(**self.bound)
         x, draws = self.bound["x"], self.bound["draws"]
         parts: list[Any] = [self.drawn()] if self.layer.training else []
-        parts += [shared.values("x", x), shared.values("draws", draws), *self.recorded(self.trace)]
+        read = [shared.values(self.paper.name(name), value) for name, value in (("x", x), ("draws", draws))]
+        parts += [*read, *self.recorded(self.trace)]
         if self.plain and self.layer.training and 0 < p < 1:
             parts.append(texts("step.scaled", p=shared.number(p), scale=shared.number(1 / (1 - p))))
         yield Step(texts("step.dropout_title"), tuple(parts))
@@ -51,7 +52,7 @@ class DropoutExplained(ComponentExplained):
             yield self.crowd(x, draws)
         with torch.no_grad(), shared.in_eval(self.layer):
             y = self.layer(x.clone())
-        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values("y", y)))
+        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values(self.paper.name("y"), y)))
 
     def figures(self, steps: Sequence[Step]) -> Iterator[Rows]:
         """The rows of one call, where every entry is kept or dropped by its own draw."""
@@ -100,6 +101,6 @@ class DropoutExplained(ComponentExplained):
                 parts.append(shared.values(texts("step.mask", number=index + 1), y))
         parts.append(shared.values(texts("step.mean_of", masks=masks), total / masks))
         if self.plain:
-            parts.append(shared.values("x", x))
+            parts.append(shared.values(self.paper.name("x"), x))
             parts.append(texts("step.crowd_mean"))
         return Step(texts("step.crowd_title"), tuple(parts))

@@ -68,17 +68,17 @@ class NormalizationExplained(ComponentExplained):
         """The direction; then every formula with its numbers."""
         self.trace = self.tracer(**self.bound)
         yield from self.directions()
-        parts: list[Any] = [shared.values("x", self.x)]
+        parts: list[Any] = [shared.values(self.paper.name("x"), self.x)]
         for name in ("gamma", "beta"):
             if isinstance(self.bound.get(name), Tensor):
-                parts.append(shared.values(letter(name), self.bound[name]))
+                parts.append(shared.values(self.paper.name(name), self.bound[name]))
         number = 0
         shown: set[str] = set()
         for record in self.trace.records:
             label = record.site.label(self.paper)
-            if label not in shown:
+            if str(label) not in shown:
                 parts.append(shared.values(label, record.value, record.shape))
-            shown.add(label)
+            shown.add(str(label))
             if record.site.name is None:
                 continue
             number += 1

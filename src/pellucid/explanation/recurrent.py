@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of
+from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Reading, Sequence_, read
 from pellucid.explanation.reasons import dim_text, sentences, shape_of
@@ -46,7 +47,7 @@ class RecurrentExplained:
     def report(self) -> Report:
         """Put everything together."""
         texts = self.texts
-        formula = tuple(self.lines.on_paper(self.paper))
+        lines = self.lines.on_paper(self.paper)
         sequence = read(self.request)
         worked = min(sequence.steps, WORKED if self.request.steps is None else self.request.steps)
         traced, traces, last = self.reading.run(sequence, worked)
@@ -59,7 +60,8 @@ class RecurrentExplained:
             title=texts("title.recurrent", layer=self.source.name if name == "Recurrent" else name),
             subject=str(self.layer).splitlines()[0],
             idea=self.idea(),
-            formula=formula,
+            formula=tuple(map(str, lines)),
+            mathml=tuple(map(block, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.symbols()),
@@ -228,10 +230,10 @@ class RecurrentExplained:
         found = []
         for record in trace.records:
             label = record.site.label(paper)
-            repeated = label in shown and torch.equal(shown[label], record.value)
+            repeated = str(label) in shown and torch.equal(shown[str(label)], record.value)
             if repeated or (record.site.constant and t > 1):
                 continue
-            shown[label] = record.value
+            shown[str(label)] = record.value
             found.append(shared.values(label, record.value, record.shape))
         return found
 
@@ -241,7 +243,7 @@ class RecurrentExplained:
         paper = self.lines.paper(t)
         for symbol, state in zip(self.source.states, states, strict=True):
             name = paper.name(symbol.name, "now")
-            if name not in named:
+            if str(name) not in named:
                 yield shared.values(name, state)
 
     def ending(self, steps: int, worked: int, last: list[Tensor]) -> Step:

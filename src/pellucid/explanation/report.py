@@ -67,7 +67,10 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape."""
+    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape.
+
+    ``mathml`` is the name as MathML; empty where the name is a sentence.
+    """
 
     name: str
     numbers: np.ndarray
@@ -202,9 +205,10 @@ class Exhibit:
 class Report:
     """An explanation of one layer in one language.
 
-    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``code`` the same
-    lines as they stand in the file; ``figures`` are the drawings that show the layer at a glance, some of which also
-    stand in the steps; ``words`` are the headings and labels that a renderer needs.
+    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``mathml`` the same
+    lines as MathML, in which every symbol has its `SymbolRow.name` as ``data-symbol``, ``code`` the lines as they
+    stand in the file; ``figures`` are the drawings that show the layer at a glance, some of which also stand in the
+    steps; ``words`` are the headings and labels that a renderer needs.
     """
 
     lang: str

@@ -59,7 +59,8 @@ class TextConvExplained(ComponentExplained):
         for index, width in enumerate(self.layer.widths[:wanted]):
             own = Trace(tuple(records[each * index : each * (index + 1)]), None)
             weight, bias = self.first["weights"][index].squeeze(1), self.first["biases"][index].flatten()
-            given = (shared.values(f"weight_{width}", weight), shared.values(f"bias_{width}", bias))
+            read = (("weight", weight), ("bias", bias))
+            given = [shared.values(self.paper.name(f"{name}_{width}"), value) for name, value in read]
             parts = (*given, *self.recorded(own), *self.winner(index, own))
             positions = int(self.first["pools"][index].kept.sum())
             yield Step(self.texts("step.width", width=width, positions=positions), parts)

@@ -30,9 +30,9 @@ def unrolled(reading: Reading, steps: int, token: Callable[[int], str | None], t
 
     def moment(t: int) -> Moment:
         paper = lines.paper(t)
-        before, after = ([paper.name(name, when) for name in states] for when in ("before", "now"))
-        output = paper.name("y", "now") if apart else after[0]
-        now = tuple(paper.name(name, "now") for name in inputs)
+        before, after = ([str(paper.name(name, when)) for name in states] for when in ("before", "now"))
+        output = str(paper.name("y", "now")) if apart else after[0]
+        now = tuple(str(paper.name(name, "now")) for name in inputs)
         return Moment(t, token(t) or "", now, tuple(before), tuple(after), output)
 
     drawn = range(1, steps + 1) if steps <= ALL else (*range(1, FIRST + 1), steps)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, fact_text, shape_text
-from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Check, Picture, Step, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
@@ -97,7 +96,7 @@ class WindowedExplained(ComponentExplained):
         """What the formula starts from, where its lines do not show it."""
         for name, value in bound.items():
             if isinstance(value, Tensor) and name != "x":
-                yield shared.values(letter(name), value)
+                yield shared.values(self.paper.name(name), value)
 
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """A sentence on the result."""

@@ -127,7 +127,8 @@ class Document:
         lines = report.mathml or tuple(f"<p><code>{_text(line)}</code></p>" for line in report.formula)
         notation = self.spoken(lambda r: _paragraphs(r.notation, "notation"))
         code = self.spoken(lambda r: _text(r.words["code"]), "span")
-        return "\n".join(lines) + f"{notation}<p>{code}</p><pre>{_text(chr(10).join(report.code))}</pre>\n"
+        written = f"<p>{code}</p><pre>{_text(chr(10).join(report.code))}</pre>\n"
+        return f'<div class="lines" tabindex="0">{"".join(lines)}</div>{notation}{written}'
 
     def figures(self) -> str:
         """The pictures, which stand still; with JavaScript an exhibit takes their place."""
