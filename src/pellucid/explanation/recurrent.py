@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -48,7 +49,7 @@ class RecurrentExplained:
         """Put everything together."""
         texts = self.texts
         lines = self.lines.on_paper(self.paper)
-        sequence = read(self.request)
+        sequence = self.sequence
         worked = min(sequence.steps, WORKED if self.request.steps is None else self.request.steps)
         traced, traces, last = self.reading.run(sequence, worked)
         check = shared.check(traced, sequence.output, self.layer.backend, texts)
@@ -73,6 +74,11 @@ class RecurrentExplained:
             figures=(unrolled(self.reading, sequence.steps, self.token, texts),) if sequence.steps else (),
             words=shared.words(texts),
         )
+
+    @functools.cached_property
+    def sequence(self) -> Sequence_:
+        """What the layer reads, and what it gave for it."""
+        return read(self.request)
 
     def torch_twin(self) -> torch.nn.Module:
         """Return torch's layer of the same kind and sizes, without storage."""

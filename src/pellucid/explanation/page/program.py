@@ -80,20 +80,28 @@ def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any
             return value
 
         function = recording(lines, record) if lines.known else lines.function
-        return (*recorded, *_results(function, names, values, others, positional))
+        results = _results(function, names, values, others, positional)
+        return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]
     graph, constants = in_plain_torch(lambda: capture(run, lambda *sizes: traced, decompositions()))
     return Program(_text(graph, constants, names, len(sites)), tuple(sites))
 
 
-def gradient(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any], positional: int = 0) -> Program:
+def gradient(
+    lines: Lines,
+    inputs: Mapping[str, Tensor],
+    others: Mapping[str, Any],
+    positional: int = 0,
+    wanted: Sequence[str] | None = None,
+) -> Program:
     """Trace the product of the formula's Jacobian with gradients.
 
     The program reads ``inputs`` and then the gradient of every result, named ``grad_0``, ``grad_1``, …; its results
-    are the gradients of the inputs. It records no values.
+    are the gradients of the ``wanted`` inputs, by default of all. It records no values.
     """
     names = list(inputs)
+    places = [names.index(name) for name in (names if wanted is None else wanted)]
     primals = [value.detach() for value in inputs.values()]
     with torch.no_grad():
         given = [torch.ones_like(v) for v in _results(lines.function, names, primals, others, positional)]
@@ -102,11 +110,12 @@ def gradient(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, An
         of = values[: len(names)]
         results = _results(lines.function, names, of, others, positional)
         pairs = [(r, g) for r, g in zip(results, values[len(names) :], strict=True) if r.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(of)
+        asked = [of[place] for place in places]
+        found: Sequence[Tensor | None] = [None] * len(asked)
         if pairs:
             graded = Graded.apply(*(r for r, _ in pairs), *(g for _, g in pairs))
-            found = torch.autograd.grad(graded, of, allow_unused=True)
-        return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(of, found, strict=True))
+            found = torch.autograd.grad(graded, asked, allow_unused=True)
+        return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(asked, found, strict=True))
 
     def arguments(*sizes: int) -> Sequence[Tensor]:
         return [*(value.detach().requires_grad_(value.is_floating_point()) for value in primals), *given]

@@ -86,8 +86,17 @@ export function product(a, b) {
   return result;
 }
 
+function transposed(x) {
+  const [rows, columns] = x.shape;
+  const result = tensor([columns, rows]);
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < columns; c++) result.data[c * rows + r] = x.data[r * columns + c];
+  return result;
+}
+
 function permuted(x, axes) {
   const order = axes.map((axis) => axisOf(x, axis));
+  if (order.length === 2 && order[0] === 1) return transposed(x);
   const steps = strides(x.shape);
   const shape = order.map((axis) => x.shape[axis]);
   return build(shape, (place) => x.data[order.reduce((index, axis, k) => index + place[k] * steps[axis], 0)]);
