@@ -88,7 +88,8 @@ def program(
             return value
 
         function = recording(lines, record) if lines.known else lines.function
-        return (*recorded, *_results(function, names, values, others, positional, bind))
+        results = _results(function, names, values, others, positional, bind)
+        return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]
     graph, constants = in_plain_torch(lambda: capture(run, lambda *sizes: traced, decompositions()))

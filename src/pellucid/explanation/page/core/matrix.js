@@ -3,7 +3,7 @@
 import { el, range, svg } from "./dom.js";
 import { places, written } from "./numbers.js";
 
-// Arrow keys walk over the cells of a grid, or of several that number their cells together. Tab reaches one cell.
+// Arrow keys walk over the cells of a grid. One cell at a time can be reached by Tab.
 export function walk(table) {
   table.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
