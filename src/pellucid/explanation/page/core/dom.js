@@ -23,7 +23,7 @@ export const math = (name, attributes, ...children) =>
 // Replace what a node holds; the element with the same data-key has the focus again afterwards.
 export function replace(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   if (focused !== undefined) {
     const again = [...node.querySelectorAll("[data-key]")].find((child) => child.dataset.key === focused);
     again?.focus({ preventScroll: true });

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pellucid import nn
 from pellucid.explanation.page.normalization.layout import Layout
-from pellucid.nn.batch_norm import BatchNormFamily, Remembering
-from pellucid.nn.instance_norm import InstanceNormFamily
+from pellucid.nn.batch_norm import Remembering
 
 BATCHES = 6
 
@@ -19,21 +18,18 @@ def kept_statistics(layout: Layout, layer: Any, own: str) -> dict[str, Any] | No
     """Train on some batches and return what the running statistics were before and after each.
 
     The first batch is the input, the others are drawn about its mean and deviation. A layer without running statistics
-    of its own lends its place to a new BatchNorm. None where nothing is kept: the general member, a layer that does
-    not track, fewer than two numbers per channel.
+    of its own lends its place to a new BatchNorm. There are no batches where none can be learned from, with a single
+    number per channel; nothing is kept by the general member, and by a BatchNorm that was told so.
     """
-    tracking = isinstance(layer, Remembering)
-    if own == "own" or layout.channel is None or (tracking and layer.running_mean is None):
+    tracks = isinstance(layer, Remembering) and layer.running_mean is not None
+    if layout.channel is None or (own == "batch" and not tracks):
         return None
-    instance = isinstance(layer, InstanceNormFamily)
-    if instance and (layout.real is not None or layer.momentum is None):
-        return None
+    instance = own == "instance" and tracks
     shown = layout.shown[layout.channel]
     rows = _rows(layout, instance)[..., :shown, :]
-    if rows.shape[-1] < 2:
-        return None
+    stays = rows.shape[-1] < 2 or (instance and (layout.real is not None or layer.momentum is None))
     kept = (_new(nn.InstanceNorm1d, shown) if instance else _new(nn.BatchNorm1d, shown)).train()
-    if isinstance(layer, Remembering):
+    if tracks:
         kept.momentum = layer.momentum
         for name in ("running_mean", "running_var"):
             value = getattr(layer, name)
@@ -45,15 +41,14 @@ def kept_statistics(layout: Layout, layer: Any, own: str) -> dict[str, Any] | No
     found: dict[str, list[Tensor]] = {"mean": [], "var": [], "means": [kept.running_mean.clone()]}
     found["vars"] = [kept.running_var.clone()]
     generator = torch.Generator().manual_seed(0)
-    for batch in (rows, *(_about(rows, generator) for _ in range(BATCHES - 1))):
+    for batch in () if stays else (rows, *(_about(rows, generator) for _ in range(BATCHES - 1))):
         kept(batch if instance else batch[0].T)
         found["mean"].append(batch.mean(-1).mean(0))
         found["var"].append(batch.var(-1).mean(0))
         found["means"].append(kept.running_mean.clone())
         found["vars"].append(kept.running_var.clone())
-    own_kept = isinstance(layer, BatchNormFamily | InstanceNormFamily)
-    facts = {"momentum": kept.momentum, "tracked": start, "count": rows.shape[-1], "own": own_kept}
-    return {"kind": "instance" if instance else "batch", **facts, **{n: torch.stack(v) for n, v in found.items()}}
+    facts = {"kind": "instance" if instance else "batch", "momentum": kept.momentum, "tracked": start, "own": tracks}
+    return facts | {name: torch.stack(values) if values else rows.new_zeros(0, shown) for name, values in found.items()}
 
 
 def _rows(layout: Layout, instance: bool) -> Tensor:

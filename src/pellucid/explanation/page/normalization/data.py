@@ -98,10 +98,11 @@ class Data:
         return f"{self.own}/eval" if self.explained.remembered else key
 
     def remembering(self) -> list[tuple[str, Kind]]:
-        """The members that may take what training has kept for their averages."""
-        kept = ["batch"] if self.own != "batch" or self.tracks() else []
-        kept += ["instance"] if self.own == "instance" and self.tracks() else []
-        return [(f"{kind.name}/eval", kind) for kind in self.kinds if kind.name in kept]
+        """The member that may take what training has kept for its averages: the layer, or a BatchNorm in its place."""
+        if isinstance(self.layer, Remembering) and self.own == "batch" and not self.tracks():
+            return []
+        keeping = self.own if self.own == "instance" and self.tracks() else "batch"
+        return [(f"{kind.name}/eval", kind) for kind in self.kinds if kind.name == keeping]
 
     def tracks(self) -> bool:
         """Whether the layer itself has running statistics."""

@@ -15,6 +15,7 @@ const squared = (...inside) => math("msup", {}, row(...inside), mn("2"));
 const block = (...parts) => math("math", { display: "block" }, row(...parts));
 const commas = (letters) => letters.flatMap((letter, index) => [index > 0 && mo(","), mi(letter)]);
 const minus = () => mo("−");
+const sigma = () => mo("∑", { movablelimits: "false" });
 const equals = () => mo("=");
 
 export const hat = () => math("mover", { accent: "true" }, mi("x"), mo("^"));
@@ -37,7 +38,7 @@ function average(model, inside, all, less = 0) {
   const { member, data, values } = model;
   const sums = () => member.axes.map((axis) => {
     const grouped = values.kind === "group" && axis === data.channel;
-    return math("munder", {}, mo("∑"), grouped ? row(mi("c"), mo("∈"), mi("g")) : mi(all[axis]));
+    return math("munder", {}, sigma(), grouped ? row(mi("c"), mo("∈"), mi("g")) : mi(all[axis]));
   });
   const masked = model.hasPadding && values.padding;
   if (masked) {
@@ -47,7 +48,7 @@ function average(model, inside, all, less = 0) {
   const sizes = member.axes.flatMap((axis, index) => {
     const letter = data.letters[axis];
     const grouped = values.kind === "group" && axis === data.channel;
-    return [index > 0 && mo("·"), ...(grouped ? [mi("C"), mo("/"), mi("G")] : [mi(letter)])];
+    return [index > 0 && mo("·"), ...(grouped ? [mo("("), mi("C"), mo("/"), mi("G"), mo(")")] : [mi(letter)])];
   });
   return [frac(mn("1"), row(...sizes, less ? [minus(), mn("1")] : null)), ...sums(), inside];
 }
@@ -91,7 +92,7 @@ function neighbours(all, data, member) {
   const from = row(mi("j"), equals(), mi(c), minus(), mn(String(half(member.window))));
   const to = row(mi(c), mo("+"), mn(String(half(member.window - 1))));
   return [
-    block(mean(), equals(), frac(mn("1"), mn(String(member.window))), math("munderover", {}, mo("∑"), from, to), squared(sub(mi("x", "x"), ...commas(inside)))),
+    block(mean(), equals(), frac(mn("1"), mn(String(member.window))), math("munderover", {}, sigma(), from, to), squared(sub(mi("x", "x"), ...commas(inside)))),
     block(sub(mi("y"), ...commas(all)), equals(), frac(x(all), math("msup", {}, row(mo("("), mi("k"), mo("+"), mi("α"), mo("·"), mean(), mo(")")), mi("β")))),
   ];
 }

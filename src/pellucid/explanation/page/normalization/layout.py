@@ -15,7 +15,7 @@ from pellucid.nn.normalization import Normalization
 SPACE = {0: "", 1: "L", 2: "HW", 3: "DHW"}
 OTHERS = "IJKMOPQRSUVXYZ"  # axes of which nothing is known but their number
 WHOLE = 512  # as many numbers are in the page, all of them, and may be changed there
-PART = {1: (64,), 2: (8, 16), 3: (3, 8, 8), 4: (3, 4, 4, 4), 5: (2, 3, 2, 4, 4)}  # of a larger input
+PART = {1: (64,), 2: (8, 16), 3: (3, 8, 8), 4: (3, 4, 3, 3), 5: (2, 3, 2, 4, 4)}  # of a larger input
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,14 @@ export function divisors(exhibit, model) {
 export function running(exhibit, model) {
   const { words, data } = exhibit;
   const given = data.running;
-  const here = () => given !== null && model.values.kind === given.kind;
+  const plays = given !== null && given.mean.shape[0] > 0;
+  const here = () => plays && model.values.kind === given.kind;
   const inside = exhibit.fold(words("running_title"), () => {
-    if (!here()) return text(words(given === null ? "running_none" : "running_other", { kind: words(`kind_${given?.kind ?? "batch"}`) }));
+    if (given === null) return text(words("running_none"));
+    if (!here()) return text(words(plays ? "running_other" : "running_single", { kind: words(`kind_${given.kind}`) }));
     return batches(exhibit, model);
   }, { class: "view running" });
-  if (given === null) return;
+  if (!plays) return;
   const box = exhibit.controls(
     player(exhibit, words("batches"), "seen", { count: given.mean.shape[0] + 1, text: (seen) => (seen === 0 ? words("before") : words("after", { seen })) }),
     given.momentum !== null && model.canChange && slider(words("momentum"), model.settings, "momentum", { min: 0, max: 1, step: 0.05 }),
@@ -107,11 +109,12 @@ function chart(label, means, running, seen) {
   const x = (k) => pad + (k / means.length) * (width - 2 * pad);
   const y = (value) => height - pad - ((value - low) / (high - low || 1)) * (height - 2 * pad);
   const line = running.map((value, k) => `${x(k).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-  return svg("svg", { class: "chart", role: "img", "aria-label": label, viewBox: `0 0 ${width} ${height}` },
+  return svg("svg", { class: "chart", role: "img", "aria-label": label, viewBox: `0 0 ${width} ${height + 16}` },
     svg("title", {}, label),
     svg("line", { class: "now", x1: x(seen), x2: x(seen), y1: 0, y2: height }),
     svg("polyline", { class: "running", points: line }),
     running.map((value, k) => svg("rect", { class: "running", x: x(k) - 3, y: y(value) - 3, width: 6, height: 6 })),
+    running.map((_, k) => svg("text", { x: x(k), y: height + 12, "text-anchor": "middle" }, String(k))),
     means.map((value, k) => svg("circle", { class: k < seen ? "seen" : "later", cx: x(k + 1), cy: y(value), r: 4 })));
 }
 
@@ -176,7 +179,7 @@ export function backward(exhibit, model) {
         key: "gradient", label: "∂L/∂x", value: (at) => entry(numbers.d_x, at), chosen: place,
         set: (at) => (model.values.kind === "lrn" ? null : model.setOf(at)), shares: (at) => sharing.has(String(at)), real: (at) => model.real(at),
         says: (at) => named(data.letters, at.map((index, axis) => [axis, index])),
-        pick: (at) => model.settings.set({ cell: model.places.findIndex((one) => one.every((index, axis) => index === at[axis])) }),
+        pick: (at) => model.pick(at),
       }),
     ];
     if (model.unbiased) parts.push(el("p", { class: "muted" }, words("backward_biased")));

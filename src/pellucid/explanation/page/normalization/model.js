@@ -56,6 +56,10 @@ export class Model {
     return this.places[this.values.cell];
   }
 
+  pick(place) {
+    this.settings.set({ cell: flat(this.data.shown, place) });
+  }
+
   // -- what is read ---------------------------------------------------------------------------------------------
 
   get edits() {

@@ -1,14 +1,14 @@
 // The shapes of what the chosen member averages and learns, each with its reason.
 
 import { el } from "../core/dom.js";
-import { size } from "../core/numbers.js";
+import { count, size } from "../core/numbers.js";
 
 export function shapes(exhibit, model) {
   const { words, data } = exhibit;
   const { kind, groups } = model.values;
   const { member } = model;
   const word = (axis) => words(`axis_${"NCHWDLT".includes(data.letters[axis]) ? data.letters[axis] : "other"}`, { letter: data.letters[axis] });
-  const list = (axes) => axes.map(word).join(words("and"));
+  const list = (axes) => axes.map(word).join(words("list"));
   const kept = data.shape.map((_, axis) => axis).filter((axis) => !member.axes.includes(axis));
   const average = kind === "lrn" ? data.shape : kind === "group" ? [data.shape[0], groups] : data.shape.map((extent, axis) => (kept.includes(axis) ? extent : 1));
   const affine = member.affine.map((axis) => data.shape[axis]);
@@ -17,7 +17,7 @@ export function shapes(exhibit, model) {
   const row = (symbol, shape, reason) =>
     el("tr", { "data-symbol": symbol },
       el("th", { scope: "row" }, symbol), el("td", { class: "number" }, shape ? shape.join("×") || "1" : "—"),
-      el("td", { class: "number" }, shape ? String(size(shape)) : "0"), el("td", {}, reason));
+      el("td", { class: "number" }, shape ? count(size(shape)) : "0"), el("td", {}, reason));
   const learned = (symbol, has) => row(symbol, has ? affine : null, has ? words(affineReason(kind, member, data), facts) : words("why_none"));
   const rows = [row("x", data.shape, words("why_x", { axes: data.letters.join("×") }))];
   if (member.centred) rows.push(row("μ", average, words(why, facts)), row("σ²", average, words("why_variance")));

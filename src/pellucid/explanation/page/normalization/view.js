@@ -4,7 +4,7 @@ import { choice, slider } from "../core/controls.js";
 import { el, range } from "../core/dom.js";
 import { register } from "../core/exhibit.js";
 import { overview } from "../core/matrix.js";
-import { short, written } from "../core/numbers.js";
+import { count, short } from "../core/numbers.js";
 import { field, when } from "./fields.js";
 import { formulas, worked } from "./formula.js";
 import { backward, batchOfOne, divisors, padding, running } from "./lessons.js";
@@ -38,6 +38,7 @@ function validOf(data) {
       seen: data.running ? whole(values.seen, data.running.mean.shape[0]) : 0,
       momentum: Math.min(Math.max(values.momentum, 0), 1), eps: Math.max(values.eps, 0), edits: joined(parsed(values.edits)),
     };
+    if (found.kind === "lrn" && found.show === "x_hat") found.show = "y";
     if (data.lengths) range(data.lengths.length).forEach((n) => (found[`length${n}`] = whole(values[`length${n}`], data.shape[data.channel === 2 ? 1 : 2])));
     return data.programs ? found : { ...found, seen: whole(found.seen, data.running ? 99 : 0), edits: "", eps: initial.eps, padding: true, divisor: "biased", momentum: initial.momentum };
   };
@@ -57,18 +58,17 @@ register("normalization", (exhibit) => {
     data.kinds.length > 1 && choice(words("kind"), settings, "kind", data.kinds.map((kind) => [kind, words(`kind_${kind}`)])),
     data.groups.length > 0 && when(slider(words("groups"), chooser, "groups", { min: 0, max: data.groups.length - 1, text: (index) => String(data.groups[index]) }), () => settings.values.kind === "group"),
     when(choice(words("mode"), settings, "mode", [["train", words("train")], ["eval", words("eval")]]), () => `${settings.values.kind}/eval` in data.values),
-    choice(words("show"), settings, "show", [["x", "x"], ["x_hat", "x̂"], ["y", "y"]]),
+    when(choice(words("show"), settings, "show", [["x", "x"], ["x_hat", "x̂"], ["y", "y"]]), () => settings.values.kind !== "lrn"),
+    data.own === "lrn" && when(choice(words("show"), settings, "show", [["x", "x"], ["y", "y"]]), () => settings.values.kind === "lrn"),
   );
 
   exhibit.view(words("picture_title"), () => {
     exhibit.source(model.recomputed);
     return picture(exhibit, model);
   });
-  exhibit.view(words("formula_title"), () => [
-    el("div", { class: "formulas" }, formulas(model)),
-    model.hasPadding && settings.values.padding && el("p", { class: "muted" }, words("mark")),
-  ]);
-  const lines = exhibit.view(words("worked_title"), () => workedView(exhibit, model));
+  const lines = exhibit.view(words("worked_title"), () => el("div", { class: "beside" },
+    el("div", { class: "formulas" }, formulas(model), model.hasPadding && settings.values.padding && el("p", { class: "muted" }, words("mark"))),
+    el("div", {}, workedView(exhibit, model))));
   if (model.canChange) lines.before(exhibit.controls(...fields(exhibit, model)));
   exhibit.view(words("shapes_title"), () => shapes(exhibit, model));
   divisors(exhibit, model);
@@ -83,7 +83,7 @@ register("normalization", (exhibit) => {
 // -- the picture ------------------------------------------------------------------------------------------------------
 
 const placeName = (model, place) => named(model.data.letters, place.map((index, axis) => [axis, index]));
-export const shown = (model) => ({ x: model.x, x_hat: model.numbers.x_hat, y: model.numbers.y })[model.values.show];
+const shown = (model) => ({ x: model.x, x_hat: model.numbers.x_hat, y: model.numbers.y })[model.values.show];
 
 function picture(exhibit, model) {
   const { words, data } = exhibit;
@@ -91,35 +91,42 @@ function picture(exhibit, model) {
   const sharing = new Set(model.shares(model.place).map(String));
   const value = shown(model);
   const partition = kind !== "lrn";
+  const alone = model.member.centred && !model.remembers && model.real(model.place) && model.count(model.place).real === 1;
   return [
     el("p", {}, words(`main_${kind}`)),
     !data.whole && el("p", { class: "muted" }, words("part", { shown: data.shown.join("×"), total: data.shape.join("×") })),
-    el("p", { class: "muted" }, words("axes", { axes: data.letters.map((letter, axis) => `${letter}: ${words(`size_${size(letter)}`, { n: data.shape[axis], letter })}`).join(words("comma")) })),
-    multiples(data, {
+    el("p", { class: "muted" }, `${axesOf(exhibit)}${words("stop")}${words(partition ? "walk" : "walk_window")}`),
+    el("div", { class: "beside" }, el("div", {}, multiples(data, {
       key: "input", label: show === "x" ? "x" : show === "y" ? "y" : "x̂", value: (place) => entry(value, place), chosen: model.place,
       set: (place) => (partition ? model.setOf(place) : null), shares: (place) => sharing.has(String(place)), real: (place) => model.real(place),
       says: (place, isShared) => `${placeName(model, place)}${isShared ? ` · ${words("in_set")}` : ""}`,
-      pick: (place) => model.settings.set({ cell: model.places.findIndex((one) => one.every((index, axis) => index === place[axis])) }),
+      pick: (place) => model.pick(place),
     }),
     el("p", { class: "count", role: "status" }, counted(exhibit, model)),
-    ...meeting(exhibit, model),
-    partition ? averages(exhibit, model) : null,
+    alone && el("p", {}, words("single")),
+    meeting(exhibit, model)),
+    partition && averages(exhibit, model)),
     data.overview && mapOf(exhibit),
   ];
+}
+
+// "N: 3 samples, C: 4 channels"
+function axesOf({ data, words }) {
+  const sizes = data.letters.map((letter, axis) => [letter, size(letter) === "other" ? String(data.shape[axis]) : words(`size_${letter}`, { n: data.shape[axis] })]);
+  return sizes.map(([letter, text]) => words("axis_is", { letter, size: text })).join(words("comma"));
 }
 
 const size = (letter) => ("NCHWDLT".includes(letter) ? letter : "other");
 
 // "3 samples × 2 rows × 2 columns = 12 numbers share this μ and σ²."
-export function counted(exhibit, model) {
+function counted(exhibit, model) {
   const { words } = exhibit;
   if (!model.real(model.place)) return words("is_padding");
   const { factors, total, real } = model.count(model.place);
   const product = factors.map(([letter, n]) => words(`size_${size(letter)}`, { n, letter })).join(" × ") || "1";
   if (model.values.kind === "lrn") return words("count_window", { n: total, inside: model.shares(model.place).length });
   if (model.remembers) return words("count_eval", { product, n: total });
-  const text = real === total ? words("count", { product, n: total }) : words("count_real", { product, n: total, real });
-  return `${text} ${words(model.member.centred ? "share_both" : "share_square")} ${real === 1 && model.member.centred ? words("single") : ""}`.trim();
+  return words(`count${real === total ? "" : "_real"}_${model.member.centred ? "both" : "square"}`, { product, n: total, real });
 }
 
 // Where the groups meet another member; both are computed and compared.
@@ -158,11 +165,11 @@ function averages(exhibit, model) {
     const name = model.coordinates(place).map(([letter, index]) => `${letter.toLowerCase()} = ${index + 1}`).join(", ") || words("all");
     return el("tr", { class: set === own ? "own" : null, "aria-current": set === own ? "true" : null },
       el("th", { scope: "row" }, el("span", { class: `swatch ${looks}`, style }), name),
-      el("td", { class: "number" }, String(model.count(place).real)),
+      el("td", { class: "number" }, count(model.count(place).real)),
       el("td", { class: "number recomputed", "data-average": "mean" }, short(entry(numbers.mean, place))),
       member.centred && el("td", { class: "number recomputed", "data-average": "var" }, short(entry(numbers.var, place))));
   });
-  return el("details", { class: "averages", open: list.length <= 6 },
+  return el("details", { class: "averages", open: list.length <= 8 },
     el("summary", {}, words(member.centred ? "averages" : "averages_square", { n: averageCount(model) })),
     el("div", { class: "scroll" }, el("table", { class: "facts" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, words("set")), el("th", { scope: "col" }, words("numbers")), heads.map((head) => el("th", { scope: "col", "data-symbol": head }, head)))),
@@ -171,7 +178,7 @@ function averages(exhibit, model) {
 }
 
 // How many averages there are for the whole input.
-export function averageCount(model) {
+function averageCount(model) {
   const { shape } = model.data;
   const { kind, groups } = model.values;
   return shape.filter((_, axis) => !model.member.axes.includes(axis)).reduce((a, b) => a * b, 1) * (kind === "group" ? groups : 1);
@@ -216,5 +223,3 @@ function fields(exhibit, model) {
     ...others,
   ];
 }
-
-export const decimalText = (number) => written(number, 4);
