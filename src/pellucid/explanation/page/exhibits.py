@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pellucid.explanation.normalization import NormalizationExplained
+from pellucid.explanation.page.normalization.data import exhibit as normalization
 from pellucid.explanation.page.recurrence.data import recurrence
 from pellucid.explanation.recurrent import RecurrentExplained
 from pellucid.explanation.report import Exhibit
@@ -12,6 +14,7 @@ from pellucid.explanation.report import Exhibit
 # What makes the exhibit of each kind of explanation; None where there is nothing to play with, as for an empty input.
 EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {
     RecurrentExplained: recurrence,
+    NormalizationExplained: normalization,
 }
 
 

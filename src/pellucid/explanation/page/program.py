@@ -22,14 +22,17 @@ from pellucid.formula.capture import capture
 from pellucid.formula.draws import provided_by
 from pellucid.formula.graph import Graded, decompositions, in_plain_torch
 
+# Makes what a formula receives of what its program reads: both by name.
+Bind = Callable[[dict[str, Tensor]], Mapping[str, Any]]
+
 KNOWN = frozenset(
     """abs acos add addmm alias amax amin any asin atan atan2 bitwise_and bitwise_not bitwise_or bmm cat ceil clamp
     clamp_max clamp_min clone constant_pad_nd copy cos cosh cumsum detach div elu eq erf exp expand expm1 floor full
     full_like ge gelu gt hardtanh index_select le leaky_relu log log1p log2 log_softmax logical_and logical_not
     logical_or lt maximum mean minimum mm mul native_layer_norm native_layer_norm_backward ne neg ones_like permute
     pow prod reciprocal relu round rsqrt scalar_tensor select select_scatter sgn sigmoid sign sin sinh slice
-    slice_scatter softmax softplus split_with_sizes sqrt squeeze sub sum tan tanh to_copy unsafe_view unsqueeze var
-    view where zeros_like""".split()
+    slice_scatter softmax softplus split_with_sizes sqrt squeeze sub sum tan tanh to_copy unfold unsafe_view
+    unsqueeze var view where zeros_like""".split()
 )
 
 
@@ -48,7 +51,9 @@ class Program:
     sites: tuple[Site, ...]
 
 
-def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any], positional: int = 0) -> Program:
+def program(
+    lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any], positional: int = 0, bind: Bind = dict
+) -> Program:
     """Trace a formula's lines.
 
     Args:
@@ -56,6 +61,9 @@ def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any
         inputs: what the program reads, by the names of the formula's arguments, in their order; of the first
             ``positional`` only the order counts.
         others: arguments that stay as they are.
+        positional: how many inputs the formula takes by position.
+        bind: makes the formula's arguments of the other inputs, where they are not the inputs themselves: an average
+            over what an input marks as real.
 
     Returns:
         ``text``: ``inputs``, names; ``constants``, tensors by name; ``nodes``, each ``[name, operation, arguments,
@@ -80,7 +88,7 @@ def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any
             return value
 
         function = recording(lines, record) if lines.known else lines.function
-        results = _results(function, names, values, others, positional)
+        results = _results(function, names, values, others, positional, bind)
         return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]
@@ -93,6 +101,7 @@ def gradient(
     inputs: Mapping[str, Tensor],
     others: Mapping[str, Any],
     positional: int = 0,
+    bind: Bind = dict,
     wanted: Sequence[str] | None = None,
 ) -> Program:
     """Trace the product of the formula's Jacobian with gradients.
@@ -104,11 +113,11 @@ def gradient(
     places = [names.index(name) for name in (names if wanted is None else wanted)]
     primals = [value.detach() for value in inputs.values()]
     with torch.no_grad():
-        given = [torch.ones_like(v) for v in _results(lines.function, names, primals, others, positional)]
+        given = [torch.ones_like(v) for v in _results(lines.function, names, primals, others, positional, bind)]
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         of = values[: len(names)]
-        results = _results(lines.function, names, of, others, positional)
+        results = _results(lines.function, names, of, others, positional, bind)
         pairs = [(r, g) for r, g in zip(results, values[len(names) :], strict=True) if r.requires_grad]
         asked = [of[place] for place in places]
         found: Sequence[Tensor | None] = [None] * len(asked)
@@ -126,10 +135,15 @@ def gradient(
 
 
 def _results(
-    function: Callable[..., Any], names: list[str], values: Sequence[Tensor], others: Mapping[str, Any], positional: int
+    function: Callable[..., Any],
+    names: list[str],
+    values: Sequence[Tensor],
+    others: Mapping[str, Any],
+    positional: int,
+    bind: Bind,
 ) -> list[Tensor]:
     """Call a formula, which draws nothing, by the names of its arguments."""
-    keywords = dict(zip(names[positional:], values[positional:], strict=True))
+    keywords = bind(dict(zip(names[positional:], values[positional:], strict=True)))
     with provided_by(Provider(False)):
         return flat(function(*values[:positional], **keywords, **others))
 

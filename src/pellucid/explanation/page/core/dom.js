@@ -33,4 +33,12 @@ export function replace(node, ...children) {
   return node;
 }
 
+// Let the keyboard reach what has to be scrolled and holds nothing that it reaches anyway.
+export function reachable(root) {
+  for (const box of root.querySelectorAll(".scroll, math[display]")) {
+    if (box.scrollWidth > box.clientWidth && !box.querySelector('[tabindex="0"], a, button, input')) box.setAttribute("tabindex", "0");
+    else box.removeAttribute("tabindex");
+  }
+}
+
 export const range = (count) => Array.from({ length: Math.max(0, count) }, (_, index) => index);

@@ -1,5 +1,6 @@
 // Starts the page: its data, language, colours and exhibits.
 
+import { reachable } from "./dom.js";
 import { Exhibit } from "./exhibit.js";
 import { language } from "./language.js";
 import { unpacked } from "./numbers.js";
@@ -70,6 +71,8 @@ watchSymbols();
 root.classList.add("scripted");
 fromHash();
 addEventListener("hashchange", fromHash);
+addEventListener("resize", () => reachable(document));
+reachable(document);
 
 // In a frame of a notebook: tell how high the page is.
 if (window.parent !== window) {

@@ -235,6 +235,17 @@ function choose(condition, a, b) {
   return build(shape, (place) => (c(place) ? y(place) : n(place)));
 }
 
+// Windows of an axis, on a new last axis.
+function windows(x, dim, width, step) {
+  const axis = axisOf(x, dim);
+  const steps = strides(x.shape);
+  const shape = [...x.shape.with(axis, Math.floor((x.shape[axis] - width) / step) + 1), width];
+  return build(shape, (place) => {
+    const offset = place[place.length - 1];
+    return x.data[steps.reduce((index, s, k) => index + (k === axis ? place[k] * step + offset : place[k]) * s, 0)];
+  });
+}
+
 // Abramowitz and Stegun's fractions are too coarse for the digits that are shown: a series, and a continued fraction.
 function erf(x) {
   const a = Math.abs(x);
@@ -348,6 +359,7 @@ export const OPERATIONS = {
       build(x.shape, (place, index) => (result.data[index] += place[axis] ? result.data[index - step] : 0)).data,
     );
   },
+  unfold: windows,
   var: variance,
   softmax,
   log_softmax: (x, dim) => {

@@ -273,7 +273,7 @@ class Recurrence:
             return None if symbol is None else shape_of(symbol.shape)
 
         site = self.sites[place]
-        shapes = "" if isinstance(site.node, ast.Name) else Shapes(self.lines, shape).expression(site.node)
+        shapes = "" if isinstance(site.node, ast.Name) else str(Shapes(self.lines, shape).expression(site.node))
         return {"shapes": shapes, "result": shape_of(self.values[place].shape[1:])}
 
     def recurrent_weight(self) -> str | None:
