@@ -4,7 +4,7 @@ import { el, range, svg } from "./dom.js";
 import { places, written } from "./numbers.js";
 
 // Arrow keys walk over the cells of a grid. One cell at a time can be reached by Tab.
-function walk(table) {
+export function walk(table) {
   table.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     const here = event.target.closest("[data-at]");
