@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pellucid.explanation.dropout import DropoutExplained
+from pellucid.explanation.page.dropout import data as dropout
 from pellucid.explanation.report import Exhibit
 
 # What makes the exhibit of each kind of explanation; None where there is nothing to play with, as for an empty input.
-EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {}
+EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {
+    DropoutExplained: dropout.exhibit,
+}
 
 
 def exhibits_of(explained: Any) -> tuple[Exhibit, ...]:
