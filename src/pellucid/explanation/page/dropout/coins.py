@@ -31,7 +31,9 @@ def draws_at(coins: Sequence[int], numbers: tuple[int, int], calls: int) -> Tens
     streams = (torch.arange(calls) + (stream + 2**63) % 2**64 - 2**63)[:, None]
     low, high = torch.tensor(words64(seed))
     block = index // 4
-    drawn = torch.stack(philox((block & WORD, block >> 32, streams & WORD, (streams >> 32) & WORD), round_keys(low, high)))
+    drawn = torch.stack(
+        philox((block & WORD, block >> 32, streams & WORD, (streams >> 32) & WORD), round_keys(low, high))
+    )
     lane = (index % 4).expand(calls, -1)[None]
     return (drawn.expand(4, calls, len(index)).gather(0, lane)[0] >> 8) * torch.tensor(2.0**-24)
 

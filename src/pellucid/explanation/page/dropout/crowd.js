@@ -17,7 +17,7 @@ export function crowd(exhibit, state, width) {
   const entries = data.x.data.length;
   const own = (values, row = 0) => values.data[row * entries + entry];
   const means = untouched ? counts.map((_, row) => own(data.crowd.means, row)) : counts.map((n) => curve[n - 1]);
-  const measured = untouched ? own(data.crowd.measured) : varianceOf(samples);
+  const measured = withoutRounding(untouched ? own(data.crowd.measured) : varianceOf(samples), means.at(-1));
   const facts = { name: state.name(entry), x: short(state.x.data[entry]), masks };
   if (![...means, measured].every(Number.isFinite))
     return el("p", {}, words("crowd_infinite", facts));
@@ -76,6 +76,9 @@ function runningMean(samples) {
   let total = 0;
   return samples.map((value, index) => (total += value) / (index + 1));
 }
+
+// A variance that is nothing but the rounding of equal numbers is 0.
+const withoutRounding = (variance, mean) => (variance < 1e-20 * mean ** 2 ? 0 : variance);
 
 // The running mean over 1, 2, … masks on a logarithmic axis, in the band of one standard deviation of the mean.
 function curveChart({ width, curve, target, deviation, now, label, targetText }) {

@@ -1,4 +1,4 @@
-"""The numbers of the dropout exhibit: a part of the layer's input under the mask of this call, and under many others."""
+"""The numbers of the dropout exhibit: a part of the layer's input under the mask of this call, and under many."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def _entries(explained: DropoutExplained) -> dict[str, Any]:
         "y": sheet.of(explained.real.cpu()),
         "named": {
             name: value.expand(x.shape) if value.ndim else float(value)
-            for name, value in _named(layer.formula, {"x": exact, "draws": now["draws"], "p": torch.tensor(now["p"])}).items()
+            for name, value in _named(
+                layer.formula, {"x": exact, "draws": now["draws"], "p": torch.tensor(now["p"])}
+            ).items()
         },
         "crowd": {
             "means": torch.stack([y[:n].mean(0) for n in COUNTS]),
@@ -122,7 +124,7 @@ def _entries(explained: DropoutExplained) -> dict[str, Any]:
 
 
 def telling(kept: Tensor, x: Tensor) -> int:
-    """Return the entry that is looked at first: one that stays and is not 0 where there is one, rather not the first."""
+    """Return the entry that is looked at first: the second of those that stay and are not 0, if there are any."""
     good = (kept & (x != 0) & x.isfinite()).nonzero().flatten().tolist()
     return int(good[min(1, len(good) - 1)]) if good else 0
 
@@ -154,7 +156,7 @@ def _named(formula: recomputed.Formula, values: Mapping[str, Any]) -> dict[str, 
 
 
 def _squares(explained: DropoutExplained) -> dict[str, Any]:
-    """DropBlock, whose scale is counted over all entries: all of them, or of a large input a corner without controls."""
+    """DropBlock, whose scale is counted over all entries: all of them; a corner of a large input, without controls."""
     layer, bound, numbers = explained.layer, explained.bound, explained.numbers
     x = bound["x"].cpu()
     drawn, whole = layer.drawn_shape(x), x.numel() <= WHOLE

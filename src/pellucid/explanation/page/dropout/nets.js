@@ -132,12 +132,12 @@ export function averages(net, words) {
     return Math.abs(gap) < 1e-12 ? 0 : gap;
   });
   const decimals = places([...net.average, ...net.scaled]);
-  const row = (key, numbers) => el("tr", { "data-grid": `net-${key}` }, el("th", { scope: "row" }, words(`net_${key}`)),
-    numbers.map((n, a) => el("td", { class: `number recomputed${a === net.act ? " current" : ""}`, "data-at": `0,${a}` }, written(n, decimals))));
+  const row = (key, numbers) => el("tbody", { "data-grid": `net-${key}` }, el("tr", {}, el("th", { scope: "row" }, words(`net_${key}`)),
+    numbers.map((n, a) => el("td", { class: `number recomputed${a === net.act ? " current" : ""}`, "data-at": `0,${a}` }, written(n, decimals)))));
   const [linear, tanh, relu] = gaps.map(short);
   return [
     el("div", { class: "scroll" }, el("table", { class: "facts plain numbers-table" },
-      el("tr", {}, el("th", { scope: "col" }, ""), ACTS.map((act) => el("th", { scope: "col", class: "number" }, words(act)))),
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), ACTS.map((act) => el("th", { scope: "col", class: "number" }, words(act))))),
       row("average", net.average), row("scaled", net.scaled), row("gap", gaps))),
     el("p", {}, marked(words, "net_total", { total: short(total) }), words("gap"),
       marked(words, gaps[0] === 0 ? "net_linear" : "net_linear_off", { gap: linear }), words("gap"),

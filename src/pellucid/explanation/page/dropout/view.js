@@ -18,14 +18,9 @@ register("dropout", (exhibit) => {
   const entries = data.kind === "block" ? data.x.data.length / data.x.shape[0] : data.x.data.length;
   const settings = exhibit.choose(
     {
-      p: data.p, mode: data.training ? "train" : "eval", call: 0, entry: data.entry, plane: 0, x: "", draws: "", grad: "",
-      input: data.net.input, act: "linear", toy: data.shape.length > 3 ? "picture" : "sequence",
+      ...asComputed(data), entry: data.entry, plane: 0, input: data.net.input, act: "linear", toy: data.shape.length > 3 ? "picture" : "sequence",
     },
-    (v) => ({
-      ...v, p: within(v.p, 0, 1), call: Math.round(within(v.call, 0, data.masks - 1)), entry: Math.round(within(v.entry, 0, entries - 1)),
-      plane: Math.round(within(v.plane, 0, (data.planes ?? 1) - 1)), mode: v.mode === "eval" ? "eval" : "train", act: ACTS.includes(v.act) ? v.act : ACTS[0], input: within(v.input, -9, 9),
-      toy: v.toy in data.toys ? v.toy : "sequence",
-    }),
+    (chosen) => valid(data, data.programs ? chosen : { ...chosen, ...asComputed(data) }, entries),
   );
   const isBlock = data.kind === "block";
   const playable = Boolean(data.programs);
@@ -86,6 +81,20 @@ register("dropout", (exhibit) => {
     if (data.seeded) return words("source_seed", { seed: data.seed_text, call });
     return words("source_torch", { seed: data.seed_text, stream: String(call) });
   }
+});
+
+// What the controls change, as it is where there are none.
+const asComputed = ({ p, training }) => ({ p, mode: training ? "train" : "eval", call: 0, x: "", draws: "", grad: "" });
+
+const valid = (data, v, entries) => ({
+  ...v,
+  p: within(v.p, 0, 1), input: within(v.input, -9, 9),
+  call: Math.round(within(v.call, 0, data.masks - 1)),
+  entry: Math.round(within(v.entry, 0, entries - 1)),
+  plane: Math.round(within(v.plane, 0, (data.planes ?? 1) - 1)),
+  mode: v.mode === "eval" ? "eval" : "train",
+  act: ACTS.includes(v.act) ? v.act : ACTS[0],
+  toy: v.toy in data.toys ? v.toy : "sequence",
 });
 
 const within = (value, low, high) => Math.min(Math.max(value, low), high);
