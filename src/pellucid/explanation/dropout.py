@@ -12,6 +12,7 @@ from torch import Tensor
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.report import Rows, Step, Values
+from pellucid.explanation.request import Request
 from pellucid.formula.drop import drop
 
 CROWD = 4  # masks that are shown
@@ -25,6 +26,13 @@ class DropoutExplained(ComponentExplained):
 
     family = "dropout"
     layer: Any
+
+    def __init__(self, request: Request) -> None:
+        layer: Any = request.layer
+        with layer.rehearsal():
+            seed, stream = layer.sequence()
+        self.numbers = (int(seed), int(stream))  # those of the call that is explained
+        super().__init__(request)
 
     @property
     def plain(self) -> bool:

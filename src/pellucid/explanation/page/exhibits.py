@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pellucid.explanation.dropout import DropoutExplained
 from pellucid.explanation.normalization import NormalizationExplained
+from pellucid.explanation.page.dropout import data as dropout
 from pellucid.explanation.page.normalization.data import exhibit as normalization
 from pellucid.explanation.page.recurrence.data import recurrence
 from pellucid.explanation.recurrent import RecurrentExplained
@@ -15,6 +17,7 @@ from pellucid.explanation.report import Exhibit
 EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {
     RecurrentExplained: recurrence,
     NormalizationExplained: normalization,
+    DropoutExplained: dropout.exhibit,
 }
 
 

@@ -246,6 +246,29 @@ function windows(x, dim, width, step) {
   });
 }
 
+// The greatest of every window of the last two axes; where it stood is not told.
+function pooled(x, size, stride = [], padding = [0, 0], dilation = [1, 1], ceil = false) {
+  if (ceil) throw new Error("max_pool2d: ceil_mode is not known to the page");
+  const step = stride.length ? stride : size;
+  const extents = x.shape.slice(-2);
+  const counts = extents.map((extent, axis) =>
+    Math.floor((extent + 2 * padding[axis] - dilation[axis] * (size[axis] - 1) - 1) / step[axis]) + 1);
+  const result = build([...x.shape.slice(0, -2), ...counts], (place) => {
+    const [top, left] = place.slice(-2).map((p, axis) => p * step[axis] - padding[axis]);
+    const plane = place.slice(0, -2).reduce((index, p, axis) => index * x.shape[axis] + p, 0) * extents[0] * extents[1];
+    let greatest = -Infinity;
+    for (let i = 0; i < size[0]; i++)
+      for (let j = 0; j < size[1]; j++) {
+        const [r, c] = [top + i * dilation[0], left + j * dilation[1]];
+        const inside = r >= 0 && r < extents[0] && c >= 0 && c < extents[1];
+        const value = inside ? x.data[plane + r * extents[1] + c] : -Infinity;
+        if (value > greatest || Number.isNaN(value)) greatest = value;
+      }
+    return greatest;
+  });
+  return [result, null];
+}
+
 // Abramowitz and Stegun's fractions are too coarse for the digits that are shown: a series, and a continued fraction.
 function erf(x) {
   const a = Math.abs(x);
@@ -344,6 +367,7 @@ export const OPERATIONS = {
   index_select: (x, dim, index) => joined(Array.from(index.data, (p) => sliced(x, dim, p, p + 1)), dim),
   cat: joined,
   constant_pad_nd: padded,
+  max_pool2d_with_indices: pooled,
   sum: (x, dims, keep) => sum(x, dims, keep),
   mean: (x, dims, keep) => mean(x, dims, keep),
   prod: (x, dims, keep) => reduced(x, dims, keep ?? false, 1, (a, b) => a * b),

@@ -309,7 +309,7 @@ class Recurrence:
         try:
             forward = program(self.lines, {**given, **self.weights}, numbers_, positional)
             back = gradient(self.lines, {**given, **self.weights}, numbers_, positional)
-            jacobian = gradient(self.lines, {**wide, **self.weights}, numbers_, positional, states)
+            jacobian = gradient(self.lines, {**wide, **self.weights}, numbers_, positional, wanted=states)
         except Unsupported as error:
             return None, {"key": "unsupported", "operation": str(error)}
         except FormulaError:
