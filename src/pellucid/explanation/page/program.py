@@ -80,7 +80,8 @@ def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any
             return value
 
         function = recording(lines, record) if lines.known else lines.function
-        return (*recorded, *_results(function, names, values, others, positional))
+        results = _results(function, names, values, others, positional)
+        return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]
     graph, constants = in_plain_torch(lambda: capture(run, lambda *sizes: traced, decompositions()))
