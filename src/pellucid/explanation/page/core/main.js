@@ -25,9 +25,11 @@ function remember(key, value, initial) {
   }
 }
 
+let spoken = null;
+
 function speak(lang) {
-  if (!page.languages.includes(lang) || (language.current === lang && root.dataset.lang === lang)) return;
-  language.current = lang;
+  if (!page.languages.includes(lang) || spoken === lang) return;
+  spoken = language.current = lang;
   root.dataset.lang = lang;
   root.lang = lang;
   document.title = page.titles[lang];
