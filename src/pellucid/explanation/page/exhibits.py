@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pellucid.explanation.page.convolution import data as convolution
 from pellucid.explanation.report import Exhibit
+from pellucid.explanation.tcn import TCNExplained
+from pellucid.explanation.text_convolution import TextConvExplained
+from pellucid.explanation.windowed import ConvolutionExplained, PoolingExplained
 
 # What makes the exhibit of each kind of explanation; None where there is nothing to play with, as for an empty input.
-EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {}
+EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {
+    ConvolutionExplained: convolution.convolution,
+    PoolingExplained: convolution.pooling,
+    TextConvExplained: convolution.text,
+    TCNExplained: convolution.network,
+}
 
 
 def exhibits_of(explained: Any) -> tuple[Exhibit, ...]:

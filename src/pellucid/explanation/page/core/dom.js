@@ -3,6 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 
+const present = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+
 function made(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;
@@ -11,7 +13,7 @@ function made(node, attributes, children) {
       for (const [key, part] of Object.entries(value)) node.style.setProperty(key, part);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...present(children));
   return node;
 }
 
@@ -23,7 +25,7 @@ export const math = (name, attributes, ...children) =>
 // Replace what a node holds; the element with the same data-key has the focus again afterwards.
 export function replace(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  node.replaceChildren(...present(children));
   if (focused !== undefined) {
     const again = [...node.querySelectorAll("[data-key]")].find((child) => child.dataset.key === focused);
     again?.focus({ preventScroll: true });
