@@ -335,7 +335,7 @@ def greatest(entries):
 
 
 SPACED = {"x": (2, 3, 4, 2, 3, 2), "weight": (2, 1, 1, 2, 3, 2), "bias": (2, 1, 1)}
-ENTRIES = {"entries": (2, 3, 4, 5), "divisor": (3, 4)}
+ENTRIES = {"entries": (4, 5), "divisor": (4,)}
 
 
 def _program(lines: Lines, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -38,10 +38,8 @@ register("convolution", (exhibit) => {
     if (last?.key !== key) last = { key, model: new Model(data, values, changed) };
     return last.model;
   };
-  const mended = [];
-  const valid = validOf(data, modelOf, mended);
-  const settings = exhibit.choose(initial, valid);
-  Object.assign(settings, { valid, mended, values: valid(settings.values) });
+  exhibit.mended ??= [];
+  const settings = exhibit.choose(initial, validOf(data, modelOf, exhibit.mended));
   const clear = () => {
     Object.assign(state, { hovered: null, pinned: false, tap: null });
     exhibit.draw();
@@ -99,8 +97,8 @@ register("convolution", (exhibit) => {
 });
 
 // What had to be mended, what cannot be, and by which rule other weights came about.
-function notice({ data, words, model, settings, values }) {
-  const said = settings.mended.map(([key, facts]) => words(key, facts));
+function notice({ exhibit, data, words, model, settings, values }) {
+  const said = exhibit.mended.map(([key, facts]) => words(key, facts));
   if (model.error) said.push(words(`error_${model.error.key}`, { ...model.error.facts, axis: words(`axis_${data.spatial}_${model.error.axis}`) }));
   if (data.program.unsupported) said.push(words("unsupported", { operation: data.program.unsupported }));
   if (!data.whole) said.push(words("slice", { rows: data.size[0][0], columns: data.size[0][1] }));
