@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-
 from explaining import SENTENCE, quietly
 from pages import NARROW, agree, browser, number, opened, table  # noqa: F401
 from pellucid import nn
@@ -37,12 +36,19 @@ READ = """async ([hashes, grids]) => {
       shown[key] = grid && cells(grid, (cell) => cell.textContent);
     }
     const input = root.querySelector('[data-grid="input"]');
-    shown.touched = input ? [...input.querySelectorAll(".touched")].map((cell) => cell.dataset.at.split(",").map(Number)) : [];
+    const touched = input ? [...input.querySelectorAll(".touched")] : [];
+    shown.touched = touched.map((cell) => cell.dataset.at.split(",").map(Number));
     for (const place of root.querySelectorAll("[data-number]")) shown[place.dataset.number] = place.textContent;
     found.push(shown);
   }
   return found;
 }"""
+
+
+ASK = """hash => new Promise((done) => {
+  addEventListener("hashchange", done, { once: true });
+  location.hash = hash;
+})"""
 
 
 def write(report, path):
@@ -55,7 +61,7 @@ def asked(**settings):
 
 
 def read(page, settings, *grids):
-    """What the page shows for each of the settings; where two that follow are equal, a mark keeps their hashes apart."""
+    """What the page shows for each of the settings; a number keeps the hashes of equal ones apart."""
     hashes = [asked(**one) + f"&n={number}" for number, one in enumerate(settings)]
     return page.evaluate(READ, [hashes, ["output", *grids]])
 
@@ -65,7 +71,9 @@ def unfold(page, *keys):
     titles = [words("convolution", "en")[key] for key in keys]
     page.evaluate(
         """titles => { for (const fold of document.querySelectorAll(".exhibit details"))
-             fold.open = !titles.length || titles.includes(fold.querySelector("summary").textContent) }""", titles)
+             fold.open = !titles.length || titles.includes(fold.querySelector("summary").textContent) }""",
+        titles,
+    )
     page.wait_for_timeout(50)
 
 
@@ -198,13 +206,21 @@ def window(layer, one, made, x, position, found):
         assert {row for row, _ in found["touched"]} == set(view.channels) or len(found["touched"]) == 0
     if layer.transposed:
         return
-    inside = {tuple(c.tolist()) for c, out in zip(view.coordinates.flatten(0, -2), view.padding.flatten(), strict=True) if not out}
+    inside = {
+        tuple(c.tolist())
+        for c, out in zip(view.coordinates.flatten(0, -2), view.padding.flatten(), strict=True)
+        if not out
+    }
     lit = {tuple(at[1:] if layer.spatial == 1 else at) for at in found["touched"]}
     size = x.shape[1:]
     lit_inside = {at for at in lit if all(0 <= p < n for p, n in zip(at, size, strict=True))}
     before = [made._placement(axis, n)[0] for axis, n in enumerate(size)]
-    spans = [max((p - 1) * s - b + r, n) + max(b, 0) for p, s, b, r, n in zip(
-        [line.positions for line in made._lines(x)], made.stride, before, made.reach, size, strict=True)]
+    spans = [
+        max((p - 1) * s - b + r, n) + max(b, 0)
+        for p, s, b, r, n in zip(
+            [line.positions for line in made._lines(x)], made.stride, before, made.reach, size, strict=True
+        )
+    ]
     if max(spans) <= 14:  # all of the input stands there
         assert lit_inside == inside
         assert len(found["touched"]) == prod(made.kernel_size) * (len(view.channels) if layer.spatial == 1 else 1)
@@ -264,36 +280,40 @@ def test_gradient_of_the_input(browser, tmp_path, name, loss):  # noqa: F811
     layer, shape = CONVOLUTIONS[name][0](), CONVOLUTIONS[name][1]
     x = torch.randint(-5, 6, shape).float()
     rng = random.Random(name + loss)
-    settings = [{"loss": loss, "step": 0}] + [drawn(rng, layer.spatial, layer.transposed) | {"loss": loss} for _ in range(30)]
+    settings = [drawn(rng, layer.spatial, layer.transposed) | {"loss": loss} for _ in range(30)]
     checked = 0
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
         unfold(page, "backward")
-        initial = page.evaluate("() => null")
-        for one in settings[1:]:
+        for one in settings:
             one["pixel"] = rng.randrange(one["in"] * prod(shape[1:]))
         shown = read(page, settings, "backward", "gradients")
-    assert initial is None
     for one, found in zip(settings, shown, strict=True):
-        if "in" not in one:
-            made, own = layer.double(), x.double()
-        else:
-            try:
-                made, own = of_settings(layer, one, x)
-                made(own)
-            except (RuntimeError, ValueError):
-                continue
-        own = own.clone().requires_grad_()
-        y = made(own)
+        try:
+            made, own = of_settings(layer, one, x)
+            y = made(own.requires_grad_())
+        except (RuntimeError, ValueError):
+            continue
         total = y.sum() if loss == "sum" else y.square().sum() / 2
         (gradient,) = torch.autograd.grad(total, own)
-        pixel = one.get("pixel", 0)
-        if "pixel" in one:
-            assert agree(found["gradient"], gradient.flatten()[pixel].item()) if "gradient" in found else not gradient.flatten()[pixel]
-            channel = pixel // prod(shape[1:])
-            same(found["backward"], gradient if layer.spatial == 1 else gradient[channel])
-            checked += 1
-        layer = layer.float()
+        pixel = one["pixel"]
+        if "gradient" in found:
+            assert agree(found["gradient"], gradient.flatten()[pixel].item())
+        else:
+            assert gradient.flatten()[pixel] == 0  # no window reads it
+        same(found["backward"], gradient if layer.spatial == 1 else gradient[pixel // prod(shape[1:])])
+        checked += 1
     assert checked > 15
+
+
+def test_first_gradient_is_pythons(browser, tmp_path):  # noqa: F811
+    torch.manual_seed(4)
+    for layer in (nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2)):
+        x = torch.randn(2, 5, 5, requires_grad=True)
+        (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+        with opened(browser, write(quietly(layer, x.detach()), tmp_path / "page.html")) as page:
+            unfold(page, "backward")
+            assert page.get_attribute(".exhibit", "data-source") == "python"
+            same(table(page, "backward"), gradient[0])
 
 
 def test_the_way_back_is_the_transposed_convolution(browser, tmp_path):  # noqa: F811
@@ -326,7 +346,9 @@ def test_three_equal_views(browser, tmp_path):  # noqa: F811
             assert number(found["gap"].removeprefix("max |Δ| = ")) < 1e-12
             made, own = of_settings(layer, one, x)
             if not layer.transposed:
-                left = F.unfold if layer.spatial == 2 and one["around"] == "numbers" and one["mode"] == "zeros" else None
+                left = (
+                    F.unfold if layer.spatial == 2 and one["around"] == "numbers" and one["mode"] == "zeros" else None
+                )
                 if left and one["groups"] == 1 and made(own)[0].numel() <= 14:
                     laid = left(own[None], made.kernel_size, made.dilation, made.padding, made.stride)[0].T
                     if laid.shape[0] <= 8 and laid.shape[1] <= 27:
@@ -346,7 +368,10 @@ def test_pointing_at_a_tap_lights_it_everywhere(browser, tmp_path):  # noqa: F81
         page.hover('[data-key="output:2,1"]')
         page.wait_for_selector('[data-key="output:2,1"].active')
         assert page.eval_on_selector_all("[data-grid=input] .touched", "cells => cells.map(c => c.dataset.at)") == [
-            "2,1", "2,2", "3,1", "3,2"
+            "2,1",
+            "2,2",
+            "3,1",
+            "3,2",
         ]
 
 
@@ -364,18 +389,23 @@ def seen(layers):
 def test_receptive_field(browser, tmp_path):  # noqa: F811
     rng = random.Random(8)
     stacks = [[(3, 1, 2)] * 3, [(3, 1, 1), (3, 1, 2), (3, 1, 5)]]
-    stacks += [[(rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 4)) for _ in range(rng.randint(1, 4))] for _ in range(60)]
+    stacks += [
+        [(rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 4)) for _ in range(rng.randint(1, 4))] for _ in range(60)
+    ]
     with opened(browser, write(quietly(nn.Conv1d(1, 1, 3), torch.randn(1, 9)), tmp_path / "page.html")) as page:
         unfold(page, "stack")
         for layers in stacks:
             text = " ".join(".".join(map(str, layer)) for layer in layers)
-            page.evaluate("hash => new Promise(done => { addEventListener('hashchange', done, { once: true }); location.hash = hash })",
-                          asked(stack=text) + f"&n={rng.random()}")
+            page.evaluate(
+                ASK,
+                asked(stack=text) + f"&n={rng.random()}",
+            )
             expected = seen(layers)
             assert page.inner_text('[data-number="reach"]') == str(len(expected))
             if len(expected) <= 64:
                 found = page.eval_on_selector_all(
-                    f'[data-level="{len(layers)}"]', "boxes => boxes.map(box => Number(box.dataset.times))")
+                    f'[data-level="{len(layers)}"]', "boxes => boxes.map(box => Number(box.dataset.times))"
+                )
                 assert found == expected
         page.get_by_role("button", name="2, 2, 2").click()
         assert "7 of the 13 places are read" in page.inner_text(".exhibit")
@@ -419,8 +449,10 @@ def test_pooling_on_random_settings(browser, tmp_path, name):  # noqa: F811
         shown = read(page, settings, "entries-0", "backward")
     for one, found in zip(settings, shown, strict=True):
         axes = "hw" if layer.spatial == 2 else "w"
-        sizes = {word: tuple(one[k + axis] for axis in axes) for k, word in
-                 {"k": "kernel_size", "s": "stride", "p": "padding"}.items()}
+        sizes = {
+            word: tuple(one[k + axis] for axis in axes)
+            for k, word in {"k": "kernel_size", "s": "stride", "p": "padding"}.items()
+        }
         own = {"ceil_mode": one["ceil"] == "true"}
         if "Max" in name:
             own["dilation"] = tuple(one["d" + axis] for axis in axes)
@@ -477,10 +509,22 @@ def test_text_convolution(browser, tmp_path):  # noqa: F811
         assert page.inner_text("[data-grid=input] th .token").startswith("一")
         for out, width in itertools.product(range(3), range(2)):
             page.evaluate("hash => { location.hash = hash }", asked(o=out, width=width, kernel="mean"))
-            page.wait_for_function("w => document.querySelectorAll('[data-grid=kernel] tr:last-child .cell').length === w", arg=width + 2)
-            same(table(page, "kept"), torch.cat([
-                F.relu(F.conv1d(x.mT, torch.full((1, 4, w), 1 / (4 * w)), None) + getattr(layer, f"bias_{w}")[:, None]).amax(-1)
-                for w in (2, 3)], -1).detach())
+            page.wait_for_function(
+                "w => document.querySelectorAll('[data-grid=kernel] tr:last-child .cell').length === w", arg=width + 2
+            )
+            same(
+                table(page, "kept"),
+                torch.cat(
+                    [
+                        F.relu(
+                            F.conv1d(x.mT, torch.full((1, 4, w), 1 / (4 * w)), None)
+                            + getattr(layer, f"bias_{w}")[:, None]
+                        ).amax(-1)
+                        for w in (2, 3)
+                    ],
+                    -1,
+                ).detach(),
+            )
 
 
 def test_short_sentence(browser, tmp_path):  # noqa: F811
@@ -526,7 +570,9 @@ def test_large_input_is_shown_in_part(browser, tmp_path):  # noqa: F811
     path = write(report, tmp_path / "page.html")
     assert path.stat().st_size < 1.3e6
     with opened(browser, path) as page:
-        top, left = page.evaluate("document.querySelector('[data-grid=output] .cell').dataset.at.split(',').map(Number)")
+        top, left = page.evaluate(
+            "document.querySelector('[data-grid=output] .cell').dataset.at.split(',').map(Number)"
+        )
         assert (top, left) == (0, 0)
         first = report.origin.exhibits()[0].data["first"]
         y = layer(x)[0]
@@ -599,17 +645,36 @@ def test_keyboard_alone(browser, tmp_path):  # noqa: F811
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
         unfold(page)
         controls = page.eval_on_selector_all(
-            ".exhibit [data-setting]:not([hidden] *)", "nodes => nodes.filter(n => n.offsetParent).map(n => n.dataset.setting)")
+            ".exhibit [data-setting]:not([hidden] *)",
+            "nodes => nodes.filter(n => n.offsetParent).map(n => n.dataset.setting)",
+        )
         reached = set()
         for _ in range(120):
             page.keyboard.press("Tab")
-            reached.add(page.evaluate("document.activeElement.dataset.setting ?? document.activeElement.dataset.key ?? ''"))
+            reached.add(
+                page.evaluate("document.activeElement.dataset.setting ?? document.activeElement.dataset.key ?? ''")
+            )
         assert set(controls) <= reached
-        assert {"kw", "sw", "dw", "pw", "square", "around", "mode", "in", "out", "groups", "picture", "kernel", "edit"} <= reached
+        assert {
+            "kw",
+            "sw",
+            "dw",
+            "pw",
+            "square",
+            "around",
+            "mode",
+            "in",
+            "out",
+            "groups",
+            "picture",
+            "kernel",
+            "edit",
+        } <= reached
         assert {"output:0,0", "kernel:0,0", "stack:add"} <= reached
         page.focus('[data-setting="sw"]')
         page.keyboard.press("ArrowRight")
-        assert "convolution.sw=2" in page.url and "convolution.sh=2" in page.url
+        assert "convolution.sw=2" in page.url
+        assert "convolution.sh=2" in page.url
         same(table(page, "output"), F.conv2d(x, layer.weight, layer.bias, stride=2)[0].detach())
         page.keyboard.press("ArrowLeft")
         page.focus('[data-key="output:0,0"]')
@@ -645,7 +710,8 @@ def test_both_languages(browser, tmp_path):  # noqa: F811
         text = page.inner_text(".exhibit")
         assert words("convolution", "zh")["equal"] in text
         assert words("convolution", "en")["equal"] not in text
-        assert "undefined" not in text and "{" not in text
+        assert "undefined" not in text
+        assert "{" not in text
         page.locator('[data-setting="kw"]:visible').focus()
         page.keyboard.press("ArrowRight")
         assert "convolution.kw=3" in page.url
@@ -654,10 +720,10 @@ def test_both_languages(browser, tmp_path):  # noqa: F811
 def test_words_are_there_and_used():
     english, chinese = words("convolution", "en"), words("convolution", "zh")
     assert english.keys() == chinese.keys()
-    names = ("view", "choices", "backward", "equal", "stack", "text")
+    names = ("view", "choices", "grids", "worked", "backward", "equal", "stack", "text")
     source = "".join(asset(f"convolution/{name}.js") for name in names)
     built = ("error_", "legend_", "do_", "reduce_", "phase_", "size_", "axis_", "around_", "mode_", "picture_", "line_")
-    built += ("kernel_", "index_", "inside_", "idea_", "loss_", "mended_")
+    built += ("kernel_", "index_", "inside_", "idea_", "loss_", "mended_", "backward_")
     for key in english:
         assert f'"{key}"' in source or key.startswith(built), key
 

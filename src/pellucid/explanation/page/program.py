@@ -28,8 +28,8 @@ KNOWN = frozenset(
     full_like ge gelu gt hardtanh index_select le leaky_relu log log1p log2 log_softmax logical_and logical_not
     logical_or lt max maximum mean minimum mm mul native_layer_norm native_layer_norm_backward ne neg ones_like permute
     pow prod reciprocal relu round rsqrt scalar_tensor select select_scatter sgn sigmoid sign sin sinh slice
-    slice_scatter softmax softplus split_with_sizes sqrt squeeze sub sum tan tanh to_copy unbind unsafe_view unsqueeze var
-    view where zeros_like""".split()
+    slice_scatter softmax softplus split_with_sizes sqrt squeeze sub sum tan tanh to_copy unbind unsafe_view unsqueeze
+    var view where zeros_like""".split()
 )
 
 

@@ -18,7 +18,8 @@ export function initialOf(data) {
   const [own, stride, dilation] = [sizes.kw, sizes.sw, sizes.dw];
   return {
     ...sizes, around: data.around, mode: data.mode, groups: data.groups, in: data.channels[0], out: data.channels[1],
-    ceil: data.ceil ?? false, counted: data.counted ?? false, rows: data.y?.shape[1] ?? 1, columns: data.y?.shape[2] ?? 1,
+    ceil: data.ceil ?? false, counted: data.counted ?? false,
+    rows: data.y?.shape[1] ?? 1, columns: data.y?.shape[2] ?? 1,
     square: SIZES.every((key) => sizes[`${key}h`] === sizes[`${key}w`]), picture: "given", kernel: "own", edits: "",
     edit: false, o: 0, c: 0, step: 0, width: 0, pixel: Math.min(middle, channels * height * width - 1), loss: "sum",
     stack: Array(3).fill([own, stride, dilation].join(".")).join(" "),
@@ -32,15 +33,15 @@ export function limitsOf(data) {
   const upTo = (key, least) => Math.max(least, initial[`${key}h`], initial[`${key}w`]);
   return {
     k: [1, upTo("k", 7)], s: [1, upTo("s", 4)], d: [1, upTo("d", 4)], p: [0, upTo("p", 4)],
-    in: [1, Math.max(6, data.channels[0])], out: [1, Math.max(6, data.channels[1])], groups: [1, Math.max(6, data.groups)],
+    in: [1, Math.max(6, data.channels[0])], out: [1, Math.max(6, data.channels[1])],
+    groups: [1, Math.max(6, data.groups)],
     rows: [1, Math.max(7, initial.rows)], columns: [1, Math.max(7, initial.columns)],
   };
 }
 
 const named = (options, value, otherwise) => (options.includes(value) ? value : otherwise);
-export const AROUND = (data) => [
-  "numbers", ...(data.transposed ? [] : ["valid"]), "same", ...(data.spatial === 1 && !data.transposed ? ["causal"] : []),
-];
+export const AROUND = ({ transposed, spatial }) =>
+  transposed ? ["numbers", "same"] : ["numbers", "valid", "same", ...(spatial === 1 ? ["causal"] : [])];
 export const MODES = ["zeros", "reflect", "replicate", "circular"];
 
 // What brings settings into range; `mended` is told what had to change: [key of a word, facts].
@@ -67,7 +68,7 @@ export function validOf(data, modelOf, mended) {
       for (const axis of ["h", "w"]) {
         const most = Math.floor(values[`k${axis}`] / 2);
         if (values[`p${axis}`] > most) {
-          if (axis === "w" || data.spatial === 2) mended.push(["mended_padding", { padding: values[`p${axis}`], most }]);
+          mended.push(["mended_padding", { padding: values[`p${axis}`], most }]);
           values[`p${axis}`] = most;
         }
       }
@@ -160,8 +161,8 @@ export function controls(exhibit, modelOf, clear) {
       clear();
     },
   });
-  exhibit.controls(
-    going, when(slider(words(pooling ? "channel" : data.layers ? "filter" : "channel_out"), settings, "o", { min: 0, max: outs }), outs));
+  const name = words(pooling ? "channel" : data.layers ? "filter" : "channel_out");
+  exhibit.controls(going, when(slider(name, settings, "o", { min: 0, max: outs }), outs));
 }
 
 function fold(exhibit, title, box) {

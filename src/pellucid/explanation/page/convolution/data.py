@@ -17,7 +17,12 @@ from pellucid.explanation.report import Exhibit
 from pellucid.explanation.tcn import TCNExplained
 from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.trace import recording
-from pellucid.explanation.windowed import ConvolutionExplained, ConvPoolingExplained, PoolingExplained, WindowedExplained
+from pellucid.explanation.windowed import (
+    ConvolutionExplained,
+    ConvPoolingExplained,
+    PoolingExplained,
+    WindowedExplained,
+)
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.pooling import Adaptive, Average, Maximum, Mean, SlidingAverage
 from pellucid.nn.separable import SeparableConvolution
@@ -169,7 +174,8 @@ def network(explained: TCNExplained) -> Exhibit | None:
     """Return the exhibit of a TCN: which steps reach its last output."""
     layer = explained.layer
     stack = [[layer.kernel_size, 1, dilation] for dilation in layer.dilations for _ in range(2)]
-    data = {"family": "network", "stack": stack, "reach": layer.receptive_field[0], "layer": explained.kind}
+    tokens = explained.request.tokens
+    data = {"family": "network", "stack": stack, "tokens": None if tokens is None else list(tokens)[: explained.read]}
     return Exhibit("convolution", data)
 
 
@@ -298,12 +304,13 @@ def _inside(layer: Any) -> tuple[Any, str]:
     return (inner, "convolution") if isinstance(inner, Convolution) else (layer, "")
 
 
-def _pooled(explained: ConvolutionExplained) -> list[list[int]] | None:
-    """Return size and stride of the patches that the layer pools behind the convolution."""
-    if not isinstance(explained, ConvPoolingExplained):
-        return None
-    layer = explained.layer
-    return [_two(layer.pool_size, layer.spatial), _two(layer.pool_stride, layer.spatial)]
+def _pooled(explained: ConvolutionExplained) -> list[int] | None:
+    """Return the size of the patches that the layer pools behind the convolution."""
+    return (
+        _two(explained.layer.pool_size, explained.layer.spatial)
+        if isinstance(explained, ConvPoolingExplained)
+        else None
+    )
 
 
 # -- the formula --------------------------------------------------------------------------------------------------

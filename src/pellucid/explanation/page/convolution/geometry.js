@@ -63,7 +63,8 @@ function placement({ size, kernel, stride, dilation, padding, around, ceil, extr
     const before = reach - 1 - crop;
     const positions = around === "same" ? size * stride : (size - 1) * stride - 2 * crop + reach + extra;
     const last = Math.floor((positions - 1 + crop) / stride);
-    return { before, positions, crop, margins: [Math.max(Math.floor(before / stride), 0), Math.max(last - size + 1, 0)] };
+    const margins = [Math.max(Math.floor(before / stride), 0), Math.max(last - size + 1, 0)];
+    return { before, positions, margins };
   }
   if (around === "same") {
     const missing = stride === 1 ? reach - 1 : Math.max((up - 1) * stride + reach - size, 0);
@@ -114,7 +115,8 @@ export class Windows {
   // Where a tap of a window stands, in the padding perhaps.
   stands(at, tap) {
     const [i, j] = this.place(at);
-    return [this.rows.place(i, Math.floor(tap / this.columns.kernel)), this.columns.place(j, tap % this.columns.kernel)];
+    const { rows, columns } = this;
+    return [rows.place(i, Math.floor(tap / columns.kernel)), columns.place(j, tap % columns.kernel)];
   }
 
   // The [row, column] of the input that a tap of a window reads; null where nothing is read.

@@ -148,7 +148,9 @@ export class Model {
     const { count, taps, rows, columns } = windows;
     const x = this.entries(out);
     if (this.pooling)
-      return { entries: tensor([windows.positions, taps], x), divisor: tensor([windows.positions], this.divisors ?? []) };
+      return {
+        entries: tensor([windows.positions, taps], x), divisor: tensor([windows.positions], this.divisors ?? []),
+      };
     const [weight, bias] = [this.kernels(out), Float64Array.of(this.bias(out))];
     if (this.data.layers)
       return {
@@ -161,11 +163,16 @@ export class Model {
     };
   }
 
+  // Something that follows from these settings, made once.
+  once(key, make) {
+    if (!this.known.has(key)) this.known.set(key, make());
+    return this.known.get(key);
+  }
+
   // The products under every window, (positions, channels, taps), and the outputs, of one output channel; `python`
   // tells which of them Python has computed.
   of(out) {
-    if (!this.known.has(out)) this.known.set(out, this.computed(out));
-    return this.known.get(out);
+    return this.once(out, () => this.computed(out));
   }
 
   computed(out) {
