@@ -3,7 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 
-const present = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+// The children that are there, out of lists in lists.
+const present = (children) => children.flat(Infinity).filter((child) => child !== false && (child ?? null) !== null);
 
 function made(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {

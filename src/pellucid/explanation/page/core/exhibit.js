@@ -38,7 +38,7 @@ export class Exhibit {
 
   // Controls, which stay while the settings change.
   controls(...nodes) {
-    this.drawn.push(...nodes.filter((node) => node.draw).map((node) => () => node.draw()));
+    this.drawn.push(...nodes.filter((node) => node && node.draw).map((node) => () => node.draw()));
     const box = el("div", { class: "controls" }, ...nodes);
     this.root.append(box);
     return box;

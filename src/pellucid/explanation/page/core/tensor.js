@@ -185,6 +185,22 @@ const numberOf = (x, dims) => axesOf(x, dims).reduce((total, axis) => total * x.
 const mean = (x, dims, keep = false) => OPERATIONS.div(sum(x, dims, keep), numberOf(x, dims));
 const amax = (x, dims, keep = false) => reduced(x, dims, keep, -Infinity, Math.max);
 
+// The greatest along an axis and where it stands: the first of equal ones, or the first that is no number.
+function greatest(x, dim, keep = false) {
+  const axis = axisOf(x, dim);
+  const lines = permuted(x, [...x.shape.keys()].filter((k) => k !== axis).concat(axis));
+  const extent = x.shape[axis];
+  const kept = x.shape.filter((_, k) => k !== axis);
+  const places = build(kept, (_, index) => {
+    let best = 0;
+    const at = (k) => lines.data[index * extent + k];
+    for (let k = 1; k < extent && !Number.isNaN(at(best)); k++) if (at(k) > at(best) || Number.isNaN(at(k))) best = k;
+    return best;
+  });
+  const values = build(kept, (_, index) => lines.data[index * extent + places.data[index]]);
+  return [values, places].map((found) => (keep ? same(found, x.shape.with(axis, 1)) : found));
+}
+
 function variance(x, dims, keywords = {}) {
   const { correction = 1, keepdim = false } = keywords;
   const gaps = OPERATIONS.sub(x, mean(x, dims, true));
@@ -362,6 +378,7 @@ export const OPERATIONS = {
     return scattered(x, same(source, source.shape.toSpliced(axis, 0, 1)), axis, from, from + 1);
   },
   select: selected,
+  unbind: (x, dim = 0) => Array.from({ length: x.shape[axisOf(x, dim)] }, (_, k) => selected(x, dim, k)),
   split_with_sizes: parts,
   getitem: (list, index) => list[index],
   index_select: (x, dim, index) => joined(Array.from(index.data, (p) => sliced(x, dim, p, p + 1)), dim),
@@ -372,6 +389,7 @@ export const OPERATIONS = {
   mean: (x, dims, keep) => mean(x, dims, keep),
   prod: (x, dims, keep) => reduced(x, dims, keep ?? false, 1, (a, b) => a * b),
   amax,
+  max: greatest,
   amin: (x, dims, keep = false) => reduced(x, dims, keep, Infinity, Math.min),
   any: (x, dims, keep = false) => reduced(x, dims, keep, 0, (a, b) => Number(a || b)),
   cumsum: (x, dim) => {
