@@ -81,7 +81,7 @@ class Document:
             for theme in ("auto", "light", "dark")
         )
         choose = f'<div role="group" aria-label="中文 / English">{speak}</div>\n' if len(self.reports) > 1 else ""
-        return f'<header class="bar">\n{choose}<div role="group" aria-label="◐">{colours}</div>\n</header>\n'
+        return f'<header class="top">\n{choose}<div role="group" aria-label="◐">{colours}</div>\n</header>\n'
 
     def body(self) -> str:
         """Everything that is read, from the title to the notes."""
