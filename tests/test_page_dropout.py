@@ -317,7 +317,7 @@ def test_thinned_networks_and_their_average(tmp_path, browser):  # noqa: F811
         assert weights.sum().item() == pytest.approx(1, abs=1e-12)
         for text, value in zip(shown["[data-net]"][1:], bends[act](z), strict=True):
             assert agree(text, float(value))
-        groups = [number(text.split("= ")[1].split(",")[0].split("，")[0]) for text in shown["[data-part=nets] .group"]]
+        groups = [number(text.split("= ")[1].split(" ")[0]) for text in shown["[data-part=nets] .group"]]
         for kept, written_group in zip((4, 3, 2, 1, 0), groups, strict=True):
             assert written_group == pytest.approx((1 - p) ** kept * p ** (4 - kept), abs=1e-4)
         averages = torch.tensor([float((weights * bend(z)).sum()) for bend in bends.values()])

@@ -69,7 +69,7 @@ export function networks(net, words) {
     const members = range(outputs.length).filter((k) => net.mask(k).reduce((a, b) => a + b, 0) === kept);
     const [one] = members;
     return el("div", { class: "nets" },
-      el("p", { class: "group" }, words("kept_units", { kept, units: net.units }), " ",
+      el("p", { class: "group" }, words("kept_units", { kept, units: net.units }), words("gap"),
         el("span", { class: "recomputed" }, `(1 − p)${power(kept)} · p${power(net.units - kept)} = ${short(net.probabilities[one])}`),
         words("each_of", { n: members.length })),
       el("div", { class: "row" }, members.map((k) => el("figure", { class: "net" },
