@@ -197,6 +197,22 @@ def test_a_layer_without_a_seed_is_shown_as_it_ran(tmp_path, browser):  # noqa: 
         assert "torch" in page.inner_text("#exhibit-0")
 
 
+@pytest.mark.parametrize("own", [{}, {"seed": 4}, {"generator": True}], ids=["torch", "seed", "generator"])
+def test_every_language_tells_of_the_same_draws(own):
+    if "generator" in own:
+        own = {"generator": torch.Generator().manual_seed(1)}
+    layer, x = nn.Dropout(0.5, **own), torch.arange(1.0, 7.0)
+    report = quietly(layer, x)
+    layer(x)
+    state = torch.get_rng_state()
+    chinese = report.translations()[1]
+    (exhibit,) = report.origin.exhibits()
+    drawn = [r.steps[0].parts[2].numbers for r in (report, chinese)]
+    assert drawn[0].tolist() == drawn[1].tolist() == exhibit.data["draws"][0].tolist()
+    assert torch.equal(torch.get_rng_state(), state)  # what is drawn afterwards is left alone
+    assert layer.calls == (1 if "seed" in own else 0)
+
+
 # -- every setting ----------------------------------------------------------------------------------------------------
 
 
