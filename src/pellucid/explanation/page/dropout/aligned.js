@@ -90,7 +90,7 @@ export function threshold({ words, symbol, chance, draws, names, full = names, c
     el("div", { class: "axis", "aria-hidden": "true" },
       el("div", { class: "fallen", style: { width: percent(cut) } }),
       Array.from(draws, (draw) => el("i", { style: { left: percent(draw) } })),
-      el("div", { class: "cut", style: { left: percent(cut) } }, el("span", { "data-symbol": symbol === "p" ? "p" : null }, `${symbol} = ${short(chance)}`)),
+      el("div", { class: "cut", style: { left: percent(cut) } }, el("span", { "data-symbol": symbol }, `${symbol} = ${short(chance)}`)),
       cut > 0.14 && el("span", { class: "zone", style: { left: percent(cut / 2) } }, words("left_falls")),
       cut < 0.86 && el("span", { class: "zone", style: { left: percent((1 + cut) / 2) } }, words("right_stays")),
       [0, 1].map((end) => Math.abs(cut - end) > 0.12 && el("span", { class: "end", style: { left: percent(end) } }, String(end)))),

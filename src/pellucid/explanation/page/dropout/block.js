@@ -45,7 +45,7 @@ export function block(exhibit, state) {
       words, symbol: "γ", chance, draws: range(corners * wide).map((k) => draw(Math.floor(k / wide), k % wide)),
       names: corner, full: (k) => words("corner_named", { corner: corner(k) }), chosen: -1, pick: () => {},
     }),
-    state.training && data.programs && el("p", {}, words("block_gamma"), " ",
+    state.training && data.programs && el("p", {}, words("block_gamma"), words("gap"),
       el("span", { class: "worked recomputed" },
         state.p === 1 ? "γ = 1"
           : `γ = p·H·W/(${high}·${broad}·${corners * wide}) = ${short(state.p)} × ${data.height * data.width}/${high * broad * corners * wide} = ${short(chance)}`)),

@@ -64,11 +64,11 @@ function spread(state, words, variance, measured, masks) {
   const { p } = state.values;
   const x = state.x.data[state.entry];
   const strong = (key, value) => el("strong", {}, number(short(value), { id: key }));
-  const measuredText = [words("variance_measured", { masks }), " ", strong("variance-measured", measured), words("stop")];
+  const measuredText = [words("variance_measured", { masks }), words("gap"), strong("variance-measured", measured), words("stop")];
   if (state.block) return el("p", {}, measuredText);
   const formula = state.data.kind !== "plain" || p === 1
-    ? [words("variance_outcomes"), " "]
-    : [words("variance_formula"), " ", number(`${short(p)}/(1 − ${short(p)}) × ${term(x)}² = `)];
+    ? [words("variance_outcomes"), words("gap")]
+    : [words("variance_formula"), words("gap"), number(`${short(p)}/(1 − ${short(p)}) × ${term(x)}² = `)];
   return el("p", {}, measuredText, formula, strong("variance-exact", variance), words("stop"), words("error_shrinks"));
 }
 

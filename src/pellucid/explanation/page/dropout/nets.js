@@ -69,7 +69,7 @@ export function networks(net, words) {
     const members = range(outputs.length).filter((k) => net.mask(k).reduce((a, b) => a + b, 0) === kept);
     const [one] = members;
     return el("div", { class: "nets" },
-      el("p", { class: "group" }, words("kept_units", { kept, units: net.units }), " ",
+      el("p", { class: "group" }, words("kept_units", { kept, units: net.units }), words("gap"),
         el("span", { class: "recomputed" }, `(1 − p)${power(kept)} · p${power(net.units - kept)} = ${short(net.probabilities[one])}`),
         words("each_of", { n: members.length })),
       el("div", { class: "row" }, members.map((k) => el("figure", { class: "net" },
@@ -137,7 +137,7 @@ export function averages(net, words) {
   const [linear, tanh, relu] = gaps.map(short);
   return [
     el("div", { class: "scroll" }, el("table", { class: "facts plain numbers-table" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), ACTS.map((act) => el("th", { scope: "col", class: "number" }, words(act))))),
+      el("thead", {}, el("tr", {}, el("td"), ACTS.map((act) => el("th", { scope: "col", class: "number" }, words(act))))),
       row("average", net.average), row("scaled", net.scaled), row("gap", gaps))),
     el("p", {}, marked(words, "net_total", { total: short(total) }), words("gap"),
       marked(words, gaps[0] === 0 ? "net_linear" : "net_linear_off", { gap: linear }), words("gap"),
@@ -157,7 +157,7 @@ export function monteCarlo(net, words, width) {
     el("p", {}, words("mc_how")),
     el("figure", {}, histogram(samples, mean, spread, width, words, words("mc_label", facts)), el("figcaption", {}, words("axis_output"))),
     el("div", { class: "scroll" }, el("table", { class: "facts plain numbers-table" },
-      el("tr", {}, el("th", { scope: "col" }, ""), el("th", { scope: "col", class: "number" }, words("mean")), el("th", { scope: "col", class: "number" }, words("deviation"))),
+      el("tr", {}, el("td"), el("th", { scope: "col", class: "number" }, words("mean")), el("th", { scope: "col", class: "number" }, words("deviation"))),
       el("tr", {}, el("th", { scope: "row" }, words("mc_measured", { n: samples.length })), number("mean", mean), number("spread", spread)),
       el("tr", {}, el("th", { scope: "row" }, words("mc_exact")), number("exact", exact), number("deviation", deviation)))),
     el("p", {}, words("mc_library"), " ", el("code", {}, `pellucid.monte_carlo(model, x, samples=${samples.length})`), words("mc_returns")),
