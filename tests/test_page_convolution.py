@@ -152,6 +152,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_on_random_settings(browser, tmp_path, name):  # noqa: F811
     torch.manual_seed(1)
@@ -159,7 +160,7 @@ def test_convolution_on_random_settings(browser, tmp_path, name):  # noqa: F811
     x = torch.randint(-5, 6, shape).float()
     path = write(quietly(layer, x), tmp_path / "page.html")
     rng = random.Random(name)
-    count = 230 if name in ("Conv1d", "Conv2d") else 60
+    count = 205 if name in ("Conv1d", "Conv2d") else 50
     settings = [drawn(rng, layer.spatial, layer.transposed) for _ in range(count)]
     for one in settings:
         one |= {"o": rng.randrange(one["out"]), "step": 3 * rng.randrange(12)}
@@ -280,7 +281,7 @@ def test_gradient_of_the_input(browser, tmp_path, name, loss):  # noqa: F811
     layer, shape = CONVOLUTIONS[name][0](), CONVOLUTIONS[name][1]
     x = torch.randint(-5, 6, shape).float()
     rng = random.Random(name + loss)
-    settings = [drawn(rng, layer.spatial, layer.transposed) | {"loss": loss} for _ in range(30)]
+    settings = [drawn(rng, layer.spatial, layer.transposed) | {"loss": loss} for _ in range(20)]
     checked = 0
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
         unfold(page, "backward")
@@ -302,7 +303,7 @@ def test_gradient_of_the_input(browser, tmp_path, name, loss):  # noqa: F811
             assert gradient.flatten()[pixel] == 0  # no window reads it
         same(found["backward"], gradient if layer.spatial == 1 else gradient[pixel // prod(shape[1:])])
         checked += 1
-    assert checked > 15
+    assert checked > 10
 
 
 def test_first_gradient_is_pythons(browser, tmp_path):  # noqa: F811
@@ -335,7 +336,7 @@ def test_three_equal_views(browser, tmp_path):  # noqa: F811
     for name, (make, shape) in CONVOLUTIONS.items():
         layer, x = make(), torch.randint(-5, 6, shape).float()
         rng = random.Random(name)
-        settings = [drawn(rng, layer.spatial, layer.transposed) | {"step": 3 * rng.randrange(9)} for _ in range(25)]
+        settings = [drawn(rng, layer.spatial, layer.transposed) | {"step": 3 * rng.randrange(9)} for _ in range(12)]
         with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
             unfold(page, "equal")
             shown = read(page, settings, "im2col", "column", "sparse")
@@ -434,7 +435,7 @@ def test_pooling_on_random_settings(browser, tmp_path, name):  # noqa: F811
     x = torch.randn(shape)
     rng = random.Random(name)
     settings = []
-    for _ in range(200 if "2d" in name else 100):
+    for _ in range(110 if "2d" in name else 50):
         one = {}
         for axis in "hw":
             kernel = rng.randint(1, 4)
@@ -558,6 +559,33 @@ def test_convolutions_inside_others(browser, tmp_path, make):  # noqa: F811
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
         same(table(page, "output"), inner(x)[0].detach())
         assert page.inner_text(".notice")
+
+
+def test_output_size_of_a_transposed_convolution(browser, tmp_path):  # noqa: F811
+    torch.manual_seed(19)
+    layer, x = nn.ConvTranspose2d(1, 1, 3, stride=2), torch.randn(1, 3, 3)
+    report = quietly(layer, x, output_size=(8, 7))
+    with opened(browser, write(report, tmp_path / "page.html")) as page:
+        same(table(page, "output"), layer(x, (8, 7))[0].detach())
+        assert "+ e = (3 − 1)·2 − 2·0 + 1·(3 − 1) + 1 + 1 = 8" in page.inner_text(".exhibit")
+        page.evaluate(ASK, asked(kernel="mean"))
+        mean = F.conv_transpose2d(x, torch.full((1, 1, 3, 3), 1 / 9), layer.bias, stride=2, output_padding=(1, 0))
+        same(table(page, "output"), mean[0].detach())
+
+
+NAMES = [f"{kind}{n}d" for kind in ("conv", "convtranspose", "separableconv", "convpool") for n in (1, 2)]
+NAMES += [f"{kind}pool{n}d" for kind in ("max", "avg", "adaptivemax", "adaptiveavg") for n in (1, 2)]
+
+
+def test_every_name(browser, tmp_path):  # noqa: F811
+    for name in (*NAMES, "textconv", "tcn"):
+        report = quietly(name)
+        with opened(browser, write(report, tmp_path / f"{name}.html"), "lang=zh") as page:
+            assert page.get_attribute(".exhibit", "data-source") == "python"
+            unfold(page)
+            text = page.inner_text(".exhibit")
+            assert "undefined" not in text
+            assert "NaN" not in text
 
 
 # -- what is large, odd or hostile ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,10 +50,11 @@ def convolution(explained: ConvolutionExplained) -> Exhibit | None:
         return None
     x = explained.x
     with torch.no_grad():
-        y = explained.output if layer is explained.layer else layer(x, **explained.request.options)
+        y = layer(x, **explained.request.options) if inside else explained.output
     sample = _first(explained, layer, x, y)
     if sample is None:
         return None
+    layer = _with_output_size(layer, x, y)
     x, y = sample
     weight = layer._kernels().detach()
     bias = None if layer.bias is None else layer.bias.detach()
@@ -199,7 +201,7 @@ class _Part:
 def _first(explained: WindowedExplained, layer: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the first sample, its real steps alone, and its output; None where there is nothing."""
     lengths = explained.request.options.get("lengths")
-    if not y.numel() or not x.numel():
+    if not y.numel() or not x.numel() or x.is_complex():
         return None
     if x.ndim == layer.spatial + 2:
         x, y = x[0], y[0]
@@ -302,6 +304,18 @@ def _inside(layer: Any) -> tuple[Any, str]:
         return layer.depthwise, "depthwise"
     inner = getattr(layer, "convolution", None)
     return (inner, "convolution") if isinstance(inner, Convolution) else (layer, "")
+
+
+def _with_output_size(layer: Any, x: Tensor, y: Tensor) -> Any:
+    """Return a transposed convolution that gives this output size also where it is not asked for."""
+    if not layer.transposed or layer.padding == "same":
+        return layer
+    found = copy.copy(layer)
+    found.output_padding = tuple(
+        wanted - layer._placement(axis, size)[1] + layer.output_padding[axis]
+        for axis, (size, wanted) in enumerate(zip(x.shape[-layer.spatial :], y.shape[-layer.spatial :], strict=True))
+    )
+    return found
 
 
 def _pooled(explained: ConvolutionExplained) -> list[int] | None:

@@ -175,7 +175,7 @@ function picture({ data, words, model }, name, label, [height, width], { of, mea
   const [down, across] = data.whole ? [Math.ceil(height / 48), Math.ceil(width / 48)] : [1, 1];
   const { blocks, drawn } = model.once(name, () => {
     const blocks = data.whole ? averaged(of, height, width, down, across) : means;
-    return { blocks, drawn: overview(label, blocks, { top: 0, left: 0, height: 0, width: 0 }) };
+    return { blocks, drawn: overview(label, blocks, { top: 0, left: 0, height: 0, width: 0 }, true) };
   });
   const view = drawn.viewBox.baseVal;
   const [top, rows, left, columns] = shown;

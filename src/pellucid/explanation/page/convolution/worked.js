@@ -17,12 +17,11 @@ export function products(scene) {
   const { columns } = model.windows;
   const phases = range(3).map((phase) =>
     el("li", phase === now && { class: "now", "aria-current": "step" },
-      words(`${kind}_${phase}`, { stride: columns.stride })));
+      words(columns.shared && phase === 2 ? "reduce_shared" : `${kind}_${phase}`, { stride: columns.stride })));
   const [i, j] = model.windows.place(at);
   const name = `${data.symbols.y}[${(data.spatial === 1 ? [values.o, j] : [values.o, i, j]).join(", ")}]`;
   const y = model.of(values.o).y[at];
-  const steps = !columns.shared && el("ol", { class: "phases" }, phases);
-  return [steps, model.pooling ? pooled(scene, name, y) : multiplied(scene, name, y)];
+  return [el("ol", { class: "phases" }, phases), model.pooling ? pooled(scene, name, y) : multiplied(scene, name, y)];
 }
 
 // One matrix of a chain; `of` gives the number of a channel and a tap.
@@ -73,8 +72,8 @@ function multiplied(scene, name, y) {
     line ? chain(range(shown)) : range(shown).map((k) => chain([k])),
     shown < channels.length && muted(words("showing", { shown, total: channels.length })),
     !python && !model.changed && muted(words("made_here")),
-    terms.length <= TERMS && worked(terms.join(" + "), biased(), " ="),
     worked(el("span", { "data-symbol": data.symbols.y }, data.layers ? words("before_activation") : name), " = ",
+      terms.length <= TERMS && [terms.join(" + "), biased(), el("br"), "= "],
       summed(words, totals), biased(), " = ",
       result(data.layers ? totals.reduce((a, b) => a + b, bias) : y, "sum")),
     data.layers && worked(words("activated", { name }), " ", result(y, "result")),
