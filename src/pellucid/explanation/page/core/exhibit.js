@@ -12,6 +12,7 @@ export const register = (kind, view) => views.set(kind, view);
 export class Exhibit {
   constructor(root, kind, data, texts) {
     Object.assign(this, { root, kind, data, texts, words: wordsOf(texts) });
+    this.unfolded = new Set();  // folds that are open, also after the language has changed
     root.tabIndex = -1;
     root.addEventListener("keydown", (event) => this.pressed(event));
   }
@@ -20,6 +21,7 @@ export class Exhibit {
   build() {
     this.bound = {};
     this.drawn = [];
+    this.folds = 0;
     if (this.settings) this.settings.listeners.length = 0;
     this.root.replaceChildren();
     this.badge = el("p", { class: "source", role: "status" });
@@ -56,7 +58,12 @@ export class Exhibit {
     const inside = el("div", { class: "inside" });
     const details = el("details", { class: "view", ...attributes }, el("summary", {}, el("h3", {}, title)), inside);
     const again = () => details.open && replace(inside, draw());
-    details.addEventListener("toggle", again);
+    const number = this.folds++;
+    details.open = this.unfolded.has(number);
+    details.addEventListener("toggle", () => {
+      this.unfolded[details.open ? "add" : "delete"](number);
+      again();
+    });
     this.root.append(details);
     this.drawn.push(again);
     return inside;
