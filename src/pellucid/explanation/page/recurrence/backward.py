@@ -41,7 +41,9 @@ class Backward:
                 break
         steps = of.steps
         few = steps <= MOMENTS
-        self.moments = list(range(steps + 1)) if few else sorted({round(k * steps / (MOMENTS - 1)) for k in range(MOMENTS)})
+        self.moments = (
+            list(range(steps + 1)) if few else sorted({round(k * steps / (MOMENTS - 1)) for k in range(MOMENTS)})
+        )
 
     def data(self) -> dict[str, Any]:
         """Gradients of every state at every step, norms, and the weights' gradients step by step."""
@@ -101,9 +103,7 @@ class Backward:
         """Take gradients, a row for each loss, through one step; ``seeds`` are those of the output, if it has any."""
         rows = after[0].shape[0]
         with torch.enable_grad():
-            before = [
-                value[step].expand(rows, -1).detach().clone().requires_grad_() for value in self.trajectory
-            ]
+            before = [value[step].expand(rows, -1).detach().clone().requires_grad_() for value in self.trajectory]
             used = {name: value.detach().requires_grad_(weights) for name, value in self.weights.items()}
             output, states = self.once(step, before, used)
         pairs = [(value, grad) for value, grad in zip(states, after, strict=True) if value.requires_grad]
@@ -158,10 +158,7 @@ class Backward:
             for name, grad in grads.items():
                 parts[name].append(_corner(grad))
                 total[name] += grad
-        found = [
-            {"name": name, "corners": torch.stack(corners).to(of.output.dtype)}
-            for name, corners in parts.items()
-        ]
+        found = [{"name": name, "corners": torch.stack(corners).to(of.output.dtype)} for name, corners in parts.items()]
         return found, total
 
     def checked(self, total: dict[str, Tensor]) -> dict[str, Any]:

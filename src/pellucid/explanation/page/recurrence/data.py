@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pellucid.errors import FormulaError
 from pellucid.explanation.cost import count
-from pellucid.explanation.paper import letter
+from pellucid.explanation.lines import Site
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.program import Unsupported, flat, gradient, program
 from pellucid.explanation.page.recurrence.backward import Backward
 from pellucid.explanation.page.recurrence.structure import Shapes, Structure
+from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Provider
 from pellucid.explanation.reasons import by_axis, shape_of
 from pellucid.explanation.recurrent import THEIRS, RecurrentExplained
@@ -61,7 +62,7 @@ class Recurrence:
     def _run(self) -> None:
         """Take all steps, recording every value."""
         recorded: list[Tensor] = []
-        self.sites = []
+        self.sites: list[Site] = []
 
         def record(index: int, value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -221,7 +222,12 @@ class Recurrence:
             ],
             "scaled": self.recurrent_weight(),
             "sites": [
-                {"label": site.label(self.paper), "symbol": letter(site.name or ""), **self.shaped(place), **(self.carried(place) or {})}
+                {
+                    "label": site.label(self.paper),
+                    "symbol": letter(site.name or ""),
+                    **self.shaped(place),
+                    **(self.carried(place) or {}),
+                }
                 for place, site in enumerate(self.sites)
             ],
             "formula": self.lines.on_paper(self.paper) if self.lines.known else [],
@@ -274,7 +280,9 @@ class Recurrence:
         """The parameter that an experiment scales: one that is multiplied with the state, else W, else the first."""
         names = [symbol.name for symbol in self.source.parameters]
         nodes = list(ast.walk(self.lines.tree)) if self.lines.tree is not None else []
-        products = [node for node in nodes if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.MatMult, ast.Mult))]
+        products = [
+            node for node in nodes if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.MatMult, ast.Mult))
+        ]
         for node in sorted(products, key=lambda n: (isinstance(n.op, ast.Mult), n.lineno, n.col_offset)):
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 state = any(getattr(n, "moment", "") == "before" for n in ast.walk(one))
@@ -325,7 +333,13 @@ class Recurrence:
                 uses = self.uses(symbol.name)
                 shape = list(solved.shape) if len(solved.shape) == 2 else [1, *solved.shape]
                 found.append(
-                    {"name": symbol.name, "label": letter(symbol.name), "shape": shape, "reasons": reasons, "uses": uses}
+                    {
+                        "name": symbol.name,
+                        "label": letter(symbol.name),
+                        "shape": shape,
+                        "reasons": reasons,
+                        "uses": uses,
+                    }
                 )
         return found
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from pellucid.explanation.lines import Lines, Site
 from pellucid.explanation.paper import Paper
 
-Source = list[Any]  # where a value is found: ["value", 3], ["state", 0], ["input", 0], ["parameter", "U"], ["number", 2]
+Source = list[
+    Any
+]  # where a value is found: ["value", 3], ["state", 0], ["input", 0], ["parameter", "U"], ["number", 2]
 ACTIVATIONS = frozenset(
     """tanh sigmoid relu relu6 elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish leaky_relu
     logsigmoid exp sin cos square abs""".split()
@@ -132,9 +134,7 @@ class Structure:
             if found is not None:
                 yield found
 
-    def _sum(
-        self, place: int, site: Site, node: ast.expr, terms: list[tuple[int, ast.expr]]
-    ) -> dict[str, Any] | None:
+    def _sum(self, place: int, site: Site, node: ast.expr, terms: list[tuple[int, ast.expr]]) -> dict[str, Any] | None:
         written = []
         for sign, term in terms:
             label = self.paper.expression(term)
