@@ -5,7 +5,7 @@ import { shapeText, short } from "../core/numbers.js";
 import { at } from "./model.js";
 
 export const COLUMNS = 6;
-const [WIDE, LEFT, CELL, HIGH] = [146, 120, 60, 46];
+const [WIDE, LEFT, CELL, HIGH] = [150, 120, 80, 46];
 
 const vectorShape = (size) => `1×${size}`;
 export const rowText = (shape) => shapeText(shape.length === 1 ? [1, ...shape] : shape);
