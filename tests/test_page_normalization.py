@@ -115,7 +115,10 @@ class Setting:
         torch_layer.running_mean.copy_(running["means"][0])
         torch_layer.running_var.copy_(running["vars"][0])
         torch_layer(rows.flatten(2) if rows.ndim > 2 else rows)
-        means, variances = [running["means"][0], torch_layer.running_mean], [running["vars"][0], torch_layer.running_var]
+        means, variances = (
+            [running["means"][0], torch_layer.running_mean],
+            [running["vars"][0], torch_layer.running_var],
+        )
         for mean, variance in zip(running["mean"][1:], running["var"][1:], strict=True):
             means.append((1 - self.momentum) * means[-1] + self.momentum * mean)
             variances.append((1 - self.momentum) * variances[-1] + self.momentum * variance)

@@ -32,14 +32,11 @@ READ = """() => {
   return { ...found, source: document.querySelector(".exhibit").dataset.source, results: texts("[data-result]"),
            columns: heads(document.querySelector('[data-grid="effect"]') ?? document.createElement("p")) };
 }"""
-SET = (
-    """(hashes) => hashes.map(hash => {
+SET = f"""(hashes) => hashes.map(hash => {{
   history.replaceState(null, "", "#" + hash);
   dispatchEvent(new HashChangeEvent("hashchange"));
-  return (%s)();
-})"""
-    % READ
-)
+  return ({READ})();
+}})"""
 
 
 @pellucid.cell
@@ -118,7 +115,8 @@ class Reference:
         value = self.output.sum() if loss == "sum" else self.output[0, loss]
         wanted = [state for moment in self.moments for state in moment]
         found = torch.autograd.grad(value, [*wanted, *self.weights.values()], allow_unused=True, retain_graph=True)
-        filled = [torch.zeros_like(v) if g is None else g for v, g in zip([*wanted, *self.weights.values()], found)]
+        pairs = zip([*wanted, *self.weights.values()], found, strict=True)
+        filled = [torch.zeros_like(v) if g is None else g for v, g in pairs]
         entries = len(self.moments[0])
         moments = [filled[i * entries : (i + 1) * entries] for i in range(len(self.moments))]
         return moments, dict(zip(self.weights, filled[len(wanted) :], strict=True))
@@ -370,15 +368,19 @@ def test_puzzle(browser, write, lang):  # noqa: F811
         for sentence in reasons["U"][:2]:
             assert sentence not in part.inner_text()  # guess first
         wrong = guess(rows=128)
-        assert "✗" in wrong and "✓" not in wrong
+        assert "✗" in wrong
+        assert "✓" not in wrong
         assert reasons["U"][0] not in wrong  # no answer yet, but why not
         because = next(r for r in data_of(report)["puzzle"][0]["reasons"][lang] if r["axis"] == 0)["because"]
         assert because in wrong
         half = guess(rows=256)
-        assert reasons["U"][0] in half and reasons["U"][1] not in half
+        assert reasons["U"][0] in half
+        assert reasons["U"][1] not in half
         assert "✗" in guess(columns=64)
         solved = guess(columns=128)
-        assert reasons["U"][1] in solved and "✗" not in solved and "32,768" in solved
+        assert reasons["U"][1] in solved
+        assert "✗" not in solved
+        assert "32,768" in solved
         shown.select_option('[data-setting="symbol"]', "b")
         assert "✓" not in part.inner_text()
         assert "✓" in guess(rows=1, columns=128)
@@ -389,7 +391,7 @@ def test_puzzle(browser, write, lang):  # noqa: F811
 
 def test_symbols_of_one_number_are_no_puzzle():
     @pellucid.cell
-    def scaled(x, h, *, U, W, s: "" = pellucid.ones):
+    def scaled(x, h, *, U, W, s: "" = pellucid.ones):  # noqa: F722
         return torch.tanh(s * (x @ U + h @ W))
 
     data = data_of(quietly(scaled(4, 3), torch.randn(3, 1, 4)))
@@ -402,7 +404,7 @@ def test_folded_and_steps(browser, write):  # noqa: F811
         assert shown.locator("svg.strip .step").count() == 5
         assert shown.locator("svg.strip .rail").count() == 3  # one U, W, b for all
         assert shown.locator("svg.strip .rail circle").count() == 3 * 5
-        strip = shown.inner_text("svg.strip")
+        strip = shown.text_content("svg.strip")
         for text in ("U  4×3", "W  3×3", "b  1×3", "x₁  1×4", "h₀", *SENTENCE):
             assert text.replace("  ", " ") in strip.replace("  ", " ")
         shown.locator("svg.strip .step").nth(3).click()
@@ -420,7 +422,7 @@ def test_keyboard(browser, write):  # noqa: F811
         for _ in range(400):
             shown.keyboard.press("Tab")
             at = shown.evaluate(
-                "(node => [node.dataset.setting, node.type, node.value, node.closest('.exhibit') !== null])(document.activeElement)"
+                "(n => [n.dataset.setting, n.type, n.value, !!n.closest('.exhibit')])(document.activeElement)"
             )
             if at[3] and at[0] and at[0] not in seen:
                 before = shown.evaluate("location.hash")
@@ -520,11 +522,13 @@ def test_large_layer(browser, write):  # noqa: F811
     path, report = write(layer, torch.randn(200, 1, 256), lang="en")
     data = data_of(report)
     assert path.stat().st_size < 3_000_000
-    assert not data["whole"] and len(data["units"]) == 16
+    assert not data["whole"]
+    assert len(data["units"]) == 16
     with opened(browser, path) as shown:
         paint = shown.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
         drawn = shown.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
-        assert paint < 2000 and drawn < 4000, (paint, drawn)
+        assert paint < 2000
+        assert drawn < 4000
         assert "8 of 512" in shown.inner_text('[data-part="lines"]')
         shown.evaluate(OPEN)
         assert words("recurrence", "en")["no_room"] in shown.inner_text('[data-part="experiments"]')
@@ -555,7 +559,8 @@ def test_what_cannot_be_recomputed(browser, write):  # noqa: F811
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
         text = shown.inner_text('[data-part="experiments"]')
-        assert "left out" in text and "lgamma" in text
+        assert "left out" in text
+        assert "lgamma" in text
         assert shown.locator('[data-setting="factor"]').count() == 0
         shown.locator('[data-part="backward"]').get_by_text("the chosen unit alone").click()
         assert "source" not in shown.inner_text('[data-part="backward"]')

@@ -18,26 +18,26 @@ export function unitsShown(exhibit, size) {
 }
 
 // How a row of some width is laid out: parts as wide as a state, or a plain row.
-export function layout(exhibit, width) {
+function layout(exhibit, width, cut) {
   const { size } = exhibit.data.states[0];
-  if (width % size === 0) return { parts: width / size, units: unitsShown(exhibit), size };
+  if (cut && width % size === 0) return { parts: width / size, units: unitsShown(exhibit), size };
   const units = width <= SHOWN + 2 ? range(width) : range(SHOWN);
   return { parts: 1, units, size: width };
 }
 
-export function rowGrid(exhibit, key, label, row, caption, mark = "") {
+function rowGrid(exhibit, key, label, row, caption, cut = true) {
   const { words, settings, data } = exhibit;
-  const { parts, units, size } = layout(exhibit, row.width);
-  const own = size === data.states[0].size;
-  const cut = units.length < size;
-  const shown = cut ? words("showing", { shown: units.length * parts, total: row.width }) : "";
+  const { parts, units, size } = layout(exhibit, row.width, cut);
+  const own = cut && size === data.states[0].size;
+  const few = units.length < size;
+  const shown = few ? words("showing", { shown: units.length * parts, total: row.width }) : "";
   return matrix({
     key, label, rows: parts, columns: units.length,
     caption: caption || shown ? [caption, caption && shown ? " · " : "", shown] : null,
     value: (r, c) => row.get(r * size + units[c]),
-    columnHeads: cut || own ? (c) => String(units[c] + 1) : undefined,
+    columnHeads: few || own ? (c) => String(units[c] + 1) : undefined,
     rowHeads: parts > 1 ? (r) => `${r * size + 1}–${(r + 1) * size}` : undefined,
-    mark: (r, c) => (own && units[c] === settings.values.unit ? `active ${mark}` : mark),
+    mark: (r, c) => (own && units[c] === settings.values.unit ? "active" : ""),
     says: (r, c) => words("cell_says", { label, j: r * size + units[c] + 1 }),
     pick: own ? (r, c) => settings.set({ unit: units[c] }) : undefined,
   });
@@ -49,13 +49,13 @@ export function lines(exhibit, run) {
   const { step, line } = settings.values;
   const t = data.kept[step] + 1;
   const entering = [
-    ...data.inputs.map(({ label, size }, which) => ({ label, size, row: run.input(which, step), key: `input-${which}`, say: `${label}ₜ` })),
+    ...data.inputs.map(({ label, size }, which) => ({ label, size, row: run.input(which, step), key: `input-${which}`, say: `${label}ₜ`, cut: false })),
     ...data.states.map(({ label, size }, which) => ({
       label, size, row: run.state(which, t - 1), key: `state-${which}`, say: `${label}ₜ₋₁`,
     })),
-  ].map(({ label, size, row, key, say }) => el("li", { "data-symbol": label },
+  ].map(({ label, size, row, key, say, cut }) => el("li", { "data-symbol": label },
     el("p", { class: "line said" }, el("code", {}, timed(say, t)), el("span", { class: "muted" }, ` 1×${size}`)),
-    rowGrid(exhibit, key, timed(say, t), row)));
+    rowGrid(exhibit, key, timed(say, t), row, null, cut)));
   const sites = data.sites.slice(0, line + 1).map((site, place) => {
     const label = timed(site.label, t);
     const once = site.matrix || !site.rows;
@@ -142,19 +142,21 @@ export function opened(exhibit, run) {
   const counts = sum.terms.filter((one) => one.left).map((one) => run.row(one.left, step).width);
   return [
     el("p", {}, words("opened_idea", { unit: column + 1, sum: counts.join(" + "), n: counts.reduce((a, b) => a + b, 0) })),
-    waterfall(rows, words("waterfall_label", { unit: column + 1 })),
+    waterfall(rows, words("waterfall_label", { unit: column + 1 }), [words("so_far"), words("term")]),
     activated !== null && el("p", { class: "worked recomputed" }, words("opened_end", { total: short(total), name, result: short(activated) })),
   ];
 }
 
 const BAR = 190;
 
-function waterfall(rows, label) {
+function waterfall(rows, label, [soFar, term]) {
   const ends = rows.flatMap(({ from, to }) => [from, to]).filter(Number.isFinite);
   const [low, high] = [Math.min(0, ...ends), Math.max(0, ...ends)];
   const scale = BAR / (high - low || 1);
   const x = (value) => (value - low) * scale;
-  return el("div", { class: "scroll" }, el("table", { class: "waterfall", "aria-label": label, "data-grid": "waterfall" }, rows.map((row) => {
+  return el("div", { class: "scroll" }, el("table", { class: "waterfall", "aria-label": label, "data-grid": "waterfall" },
+    el("tr", {}, el("td"), el("td"), el("th", { scope: "col" }, soFar), el("th", { scope: "col" }, term)),
+    rows.map((row) => {
     const [left, right] = [Math.min(row.from, row.to), Math.max(row.from, row.to)];
     const bar = Number.isFinite(left + right) && svg("svg", { width: BAR + 4, height: 18, viewBox: `-2 0 ${BAR + 4} 18`, "aria-hidden": "true" },
       svg("path", { class: "zero", d: `M${x(0)} 0V18` }),

@@ -5,7 +5,7 @@ import { shapeText, short } from "../core/numbers.js";
 import { at } from "./model.js";
 
 export const COLUMNS = 6;
-const [WIDE, LEFT, CELL, HIGH] = [146, 120, 60, 46];
+const [WIDE, LEFT, CELL, HIGH] = [150, 120, 80, 46];
 
 const vectorShape = (size) => `1×${size}`;
 export const rowText = (shape) => shapeText(shape.length === 1 ? [1, ...shape] : shape);
@@ -19,7 +19,7 @@ export function windowOf(exhibit, count = COLUMNS) {
 
 // A character or word as it can be seen: marks for blanks, long ones cut at whole characters.
 export function shownToken(token, most = 8) {
-  const marks = { " ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+  const marks = { "\n": "⏎", "\t": "⇥", "\r": "␍", ...(token.trim() ? {} : { " ": "␣" }) };
   const plain = [...token].map((c) => marks[c] ?? (/\p{Cc}/u.test(c) ? "\uFFFD" : c)).join("");
   const pieces = typeof Intl.Segmenter === "function" ? [...new Intl.Segmenter().segment(plain)].map((s) => s.segment) : [...plain];
   return pieces.length > most ? `${pieces.slice(0, most).join("")}…` : plain;
@@ -41,10 +41,11 @@ function boxes(row, x, y, label) {
   }));
 }
 
-const arrow = (path, kind) => svg("path", { class: `arrow ${kind}`, d: path, "marker-end": "url(#recurrence-tip)" });
-const tip = () => svg("defs", {}, svg("marker", {
-  id: "recurrence-tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto",
-}, svg("path", { d: "M0 0 8 4 0 8z", class: "tip" })));
+// A line with a head at (x, y) that points to the right, or upward.
+const arrow = (path, x, y, upward = false) => [
+  svg("path", { class: "arrow", d: path }),
+  svg("path", { class: "tip", d: upward ? `M${x} ${y}l-4 8h8z` : `M${x} ${y}l-8 -4v8z` }),
+];
 const text = (x, y, content, attributes = {}) => svg("text", { x, y, "text-anchor": "middle", ...attributes }, content);
 
 export function strip(exhibit, run) {
@@ -102,7 +103,7 @@ export function strip(exhibit, run) {
       data.inputs.map(({ label, size }, which) => {
         const y = cellTop + HIGH + 40 + which * 30;
         return svg("g", { "data-symbol": label },
-          which === 0 && arrow(`M${x} ${y - 12}V${cellTop + HIGH + 3}`, "up"),
+          which === 0 && arrow(`M${x} ${y - 12}V${cellTop + HIGH + 4}`, x, cellTop + HIGH + 2, true),
           boxes(run.input(which, place), x, y - 8, at(label, t)),
           text(x, y + 15, `${at(label, t)}  ${vectorShape(size)}`, { class: "name" }));
       }),
@@ -119,7 +120,7 @@ export function strip(exhibit, run) {
     const from = index ? centre(index - 1) + CELL / 2 + 2 : 84;
     const to = index < places.length ? centre(index) - CELL / 2 - 2 : width - 8;
     const t = index ? data.kept[places[index - 1]] + 1 : data.kept[places[0]];
-    return svg("g", { "data-symbol": state[0] }, arrow(`M${from} ${middle}H${to}`, "on"),
+    return svg("g", { "data-symbol": state[0] }, arrow(`M${from} ${middle}H${to - 3}`, to, middle),
       text((from + to) / 2, middle - 6, named(t), { class: "name" }),
       text((from + to) / 2, middle + 15, data.states.length > 1 ? "" : sizes, { class: "small" }));
   });
@@ -128,7 +129,7 @@ export function strip(exhibit, run) {
     const [x, right] = [centre(0), centre(0) + CELL / 2];
     const t = data.kept[places[0]] + 1;
     return svg("g", { "data-symbol": state[0] },
-      arrow(`M${right} ${middle}h38v${-(HIGH / 2 + 12)}H${x - CELL / 2 - 34}v${HIGH / 2 + 12}h31`, "on"),
+      arrow(`M${right} ${middle}h38v${-(HIGH / 2 + 12)}H${x - CELL / 2 - 34}v${HIGH / 2 + 12}h29`, x - CELL / 2 - 1, middle),
       text(right + 44, middle + 5, named(t), { class: "name", "text-anchor": "start" }),
       text(right + 44, middle + 21, sizes, { class: "small", "text-anchor": "start" }));
   }
@@ -139,7 +140,7 @@ export function strip(exhibit, run) {
     text(45, middle + 14, data.states.length > 1 ? vectorShape(data.states[0].size) : sizes, { class: "small" }));
   return el("div", { class: "scroll" }, svg("svg", {
     class: "strip", role: "group", "aria-label": words("strip_label"), width, height, viewBox: `0 0 ${width} ${height}`,
-  }, tip(), columns, lines, between, start));
+  }, columns, lines, between, start));
 }
 
 // What a step reads, in words: character, id and the first numbers of its vector.
