@@ -168,12 +168,12 @@ class Data:
 
     def lengths(self) -> list[int] | None:
         """How many steps of each sample are real, where they are the first ones and all are in the page."""
-        layout, time = self.layout, self.layout.time
-        if time is None or not layout.whole:
+        layout, time, channel = self.layout, self.layout.time, self.layout.channel
+        if time is None or channel is None or not layout.whole:
             return None
         if layout.real is None:
             return [layout.x.shape[time]] * layout.x.shape[0]
-        marked = layout.real.squeeze(layout.channel)
+        marked = layout.real.squeeze(channel)
         lengths = marked.sum(1)
         first = torch.arange(layout.x.shape[time]) < lengths[:, None]
         return lengths.tolist() if torch.equal(first, marked) else None

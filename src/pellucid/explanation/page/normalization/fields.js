@@ -9,7 +9,11 @@ let made = 0;
 export function field(label, name, read, write) {
   const id = `field-${++made}`;
   const input = el("input", {
-    id, type: "text", inputmode: "decimal", autocomplete: "off", "data-field": name,
+    id,
+    type: "text",
+    inputmode: "decimal",
+    autocomplete: "off",
+    "data-field": name,
     onchange: () => {
       const given = Number(input.value.replace("−", "-"));
       if (input.value.trim() === "" || !Number.isFinite(given)) node.draw();

@@ -36,10 +36,11 @@ const learned = (symbol, at) => (at.length ? sub(mi(symbol, symbol), ...commas(a
 // 1/(N·H·W) Σ_n Σ_h Σ_w, or with padding Σ m · / Σ m.
 function average(model, inside, all, less = 0) {
   const { member, data, values } = model;
-  const sums = () => member.axes.map((axis) => {
-    const grouped = values.kind === "group" && axis === data.channel;
-    return math("munder", {}, sigma(), grouped ? row(mi("c"), mo("∈"), mi("g")) : mi(all[axis]));
-  });
+  const sums = () =>
+    member.axes.map((axis) => {
+      const grouped = values.kind === "group" && axis === data.channel;
+      return math("munder", {}, sigma(), grouped ? row(mi("c"), mo("∈"), mi("g")) : mi(all[axis]));
+    });
   const masked = model.hasPadding && values.padding;
   if (masked) {
     const marks = () => sub(mi("m"), ...commas(all.filter((_, axis) => axis !== data.channel)));
@@ -70,10 +71,14 @@ export function formulas(model) {
       y(normal()),
     ];
   }
-  const over = (center, spread) => block(normal(), equals(), frac(row(x(all), minus(), center), root(spread, mo("+"), mi("ε"))));
+  const over = (center, spread) =>
+    block(normal(), equals(), frac(row(x(all), minus(), center), root(spread, mo("+"), mi("ε"))));
   if (model.remembers) {
     const c = all[data.channel];
-    return [over(sub(mi("running_mean", "running_mean"), mi(c)), sub(mi("running_var", "running_var"), mi(c))), y(normal())];
+    return [
+      over(sub(mi("running_mean", "running_mean"), mi(c)), sub(mi("running_var", "running_var"), mi(c))),
+      y(normal()),
+    ];
   }
   const gaps = squared(mo("("), x(all), minus(), mu(kept), mo(")"));
   return [
@@ -92,21 +97,35 @@ function neighbours(all, data, member) {
   const from = row(mi("j"), equals(), mi(c), minus(), mn(String(half(member.window))));
   const to = row(mi(c), mo("+"), mn(String(half(member.window - 1))));
   return [
-    block(mean(), equals(), frac(mn("1"), mn(String(member.window))), math("munderover", {}, sigma(), from, to), squared(sub(mi("x", "x"), ...commas(inside)))),
-    block(sub(mi("y"), ...commas(all)), equals(), frac(x(all), math("msup", {}, row(mo("("), mi("k"), mo("+"), mi("α"), mo("·"), mean(), mo(")")), mi("β")))),
+    block(
+      mean(),
+      equals(),
+      frac(mn("1"), mn(String(member.window))),
+      math("munderover", {}, sigma(), from, to),
+      squared(sub(mi("x", "x"), ...commas(inside))),
+    ),
+    block(
+      sub(mi("y"), ...commas(all)),
+      equals(),
+      frac(x(all), math("msup", {}, row(mo("("), mi("k"), mo("+"), mi("α"), mo("·"), mean(), mo(")")), mi("β"))),
+    ),
   ];
 }
 
-// -- with numbers ---------------------------------------------------------------------------------------------------
+// -- with numbers ------------------------------------------------------------------------------------------------
 
 const TERMS = 5;
 
 const result = (number) => el("span", { class: "recomputed" }, short(number));
-const line = (symbol, ...parts) => el("p", { class: "worked" }, el("b", { "data-symbol": symbol }, symbol), " = ", ...parts);
+const line = (symbol, ...parts) =>
+  el("p", { class: "worked" }, el("b", { "data-symbol": symbol }, symbol), " = ", ...parts);
 
 // (0.31 + 1.2 + … + 0.5), of many numbers the first and the last; of those that are not in the page their number only.
 function sum(model, numbers, count, written) {
-  const shown = numbers.length <= TERMS + 1 ? numbers.map(written) : [...numbers.slice(0, TERMS - 1).map(written), "…", written(numbers.at(-1))];
+  const shown =
+    numbers.length <= TERMS + 1
+      ? numbers.map(written)
+      : [...numbers.slice(0, TERMS - 1).map(written), "…", written(numbers.at(-1))];
   if (numbers.length < count && model.values.kind !== "lrn") shown.push("…");
   return `(${shown.join(" + ") || "0"})`;
 }
@@ -129,7 +148,11 @@ export function worked(model) {
   }
   const normal = entry(numbers.x_hat, place);
   const [gamma, beta] = ["gamma", "beta"].map((name) => entry(model.affine(name), place));
-  const last = line("y", `${member.scales ? `${term(gamma)} · ` : ""}${term(normal)}${member.shifts ? ` + ${term(beta)}` : ""} = `, result(y));
+  const last = line(
+    "y",
+    `${member.scales ? `${term(gamma)} · ` : ""}${term(normal)}${member.shifts ? ` + ${term(beta)}` : ""} = `,
+    result(y),
+  );
   const eps = short(values.eps);
   if (!member.centred)
     return [
@@ -138,11 +161,14 @@ export function worked(model) {
       last,
     ];
   const spread = entry(numbers.var, place);
-  const hats = line("x̂", `(${short(value)} − ${term(mean)}) / √(${short(spread)} + ${eps}) = ${short(value - mean)} / ${short(Math.sqrt(spread + values.eps))} = `, result(normal));
+  const quotient = `${short(value - mean)} / ${short(Math.sqrt(spread + values.eps))}`;
+  const whole = `(${short(value)} − ${term(mean)}) / √(${short(spread)} + ${eps})`;
+  const hats = line("x̂", `${whole} = ${quotient} = `, result(normal));
   if (model.remembers) return [line("running_mean", result(mean)), line("running_var", result(spread)), hats, last];
+  const squares = sum(model, members, count, (v) => `(${short(v)} − ${term(mean)})²`);
   return [
     line("μ", `${sum(model, members, count, term)} / ${count} = `, result(mean)),
-    line("σ²", `${sum(model, members, count, (v) => `(${short(v)} − ${term(mean)})²`)} / ${model.unbiased ? `(${count} − 1)` : count} = `, result(spread)),
+    line("σ²", `${squares} / ${model.unbiased ? `(${count} − 1)` : count} = `, result(spread)),
     hats,
     last,
   ];

@@ -19,7 +19,7 @@ from pellucid.nn.layer_norm import normalize_by_neighbours, normalize_by_root_me
 from pellucid.nn.normalization import normalize
 
 Average = Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
-FORMULAS = {"rms": normalize_by_root_mean_square, "lrn": normalize_by_neighbours}
+FORMULAS: dict[str, Callable[..., Tensor]] = {"rms": normalize_by_root_mean_square, "lrn": normalize_by_neighbours}
 MEANS = ("mu", "mean_square")
 
 
@@ -134,7 +134,7 @@ def numbers(
     if "var" in found:
         result["var"] = found["var"]
     for name, value in zip(symbols, gradients, strict=True):
-        if (name in ("x", "gamma", "beta") and kind.name != "lrn") or name == "x":
+        if name == "x" or (name in ("gamma", "beta") and kind.name != "lrn"):
             result[f"d_{name}"] = torch.zeros_like(symbols[name]) if value is None else value
     if remembered is None and "gamma" in symbols:
         with torch.no_grad():

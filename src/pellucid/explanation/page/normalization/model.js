@@ -8,12 +8,16 @@ import { run, scalar, tensor } from "../core/tensor.js";
 export function entry(x, place) {
   let index = 0;
   const skip = place.length - x.shape.length;
-  for (let axis = 0; axis < x.shape.length; axis++) index = index * x.shape[axis] + (x.shape[axis] === 1 ? 0 : place[axis + skip]);
+  for (let axis = 0; axis < x.shape.length; axis++)
+    index = index * x.shape[axis] + (x.shape[axis] === 1 ? 0 : place[axis + skip]);
   return x.data[index];
 }
 
 export function placesOf(shape) {
-  return shape.reduce((found, extent) => found.flatMap((place) => range(extent).map((index) => [...place, index])), [[]]);
+  return shape.reduce(
+    (found, extent) => found.flatMap((place) => range(extent).map((index) => [...place, index])),
+    [[]],
+  );
 }
 
 export const flat = (shape, place) => place.reduce((index, p, axis) => index * shape[axis] + p, 0);
@@ -21,7 +25,11 @@ export const flat = (shape, place) => place.reduce((index, p, axis) => index * s
 // What the reader wrote over numbers, as the hash keeps it: "x.3:1.5,gamma.1.0:2".
 export function parsed(text) {
   const pairs = text.split(",").map((part) => part.split(":"));
-  return new Map(pairs.filter(([key, number]) => key && number?.trim() && Number.isFinite(Number(number))).map(([key, number]) => [key, Number(number)]));
+  return new Map(
+    pairs
+      .filter(([key, number]) => key && number?.trim() && Number.isFinite(Number(number)))
+      .map(([key, number]) => [key, Number(number)]),
+  );
 }
 
 export const joined = (edits) => [...edits].map(([key, number]) => `${key}:${number}`).join(",");
@@ -37,7 +45,7 @@ export class Model {
     return this.settings.values;
   }
 
-  // -- which member ---------------------------------------------------------------------------------------------
+  // -- which member ----------------------------------------------------------------------------------------------
 
   get member() {
     return this.data.members[this.values.kind];
@@ -60,7 +68,7 @@ export class Model {
     this.settings.set({ cell: flat(this.data.shown, place) });
   }
 
-  // -- what is read ---------------------------------------------------------------------------------------------
+  // -- what is read ----------------------------------------------------------------------------------------------
 
   get edits() {
     return parsed(this.values.edits);
@@ -76,17 +84,26 @@ export class Model {
 
   get x() {
     const edits = this.edits;
-    return tensor(this.data.shown, this.data.x.data.map((number, index) => edits.get(`x.${index}`) ?? number));
+    return tensor(
+      this.data.shown,
+      this.data.x.data.map((number, index) => edits.get(`x.${index}`) ?? number),
+    );
   }
 
   affine(name, member = this.member) {
     const [edits, given] = [this.edits, member[name]];
-    return tensor(given.shape, given.data.map((number, index) => edits.get(`${name}.${member.affine.join("-")}.${index}`) ?? number));
+    return tensor(
+      given.shape,
+      given.data.map((number, index) => edits.get(`${name}.${member.affine.join("-")}.${index}`) ?? number),
+    );
   }
 
   affineKey(name, place) {
     const { shape } = this.member[name];
-    return `${name}.${this.member.affine.join("-")}.${flat(shape, place.map((p, axis) => (shape[axis] === 1 ? 0 : p)))}`;
+    return `${name}.${this.member.affine.join("-")}.${flat(
+      shape,
+      place.map((p, axis) => (shape[axis] === 1 ? 0 : p)),
+    )}`;
   }
 
   number(name) {
@@ -94,7 +111,9 @@ export class Model {
   }
 
   get hasPadding() {
-    return this.data.lengths ? this.lengths.some((length) => length < this.data.shape[this.time]) : this.data.real !== null;
+    return this.data.lengths
+      ? this.lengths.some((length) => length < this.data.shape[this.time])
+      : this.data.real !== null;
   }
 
   get time() {
@@ -114,28 +133,41 @@ export class Model {
   get marked() {
     const { shown, channel } = this.data;
     const shape = shown.map((extent, axis) => (axis === channel ? 1 : extent));
-    return tensor(shape, Float64Array.from(placesOf(shape), (place) => Number(this.real(place))));
+    return tensor(
+      shape,
+      Float64Array.from(placesOf(shape), (place) => Number(this.real(place))),
+    );
   }
 
   get upstream() {
-    return tensor(this.data.shown, this.data.upstream.data.map((g, index) => (this.real(this.places[index]) ? g : 0)));
+    return tensor(
+      this.data.shown,
+      this.data.upstream.data.map((g, index) => (this.real(this.places[index]) ? g : 0)),
+    );
   }
 
   // What a member's program reads.
   inputs(kind = this.values.kind, mode = "train") {
     const member = this.data.members[kind];
     const inputs = { x: this.x, eps: scalar(this.values.eps), real: this.marked };
-    if (kind === "lrn") return { ...inputs, ...Object.fromEntries(["alpha", "beta", "k"].map((name) => [name, scalar(this.number(name))])) };
+    if (kind === "lrn")
+      return {
+        ...inputs,
+        ...Object.fromEntries(["alpha", "beta", "k"].map((name) => [name, scalar(this.number(name))])),
+      };
     Object.assign(inputs, { gamma: this.affine("gamma", member), beta: this.affine("beta", member) });
     if (mode === "eval") {
       const kept = this.kept();
       const shape = this.data.shown.map((extent, axis) => (axis === this.data.channel ? extent : 1));
-      Object.assign(inputs, { mean: tensor(shape, kept.means[this.values.seen]), variance: tensor(shape, kept.vars[this.values.seen]) });
+      Object.assign(inputs, {
+        mean: tensor(shape, kept.means[this.values.seen]),
+        variance: tensor(shape, kept.vars[this.values.seen]),
+      });
     }
     return inputs;
   }
 
-  // -- numbers --------------------------------------------------------------------------------------------------
+  // -- numbers ---------------------------------------------------------------------------------------------------
 
   // Whether the input, or what the formula reads beside it, is other than Python had it.
   get changed() {
@@ -144,7 +176,11 @@ export class Model {
   }
 
   get unbiased() {
-    return this.values.divisor === "unbiased" && !this.remembers && `${this.values.kind}/unbiased` in (this.data.programs ?? {});
+    return (
+      this.values.divisor === "unbiased" &&
+      !this.remembers &&
+      `${this.values.kind}/unbiased` in (this.data.programs ?? {})
+    );
   }
 
   get recomputed() {
@@ -164,7 +200,9 @@ export class Model {
   forward(key, inputs) {
     const { forward, ...sites } = this.data.programs[key];
     const { values, results } = run(forward, inputs);
-    const found = Object.fromEntries(["mean", "var", "x_hat"].filter((name) => name in sites).map((name) => [name, values[sites[name]]]));
+    const found = Object.fromEntries(
+      ["mean", "var", "x_hat"].filter((name) => name in sites).map((name) => [name, values[sites[name]]]),
+    );
     return { ...found, y: results[0] };
   }
 
@@ -185,7 +223,7 @@ export class Model {
     return this.found;
   }
 
-  // -- who shares an average ------------------------------------------------------------------------------------
+  // -- who shares an average -------------------------------------------------------------------------------------
 
   channelsOfGroup(kind = this.values.kind, groups = this.values.groups) {
     return kind === "group" ? this.data.shape[this.data.channel] / groups : 1;
@@ -195,13 +233,15 @@ export class Model {
   coordinates(place, kind = this.values.kind) {
     const { letters, channel } = this.data;
     if (kind === "lrn") return letters.map((letter, axis) => [letter, place[axis]]);
-    const kept = letters.map((letter, axis) => [letter, place[axis], axis]).filter(([, , axis]) => !this.data.members[kind].axes.includes(axis));
-    const found = kept.map(([letter, index]) => [letter, index]);
+    const { axes } = this.data.members[kind];
+    const found = letters.map((letter, axis) => [letter, place[axis]]).filter((_, axis) => !axes.includes(axis));
     return kind === "group" ? [...found, ["G", Math.floor(place[channel] / this.channelsOfGroup())]] : found;
   }
 
   setOf(place, kind = this.values.kind) {
-    return this.coordinates(place, kind).reduce((index, [letter, at]) => index * (letter === "G" ? this.values.groups : this.data.shape[this.data.letters.indexOf(letter)]) + at, 0);
+    const { letters, shape } = this.data;
+    const extent = (letter) => (letter === "G" ? this.values.groups : shape[letters.indexOf(letter)]);
+    return this.coordinates(place, kind).reduce((index, [letter, at]) => index * extent(letter) + at, 0);
   }
 
   // The places in the page of the numbers that the average of a place takes.
@@ -209,7 +249,8 @@ export class Model {
     if (kind === "lrn") {
       const { channel } = this.data;
       const first = place[channel] - Math.floor(this.member.window / 2);
-      return range(this.member.window).map((step) => place.with(channel, first + step))
+      return range(this.member.window)
+        .map((step) => place.with(channel, first + step))
         .filter((one) => one[channel] >= 0 && one[channel] < this.data.shown[channel]);
     }
     const own = this.setOf(place, kind);
@@ -219,31 +260,37 @@ export class Model {
   // How many numbers it takes: sizes of the averaged axes, and how many of their product are real.
   count(place, kind = this.values.kind) {
     const { shape, letters, channel, members } = this.data;
-    if (kind === "lrn") return { factors: [["C", this.member.window]], total: this.member.window, real: this.member.window };
-    const factors = members[kind].axes.map((axis) => [letters[axis], kind === "group" && axis === channel ? this.channelsOfGroup() : shape[axis]]);
+    if (kind === "lrn")
+      return { factors: [["C", this.member.window]], total: this.member.window, real: this.member.window };
+    const factors = members[kind].axes.map((axis) => [
+      letters[axis],
+      kind === "group" && axis === channel ? this.channelsOfGroup() : shape[axis],
+    ]);
     const total = size(factors.map(([, extent]) => extent));
     if (this.data.whole) return { factors, total, real: this.shares(place, kind).length };
     const counts = this.data.counts?.[this.key(kind)];
     return { factors, total, real: counts ? Math.round(entry(counts, place)) : total };
   }
 
-  // -- what training keeps --------------------------------------------------------------------------------------
+  // -- what training keeps ---------------------------------------------------------------------------------------
 
   // Running statistics before and after each batch, rows of channels; and the batches' own.
   kept() {
     const given = this.data.running;
     const [batches, channels] = given.mean.shape;
     const rows = (x, many) => range(many).map((row) => x.data.slice(row * channels, (row + 1) * channels));
-    const found = { mean: rows(given.mean, batches), var: rows(given.var, batches), means: rows(given.means, batches + 1), vars: rows(given.vars, batches + 1), recomputed: false };
+    const found = Object.fromEntries(["mean", "var"].map((name) => [name, rows(given[name], batches)]));
+    for (const name of ["means", "vars"]) found[name] = rows(given[name], batches + 1);
     if (!this.canChange || !(this.changed || this.settings.changed(["momentum"]))) return found;
     if (this.changed) [found.mean[0], found.var[0]] = this.ofFirstBatch();
     for (let batch = 0; batch < batches; batch++) {
       const factor = this.factor(batch);
-      const towards = (before, seen) => before.map((value, c) => (Number.isNaN(seen[c]) ? value : (1 - factor) * value + factor * seen[c]));
+      const towards = (before, seen) =>
+        before.map((value, c) => (Number.isNaN(seen[c]) ? value : (1 - factor) * value + factor * seen[c]));
       found.means[batch + 1] = towards(found.means[batch], found.mean[batch]);
       found.vars[batch + 1] = towards(found.vars[batch], found.var[batch]);
     }
-    return { ...found, recomputed: true };
+    return found;
   }
 
   // How far the running statistics move towards those of a batch.
@@ -257,13 +304,23 @@ export class Model {
     const { mean, var: variance } = this.forward(kind, this.inputs(kind));
     const { channel, shape } = this.data;
     const samples = kind === "instance" ? shape[0] : 1;
-    const average = (pick) => Float64Array.from(range(shape[channel]), (c) =>
-      range(samples).reduce((sum, n) => sum + pick(shape.map((_, axis) => (axis === channel ? c : axis === 0 ? n : 0))), 0) / samples);
+    const average = (pick) =>
+      Float64Array.from(
+        range(shape[channel]),
+        (c) =>
+          range(samples).reduce(
+            (sum, n) => sum + pick(shape.map((_, axis) => (axis === channel ? c : axis === 0 ? n : 0))),
+            0,
+          ) / samples,
+      );
     const counted = (place) => this.count(place, kind).real;
-    return [average((place) => entry(mean, place)), average((place) => (entry(variance, place) * counted(place)) / (counted(place) - 1))];
+    return [
+      average((place) => entry(mean, place)),
+      average((place) => (entry(variance, place) * counted(place)) / (counted(place) - 1)),
+    ];
   }
 
-  // -- one sample alone -----------------------------------------------------------------------------------------
+  // -- one sample alone ------------------------------------------------------------------------------------------
 
   // x̂ of a sample that is a batch of its own.
   alone(kind, sample) {
@@ -280,4 +337,5 @@ export class Model {
 }
 
 // The largest difference of two tensors that broadcast to places, over these places.
-export const gap = (a, b, places) => places.reduce((most, place) => Math.max(most, Math.abs(entry(a, place) - entry(b, place))), 0);
+export const gap = (a, b, places) =>
+  places.reduce((most, place) => Math.max(most, Math.abs(entry(a, place) - entry(b, place))), 0);
