@@ -10,7 +10,8 @@ import torch
 from explaining import quietly
 from pages import NARROW, WIDE, agree, browser, number, opened  # noqa: F401
 from pellucid import nn
-from pellucid.explanation import page
+from pellucid.explanation.page import html
+from pellucid.explanation.page.document import Document
 from pellucid.explanation.page.words import words
 
 READ = """hash => {
@@ -40,10 +41,12 @@ def made(kind, *arguments, seed=0, **options):
 
 
 def write(tmp_path, layer, x, **options):
+    """Write the page, as page.html does; return its data too."""
     report = quietly(layer, x, **options)
+    exhibits = report.origin.exhibits()
     path = tmp_path / "page.html"
-    path.write_text(page.html(report), encoding="utf-8")
-    return path, report.origin.exhibits()[0].data
+    path.write_text(Document(report.translations(), exhibits).html(), encoding="utf-8")
+    return path, exhibits[0].data
 
 
 def drawn(*shape, seed=1):
@@ -212,31 +215,31 @@ def test_numbers_at_random_settings(browser, tmp_path, case):  # noqa: F811
                     assert agree(read["kept"][f"{k},3"], variances[k][at].item()), setting.hash
 
 
-@pytest.mark.parametrize("kind", ["batch", "layer", "instance", "group", "rms"])
-def test_random_lengths(browser, tmp_path, kind):  # noqa: F811
-    """Padding, whatever it holds, changes nothing: torch gets the real steps alone."""
-    x = drawn(3, 5, 4)
-    path, data = write(tmp_path, made(nn.LayerNorm, 4), x, lengths=torch.tensor([5, 2, 3]))
-    rng = random.Random(kind)
+def by_torch(kind, groups, real, eps):
+    """x̂ of the real steps alone, a tensor (steps, features) for each sentence."""
+    if kind == "batch":
+        rows = torch.nn.functional.batch_norm(torch.cat(real), None, None, training=True, eps=eps)
+        return rows.split([len(rows) for rows in real])
+    if kind in ("layer", "rms"):
+        function = torch.nn.functional.layer_norm if kind == "layer" else torch.nn.functional.rms_norm
+        return [function(rows, rows.shape[1:], eps=eps) for rows in real]
+    groups = real[0].shape[1] if kind == "instance" else groups
+    return [torch.nn.functional.group_norm(rows.T[None], groups, eps=eps)[0].T for rows in real]
+
+
+def test_numbers_at_random_lengths(browser, tmp_path):  # noqa: F811
+    """Padding changes nothing: torch gets the real steps alone."""
+    path, data = write(tmp_path, made(nn.LayerNorm, 4), drawn(3, 5, 4), lengths=torch.tensor([5, 2, 3]))
+    rng = random.Random(0)
     x = data["x"].double()
     with opened(browser, path) as shown:
-        for _ in range(15):
+        for _ in range(60):
+            kind, groups = rng.choice(data["kinds"]), rng.choice(data["groups"])
             lengths = [rng.randrange(2, 6) for _ in range(3)]
-            groups = rng.choice(data["groups"])
             parts = {f"length{n}": length for n, length in enumerate(lengths)} | {"kind": kind, "groups": groups}
             parts |= {"show": "x_hat", "eps": 0.01}
             read = shown.evaluate(READ, "&".join(f"normalization.{k}={v}" for k, v in parts.items()))
-            real = [x[n, :length] for n, length in enumerate(lengths)]
-            if kind == "batch":
-                rows = torch.nn.functional.batch_norm(torch.cat(real), None, None, training=True, eps=0.01)
-                expected = list(rows.split(lengths))
-            elif kind == "layer":
-                expected = [torch.nn.functional.layer_norm(rows, (4,), eps=0.01) for rows in real]
-            elif kind == "rms":
-                expected = [torch.nn.functional.rms_norm(rows, (4,), eps=0.01) for rows in real]
-            else:
-                groups = 4 if kind == "instance" else groups
-                expected = [torch.nn.functional.group_norm(rows.T[None], groups, eps=0.01)[0].T for rows in real]
+            expected = by_torch(kind, groups, [x[n, :length] for n, length in enumerate(lengths)], 0.01)
             cells = iter(read["cells"])
             for n, length in enumerate(lengths):
                 for step in range(5):
@@ -542,7 +545,8 @@ HOSTILE = [
 
 
 def test_hostile_settings(browser, tmp_path):  # noqa: F811
-    path, _ = write(tmp_path, nn.BatchNorm1d(4), drawn(2, 4, 3))
+    path = tmp_path / "page.html"
+    path.write_text(html(quietly(nn.BatchNorm1d(4), drawn(2, 4, 3))), encoding="utf-8")
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
         for hash in HOSTILE:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pellucid import nn
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.normalization.batches import kept_statistics
-from pellucid.explanation.page.normalization.kinds import Given, Kind, kinds_of, numbers, written
+from pellucid.explanation.page.normalization.kinds import Given, Kind, Recorded, kinds_of, numbers, written
 from pellucid.explanation.page.normalization.layout import Layout, layout_of
 from pellucid.explanation.page.program import Unsupported
 from pellucid.explanation.report import Exhibit
@@ -44,6 +44,7 @@ class Data:
         self.layout: Layout = layout_of(explained)
         self.own = next(name for kind, name in NAMES.items() if isinstance(self.layer, kind))
         self.kinds = list(kinds_of(self.layout, self.layer, self.own))
+        self.recorded = {kind.formula: Recorded(kind.formula) for kind in self.kinds}
         generator = torch.Generator().manual_seed(explained.request.seed)
         drawn = torch.randn(self.layout.x.shape, generator=generator, dtype=torch.float64)
         self.gradient = (drawn * 10).round() / 10 * (1 if self.layout.real is None else self.layout.real)
@@ -54,9 +55,14 @@ class Data:
         """Put everything together."""
         layout = self.layout
         groups = [kind.groups for kind in self.kinds if kind.name == "group"]
-        values: dict[str, Any] = {key: numbers(kind, layout, self.given(kind)) for key, kind in self.by_key()}
+        values: dict[str, Any] = {key: self.run(kind, self.given(kind)) for key, kind in self.by_key()}
+        running = kept_statistics(layout, self.layer, self.own)
         for key, kind in self.remembering():
-            values[key] = numbers(kind, layout, self.given(kind), self.remembered())
+            values[key] = self.run(kind, self.given(kind), self.remembered())
+            assert running is not None
+            for batch in range(1, len(running["means"])):
+                after = self.after(running["means"][batch], running["vars"][batch])
+                values[f"{key}/{batch}"] = self.run(kind, self.given(kind), after)
         own = self.own_key(groups)
         if self.explained.real.numel() == layout.x.numel():
             values[own]["y"] = layout.part(self.explained.real.cpu().double().reshape(layout.x.shape))
@@ -82,7 +88,7 @@ class Data:
             "eval": self.explained.remembered,
             "values": values,
             "overview": None if layout.whole else self.overview(),
-            "running": kept_statistics(layout, self.layer, self.own),
+            "running": running,
             **self.programs(),
         }
 
@@ -118,6 +124,15 @@ class Data:
             kept = (self.layer.running_mean, self.layer.running_var)
         mean, var = (layout.along(value.detach().cpu().double(), (channel,)) for value in kept)
         return mean, var
+
+    def after(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Running statistics of the channels in the page along the input; the others stay as they are."""
+        found = []
+        for value, full in zip((mean, var), self.remembered(), strict=True):
+            whole = full.flatten().clone()
+            whole[: len(value)] = value
+            found.append(whole.reshape(full.shape))
+        return found[0], found[1]
 
     def affine(self, kind: Kind) -> tuple[Tensor, Tensor]:
         """γ and β of a member, spread along the input."""
@@ -164,6 +179,16 @@ class Data:
         """What the formula reads and the gradient of its result."""
         return Given(self.symbols(kind), self.gradient, self.layout.real)
 
+    def run(
+        self, kind: Kind, given: Given, remembered: tuple[Tensor, Tensor] | None = None, layout: Layout | None = None
+    ) -> dict[str, Any]:
+        """Run the formula of a member."""
+        return numbers(kind, self.recorded[kind.formula], layout or self.layout, given, remembered)
+
+    def write(self, kind: Kind, layout: Layout, real: Tensor | None, mode: str) -> dict[str, Any]:
+        """Write the formula of a member as a program."""
+        return written(kind, self.recorded[kind.formula].lines, layout, self.symbols(kind, layout.x), real, mode)
+
     # -- what is real -------------------------------------------------------------------------------------------
 
     def lengths(self) -> list[int] | None:
@@ -208,11 +233,11 @@ class Data:
         found: dict[str, Any] = {}
         try:
             for key, kind in self.by_key():
-                found[key] = written(kind, layout, self.symbols(kind), real, "train")
+                found[key] = self.write(kind, layout, real, "train")
                 if kind.name in ("batch", "instance"):
-                    found[f"{key}/unbiased"] = written(kind, layout, self.symbols(kind), real, "unbiased")
+                    found[f"{key}/unbiased"] = self.write(kind, layout, real, "unbiased")
             for key, kind in self.remembering():
-                found[key] = written(kind, layout, self.symbols(kind), real, "eval")
+                found[key] = self.write(kind, layout, real, "eval")
             alone = self.alone(found, real)
         except Unsupported as unknown:
             return {"programs": None, "unsupported": str(unknown), "alone": None}
@@ -232,11 +257,11 @@ class Data:
                 one = slice(index, index + 1)
                 part = Layout(layout.x[one], None if layout.real is None else layout.real[one], "", layout.channel)
                 given = Given(self.symbols(kind, part.x), self.gradient[one], part.real)
-                x_hat.append(numbers(kind, part, given)["x_hat"])
+                x_hat.append(self.run(kind, given, layout=part)["x_hat"])
             found[kind.name] = torch.cat(x_hat)
             marked = None if real is None else real[:1]
             first = Layout(layout.x[:1], marked, "", layout.channel)
-            programs[f"{kind.name}/alone"] = written(kind, first, self.symbols(kind, first.x), marked, "train")
+            programs[f"{kind.name}/alone"] = self.write(kind, first, marked, "train")
         return found
 
     def refusal(self) -> str | None:

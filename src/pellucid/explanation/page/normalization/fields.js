@@ -1,4 +1,4 @@
-// Numbers to write over, and controls that are there only sometimes.
+// Numbers to write over, controls that are there only sometimes, and tables.
 
 import { el } from "../core/dom.js";
 import { short } from "../core/numbers.js";
@@ -33,4 +33,12 @@ export function when(node, test) {
     if (!node.hidden) draw?.();
   };
   return node;
+}
+
+// A table that scrolls where it is too wide; a head that names a symbol lights it.
+export function table(kind, heads, rows) {
+  const symbols = ["μ", "σ²", "mean_square", "running_mean", "running_var"];
+  const head = (text) => el("th", { scope: "col", "data-symbol": symbols.includes(text) && text }, text);
+  const top = heads && el("thead", {}, el("tr", {}, heads.map(head)));
+  return el("div", { class: "scroll" }, el("table", { class: `facts ${kind}` }, top, el("tbody", {}, rows)));
 }

@@ -103,30 +103,43 @@ class Given:
     real: Tensor | None
 
 
+class Recorded:
+    """The author's lines of a formula, which keep the values of their last run that the page shows."""
+
+    def __init__(self, formula: Callable[..., Tensor]) -> None:
+        self.lines = Lines(formula)
+        self.found: dict[str, Tensor] = {}
+        self._function = recording(self.lines, self._record)
+
+    def __call__(self, **symbols: Any) -> Tensor:
+        """Run the lines."""
+        self.found = {}
+        return self._function(**symbols)
+
+    def _record(self, index: int, value: Any) -> Any:
+        key = _key(self.lines.sites[index])
+        if key and isinstance(value, Tensor):
+            self.found[key] = value
+        return value
+
+
 def numbers(
-    kind: Kind, layout: Layout, given: Given, remembered: tuple[Tensor, Tensor] | None = None
+    kind: Kind, recorded: Recorded, layout: Layout, given: Given, remembered: tuple[Tensor, Tensor] | None = None
 ) -> dict[str, Any]:
     """Run the author's lines forward and backward; return what the page shows of their values.
 
     Args:
         kind: which member.
+        recorded: its formula.
         layout: of the input.
         given: what the formula reads.
         remembered: mean and variance of training, in eval.
     """
-    found: dict[str, Tensor] = {}
-    lines = Lines(kind.formula)
-
-    def record(index: int, value: Any) -> Any:
-        key = _key(lines.sites[index])
-        if key and isinstance(value, Tensor):
-            found[key] = value
-        return value
-
     symbols = {name: value.detach().requires_grad_() for name, value in given.symbols.items()}
     average = _averaging(kind, layout, remembered)(symbols["x"], given.real)
     with torch.enable_grad():
-        y = recording(lines, record)(average=average, **symbols)
+        y = recorded(average=average, **symbols)
+        found = recorded.found
         if given.real is not None:
             y = y * given.real
         gradients = torch.autograd.grad(y, list(symbols.values()), given.gradient, allow_unused=True)
@@ -164,12 +177,13 @@ def _key(site: Site) -> str | None:
 
 
 def written(
-    kind: Kind, layout: Layout, symbols: Mapping[str, Tensor], real: Tensor | None, mode: str
+    kind: Kind, lines: Lines, layout: Layout, symbols: Mapping[str, Tensor], real: Tensor | None, mode: str
 ) -> dict[str, Any]:
     """Write the formula as a program of the page.
 
     Args:
         kind: which member.
+        lines: its formula's.
         layout: of the input.
         symbols: what the formula reads.
         real: what is no padding, an input of the program.
@@ -189,7 +203,6 @@ def written(
         average = kind.average(layout)(x, None if marked is None else marked != 0)
         return {"average": Unbiased(x, average) if mode == "unbiased" else average, **values}
 
-    lines = Lines(kind.formula)
     forward = program(lines, inputs, {}, bind=bind)
     places = {key: index for index, site in enumerate(forward.sites) if (key := _key(site))}
     backward: Mapping[str, Any] | None = None

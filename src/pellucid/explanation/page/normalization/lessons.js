@@ -4,7 +4,7 @@ import { choice, player, slider, toggle } from "../core/controls.js";
 import { el, range, svg } from "../core/dom.js";
 import { matrix } from "../core/matrix.js";
 import { short, term } from "../core/numbers.js";
-import { when } from "./fields.js";
+import { table, when } from "./fields.js";
 import { entry, gap } from "./model.js";
 import { multiples, named } from "./multiples.js";
 
@@ -119,9 +119,7 @@ function batches(exhibit, model) {
       el("p", { class: "muted" }, words(given.momentum === null ? "cumulative" : "momentum_torch")),
     );
   }
-  const head = ["batch", "its_mean", "kept_mean", "its_var", "kept_var"].map((key) =>
-    el("th", { scope: "col" }, words(`running_${key}`)),
-  );
+  const heads = ["batch", "its_mean", "kept_mean", "its_var", "kept_var"].map((key) => words(`running_${key}`));
   const rows = range(given.mean.shape[0] + 1).map((k) =>
     el(
       "tr",
@@ -137,11 +135,7 @@ function batches(exhibit, model) {
     ),
   );
   lines.push(
-    el(
-      "div",
-      { class: "scroll" },
-      el("table", { class: "facts kept" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)),
-    ),
+    table("kept", heads, rows),
     chart(
       words("chart", { c: c + 1 }),
       kept.mean.map((row) => row[c]),
@@ -150,20 +144,11 @@ function batches(exhibit, model) {
     ),
     el("p", { class: "muted" }, words("chart_legend")),
   );
-  if (`${given.kind}/eval` in data.values && (model.canChange || seen === 0) && model.real(model.place)) {
-    const [training, using] = ["train", "eval"].map((mode) =>
-      entry(model.numbersOf(given.kind, 1, mode).x_hat, model.place),
-    );
-    const both = [
-      words("train_x"),
-      " = ",
-      result(training, "train"),
-      words("comma"),
-      words("eval_x"),
-      " = ",
-      result(using, "eval"),
-    ];
-    lines.push(worked(...both), text(words("eval_main")));
+  if (model.real(model.place)) {
+    const normal = (mode) => entry(model.numbersOf(given.kind, 1, mode).x_hat, model.place);
+    const training = [words("train_x"), " = ", result(normal("train"), "train")];
+    const using = [words("eval_x"), " = ", result(normal("eval"), "eval")];
+    lines.push(worked(...training, words("comma"), ...using), text(words("eval_main")));
   }
   return lines;
 }
@@ -339,7 +324,7 @@ function terms(exhibit, model, numbers) {
   const [times, factor] = member.scales ? [" · γ", ` · ${term(entry(gamma, place))}`] : ["", ""];
   return [
     worked(bold("x", "∂L/∂x̂"), ` = ∂L/∂y${times} = ${term(entry(upstream, place))}${factor} = `, ofNormal),
-    el("div", { class: "scroll" }, el("table", { class: "facts terms" }, el("tbody", {}, rows))),
+    table("terms", null, rows),
     worked(
       bold("x", "∂L/∂x"),
       " = ",

@@ -184,15 +184,15 @@ export class Model {
   }
 
   get recomputed() {
-    const keeps = this.remembers && this.settings.changed(["seen", "momentum"]) && this.values.seen > 0;
-    return this.canChange && (this.changed || this.unbiased || keeps);
+    return this.canChange && (this.changed || this.unbiased || this.settings.changed(["momentum"]));
   }
 
   // The numbers of a member: mean, var, x_hat, y and gradients, tensors that broadcast to the input.
   numbersOf(kind = this.values.kind, groups = this.values.groups, mode = this.remembers ? "eval" : "train") {
     const key = this.key(kind, groups) + (mode === "eval" ? "/eval" : "");
-    const again = mode === "eval" ? this.changed || this.values.seen > 0 : this.changed;
-    if (!this.canChange || !again) return this.data.values[key];
+    const seen = mode === "eval" ? this.values.seen : 0;
+    const again = this.changed || (seen > 0 && this.settings.changed(["momentum"]));
+    if (!this.canChange || !again) return this.data.values[seen > 0 ? `${key}/${seen}` : key];
     const inputs = this.inputs(kind, mode);
     return { ...this.forward(key, inputs), ...this.backward(key, inputs) };
   }

@@ -2,6 +2,7 @@
 
 import { el } from "../core/dom.js";
 import { count, size } from "../core/numbers.js";
+import { table } from "./fields.js";
 import { meaning } from "./multiples.js";
 
 export function shapes(exhibit, model) {
@@ -33,20 +34,16 @@ export function shapes(exhibit, model) {
   const learned = (symbol, has) =>
     row(symbol, has ? affine : null, has ? words(affineReason(kind, member, data), facts) : words("why_none"));
   const rows = [row("x", data.shape, words("why_x", { axes: data.letters.join("×") }))];
-  if (member.centred) rows.push(row("μ", average, words(why, facts)), row("σ²", average, words("why_variance")));
-  else rows.push(row("mean_square", average, words(why, facts)));
+  if (!member.centred) rows.push(row("mean_square", average, words(why, facts)));
+  else if (!model.remembers) rows.push(row("μ", average, words(why, facts)), row("σ²", average, words("why_variance")));
   if (kind !== "lrn") rows.push(learned("γ", member.scales));
   if (member.centred) rows.push(learned("β", member.shifts));
   if (model.remembers || (kind === data.running?.kind && data.running.own)) {
     const channels = [data.shape[data.channel]];
     rows.push(row("running_mean", channels, words("why_running")), row("running_var", channels, words("why_running")));
   }
-  const heads = ["symbol", "shape", "numbers", "why"].map((head) => el("th", { scope: "col" }, words(`head_${head}`)));
-  return el(
-    "div",
-    { class: "scroll" },
-    el("table", { class: "facts shapes" }, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)),
-  );
+  const heads = ["symbol", "shape", "numbers", "why"].map((head) => words(`head_${head}`));
+  return table("shapes", heads, rows);
 }
 
 // Why γ and β have their shape: where a place means the same everywhere there is one for all.

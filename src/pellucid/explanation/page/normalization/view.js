@@ -5,14 +5,14 @@ import { el, range } from "../core/dom.js";
 import { register } from "../core/exhibit.js";
 import { overview } from "../core/matrix.js";
 import { count, short } from "../core/numbers.js";
-import { field, when } from "./fields.js";
+import { field, table, when } from "./fields.js";
 import { formulas, worked } from "./formula.js";
 import { backward, batchOfOne, divisors, padding, running } from "./lessons.js";
 import { entry, gap, joined, Model, parsed } from "./model.js";
 import { look, meaning, multiples, named } from "./multiples.js";
 import { shapes } from "./shapes.js";
 
-const LISTED = 16; // averages
+const LISTED = 8; // averages
 const COMPUTED = ["edits", "eps", "padding", "divisor", "momentum"]; // settings that need the formula's program
 
 function initialOf(data) {
@@ -155,7 +155,7 @@ function picture(exhibit, model) {
   const alone =
     model.member.centred && !model.remembers && model.real(model.place) && model.count(model.place).real === 1;
   return [
-    el("p", {}, words(`main_${kind}`)),
+    el("p", {}, words(model.remembers ? "main_eval" : `main_${kind}`)),
     !data.whole &&
       el("p", { class: "muted" }, words("part", { shown: data.shown.join("×"), total: data.shape.join("×") })),
     el("p", { class: "muted" }, `${axesOf(exhibit)}${words("stop")}${words(partition ? "walk" : "walk_window")}`),
@@ -229,10 +229,12 @@ function meeting(exhibit, model) {
   };
   const sameAsLayer = String(data.members.layer.axes) === String(model.member.axes);
   if (groups === 1)
-    lines.push(sameAsLayer ? `${words("group_one")} ${compared("layer")}` : words("group_one_sentence"));
+    lines.push(sameAsLayer ? `${words("group_one")}${words("then")}${compared("layer")}` : words("group_one_sentence"));
   if (groups === channels)
     lines.push(
-      "instance" in data.members ? `${words("group_each")} ${compared("instance")}` : words("group_each_flat"),
+      "instance" in data.members
+        ? `${words("group_each")}${words("then")}${compared("instance")}`
+        : words("group_each_flat"),
     );
   if (groups > 1 && groups < channels) lines.push(words("group_between", { n: channels / groups, channels }));
   return lines.map((line) => el("p", { class: "meeting" }, line));
@@ -241,57 +243,35 @@ function meeting(exhibit, model) {
 // The averages one by one, with the look that their numbers have.
 function averages(exhibit, model) {
   const { words } = exhibit;
+  const { numbers, member } = model;
   const sets = new Map();
   for (const place of model.places.filter((one) => model.real(one)).reverse()) sets.set(model.setOf(place), place);
-  const sorted = [...sets].sort(([a], [b]) => a - b);
   const own = model.setOf(model.place);
-  const { numbers, member } = model;
-  const heads = member.centred ? ["μ", "σ²"] : ["mean_square"];
-  const list = sorted.slice(0, LISTED);
-  if (!list.some(([set]) => set === own) && sets.has(own)) list.push([own, sets.get(own)]);
-  const lines = list.map(([set, place]) => {
+  const sorted = [...sets].sort(([a], [b]) => a - b);
+  const list = sorted.filter(([set], index) => index < LISTED || set === own);
+  const rows = list.map(([set, place]) => {
     const { class: looks, style } = look(set);
-    const name =
-      model
-        .coordinates(place)
-        .map(([letter, index]) => `${letter.toLowerCase()} = ${index + 1}`)
-        .join(", ") || words("all");
+    const at = model.coordinates(place).map(([letter, index]) => `${letter.toLowerCase()} = ${index + 1}`);
+    const number = (name) =>
+      el("td", { class: "number recomputed", "data-average": name }, short(entry(numbers[name], place)));
     return el(
       "tr",
       { class: set === own ? "own" : null, "aria-current": set === own ? "true" : null },
-      el("th", { scope: "row" }, el("span", { class: `swatch ${looks}`, style }), name),
+      el("th", { scope: "row" }, el("span", { class: `swatch ${looks}`, style }), at.join(", ") || words("all")),
       el("td", { class: "number" }, count(model.count(place).real)),
-      el("td", { class: "number recomputed", "data-average": "mean" }, short(entry(numbers.mean, place))),
-      member.centred &&
-        el("td", { class: "number recomputed", "data-average": "var" }, short(entry(numbers.var, place))),
+      number("mean"),
+      member.centred && number("var"),
     );
   });
+  const averaged = member.centred ? ["μ", "σ²"] : ["mean_square"];
+  const heads = model.remembers ? ["running_mean", "running_var"] : averaged;
+  const title = model.remembers ? "averages_kept" : member.centred ? "averages" : "averages_square";
   return el(
-    "details",
-    { class: "averages", open: list.length <= 8 },
-    el("summary", {}, words(member.centred ? "averages" : "averages_square", { n: averageCount(model) })),
-    el(
-      "div",
-      { class: "scroll" },
-      el(
-        "table",
-        { class: "facts" },
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col" }, words("set")),
-            el("th", { scope: "col" }, words("numbers")),
-            heads.map((head) => el("th", { scope: "col", "data-symbol": head }, head)),
-          ),
-        ),
-        el("tbody", {}, lines),
-      ),
-    ),
-    sets.size > lines.length &&
-      el("p", { class: "muted" }, words("showing", { shown: lines.length, total: sets.size })),
+    "figure",
+    { class: "averages" },
+    el("figcaption", {}, words(title, { n: averageCount(model) })),
+    table("", [words("set"), words("numbers"), ...heads], rows),
+    sets.size > rows.length && el("p", { class: "muted" }, words("showing", { shown: rows.length, total: sets.size })),
   );
 }
 
