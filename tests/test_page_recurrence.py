@@ -700,3 +700,18 @@ def test_lines_written_in_other_ways():
     assert data["scaled"] == "W"
     (valve,) = data["valves"]
     assert [term["gate_label"] for term in valve["terms"]] == ["zₜ", "1.0 − zₜ"]
+
+
+def test_inputs_and_layers_of_other_kinds():
+    with torch.inference_mode():
+        x = torch.randn(4, 1, 4)
+    for layer, given in (
+        (nn.RNN(4, 3), x),
+        (nn.RNN(4, 3).requires_grad_(False), torch.randn(4, 1, 4)),
+        (nn.GRU(4, 3).bfloat16(), torch.randn(4, 1, 4).bfloat16()),
+        (nn.GRU(4, 3), torch.nn.utils.rnn.pack_sequence([torch.randn(4, 4), torch.randn(2, 4)])),
+    ):
+        data = data_of(quietly(layer, given))
+        assert data["trouble"] is None
+        assert data["steps"] == 4
+        assert data["backward"]["checked"]["agrees"]
