@@ -295,9 +295,9 @@ def test_valves(browser, write):  # noqa: F811
     with opened(browser, path, "recurrence.step=3&recurrence.unit=2") as shown:
         first = shown.inner_text('[data-result="0"]')
         memory = Reference(report, {}).moments[4][1][0, 2]
-        assert agree(first.split("= ")[1], float(memory))
+        assert agree(first.split("= ")[1], memory.item())
         parts = [number(part.strip(" ()")) for part in re.split(r" \+ ", first.split(" = ")[0])]
-        assert sum(parts) == pytest.approx(float(memory), abs=2e-4)
+        assert sum(parts) == pytest.approx(memory.item(), abs=2e-4)
         assert shown.locator(".valve").count() == 3
     path, _ = write(nn.RNN(4, 3), SENTENCE)
     with opened(browser, path) as shown:
@@ -409,6 +409,9 @@ def test_folded_and_steps(browser, write):  # noqa: F811
             assert text.replace("  ", " ") in strip.replace("  ", " ")
         shown.locator("svg.strip .step").nth(3).click()
         assert "step=3" in shown.url
+        shown.hover('table.symbols tr[data-symbol="W"] th')
+        lit = "all => all.filter(node => node.classList.contains('lit')).map(node => node.dataset.symbol)"
+        assert shown.eval_on_selector_all("svg.strip .rail", lit) == ["W"]
         shown.click('[data-setting="folded"]')
         assert shown.locator("svg.strip .step").count() == 1
 
@@ -626,3 +629,89 @@ def test_hostile_settings(browser, write):  # noqa: F811
             shown.evaluate(SET, [hash])
             assert "undefined" not in shown.inner_text("#exhibit-0")
         assert "<b>driven</b>" not in json.dumps(shown.evaluate("document.body.innerHTML"))
+
+
+@pellucid.cell
+def in_many_ways(x, h, *, U, W, V, b=pellucid.zeros, c=pellucid.zeros, step: int = 1):
+    """Products, cuts and activations as others write them."""
+    a = x @ U
+    a = a + h @ W - b
+    i, z = torch.chunk(a, 2, -1)
+    z = z.sigmoid()
+    if step > 0:
+        i = torch.nn.functional.relu(i)
+    h = z * h + (1.0 - z) * (c - torch.sin(i) @ V.t()).tanh()
+    return h
+
+
+def row(data, source, step):
+    kind, which = source
+    if kind == "value":
+        rows = data["sites"][which]["rows"]
+        return rows[0 if len(rows) == 1 else step].double()
+    if kind == "number":
+        return torch.tensor([which], dtype=torch.float64)
+    if kind == "parameter":
+        return next(p["values"] for p in data["parameters"] if p["name"] == which).double()
+    return (data["states"] if kind == "state" else data["inputs"])[which]["rows"][step].double()
+
+
+def matrix(data, source):
+    return data["sites"][source[1]]["matrix"].double() if source[0] == "value" else row(data, source, 0)
+
+
+@pytest.mark.parametrize("cell", [*READY.values(), resonator, in_many_ways], ids=lambda cell: cell.source.name)
+def test_sums_and_valves_are_what_the_lines_compute(cell):
+    torch.manual_seed(4)
+    layer = cell(4, 3, **({"proj": 2} if cell.source.name == "lstm_projected" else {}))
+    data = data_of(quietly(layer, torch.randn(4, 1, 4)))
+    assert data["sums"]
+    for step in range(4):
+        for found in data["sums"]:
+            total = 0.0
+            for term in found["terms"]:
+                product = "left" in term
+                value = (
+                    row(data, term["left"], step) @ matrix(data, term["right"])
+                    if product
+                    else row(data, term["of"], step)
+                )
+                total = total + term["sign"] * value
+            torch.testing.assert_close(total, row(data, ["value", found["at"]], step), atol=1e-6, rtol=1e-5)
+        for valve in data["valves"]:
+            total = 0.0
+            for term in valve["terms"]:
+                value = row(data, term["gate"] if "gate" in term else term["of"], step)
+                if "gate" in term:
+                    assert ((value >= 0) & (value <= 1)).all()
+                    for operator, source, _ in term["others"]:
+                        value = value * row(data, source, step) if operator == "*" else value / row(data, source, step)
+                total = total + term["sign"] * value
+            torch.testing.assert_close(total, row(data, ["value", valve["at"]], step), atol=1e-6, rtol=1e-5)
+
+
+def test_lines_written_in_other_ways():
+    data = data_of(quietly(in_many_ways(4, 3), torch.randn(4, 1, 4)))
+    assert [[term["label"] for term in found["terms"]] for found in data["sums"]] == [
+        ["c", "sin(iₜ) Vᵀ"],
+        ["aₜ", "hₜ₋₁ W", "b"],
+        ["xₜ U"],
+    ]
+    assert data["scaled"] == "W"
+    (valve,) = data["valves"]
+    assert [term["gate_label"] for term in valve["terms"]] == ["zₜ", "1.0 − zₜ"]
+
+
+def test_inputs_and_layers_of_other_kinds():
+    with torch.inference_mode():
+        x = torch.randn(4, 1, 4)
+    for layer, given in (
+        (nn.RNN(4, 3), x),
+        (nn.RNN(4, 3).requires_grad_(False), torch.randn(4, 1, 4)),
+        (nn.GRU(4, 3).bfloat16(), torch.randn(4, 1, 4).bfloat16()),
+        (nn.GRU(4, 3), torch.nn.utils.rnn.pack_sequence([torch.randn(4, 4), torch.randn(2, 4)])),
+    ):
+        data = data_of(quietly(layer, given))
+        assert data["trouble"] is None
+        assert data["steps"] == 4
+        assert data["backward"]["checked"]["agrees"]

@@ -53,8 +53,8 @@ class Recurrence:
         self.solution, self.paper = self.layer.solution(), self.lines.paper()
         self.steps = self.sequence.steps
         with torch.no_grad():
-            self.weights = {name: value.detach() for name, value in self.layer.symbol_values().items()}
-        self.inputs = [self.sequence.x, *self.sequence.further]
+            self.weights = {name: value.detach().clone() for name, value in self.layer.symbol_values().items()}
+        self.inputs = [value.clone() for value in (self.sequence.x, *self.sequence.further)]  # no inference tensors
         self.sizes = self.solution.state_sizes(self.source)
         with torch.no_grad(), provided_by(Provider(False)):
             self._run()
@@ -71,12 +71,14 @@ class Recurrence:
             return value
 
         function = recording(self.lines, record) if self.lines.known else self.lines.function
-        states, outputs, values = list(self.sequence.states[0]), [], []
+        states, outputs, values = [state.clone() for state in self.sequence.states[0]], [], []
         self.states = [[state] for state in states]
         for step in range(self.steps):
             self.sites.clear()
             recorded.clear()
-            result = function(*self.sequence.inputs(step), *states, **self.weights, **self.layer.hyperparameters)
+            result = function(
+                *(value[step] for value in self.inputs), *states, **self.weights, **self.layer.hyperparameters
+            )
             output, new = split_result(self.source, result)
             states = list(new)
             values.append(list(recorded))
@@ -302,7 +304,7 @@ class Recurrence:
         if numbers * self.steps > WORK:
             return None, {"key": "no_time"}
         names = [s.name for s in (*self.source.inputs, *self.source.states)]
-        rows = [value[0] for value in self.inputs] + list(self.sequence.states[0])
+        rows = [value[0] for value in self.inputs] + [kept[0] for kept in self.states]
         given, numbers_, positional = dict(zip(names, rows, strict=True)), self.layer.hyperparameters, len(names)
         states = [s.name for s in self.source.states]
         wide = {name: value.expand(self.sizes[0], -1).contiguous() for name, value in given.items()}

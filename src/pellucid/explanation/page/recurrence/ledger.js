@@ -63,8 +63,8 @@ export function ledger(exhibit) {
   const wide = 260;
   const bar = (share, kind) => svg("svg", { width: wide, height: 16, viewBox: `0 0 ${wide} 16`, "aria-hidden": "true" },
     svg("rect", { class: kind, x: 0, y: 2, width: Math.max(1, wide * share), height: 12 }));
-  const row = (name, number, share, kind, key) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, bar(share, kind)),
-    el("td", { class: "number recomputed", "data-at": key }, count(number)));
+  const row = (name, number, share, kind, key) => el("tr", {}, el("th", { scope: "row" }, name),
+    el("td", { class: "number recomputed", "data-at": key }, count(number)), el("td", {}, bar(share, kind)));
   return el("div", { "data-source": length === data.steps ? "python" : "page" },
     el("p", {}, words("ledger_idea")),
     el("div", { class: "scroll" }, el("table", { class: "facts ledger", "data-grid": "ledger" },
