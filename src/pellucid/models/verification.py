@@ -115,7 +115,7 @@ class Trial:
         for mode, name in ((False, "eval"), (True, "train")):
             self.turn(False)
             try:
-                before = self._results(mode)
+                before = self.results(mode)
             except Exception as error:
                 if not mode:
                     raise
@@ -123,7 +123,7 @@ class Trial:
                 continue
             self.turn(True)
             try:
-                after = self._results(mode)
+                after = self.results(mode)
             except Exception as error:
                 raise VerificationError(
                     f"swap: with pellucid's layers the model fails in {name} mode, where it ran with torch.nn's: "
@@ -175,19 +175,19 @@ class Trial:
         self.turn(False)
         example = mapped(lambda x: x.double() if x.is_floating_point() else x, (self.positional, self.named))
         try:
-            return Trial(copy.deepcopy(self.model).double(), (), example)._results(mode)
+            return Trial(copy.deepcopy(self.model).double(), (), example).results(mode)
         except Exception:
             return None
         finally:
             self.turn(True)
 
-    def _results(self, training: bool) -> Results:
-        """The outputs, and the gradients of their sum along a ramp; no dropout acts."""
+    def results(self, training: bool) -> Results:
+        """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
         with _kept(self.model), _calm(self.model, training), torch.enable_grad():
             _seed()
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)
-            loss = _loss(outputs)
+            loss = ramp(outputs)
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if loss is not None and leaves else ()
         return Results([y.detach() for y in outputs], [g.detach() for g in gradients if g is not None])
 
@@ -212,7 +212,7 @@ class Trial:
         def step() -> None:
             with torch.set_grad_enabled(differentiable):
                 outputs = self._run()
-                loss = _loss(outputs) if differentiable else None
+                loss = ramp(outputs) if differentiable else None
                 if loss is not None:
                     torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
@@ -294,15 +294,15 @@ def difference(a: Tensor, b: Tensor, scale: float | None = None) -> float:
     return worst / scale if scale else worst
 
 
-def _loss(outputs: Sequence[Tensor]) -> Tensor | None:
-    """The sum along a ramp of all that has a gradient; None where nothing has."""
+def ramp(outputs: Sequence[Tensor]) -> Tensor | None:
+    """Return the sum along a ramp of all that has a gradient; None where nothing has."""
     total = None
     for y in outputs:
         if y.requires_grad:
             y = torch.view_as_real(y) if y.is_complex() else y
             wide = torch.promote_types(y.dtype, torch.float32)
-            ramp = torch.linspace(-1, 1, y.shape[-1] if y.ndim else 1, dtype=wide, device=y.device)
-            part = (y.to(wide) * ramp).sum()
+            along = torch.linspace(-1, 1, y.shape[-1] if y.ndim else 1, dtype=wide, device=y.device)
+            part = (y.to(wide) * along).sum()
             total = part if total is None else total + part
     return total
 
