@@ -25,7 +25,8 @@ def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None) -
     layers stay shared and tied, and a model that is itself such a layer becomes pellucid's too. Layers of a class of
     their own are left alone, even if it is a subclass of torch.nn's.
 
-    What differs afterwards: dropout draws other masks from the same generator, and results differ by rounding.
+    What differs afterwards: dropout draws other masks from the same generator, results differ by rounding, and
+    ``isinstance(layer, torch.nn.LSTM)`` no longer holds, nor for GRU and RNN; the other classes are torch.nn's too.
 
     Args:
         model: any model; it is changed.

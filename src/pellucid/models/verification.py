@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import random
 import statistics
 import time
@@ -162,7 +163,7 @@ class Trial:
         exact = None if dtype == "float64" else self._in_double(mode)
         if exact is not None:
             ours, theirs = after.differences(exact), before.differences(exact)
-            if ours.largest <= ROUNDING * theirs.largest:
+            if math.isfinite(theirs.largest) and ours.largest <= ROUNDING * theirs.largest:
                 return (
                     f"Rounding is large in {name} mode: from float64 torch.nn's layers differ, {theirs}, and "
                     f"pellucid's, {ours}."
