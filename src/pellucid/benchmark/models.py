@@ -18,7 +18,7 @@ from pellucid.benchmark.twins import RowSpeed
 from pellucid.benchmark.zoo import ZOO, ZooModel
 from pellucid.models import swap
 from pellucid.models.verification import Trial, mapped, ramp, tensors
-from pellucid.nn.component import Running, ran_by
+from pellucid.nn.component import Running
 
 FLOOR = 1.0  # of every model
 MEAN_FLOOR = 1.5  # of the geometric mean of all
@@ -60,7 +60,7 @@ class ModelRow:
         }
         found = times(sides, run.rounds, run.device)
         figures = (1e3 * limit, 1e3 * found["ours"], self.floor, 1e3 * found["torch"])
-        ran = ran_by(layer for layer in ours.modules() if isinstance(layer, Running))
+        ran = ", ".join(sorted({layer.backend for layer in ours.modules() if isinstance(layer, Running)} - {"auto"}))
         layers = f"{len(report.replaced)} of {len(report.replaced) + len(report.left)}"
         return ModelSpeed(self.name, ran, agreement, *figures, layers)
 
