@@ -14,13 +14,15 @@ from pellucid.benchmark import command, comparison, convolution, limit, networks
 from pellucid.benchmark.comparison import EXACT, Agreement, Failed, Run, Skipped
 from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING, ByHand, CausalRow, WindowedRow
 from pellucid.benchmark.limit import Rates, Work, measure_rates, work
-from pellucid.benchmark.networks import NETWORKS, TextCNN, TorchTextCNN, backends, lenet5
+from pellucid.benchmark.models import ModelRow, geometric_mean
+from pellucid.benchmark.networks import NETWORKS, TextCNN, TorchTextCNN, backends, lenet5, work_of
 from pellucid.benchmark.processes import FirstResultRow, MemoryRow, long_lstm, wide_dropout
 from pellucid.benchmark.recipe import RECIPE, Recipe, RecipeRow
 from pellucid.benchmark.rows import ROWS, LayerRow, agree_given_the_mask
 from pellucid.benchmark.speed import RECURRENT, SpeedRow
 from pellucid.benchmark.streaming import StreamingRow
 from pellucid.benchmark.twins import RowSpeed, makers, step, twins
+from pellucid.benchmark.zoo import Sized, ZooModel
 from pellucid.cli import main
 from pellucid.nn import cells
 
@@ -617,7 +619,7 @@ def test_the_work_of_a_training_step_leaves_the_gradient_of_the_pictures_out():
     network, examples = LENET.opponent(), LENET.examples("cpu")
     first, others = 28 * 28 * 6 * 25, 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
     before = [w.clone() for w in network.parameters()]
-    found = LENET.work(network, examples)
+    found = work_of(network, examples.step)
     assert found.flops == networks.LENET_BATCH * (4 * first + 6 * others)
     assert found.bytes == 4 * 4 * sum(w.numel() for w in before)
     assert all(map(torch.equal, network.parameters(), before))
@@ -660,3 +662,58 @@ def test_a_stream_that_forgets_has_no_figure(monkeypatch):
 
     monkeypatch.setattr(convolution.nn, "Conv1d", Forgetful)
     assert not CausalRow(2, 3, 4).measure(RUN).agreement.passed
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def small_model(**arguments):
+    layers = [torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Dropout(0.5), torch.nn.LayerNorm(5)]
+    return torch.nn.Sequential(*layers)
+
+
+def small_row(name="small", needs=None, floor=1e-6):
+    size = Sized({}, lambda: {"input": torch.randn(4, 6)})
+    return ModelRow(ZooModel(name, small_model, size, size, needs), floor)
+
+
+def test_a_model_is_measured_after_swap_and_compared_without_its_dropouts(monkeypatch, tmp_path):
+    path = tmp_path / "figures.json"
+    result = run(monkeypatch, [small_row()], "--rows", "small", "--check", "--json", str(path), suite="models")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(path.read_text(encoding="utf-8"))["figures"]["models"]
+    assert found["layers"] == "3 of 4"
+    assert found["agreement"]["difference"] <= EXACT
+    assert min(found["limit_ms"], found["ours_ms"], found["torch_ms"]) > 0
+    assert "3 of 4" in result.output
+    assert f"geometric mean of 1 models: {found['torch_ms'] / found['ours_ms']:.2f}× as fast" in result.output
+
+
+def test_a_model_that_differs_has_no_figure(monkeypatch):
+    right = nn.LayerNorm.forward
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: right(self, x) * (1 + 1e-8))
+    result = run(monkeypatch, [small_row()], suite="models")
+    assert result.exit_code == 1
+    assert "values or gradients differ" in result.output
+    assert "geometric mean" not in result.output
+
+
+def test_models_have_a_floor_each_and_one_together(monkeypatch):
+    monkeypatch.setattr(command, "MEAN_FLOOR", 1e9)
+    result = run(monkeypatch, [small_row(floor=1e8)], "--check", suite="models")
+    assert result.exit_code == 1
+    assert "1 of 1 rows fail" in result.output
+    assert "as fast as torch, the floor is 1e+08×" in result.output
+    assert "the floor of the geometric mean is 1e+09×" in result.output
+
+
+def test_a_model_whose_code_is_missing_is_left_out(monkeypatch):
+    result = run(monkeypatch, [small_row("far", "no_such_package"), small_row()], suite="models")
+    assert result.exit_code == 0, result.output
+    assert "left out: models: far: needs no_such_package: pip install no_such_package" in result.output
+
+
+def test_the_geometric_mean_is_that_of_the_factors():
+    figure = small_row().measure(RUN)
+    pair = [replace(figure, ours_ms=1.0, torch_ms=4.0), replace(figure, ours_ms=2.0, torch_ms=2.0)]
+    assert geometric_mean(pair) == pytest.approx(2)

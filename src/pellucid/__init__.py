@@ -1,10 +1,11 @@
 """pellucid: neural-network components written once, as formulas."""
 
-from pellucid.errors import FormulaError, PellucidWarning
+from pellucid.errors import FormulaError, PellucidWarning, VerificationError
 from pellucid.explanation import explain
 from pellucid.formula.draws import dropout, noise, zoneout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
 from pellucid.kernel.registry import backend
+from pellucid.models import restore, swap
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.cell import Cell, cell
 from pellucid.nn.row_formula import Layer, layer
@@ -14,6 +15,7 @@ __all__ = [
     "FormulaError",
     "Layer",
     "PellucidWarning",
+    "VerificationError",
     "backend",
     "cell",
     "constant",
@@ -24,6 +26,8 @@ __all__ = [
     "noise",
     "ones",
     "orthogonal",
+    "restore",
+    "swap",
     "uniform",
     "zeros",
     "zoneout",

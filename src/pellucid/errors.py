@@ -12,6 +12,10 @@ class FormulaError(ValueError):
     """A formula cannot be read, traced or given shapes; the message points into the author's own line."""
 
 
+class VerificationError(RuntimeError):
+    """A model does not compute the same with pellucid's layers; the text says by how much, and it has torch's again."""
+
+
 class PellucidWarning(UserWarning):
     """Something still works, but not in the way that was asked for (a fallback, say); the text names the cure."""
 

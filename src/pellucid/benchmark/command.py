@@ -22,6 +22,7 @@ import pellucid
 from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
 from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING
 from pellucid.benchmark.limit import measure_rates
+from pellucid.benchmark.models import MEAN_FLOOR, MODELS, ModelSpeed, geometric_mean
 from pellucid.benchmark.networks import NETWORKS
 from pellucid.benchmark.processes import FIRST_RESULT, MEMORY, ROWS_MEMORY
 from pellucid.benchmark.recipe import RECIPE
@@ -34,6 +35,7 @@ SUITES: dict[str, Sequence[Row]] = {
     "recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE],
     "rows": [*ROWS, *ROWS_MEMORY],
     "conv": [*CONVOLUTION, *NETWORKS, *POOLING, *FORMATS, *CAUSAL],
+    "models": MODELS,
 }
 PLAIN_WIDTH = 140  # columns where there is no terminal
 
@@ -55,8 +57,9 @@ def bench(
 ) -> None:
     """Time pellucid's layers beside torch.nn's and beside what the machine can do, in one run.
 
-    There are three suites: `recurrent`, which is the usual one; `rows`, layers without time: norms, dropout and
-    formulas of one's own; and `conv`, layers that read their input through windows: convolution and pooling.
+    There are four suites: `recurrent`, which is the usual one; `rows`, layers without time: norms, dropout and
+    formulas of one's own; `conv`, layers that read their input through windows: convolution and pooling; and `models`,
+    whole models as people have them.
 
     Every row first compares values and gradients with the opponent's in float64 and in the type that is measured,
     float32 unless the row says otherwise: Δ is the largest difference in float64, relative to the largest entry. A row
@@ -102,6 +105,14 @@ def bench(
     streaming     Inference one step at a time, the state carried; with torch.nn's layer the entries that the next
                   window reads are kept by hand.
 
+    The sections of `models`, of which there is one:
+
+    \b
+    models        A whole training step of a model after pellucid.swap(model), beside the model as it was: zero_grad,
+                  forward, loss, backward and SGD. Those of transformers, without weights, are left out where that
+                  is missing: pip install transformers. "12 of 31" layers were replaced. All outputs and gradients
+                  are compared, without dropouts; gradients relative to the largest entry of all of them.
+
     \b
     What is compared of a layer that throws coins:
       A run in float64 shows which entries are kept: those whose input has a gradient. How many they are must lie
@@ -122,7 +133,7 @@ def bench(
         FLOPs = 6 × multiply-accumulates of forward (a convolution's backward has twice as many; a pooling has none)
         bytes = 2 × those of x and y, and for a convolution those of x once more and 3 × those of the parameters
           (forward: x and parameters read, y written; backward: dy, x and parameters read, their gradients written)
-        training: FLOPs of all products and convolutions of a step, the gradient of the pictures left out
+        training, and models: FLOPs of all products and convolutions of a step, the gradient of the pictures left out
         bytes = 4 × those of the parameters (backward writes their gradient; SGD reads both and writes the parameters)
         streaming: FLOPs = 2 × multiply-accumulates of a step, bytes = those of x, y and the parameters
     Both rates are measured first, with the same threads, and stand below the tables. A share above 100% says that
@@ -138,6 +149,7 @@ def bench(
       pellucid bench rows --threads 2 --check
       pellucid bench rows --rows "speed dropout"
       pellucid bench conv --rows depthwise
+      pellucid bench models --check
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device cuda: torch finds no GPU here. Leave the option out to measure the CPU.")
@@ -169,9 +181,13 @@ def bench(
                 shortfall = f"values or gradients differ: {_differences(figure)}"
             if shortfall:
                 complaints.append(f"{section}: {figure.row}: {shortfall}")
+    speeds = [f for f in figures.get("models", ()) if isinstance(f, ModelSpeed) and f.agreement.passed]
+    mean = geometric_mean(speeds) if speeds else None
     where = machine(run)
     for table in tables(figures):
         console.print(table)
+    if mean is not None:
+        console.print(f"geometric mean of {len(speeds)} models: {mean:.2f}× as fast", highlight=False)
     for called, reason in left_out.items():
         console.print(f"left out: {called}: {reason}", highlight=False, markup=False)
     console.print(
@@ -183,8 +199,13 @@ def bench(
         written = {section: [asdict(f) for f in found] for section, found in figures.items()}
         content = {"machine": where, "rates": asdict(run.rates), "figures": written, "left out": left_out}
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    failed = f"{len(complaints)} of {len(rows)} rows fail"
+    if check and mean is not None and wanted is None and mean < MEAN_FLOOR:
+        complaints.append(
+            f"all models: {mean:.2f}× as fast as torch, the floor of the geometric mean is {MEAN_FLOOR:g}×"
+        )
     if complaints:
-        raise click.ClickException("\n  ".join([f"{len(complaints)} of {len(rows)} rows fail", *complaints]))
+        raise click.ClickException("\n  ".join([failed, *complaints]))
 
 
 def _pick(suite: str, wanted: str | None) -> list[Row]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import pellucid
 from pellucid.benchmark.limit import Rates
+from pellucid.timing import clock
 
 EXACT = 1e-10  # largest difference in float64, relative to the largest entry
 ROUNDING = 1e-4  # the same in float32; a cell that is chaotic may round as badly as its opponent, up to tenfold
@@ -162,18 +163,3 @@ def _calls(run: Callable[[], Any], device: str) -> int:
     while time.perf_counter() - begin < WARM_SECONDS:
         fastest = min(fastest, clock(run, device))
     return max(1, round(SAMPLE_SECONDS / fastest))
-
-
-def clock(run: Callable[[], Any], device: str, calls: int = 1) -> float:
-    """Seconds of one of several calls."""
-    _synchronise(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    _synchronise(device)
-    return (time.perf_counter() - start) / calls
-
-
-def _synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

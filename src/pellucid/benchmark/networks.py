@@ -58,7 +58,7 @@ class Examples:
             as_torch: see `NetworkRow`.
         """
         network = copy.deepcopy(network).eval()
-        optimizer = _sgd(network)
+        optimizer = sgd(network)
         with pellucid.backend(by):
             losses = torch.stack([self.step(network, optimizer) for _ in range(COMPARED_STEPS)])
         return [losses, *(as_torch(w.grad) for w in network.parameters() if w.grad is not None)]
@@ -93,29 +93,31 @@ class NetworkRow:
         ours, theirs = (network.to(run.device) for network in self.twins())
         examples = self.examples(run.device)
         agreement = agree(examples.train, ours, theirs, as_torch=self.as_torch)
-        limit = self.work(theirs, examples).seconds(run.rates)
+        limit = work_of(theirs, examples.step).seconds(run.rates)
         sides = {
-            "ours": functools.partial(examples.step, ours, _sgd(ours)),
-            "torch": functools.partial(examples.step, theirs, _sgd(theirs)),
+            "ours": functools.partial(examples.step, ours, sgd(ours)),
+            "torch": functools.partial(examples.step, theirs, sgd(theirs)),
         }
         found = times(sides, run.rounds, run.device)
         figures = (1e3 * limit, 1e3 * found["ours"], self.floor, 1e3 * found["torch"])
         return NetworkSpeed(self.name, backends(ours), agreement, *figures)
 
-    def work(self, network: torch.nn.Module, examples: Examples) -> Work:
-        """Count what a step cannot do without.
 
-        FLOPs: those of the matrix products and convolutions of a step, forward and backward, as torch counts them.
+def work_of(network: torch.nn.Module, step: Callable[[torch.nn.Module, torch.optim.Optimizer], Any]) -> Work:
+    """Count what a training step cannot do without.
 
-        Bytes: 4 × those of the parameters. Backward writes the gradient; SGD reads it and the parameter, and writes.
-        """
-        network = copy.deepcopy(network)
-        with FlopCounterMode(display=False) as counter:
-            examples.step(network, _sgd(network))
-        return Work(flops=counter.get_total_flops(), bytes=4 * sum(w.nbytes for w in network.parameters()))
+    FLOPs: those of the matrix products and convolutions of a step, forward and backward, as torch counts them.
+
+    Bytes: 4 × those of the parameters. Backward writes the gradient; SGD reads it and the parameter, and writes.
+    """
+    network = copy.deepcopy(network)
+    with FlopCounterMode(display=False) as counter:
+        step(network, sgd(network))
+    return Work(flops=counter.get_total_flops(), bytes=4 * sum(w.nbytes for w in network.parameters()))
 
 
-def _sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
+def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of the training steps."""
     return torch.optim.SGD(network.parameters(), lr=RATE)
 
 

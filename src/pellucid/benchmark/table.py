@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pellucid.benchmark.comparison import Figure
 from pellucid.benchmark.convolution import StepSpeed
+from pellucid.benchmark.models import ModelSpeed
 from pellucid.benchmark.networks import NetworkSpeed
 from pellucid.benchmark.processes import FirstResult, Memory
 from pellucid.benchmark.recipe import Recipe
@@ -59,6 +60,7 @@ ROWS: Columns = {
     "torch": lambda f: _time(f, f.torch_ms),
     "× torch": lambda f: _factor(f, f.torch_ms),
 }
+MODELS: Columns = {"layers": lambda f: f.layers, **ROWS}
 STREAMING: Columns = {
     "pellucid layer": lambda f: f"{f.ours_us:.1f}",
     "torch.nn layer": lambda f: f"{f.torch_nn_us:.1f}",
@@ -88,6 +90,7 @@ TABLES: Mapping[type, tuple[str, Columns]] = {
     Speed: ("forward + backward, float32, ms · share of the machine's limit", SPEED),
     RowSpeed: ("forward + backward, share of the machine's limit", ROWS),
     NetworkSpeed: ("a whole training step, float32, share of the machine's limit", ROWS),
+    ModelSpeed: ("a whole training step, float32, share of the machine's limit", MODELS),
     StepSpeed: ("inference one step at a time, batch 1, float32, share of the machine's limit", ROWS),
     Streaming: ("inference one step at a time, batch 1, float32, µs a step", STREAMING),
     FirstResult: ("seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),

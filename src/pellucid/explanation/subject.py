@@ -34,6 +34,7 @@ from pellucid.nn.conv_pool import ConvPooling
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
+from pellucid.nn.exchange import kind_of, name_of, twin_of
 from pellucid.nn.normalization import NormalizationFamily
 from pellucid.nn.row_formula import Layer
 from pellucid.nn.row_wise import RowWise
@@ -174,8 +175,8 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
     if twin is None:
         raise TypeError(_not_ours(layer))
     if twin is not layer:
-        name = type(layer).__name__
-        request.notes.append(request.texts("note.twin", theirs=f"torch.nn.{name}", ours=f"pellucid.nn.{name}"))
+        theirs, ours = name_of(kind_of(layer)), name_of(kind_of(twin))
+        request.notes.append(request.texts("note.twin", theirs=theirs, ours=ours))
     if request.inputs:
         first = request.inputs[0]
         request.inputs = (first if _is_text(first) else _tensor(first), *request.inputs[1:])
@@ -207,29 +208,6 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     if isinstance(request.layer, DropoutFamily) and len(shape) == 1:
         return torch.arange(1.0, shape[0] + 1)
     return known.draw(shape, request.seed)
-
-
-def twin_of(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """Build pellucid's layer of the same name, with the same arguments, weights and mode; None where there is none."""
-    kind = type(layer)
-    ours = vars(nn).get(kind.__name__)
-    if not kind.__module__.startswith("torch.nn.") or not isinstance(ours, type):
-        return None
-    arguments = {}
-    for name in known.parameters_of(ours):
-        value = getattr(layer, name, None)
-        if name == "bias" and not isinstance(value, bool):
-            value = value is not None
-        if name not in ("device", "dtype") and hasattr(layer, name):
-            arguments[name] = value
-    twin = ours(**arguments)
-    for weight in layer.parameters():
-        twin = twin.to(device=weight.device, dtype=weight.dtype)
-        break
-    twin.load_state_dict(layer.state_dict())
-    for theirs, own in zip(layer.parameters(), twin.parameters(), strict=True):
-        own.requires_grad_(theirs.requires_grad)
-    return twin.train(layer.training)
 
 
 def _is_text(value: Any) -> bool:

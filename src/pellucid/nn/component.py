@@ -27,12 +27,25 @@ class SymbolShape:
 
 
 class Running:
-    """A layer that says what ran it."""
+    """A layer that says what ran it, and what it has beside torch.nn's layer of its name.
+
+    ``added`` are the attributes that its objects have beside those of torch.nn's.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("_ran",)
 
     @property
     def backend(self) -> str:
         """The name of what ran the formula last ("torch": torch's own operators); before that, of what would."""
         return self.__dict__.get("_ran") or chosen_backend()
+
+    @property
+    def beyond_torch(self) -> str | None:
+        """The option in use that torch.nn's layer of this name lacks, as one writes it; None if there is none."""
+        return None
+
+    def _prepare(self) -> None:
+        """Set the attributes that a layer made by torch.nn's constructor lacks."""
 
     def _was_run_by(self, backend: str) -> None:
         self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set

@@ -103,6 +103,14 @@ class Convolution(Running, Windowed, _ConvNd):
             )
 
     @property
+    def beyond_torch(self) -> str | None:
+        """A padding that torch.nn does not have."""
+        if self.padding == "causal" or (self.padding == "same" and (self.transposed or max(self.stride) > 1)):
+            strided = f" with stride={self.stride}" if self.padding == "same" and not self.transposed else ""
+            return f"padding={self.padding!r}{strided}"
+        return f"padding_mode={self.padding_mode!r}" if self.transposed and self.padding_mode != "zeros" else None
+
+    @property
     def reach(self) -> tuple[int, ...]:
         """How many places a window spans along each axis, from its first entry to its last."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))

@@ -50,6 +50,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
         ValueError: p is no probability, or seed and generator are both given.
     """
 
+    added = (*Running.added, "seed", "generator", "_eager_calls", "_compiled_calls")
     entrywise = True  # whether the formula is one of x, draws and p, entry by entry
 
     def __init__(
@@ -142,6 +143,16 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
             SymbolShape("x", tuple(x.shape), axes, "dropout.input", False),
             SymbolShape("draws", shape, axes, "dropout.draws", False, facts),
         ]
+
+    @property
+    def beyond_torch(self) -> str | None:
+        """A seed or a generator of its own."""
+        if self.seed is not None:
+            return f"seed={self.seed}"
+        return None if self.generator is None else "generator="
+
+    def _prepare(self) -> None:
+        self.draw_from(None, None)
 
     def extra_repr(self) -> str:
         """Write the arguments as torch.nn does, and the seed if there is one."""

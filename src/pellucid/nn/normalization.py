@@ -149,6 +149,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     of BatchNorm or of small groups lie side by side, unless the input is so far from 0 that they would lose digits.
     """
 
+    added = (*Running.added, "_right")
     formula = staticmethod(normalize)
     centred = True  # whether the formula moves the input by its mean
     weight: Any

@@ -114,7 +114,7 @@ def weight_standardization(
             "would always be 0. Leave this layer out, or use weight_norm."
         )
     parametrize.register_parametrization(module, name, WeightStandardization(axis, weight.ndim, eps, groups))
-    return _copyable(module)
+    return copyable(module)
 
 
 # -- weight norm ------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def weight_norm(module: torch.nn.Module, name: str = "weight", dim: int | None =
     axis = None if dim is None else _output_axis(fault, module, weight, dim)
     parametrize.register_parametrization(module, name, WeightNorm(axis), unsafe=True)
     module.register_load_state_dict_pre_hook(functools.partial(_read_old_names, name))
-    return _copyable(module)
+    return copyable(module)
 
 
 def _read_old_names(name: str, module: torch.nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -348,7 +348,7 @@ def spectral_norm(
             "for weights that change slowly."
         )
     parametrize.register_parametrization(module, name, SpectralNorm(weight, n_power_iterations, axis, eps))
-    return _copyable(module)
+    return copyable(module)
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def _shape_text(module: torch.nn.Module, weight: Tensor) -> str:
 # both modules share that class, and removing a parametrization deletes the property for both; pickle is refused.
 
 
-def _copyable(module: torch.nn.Module) -> torch.nn.Module:
+def copyable(module: torch.nn.Module) -> torch.nn.Module:
     """Let copies of a parametrized module, and unpickled ones, have a class of their own."""
     kind: Any = type(module)
     for method in {"__deepcopy__", "__getstate__"} & vars(kind).keys():
@@ -433,4 +433,4 @@ def _rebuild(kind: type[torch.nn.Module], names: tuple[str, ...]) -> torch.nn.Mo
     for name in names:
         module.register_buffer(name, torch.empty(0))
         parametrize.register_parametrization(module, name, torch.nn.Identity(), unsafe=True)
-    return _copyable(module)
+    return copyable(module)

@@ -20,6 +20,8 @@ from pellucid.nn.sequence import SequenceLayer, State
 class _TorchLayout(SequenceLayer):
     """Parameters as torch.nn registers them: the formula's U is weight_ih transposed, b the sum of two biases."""
 
+    added = (*SequenceLayer.added, "cell", "_hyperparameters", "_solutions", "_keys")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._prepare()

@@ -1,0 +1,96 @@
+"""Training steps of whole models that `pellucid.swap` has given pellucid's layers, beside the models as they were."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pellucid.benchmark.comparison import Agreement, Run, Skipped, times
+from pellucid.benchmark.networks import sgd, work_of
+from pellucid.benchmark.twins import RowSpeed
+from pellucid.benchmark.zoo import ZOO, ZooModel
+from pellucid.models import swap
+from pellucid.models.verification import Trial, mapped, ramp, tensors
+from pellucid.nn.component import Running
+
+FLOOR = 1.0  # of every model
+MEAN_FLOOR = 1.5  # of the geometric mean of all
+
+
+@dataclass(frozen=True)
+class ModelSpeed(RowSpeed):
+    """A model before and after; ``layers`` is how many of its layers were replaced, "12 of 31"."""
+
+    layers: str
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model and the floor of its training step, for two CPU threads."""
+
+    section: ClassVar[str] = "models"
+    model: ZooModel
+    floor: float = FLOOR
+
+    @property
+    def name(self) -> str:
+        """How the line is called."""
+        return self.model.name
+
+    def measure(self, run: Run) -> ModelSpeed:
+        """Compare outputs and gradients, then time zero_grad, forward, loss, backward and SGD, both taking turns."""
+        if not self.model.is_here:
+            raise Skipped(f"needs {self.model.needs}: pip install {self.model.needs}")
+        theirs, inputs = self.model.make()
+        theirs, inputs = theirs.to(run.device), mapped(lambda x: x.to(run.device), inputs)
+        ours = copy.deepcopy(theirs)
+        report = swap(ours)
+        agreement = agree(ours, theirs, inputs)
+        limit = work_of(theirs, functools.partial(step, inputs)).seconds(run.rates)
+        sides = {
+            "ours": functools.partial(step, inputs, ours, sgd(ours)),
+            "torch": functools.partial(step, inputs, theirs, sgd(theirs)),
+        }
+        found = times(sides, run.rounds, run.device)
+        figures = (1e3 * limit, 1e3 * found["ours"], self.floor, 1e3 * found["torch"])
+        ran = ", ".join(sorted({layer.backend for layer in ours.modules() if isinstance(layer, Running)} - {"auto"}))
+        layers = f"{len(report.replaced)} of {len(report.replaced) + len(report.left)}"
+        return ModelSpeed(self.name, ran, agreement, *figures, layers)
+
+
+def agree(ours: torch.nn.Module, theirs: torch.nn.Module, inputs: dict[str, Tensor]) -> Agreement:
+    """Compare all outputs and gradients in train mode, dropouts off; gradients relative to the largest entry of all."""
+    exact, in_double = (
+        Trial(copy.deepcopy(model).double(), (), ((), _double(inputs))).results(training=True)
+        for model in (theirs, ours)
+    )
+    opponent, rounded = (Trial(model, (), ((), inputs)).results(training=True) for model in (theirs, ours))
+    return Agreement(*(results.differences(exact).largest for results in (in_double, rounded, opponent)))
+
+
+def step(inputs: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Train once."""
+    optimizer.zero_grad()
+    loss = ramp(list(tensors(model(**inputs))))
+    assert loss is not None
+    loss.backward()
+    optimizer.step()
+
+
+def geometric_mean(figures: Sequence[ModelSpeed]) -> float:
+    """How many times as fast the models are, as the geometric mean."""
+    return math.exp(sum(math.log(figure.factor) for figure in figures) / len(figures))
+
+
+def _double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+
+
+MODELS = [ModelRow(model) for model in ZOO]

@@ -1,0 +1,96 @@
+"""The command ``pellucid swap``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+EPILOG = """\b
+Examples
+  pellucid swap models.py:ResNet --input 1x3x224x224
+  pellucid swap models.py:ResNet --input 8x3x224x224 --eval --report swap.md
+  pellucid swap models.py:Tagger --input 4x60:int64:5000 --only encoder
+  pellucid swap models.py:build --input ids=4x60:int64:5000 --input mask=4x60:bool --report swap.json
+"""
+
+
+@click.command("swap", epilog=EPILOG)
+@click.argument("name", metavar="FILE.PY:MODEL")
+@click.option(
+    "--input",
+    "inputs",
+    metavar="[NAME=]SHAPE[:TYPE[:BELOW]]",
+    multiple=True,
+    help="What the model reads, of random numbers; once for each input. Integers are from 0 to BELOW - 1, default 2.",
+)
+@click.option("--only", metavar="PATH", multiple=True, help="Only a module and what is inside, or a pattern: 'enc.*'.")
+@click.option("--eval", "evaluate", is_flag=True, help="Time inference; by default a forward and backward pass.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides weights and inputs.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all of it to this file: JSON if it ends in .json, Markdown otherwise.",
+)
+def command(
+    name: str, inputs: tuple[str, ...], only: tuple[str, ...], evaluate: bool, seed: int, report: Path | None
+) -> None:
+    """Say which layers of a model pellucid replaces, whether it computes the same with them, and how fast.
+
+    FILE.PY:MODEL is a class or a function that is called without arguments and gives the model, or the model itself.
+    Without --input nothing is run: the layers are listed. In a program this is pellucid.swap(model, verify=example).
+    """
+    import torch  # takes a while to load; --help does without
+
+    from pellucid.models.swap import swap
+    from pellucid.nn.cell import load
+    from pellucid.recipes.command import console
+
+    torch.manual_seed(seed)
+    try:
+        if ".py:" not in name:
+            raise click.UsageError(f"{name!r}: name a file and what is in it, FILE.PY:MODEL")
+        found = load(name)
+        model = found if isinstance(found, torch.nn.Module) or not callable(found) else found()
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f"{name} gives {model!r}: name a torch.nn.Module, or what makes one")
+        example = parse_inputs(inputs)
+        done = swap(model.train(not evaluate), only or None, example)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if report is not None:
+        report.write_text(done.json() if report.suffix == ".json" else done.markdown(), encoding="utf-8")
+    console().print(done)
+
+
+def parse_inputs(texts: tuple[str, ...]) -> Any:
+    """Read what ``--input`` says: a tuple of tensors, a dict where they have names, None where there are none."""
+    if not texts:
+        return None
+    named = [text.partition("=") for text in texts if "=" in text]
+    if named and len(named) < len(texts):
+        raise click.UsageError("--input: give a name to all of the inputs, name=1x3x8x8, or to none")
+    if named:
+        return {name: parse_input(shape) for name, _, shape in named}
+    return tuple(map(parse_input, texts))
+
+
+def parse_input(text: str) -> Any:
+    """Draw a tensor of ``1x3x224x224``, ``4x60:int64:5000`` or ``4x60:bool``."""
+    import torch
+
+    shape, kind, below = (*text.split(":"), "", "")[:3]
+    dtype = getattr(torch, kind or "float32", None)
+    sizes = [part.strip() for part in shape.lower().replace("×", "x").split("x")]
+    if not all(size.isdecimal() for size in sizes) or not isinstance(dtype, torch.dtype) or text.count(":") > 2:
+        raise click.UsageError(
+            f"--input {text!r}: write a shape, 1x3x224x224, and where it is not of float32 the type, 4x60:int64, and "
+            f"the number that all integers are below, 4x60:int64:5000"
+        )
+    if below and not (below.isdecimal() and int(below) > 0):
+        raise click.UsageError(f"--input {text!r}: integers are drawn below a number from 1, not {below!r}")
+    size = [int(part) for part in sizes]
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(size, dtype=dtype)
+    return torch.randint(int(below or 2), size).to(dtype)

@@ -1,0 +1,172 @@
+"""What `pellucid.swap` and `pellucid.restore` did, in plain words: printed, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SHOWN = 4  # paths of a group that are printed
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that was exchanged: the paths of its places, more than one where it is shared, and both classes."""
+
+    paths: tuple[str, ...]
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that stayed as it was: the paths of its places, its class, and why."""
+
+    paths: tuple[str, ...]
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A model run on an example before and after.
+
+    Attributes:
+        outputs: the largest difference of an output, relative to the largest entry of that output.
+        gradients: the largest difference of a gradient, relative to the largest entry of all; None where nothing has
+            one.
+        tolerance: what both may be for ``dtype``, the coarsest type that takes part.
+        modes: in which modes they were compared, dropouts off.
+        notes: what could not be compared, and why.
+        timed: "forward + backward" or "forward".
+        before_ms: its median time with torch.nn's layers.
+        after_ms: the same with pellucid's.
+    """
+
+    outputs: float
+    gradients: float | None
+    tolerance: float
+    dtype: str
+    modes: tuple[str, ...]
+    notes: tuple[str, ...]
+    timed: str
+    before_ms: float
+    after_ms: float
+
+    @property
+    def factor(self) -> float:
+        """How many times as fast the model is afterwards."""
+        return self.before_ms / self.after_ms
+
+    def lines(self) -> list[str]:
+        """Write it as sentences."""
+        compared = f"Largest difference of an output {self.outputs:.1e}"
+        if self.gradients is not None:
+            compared += f", of a gradient {self.gradients:.1e}"
+        return [
+            f"{compared}, relative to the largest entry ({' and '.join(self.modes)} mode, dropouts off; {self.dtype} "
+            f"may differ by {self.tolerance:.0e}).",
+            *self.notes,
+            f"{self.timed.capitalize()}: {self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: "
+            f"{self.factor:.2f}× as fast (medians, taking turns).",
+        ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to a model's layers. ``print(report)`` shows it; rich prints it in its own width.
+
+    Attributes:
+        action: "swap" or "restore".
+        replaced: the layers that were exchanged.
+        left: those that were not. Modules that only hold others are not mentioned.
+        verification: the model before and after, where an example was given.
+    """
+
+    action: str
+    replaced: tuple[Replaced, ...]
+    left: tuple[Left, ...]
+    verification: Verification | None = None
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        whose = "pellucid's" if self.action == "swap" else "torch.nn's"
+        count = len(self.replaced)
+        stayed = f"{len(self.left)} left as {'it was' if len(self.left) == 1 else 'they were'}"
+        return f"{count} {'layer is' if count == 1 else 'layers are'} {whose} now, {stayed}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        found = {"summary": self.summary, **asdict(self)}
+        if self.verification is not None:
+            found["verification"]["factor"] = self.verification.factor
+        return found
+
+    def json(self) -> str:
+        """Write it as JSON."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def markdown(self) -> str:
+        """Write it as Markdown, with every path."""
+        lines = [f"# pellucid {self.action}", "", self.summary, ""]
+        if self.verification is not None:
+            lines += [*(f"- {line}" for line in self.verification.lines()), ""]
+        for title, header, rows in self._sections(None):
+            lines += [f"## {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+            lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
+            lines.append("")
+        return "\n".join(lines)
+
+    def __rich__(self) -> Any:
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[Any] = [Text(self.summary, style="bold")]
+        for title, header, rows in self._sections(SHOWN):
+            table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
+            for name in header:
+                table.add_column(name, justify="right" if name == "layers" else "left", overflow="fold")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            parts.append(table)
+        if self.verification is not None:
+            parts += map(Text, self.verification.lines())
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=120).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def _sections(self, shown: int | None) -> Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+        """The two tables that are not empty: title, header and a row for each class and reason."""
+        replaced = _grouped(((layer.before, layer.after), layer.paths) for layer in self.replaced)
+        left = _grouped(((layer.kind, layer.reason), layer.paths) for layer in self.left)
+        for title, header, groups in (
+            ("Replaced", ("before", "after", "layers", "where"), replaced),
+            ("Left", ("class", "why", "layers", "where"), left),
+        ):
+            if groups:
+                yield title, header, [(*key, str(len(paths)), _where(paths, shown)) for key, paths in groups.items()]
+
+
+def _grouped(
+    layers: Iterable[tuple[tuple[str, str], tuple[str, ...]]],
+) -> dict[tuple[str, str], list[tuple[str, ...]]]:
+    groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for key, paths in layers:
+        groups.setdefault(key, []).append(paths)
+    return groups
+
+
+def _where(layers: list[tuple[str, ...]], shown: int | None) -> str:
+    """The paths of several layers; those of a shared one with =."""
+    texts = [" = ".join(path or "(the model itself)" for path in paths) for paths in layers[:shown]]
+    return ", ".join([*texts, *(["..."] if len(texts) < len(layers) else [])])

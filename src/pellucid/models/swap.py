@@ -1,0 +1,119 @@
+"""The layers of a whole model exchanged: for pellucid's, and back for torch.nn's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pellucid.models.report import Left, Replaced, Report
+from pellucid.models.selection import Only, Selection, places
+from pellucid.nn.exchange import exchange, kind_of, name_of, obstacle, ours_of, torchs_of
+
+
+def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None) -> Report:
+    """Let every layer of torch.nn that pellucid has a layer of its own for become that one, in place.
+
+    ::
+
+        report = pellucid.swap(model, verify=example)
+        print(report)
+        pellucid.restore(model)
+
+    A layer changes its class and stays the same object: parameters, buffers, hooks, parametrizations, device, dtype,
+    mode, the names of state_dict and whatever has been set on it are untouched. So optimizers go on, shared and tied
+    layers stay shared and tied, and a model that is itself such a layer becomes pellucid's too. Layers of a class of
+    their own are left alone, even if it is a subclass of torch.nn's.
+
+    What differs afterwards: dropout draws other masks from the same generator, results differ by rounding, and
+    ``isinstance(layer, torch.nn.LSTM)`` no longer holds, nor for GRU and RNN; the other classes are torch.nn's too.
+
+    Args:
+        model: any model; it is changed.
+        only: which layers: a class (torch.nn's or pellucid's), the path of a module, which means all inside it too, a
+            pattern of paths ("encoder.*.norm"), a function of (path, layer), or several of these.
+        verify: an example of the model's input: a tensor, a tuple of positional or a dict of keyword arguments. With it
+            the model is run before and after, in eval and in train mode without its dropouts; outputs and gradients are
+            compared, and its time is taken: that of forward and backward in train mode, of forward in eval mode.
+            Parameters, gradients, buffers, mode and random generators are left as they were.
+
+    Returns:
+        What was replaced, what was left and why, and with ``verify`` the differences and times. It prints itself.
+
+    Raises:
+        VerificationError: outputs or gradients differ by more than rounding, or the model fails with pellucid's
+            layers; it has torch.nn's again.
+        TypeError: no model, or an ``only`` that says nothing. ValueError: a path in ``only`` that the model lacks.
+    """
+    found = places(_model(model, "swap"))
+    selection = Selection(only)
+    selection.check(found)
+    chosen, left = [], []
+    for layer, paths in found.items():
+        reason = _reason(layer)
+        if reason is None and ours_of(kind_of(layer)) is None:
+            continue
+        if not reason and not selection.admits(layer, paths):
+            reason = "only= leaves it out"
+        if reason:
+            left.append(Left(tuple(paths), name_of(kind_of(layer)), reason))
+        else:
+            chosen.append(layer)
+    replaced = _exchange(chosen, found)
+    if verify is None:
+        return Report("swap", replaced, tuple(left))
+    from pellucid.models.verification import verified
+
+    return Report("swap", replaced, tuple(left), verified(model, chosen, verify))
+
+
+def restore(model: torch.nn.Module) -> Report:
+    """Let every layer of pellucid's that torch.nn has under the same name become torch.nn's, in place.
+
+    The weights are those of now, and everything else stays, as in `pellucid.swap`: for an export, or for somebody
+    without pellucid. It does not matter how the model came to have pellucid's layers. Layers and options that torch.nn
+    does not have are left, and reported. A model whose own code calls layers with what torch.nn's do not take, such as
+    ``lengths=``, fails afterwards.
+
+    Returns:
+        What was replaced, and what was left and why.
+    """
+    found = places(_model(model, "restore"))
+    chosen, left = [], []
+    for layer, paths in found.items():
+        kind = kind_of(layer)
+        if not any(base.__module__.startswith("pellucid.") for base in kind.__mro__):
+            continue
+        reason = obstacle(layer)
+        if reason:
+            left.append(Left(tuple(paths), name_of(kind), reason))
+        else:
+            chosen.append(layer)
+    return Report("restore", _exchange(chosen, found), tuple(left))
+
+
+def _model(model: Any, function: str) -> torch.nn.Module:
+    if isinstance(model, torch.nn.Module):
+        return model
+    raise TypeError(f"{function}: a model is a torch.nn.Module, not {model!r}; of a class make an object: Model()")
+
+
+def _reason(layer: torch.nn.Module) -> str | None:
+    """Say why a layer is left alone; None for one that is not, and for a module that only holds others."""
+    kind = kind_of(layer)
+    if kind.__module__.startswith(("torch.nn.utils.", "pellucid.nn.parametrizations")):
+        return None  # what computes a weight is no layer
+    if kind.__module__.startswith("pellucid."):
+        return "pellucid's already"
+    related = any(ours_of(base) or torchs_of(base) for base in kind.__mro__)
+    holds = any(name != "parametrizations" for name, _ in layer.named_children())
+    return obstacle(layer) if related or not holds else None
+
+
+def _exchange(layers: list[torch.nn.Module], found: dict[torch.nn.Module, list[str]]) -> tuple[Replaced, ...]:
+    replaced = []
+    for layer in layers:
+        before = name_of(kind_of(layer))
+        exchange(layer)
+        replaced.append(Replaced(tuple(found[layer]), before, name_of(kind_of(layer))))
+    return tuple(replaced)

@@ -1,0 +1,762 @@
+"""Models whose layers become pellucid's and torch.nn's again: nothing else changes, and what differs is said."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import pack_sequence
+
+import pellucid
+from cases import ALL, Case
+from pellucid import nn
+from pellucid.models import verification
+from pellucid.models.verification import TOLERANCE, difference
+from recipe_commands import run
+
+SHARED = [  # torch.nn has it, with these arguments
+    pytest.param(case, id=case.name)
+    for case in ALL
+    if case.reference is None and not case.own and not case.call and hasattr(torch.nn, case.layer)
+]
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch):
+    monkeypatch.setattr(verification, "TIMED_SECONDS", 0)
+
+
+def first(result):
+    return result if isinstance(result, torch.Tensor) else first(result[0])
+
+
+def held(layer: torch.nn.Module):
+    """What a layer holds by itself, and the objects in it; a class may keep what ran it."""
+    return {name: id(value) for name, value in vars(layer).items()}
+
+
+class Tagger(torch.nn.Module):
+    """One layer of each kind, in every kind of container, one of them shared."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(11, 6)
+        self.norm = torch.nn.LayerNorm(6)
+        self.convolutions = torch.nn.ModuleList([torch.nn.Conv1d(6, 6, k, padding="same", groups=6) for k in (1, 3)])
+        self.parts = torch.nn.ModuleDict({"batch": torch.nn.BatchNorm1d(6), "drop": torch.nn.Dropout(p)})
+        self.rnn = torch.nn.LSTM(6, 5, 2, batch_first=True, dropout=p, bidirectional=True)
+        self.head = torch.nn.Sequential(torch.nn.Linear(10, 6), torch.nn.ReLU(), self.norm)
+        self.output = torch.nn.Linear(6, 11, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, ids):
+        x = self.norm(self.embedding(ids)).mT
+        x = sum(convolution(x) for convolution in self.convolutions)
+        x, _ = self.rnn(self.parts["drop"](self.parts["batch"](x)).mT)
+        return self.output(self.head(x))
+
+
+PATHS = {"norm", "convolutions.0", "convolutions.1", "parts.batch", "parts.drop", "rnn"}
+
+
+def tagger(p: float = 0.0, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return Tagger(p).to(dtype)
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+def classes(model):
+    return {path: type(module) for path, module in model.named_modules()}
+
+
+def train(model, optimizer, steps: int = 3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(ids()).flatten(0, 1), ids().flatten()).backward()
+        optimizer.step()
+
+
+# -- single layers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_every_layer_becomes_pellucids_and_torchs_again(case: Case):
+    torch.manual_seed(0)
+    layer = getattr(torch.nn, case.layer)(*case.args, **case.kwargs).double().eval()
+    x = case.input(torch.float64)
+    expected, before, text = first(layer(x.clone())), held(layer), repr(layer)
+    report = pellucid.swap(layer)
+    assert type(layer) is getattr(nn, case.layer)
+    assert [(r.paths, r.before, r.after) for r in report.replaced] == [
+        (("",), f"torch.nn.{case.layer}", f"pellucid.nn.{case.layer}")
+    ]
+    assert report.left == ()
+    torch.testing.assert_close(first(layer(x.clone())), expected)
+    assert repr(layer) == text
+    pellucid.restore(layer)
+    assert type(layer) is getattr(torch.nn, case.layer)
+    assert held(layer) == before
+    assert torch.equal(first(layer(x.clone())), expected)
+
+
+def test_every_class_of_the_namespace_is_replaced():
+    """A new layer of pellucid's with a name of torch.nn's is known to swap by itself."""
+    ours = {
+        n for n, kind in vars(nn).items() if isinstance(kind, type) and isinstance(getattr(torch.nn, n, None), type)
+    }
+    tested = {param.values[0].layer for param in SHARED}
+    assert ours == tested
+
+
+# -- whole models -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_computes_the_same_with_every_layer_in_place():
+    model, reference = tagger(), tagger()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    keys, original = list(model.state_dict()), classes(model)
+    report = pellucid.swap(model)
+    assert {path for layer in report.replaced for path in layer.paths} == {*PATHS, "head.2"}
+    assert [layer.paths for layer in report.replaced if len(layer.paths) > 1] == [("norm", "head.2")]
+    assert {layer.kind for layer in report.left} == {"torch.nn.Embedding", "torch.nn.Linear", "torch.nn.ReLU"}
+    assert all(type(model.get_submodule(path)).__module__.startswith("pellucid.") for path in PATHS)
+    assert model.norm is model.head[2]
+    assert model.output.weight is model.embedding.weight
+    assert all(value is parameters[name] for name, value in model.named_parameters())
+    assert all(value is buffers[name] for name, value in model.named_buffers())
+    assert list(model.state_dict()) == keys
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, reference))
+    train(model, optimizer)
+    train(reference, other)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-7, atol=1e-9)
+    pellucid.restore(model)
+    assert classes(model) == original
+    train(model, optimizer)  # the optimizer that was made with torch.nn's layers, and used with pellucid's, goes on
+    train(reference, other)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-7, atol=1e-9)
+
+
+def test_swap_again_says_that_nothing_is_left_to_do():
+    model = tagger()
+    pellucid.swap(model)
+    report = pellucid.swap(model)
+    assert report.replaced == ()
+    assert {path for left in report.left if left.reason == "pellucid's already" for path in left.paths} >= PATHS
+
+
+def test_hooks_of_all_kinds_go_on():
+    model, seen = tagger(), []
+
+    def note(kind):
+        return lambda module, *_, **__: seen.append((kind, type(module).__module__.split(".")[0]))
+
+    layer = model.rnn
+    layer.register_forward_pre_hook(note("pre"))
+    layer.register_forward_pre_hook(note("pre with kwargs"), with_kwargs=True)
+    layer.register_forward_hook(note("forward"))
+    layer.register_forward_hook(note("always"), always_call=True)
+    handle = layer.register_full_backward_hook(note("backward"))
+    layer.register_full_backward_pre_hook(note("backward pre"))
+    layer.register_state_dict_pre_hook(note("state pre"))
+    layer.register_load_state_dict_pre_hook(note("load pre"))
+    layer.register_load_state_dict_post_hook(note("load post"))
+    layer._register_state_dict_hook(note("state"))
+
+    def happenings():
+        seen.clear()
+        model(ids()).sum().backward()
+        model.load_state_dict(model.state_dict())
+        return list(seen)
+
+    before = happenings()
+    assert len({kind for kind, _ in before}) == 10
+    pellucid.swap(model)
+    assert happenings() == [(kind, "pellucid") for kind, _ in before]
+    pellucid.restore(model)
+    assert happenings() == before
+    handle.remove()
+    assert "backward" not in {kind for kind, _ in happenings()}
+
+
+def test_whatever_a_user_sets_stays():
+    model = tagger()
+    model.norm.note = {"lr": 3}
+    model.norm.weight.requires_grad_(False)
+    model.parts["batch"].eval()
+    pellucid.swap(model)
+    assert model.norm.note == {"lr": 3}
+    assert not model.norm.weight.requires_grad
+    assert not model.parts["batch"].training
+    assert model.norm.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dtype_and_device_stay(dtype):
+    model = tagger(dtype=dtype)
+    pellucid.swap(model)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    meta = tagger().to("meta")
+    pellucid.swap(meta)
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    pellucid.restore(meta)
+    assert type(meta.rnn) is torch.nn.LSTM
+
+
+# -- computed weights -------------------------------------------------------------------------------------------------
+
+
+def old(function, layer, name="weight"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return function(layer, name)
+
+
+COMPUTED = {
+    "weight_norm": lambda: parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3)),
+    "spectral_norm": lambda: parametrizations.spectral_norm(torch.nn.Conv1d(4, 6, 3)),
+    "orthogonal": lambda: parametrizations.orthogonal(torch.nn.Conv1d(4, 6, 1)),
+    "pellucid's weight_norm": lambda: nn.parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3)),
+    "two": lambda: parametrizations.weight_norm(parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3)), "bias"),
+    "of an LSTM": lambda: parametrizations.weight_norm(torch.nn.LSTM(5, 4), "weight_hh_l0"),
+    "old weight_norm": lambda: old(torch.nn.utils.weight_norm, torch.nn.Conv1d(4, 6, 3)),
+    "old spectral_norm": lambda: old(torch.nn.utils.spectral_norm, torch.nn.ConvTranspose1d(4, 6, 3)),
+    "old weight_norm of an LSTM": lambda: old(torch.nn.utils.weight_norm, torch.nn.LSTM(5, 4), "weight_hh_l0"),
+}
+
+
+@pytest.mark.parametrize("make", COMPUTED.values(), ids=COMPUTED)
+def test_computed_weights_are_computed_on(make):
+    torch.manual_seed(0)
+    layer = make().double().eval()
+    kind, x = type(layer), torch.randn(2, 4, 5, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+    expected = first(layer(x))
+    report = pellucid.swap(layer)
+    assert type(layer).__name__ == kind.__name__
+    assert isinstance(layer, getattr(nn, kind.__name__.removeprefix("Parametrized")))
+    assert report.left == ()
+    torch.testing.assert_close(first(layer(x)), expected)
+    with torch.no_grad():
+        for value in parameters.values():
+            value.mul_(1.5)
+    assert all(value is parameters[name] for name, value in layer.named_parameters())
+    changed = first(layer(x))
+    assert not torch.allclose(changed, expected)
+    pellucid.restore(layer)
+    assert type(layer).__mro__[-2:] == kind.__mro__[-2:]
+    assert not isinstance(layer, getattr(nn, kind.__name__.removeprefix("Parametrized")))
+    torch.testing.assert_close(first(layer(x)), changed)
+    assert list(layer.state_dict()) == list(make().state_dict())
+
+
+def test_a_parametrization_is_removed_from_either_kind():
+    model = torch.nn.Sequential(parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3)))
+    twin = copy.deepcopy(model)  # torch lets both share a class
+    pellucid.swap(model)
+    assert not isinstance(twin[0], nn.Conv1d)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is nn.Conv1d
+    assert parametrize.is_parametrized(twin[0])
+    pellucid.swap(twin)
+    pellucid.restore(twin)
+    parametrize.remove_parametrizations(twin[0], "weight")
+    assert type(twin[0]) is torch.nn.Conv1d
+
+
+# -- what is left -----------------------------------------------------------------------------------------------------
+
+
+class OwnNorm(torch.nn.LayerNorm):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class OwnGRU(nn.GRU):
+    pass
+
+
+class Scale(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def replaced_forward():
+    layer = torch.nn.LayerNorm(3)
+    layer.forward = lambda x: x
+    return layer
+
+
+def with_attribute(name):
+    layer = torch.nn.Dropout(0.3)
+    setattr(layer, name, 7)
+    return layer
+
+
+LEFT = {
+    "a subclass of torch.nn.LayerNorm": lambda: OwnNorm(3),
+    "a subclass of pellucid.nn.GRU": lambda: OwnGRU(3, 3),
+    "pellucid has no layer of its own": lambda: torch.nn.Linear(3, 3),
+    "not a layer of torch.nn": Scale,
+    "no shape yet": lambda: torch.nn.LazyBatchNorm1d(),
+    "TorchScript": lambda: torch.jit.trace(torch.nn.LayerNorm(3), torch.ones(2, 3)),
+    "method forward was replaced": replaced_forward,
+    "'seed', set on the object": lambda: with_attribute("seed"),
+    "'formula', set on the object": lambda: with_attribute("formula"),
+}
+
+
+@pytest.mark.parametrize(("reason", "make"), LEFT.items(), ids=LEFT)
+def test_what_is_left_and_why(reason, make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = make()
+    model = torch.nn.Sequential(torch.nn.LayerNorm(3), layer)
+    kind, before = type(layer), held(layer)
+    report = pellucid.swap(model)
+    assert [r.paths for r in report.replaced] == [("0",)]
+    (left,) = report.left
+    assert left.paths == ("1",)
+    assert reason in left.reason
+    assert type(layer) is kind
+    assert held(layer) == before
+
+
+BEYOND = {
+    "padding='causal'": lambda: nn.Conv1d(2, 2, 3, padding="causal"),
+    "padding='same' with stride=(2,)": lambda: nn.Conv1d(2, 2, 3, stride=2, padding="same"),
+    "padding='same'": lambda: nn.ConvTranspose2d(2, 2, 3, padding="same"),
+    "padding_mode='circular'": lambda: nn.ConvTranspose1d(2, 2, 3, padding_mode="circular"),
+    "seed=5": lambda: nn.Dropout(seed=5),
+    "generator=": lambda: nn.Dropout2d(generator=torch.Generator()),
+    "torch.nn has no such layer": lambda: nn.DropPath(0.1),
+    "a subclass of pellucid.nn.GRU": lambda: OwnGRU(3, 3),
+}
+
+
+@pytest.mark.parametrize(("reason", "make"), BEYOND.items(), ids=BEYOND)
+def test_restore_leaves_what_torch_does_not_have(reason, make):
+    model = torch.nn.Sequential(make(), nn.Conv1d(2, 2, 3, padding="same"), nn.Dropout(), torch.nn.Linear(2, 2))
+    kind = type(model[0])
+    report = pellucid.restore(model)
+    assert [r.paths for r in report.replaced] == [("1",), ("2",)]
+    assert type(model[1]) is torch.nn.Conv1d
+    (left,) = report.left
+    assert reason in left.reason
+    assert type(model[0]) is kind
+
+
+def test_layers_made_as_pellucids_become_torchs():
+    torch.manual_seed(0)
+    layer, x = nn.LSTM(3, 4, bidirectional=True).double(), torch.randn(5, 2, 3).double()
+    expected = first(layer(x))
+    fresh = torch.nn.LSTM(3, 4, bidirectional=True).double()
+    pellucid.restore(layer)
+    assert type(layer) is torch.nn.LSTM
+    assert vars(layer).keys() == vars(fresh).keys()
+    torch.testing.assert_close(first(layer(x)), expected)
+
+
+def test_a_module_that_holds_its_own_parent_is_no_trap():
+    model = tagger()
+    model.norm.parent = model
+    assert {path for layer in pellucid.swap(model).replaced for path in layer.paths} == {*PATHS, "head.2"}
+
+
+# -- only -------------------------------------------------------------------------------------------------------------
+
+ONLY = [
+    (torch.nn.LSTM, {"rnn"}),
+    (nn.LSTM, {"rnn"}),
+    (torch.nn.modules.batchnorm._BatchNorm, {"parts.batch"}),
+    ("parts", {"parts.batch", "parts.drop"}),
+    ("convolutions.1", {"convolutions.1"}),
+    ("*.1", {"convolutions.1"}),
+    ("head.2", {"norm"}),  # the second place of the shared one
+    (lambda path, layer: getattr(layer, "bias", None) is not None, PATHS - {"parts.drop"}),
+    ([torch.nn.LSTM, "parts.drop"], {"rnn", "parts.drop"}),
+    ([], set()),
+]
+
+
+@pytest.mark.parametrize(("only", "wanted"), ONLY)
+def test_only(only, wanted):
+    model = tagger()
+    report = pellucid.swap(model, only=only)
+    assert {layer.paths[0] for layer in report.replaced} == wanted
+    assert {left.paths[0] for left in report.left if left.reason == "only= leaves it out"} == PATHS - wanted
+    assert type(model.rnn) is (nn.LSTM if "rnn" in wanted else torch.nn.LSTM)
+
+
+def test_what_cannot_be_meant_is_refused():
+    model = tagger()
+    with pytest.raises(ValueError, match=r"'encodr' fits no module.*convolutions\.0"):
+        pellucid.swap(model, only=["norm", "encodr"])
+    with pytest.raises(TypeError, match="not 7"):
+        pellucid.swap(model, only=[7])
+    with pytest.raises(TypeError, match="not 7"):
+        pellucid.swap(model, only=7)
+    with pytest.raises(TypeError, match=r"swap: a model .*Model\(\)"):
+        pellucid.swap(Tagger)
+    with pytest.raises(TypeError, match="restore: a model"):
+        pellucid.restore(None)
+    assert type(model.norm) is torch.nn.LayerNorm
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": saved}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_of_a_swapped_model_is_restored_by_itself(copied):
+    model = tagger()
+    original = classes(model)
+    pellucid.swap(model)
+    train(model, torch.optim.SGD(model.parameters(), 0.1))
+    twin = copied(model)
+    expected = model.eval()(ids())
+    torch.testing.assert_close(twin.eval()(ids()), expected)
+    pellucid.restore(twin)
+    assert classes(twin) == original
+    assert type(model.rnn) is nn.LSTM
+    torch.testing.assert_close(twin(ids()), expected)
+    assert twin.output.weight is twin.embedding.weight
+    fresh = tagger().eval()
+    fresh.load_state_dict(twin.state_dict())
+    assert torch.equal(fresh(ids()), twin(ids()))
+
+
+def test_a_state_dict_of_either_kind_is_loaded():
+    model, other = tagger(), tagger()
+    pellucid.swap(model)
+    train(other, torch.optim.SGD(other.parameters(), 0.1))
+    model.load_state_dict(other.state_dict())
+    pellucid.restore(model)
+    assert torch.equal(model.eval()(ids()), other.eval()(ids()))
+
+
+def test_a_compiled_model_notices():
+    model = tagger().eval()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        expected = compiled(ids())
+        report = pellucid.swap(compiled)
+        assert ("_orig_mod.rnn",) in [layer.paths for layer in report.replaced]
+        torch.testing.assert_close(compiled(ids()), expected)
+        assert type(model.rnn) is nn.LSTM
+        pellucid.restore(model)
+        torch.testing.assert_close(compiled(ids()), expected)
+
+
+# -- verification -----------------------------------------------------------------------------------------------------
+
+
+def test_a_verified_model_is_as_it_was():
+    model = tagger(0.3, torch.float32)
+    model.rnn.eval()
+    model(ids()).sum().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    objects = {name: id(value) for name, value in model.state_dict(keep_vars=True).items()}
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    modes = {path: module.training for path, module in model.named_modules()}
+    random.seed(4)
+    np.random.seed(4)
+    torch.manual_seed(4)
+    report = pellucid.swap(model, verify=ids())
+    drawn = random.random(), np.random.random(), float(torch.rand(()))
+    random.seed(4)
+    np.random.seed(4)
+    torch.manual_seed(4)
+    assert drawn == (random.random(), np.random.random(), float(torch.rand(())))
+    assert {path: module.training for path, module in model.named_modules()} == modes
+    assert {name: id(value) for name, value in model.state_dict(keep_vars=True).items()} == objects
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, grads[name]), name
+    assert model.parts["drop"].p == model.rnn.dropout == 0.3
+    assert type(model.rnn) is nn.LSTM
+    check = report.verification
+    assert check is not None
+    assert check.modes == ("eval", "train")
+    assert check.notes == ()
+    assert 0 < check.outputs < check.tolerance == TOLERANCE[torch.float32]
+    assert check.gradients is not None
+    assert 0 < check.gradients < check.tolerance
+    assert check.timed == "forward + backward"
+    assert check.factor == check.before_ms / check.after_ms > 0
+
+
+def test_in_eval_the_forward_pass_is_timed():
+    check = pellucid.swap(tagger().eval(), verify=ids()).verification
+    assert check is not None
+    assert check.timed == "forward"
+    assert check.outputs < 1e-12
+    assert check.gradients is not None
+    assert check.gradients < 1e-12
+
+
+class Reads(torch.nn.Module):
+    """Takes inputs of every structure, and gives a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.GRU(3, 4)
+        self.norm = torch.nn.LayerNorm(4)
+
+    def forward(self, x, scale=1.0, more=()):
+        y, h = self.rnn(x)
+        h = self.norm(h) * scale
+        for part in more:
+            h = h + part
+        return {"y": y, "state": [h, (h > 0, None, "words")]}
+
+
+EXAMPLES = [
+    torch.randn(5, 2, 3),
+    (torch.randn(5, 2, 3), torch.tensor(2.0)),
+    {"x": torch.randn(5, 2, 3), "more": [torch.ones(4), torch.zeros(4)]},
+    pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]),
+    (pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]), 3.0),
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["tensor", "tuple", "dict", "packed", "packed and number"])
+def test_examples_of_every_structure(example):
+    check = pellucid.swap(Reads(), verify=example).verification
+    assert check is not None
+    assert check.gradients is not None
+    assert max(check.outputs, check.gradients) < 1e-5
+
+
+def wrong_by(amount, monkeypatch):
+    right = nn.LayerNorm.forward
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: right(self, x) * (1 + amount))
+
+
+def test_a_difference_is_refused_and_undone(monkeypatch):
+    model = tagger(dtype=torch.float32)
+    original = classes(model)
+    wrong_by(1e-3, monkeypatch)
+    with pytest.raises(pellucid.VerificationError, match=r"an output by 1\.\de-03.*float32 may differ by 1e-04.*only="):
+        pellucid.swap(model, verify=ids())
+    assert classes(model) == original
+    pellucid.swap(model, only=torch.nn.LSTM, verify=ids())  # without the layer at fault
+
+
+def test_a_wrong_gradient_is_refused(monkeypatch):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return 1.01 * dy
+
+    right = nn.LayerNorm.forward
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: Wrong.apply(right(self, x)))
+    model = tagger()
+    with pytest.raises(pellucid.VerificationError, match=r"an output by \d\.\de-1\d and a gradient by \d\.\de-0[23]"):
+        pellucid.swap(model, verify=ids())
+    assert type(model.norm) is torch.nn.LayerNorm
+
+
+def test_what_is_only_rounding_is_let_through_and_told(monkeypatch):
+    class Cancels(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(6)
+
+        def forward(self, x):
+            y = self.norm(x)
+            return (y + 1e5) - 1e5
+
+    model = Cancels()
+    check = pellucid.swap(model, verify=torch.randn(9, 6)).verification
+    assert check is not None
+    assert check.notes == ()  # the same rounding on both sides
+    pellucid.restore(model)
+    wrong_by(1e-3, monkeypatch)  # less than what cancels, so it cannot be told from rounding in float32
+    check = pellucid.swap(model, verify=torch.randn(9, 6)).verification
+    assert check is not None
+    assert check.outputs > check.tolerance
+    assert "Rounding is large in eval mode: from float64 torch.nn's layers differ, an output by" in check.notes[0]
+    pellucid.restore(model)
+    with pytest.raises(pellucid.VerificationError, match="float64 may differ"):
+        pellucid.swap(model.double(), verify=torch.randn(9, 6).double())
+
+
+def test_whole_numbers_that_change_are_no_rounding(monkeypatch):
+    class Decides(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(6)
+
+        def forward(self, x):
+            return self.norm(x).round().long()
+
+    x = torch.randn(9, 6)
+    check = pellucid.swap(Decides(), verify=x).verification
+    assert check is not None
+    assert (check.outputs, check.gradients, check.timed) == (0, None, "forward")
+    wrong_by(0.5, monkeypatch)
+    with pytest.raises(pellucid.VerificationError, match="an output by inf"):
+        pellucid.swap(Decides(), verify=x)
+
+
+def test_a_failure_with_pellucids_layers_is_told_and_undone(monkeypatch):
+    def fails(self, x):
+        raise RuntimeError("cannot")
+
+    monkeypatch.setattr(nn.LayerNorm, "forward", fails)
+    model = tagger()
+    with pytest.raises(pellucid.VerificationError, match=r"fails in eval mode.*: cannot"):
+        pellucid.swap(model, verify=ids())
+    assert type(model.norm) is torch.nn.LayerNorm
+
+
+def test_an_example_that_does_not_fit_is_the_models_own_error():
+    model = tagger()
+    with pytest.raises(IndexError):
+        pellucid.swap(model, verify=ids() + 20)
+    assert type(model.norm) is torch.nn.LayerNorm
+    assert model.training
+
+
+def test_a_mode_in_which_the_model_fails_is_said():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    check = pellucid.swap(model, verify=torch.randn(1, 3)).verification
+    assert check is not None
+    assert check.modes == ("eval",)
+    assert "more than 1 value per channel" in check.notes[0]
+    assert check.timed == "forward"
+
+
+def test_what_a_model_draws_itself_is_drawn_alike():
+    class Noisy(Tagger):
+        def forward(self, ids):
+            noise = torch.randn(()) + random.random() + np.random.random()
+            return torch.nn.functional.dropout(super().forward(ids), 0.5, self.training) * float(noise)
+
+    check = pellucid.swap(Noisy(0.3).double(), verify=ids()).verification
+    assert check is not None
+    assert check.modes == ("eval", "train")
+    assert check.outputs < 1e-12
+
+
+def test_differences():
+    a = torch.tensor([1.0, -4.0, float("inf"), float("nan")])
+    assert difference(a, a) == 0
+    assert difference(a + torch.tensor([1.0, 0, 0, 0]), a) == 0.25
+    assert difference(a.neg().abs(), a) == 2
+    assert difference(a.neg(), a) == float("inf")  # of another infinity
+    assert difference(a.nan_to_num(), a) == float("inf")
+    assert difference(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
+    assert difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == float("inf")
+    assert difference(torch.ones(2), torch.ones(3)) == float("inf")
+    assert difference(torch.zeros(0), torch.zeros(0)) == 0
+
+
+# -- the report and the command ---------------------------------------------------------------------------------------
+
+
+def test_the_report_says_it_in_words(monkeypatch):
+    report = pellucid.swap(tagger(dtype=torch.float32), verify=ids(), only=["norm", "rnn"])
+    text, markdown, found = str(report), report.markdown(), json.loads(report.json())
+    for words in (
+        "2 layers are pellucid's now, 8 left as they were.",
+        "torch.nn.LayerNorm",
+        "norm = head.2",
+        "only= leaves it out",
+        "pellucid has no layer of its own for it",
+        "float32 may differ by 1e-04",
+        "Forward + backward:",
+        "× as fast",
+    ):
+        assert words in text, words
+        assert words in markdown, words
+    assert "| torch.nn.LSTM | pellucid.nn.LSTM | 1 | rnn |" in markdown
+    assert found["replaced"][1] == {"paths": ["rnn"], "before": "torch.nn.LSTM", "after": "pellucid.nn.LSTM"}
+    assert found["verification"]["factor"] > 0
+    assert max(map(len, text.splitlines())) <= 120
+    one = pellucid.swap(torch.nn.LayerNorm(3))
+    assert "1 layer is pellucid's now, 0 left as they were." in str(one)
+    assert "(the model itself)" in str(one)
+
+
+MODELS = """
+import torch
+
+class Net(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Embedding(50, 4), torch.nn.LayerNorm(4), torch.nn.Dropout(0.1))
+
+net = Net()
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4)
+
+    def forward(self, x, mask):
+        return torch.where(mask, self.norm(x), 0)
+"""
+
+
+def test_the_command(tmp_path):
+    file = tmp_path / "swapped.py"
+    file.write_text(MODELS)
+    result = run("swap", f"{file}:Net", "--input", "2x3:int64:50", "--report", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "2 layers are pellucid's now" in result.output
+    assert "Forward + backward" in result.output
+    assert json.loads((tmp_path / "r.json").read_text())["verification"]["modes"] == ["eval", "train"]
+    result = run("swap", f"{file}:net", "--only", "1", "--report", tmp_path / "r.md")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "r.md").read_text().startswith("# pellucid swap\n\n1 layer is pellucid's now")
+    result = run("swap", f"{file}:Two", "--input", "x=2x3x4", "--input", "mask=2x3x1:bool", "--eval")
+    assert result.exit_code == 0, result.output
+    assert "Forward: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("swapped.py:Net", "--input", "2x"), "write a shape, 1x3x224x224"),
+        (("swapped.py:Net", "--input", "2x3:int65"), "4x60:int64"),
+        (("swapped.py:Net", "--input", "2x3:int64:0"), "below a number from 1"),
+        (("swapped.py:Two", "--input", "x=2x3x4", "--input", "2x3x1"), "a name to all"),
+        (("swapped.py:Net", "--only", "encoder"), "fits no module"),
+        (("swapped.py:torch",), "name a torch.nn.Module"),
+        (("swapped.py:Nut",), "has no 'Nut'"),
+        (("missing.py:Net",), "no such file"),
+        (("Net",), "FILE.PY:MODEL"),
+    ],
+)
+def test_the_command_says_what_cannot_be_used(tmp_path, monkeypatch, arguments, words):
+    (tmp_path / "swapped.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    result = run("swap", *arguments)
+    assert result.exit_code in (1, 2)
+    assert words in " ".join(result.output.split())
+    assert "Traceback" not in result.output
