@@ -571,3 +571,13 @@ def test_errors(arguments, options, error, words):
         quietly(*arguments, **options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_an_empty_batch_is_refused_in_words():
+    with pytest.raises(ValueError, match="time 2, batch 0, features 4.*no sequence"):
+        quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
+
+
+def test_a_layer_without_bias_counts_none():
+    report = quietly(nn.GRU(4, 3, bias=False), torch.zeros(2, 1, 4))
+    assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]

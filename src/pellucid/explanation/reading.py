@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from pellucid.errors import label, shape_text
 from pellucid.explanation.cost import NOTHING, Tally, count
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.request import Request, in_eval
@@ -216,6 +217,9 @@ def _cut(
 def _first(layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None, lengths: Any) -> Sequence_:
     """Pick the first sequence; ``read`` are x, output and further inputs, (steps, batch, features)."""
     x, output, *further = read
+    if not x.shape[1]:
+        shape = shape_text(x.shape, ("time", "batch", "features"))
+        raise ValueError(f"explain: {label(layer)} was given {shape}: no sequence that could be worked out. Give one.")
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     if states is None:
         sizes = layer.solution().state_sizes(layer.cell.source)

@@ -83,12 +83,12 @@ class RecurrentExplained:
     def torch_twin(self) -> torch.nn.Module:
         """Return torch's layer of the same kind and sizes, without storage."""
         layer, name = self.layer, TWINS[self.source.name]
-        sizes = (layer.input_size, layer.hidden_size)
+        sizes, bias = (layer.input_size, layer.hidden_size), getattr(layer, "bias", True)
         if isinstance(layer, torch.nn.RNNCellBase):
-            return getattr(torch.nn, name + "Cell")(*sizes, device="meta")
+            return getattr(torch.nn, name + "Cell")(*sizes, bias, device="meta")
         options = {"proj_size": layer.solution().sizes["proj"]} if self.source.name == "lstm_projected" else {}
-        bidirectional = layer.bidirectional
-        return getattr(torch.nn, name)(*sizes, layer.num_layers, bidirectional=bidirectional, device="meta", **options)
+        options |= {"bias": bias, "bidirectional": layer.bidirectional}
+        return getattr(torch.nn, name)(*sizes, layer.num_layers, device="meta", **options)
 
     # -- words --------------------------------------------------------------------------------------------------
 
