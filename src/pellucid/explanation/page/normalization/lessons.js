@@ -253,7 +253,7 @@ export function backward(exhibit, model) {
       if (!numbers.d_x) return text(words("backward_unknown"));
       const sharing = new Set(model.shares(place).map(String));
       const parts = [
-        text(words("backward_main")),
+        text(words(model.member.centred ? "backward_main" : "backward_main_square")),
         multiples(data, {
           key: "gradient",
           label: "∂L/∂x",
