@@ -398,6 +398,12 @@ def test_only(only, wanted):
     assert type(model.rnn) is (nn.LSTM if "rnn" in wanted else torch.nn.LSTM)
 
 
+def test_only_a_module_of_the_model():
+    model = tagger()
+    report = pellucid.swap(model, only=[model.parts, model.rnn])
+    assert {layer.paths[0] for layer in report.replaced} == {"parts.batch", "parts.drop", "rnn"}
+
+
 def test_what_cannot_be_meant_is_refused():
     model = tagger()
     with pytest.raises(ValueError, match=r"'encodr' fits no module.*convolutions\.0"):

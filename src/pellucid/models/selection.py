@@ -11,7 +11,8 @@ import torch
 from pellucid.nn.exchange import Kind, kind_of, ours_of
 
 Predicate: TypeAlias = Callable[[str, torch.nn.Module], bool]
-Only: TypeAlias = Predicate | Kind | str | Iterable[Predicate | Kind | str]
+Rule: TypeAlias = Predicate | Kind | str | torch.nn.Module
+Only: TypeAlias = Rule | Iterable[Rule]
 
 
 def places(model: torch.nn.Module) -> dict[torch.nn.Module, list[str]]:
@@ -32,7 +33,7 @@ def _walk(
 
 
 class Selection:
-    """What ``only=`` lets through: any of predicates of (path, layer), classes, and paths or patterns of paths.
+    """What ``only=`` lets through: any of predicates of (path, layer), classes, modules, paths and patterns of paths.
 
     Raises:
         TypeError: something else was given.
@@ -40,7 +41,7 @@ class Selection:
 
     def __init__(self, only: Only | None) -> None:
         if only is None:
-            self.rules: list[Predicate | Kind | str] | None = None
+            self.rules: list[Rule] | None = None
         elif isinstance(only, (str, type)) or callable(only):
             self.rules = [only]
         elif isinstance(only, Iterable):
@@ -71,13 +72,15 @@ class Selection:
                 )
 
     @staticmethod
-    def _fits(rule: Predicate | Kind | str, layer: torch.nn.Module, paths: Iterable[str]) -> bool:
+    def _fits(rule: Rule, layer: torch.nn.Module, paths: Iterable[str]) -> bool:
         if isinstance(rule, str):
             return any(_named(rule, path) for path in paths)
         if isinstance(rule, type):
             kind = kind_of(layer)
             ours = ours_of(kind)
             return issubclass(kind, rule) or (ours is not None and issubclass(ours, rule))
+        if isinstance(rule, torch.nn.Module):
+            return layer in set(rule.modules())
         return any(rule(path, layer) for path in paths)
 
 
@@ -87,6 +90,6 @@ def _named(rule: str, path: str) -> bool:
 
 def _unknown(rule: object) -> TypeError:
     return TypeError(
-        f"swap: only= takes a class, a path or pattern of paths, a function of (path, layer), or several of these; "
-        f"not {rule!r}"
+        f"swap: only= takes a class, a module, a path or pattern of paths, a function of (path, layer), or several of "
+        f"these; not {rule!r}"
     )

@@ -30,7 +30,7 @@ def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None) -
 
     Args:
         model: any model; it is changed.
-        only: which layers: a class (torch.nn's or pellucid's), the path of a module, which means all inside it too, a
+        only: which layers: a class (torch.nn's or pellucid's), a module or its path, which mean all inside it too, a
             pattern of paths ("encoder.*.norm"), a function of (path, layer), or several of these.
         verify: an example of the model's input: a tensor, a tuple of positional or a dict of keyword arguments. With it
             the model is run before and after, in eval and in train mode without its dropouts; outputs and gradients are
