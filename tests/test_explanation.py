@@ -574,7 +574,7 @@ def test_errors(arguments, options, error, words):
 
 
 def test_an_empty_batch_is_refused_in_words():
-    with pytest.raises(ValueError, match="time 2, batch 0, features 4.*no sequence"):
+    with pytest.raises(ValueError, match=r"time 2, batch 0, features 4.*no sequence"):
         quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
 
 
