@@ -94,6 +94,14 @@ FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
 )
 
 
+def is_model(subject: Any) -> bool:
+    """Whether a subject is a module that is no layer of pellucid's, nor of torch.nn with a twin here."""
+    if not isinstance(subject, torch.nn.Module):
+        return False
+    layer = getattr(subject, "_orig_mod", subject)
+    return not isinstance(layer, (SequenceLayer, Component)) and twin_class(layer) is None
+
+
 def family(layer: torch.nn.Module) -> Callable[[Request], Any]:
     """Return what explains this kind of layer: of several that fit, the first."""
     for kind, explained in FAMILIES:
@@ -209,11 +217,22 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     return known.draw(shape, request.seed)
 
 
-def twin_of(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """Build pellucid's layer of the same name, with the same arguments, weights and mode; None where there is none."""
+def twin_class(layer: torch.nn.Module) -> Any:
+    """Return pellucid's class of the same name as a layer of torch.nn; None where there is none."""
     kind = type(layer)
     ours = vars(nn).get(kind.__name__)
-    if not kind.__module__.startswith("torch.nn.") or not isinstance(ours, type):
+    return ours if kind.__module__.startswith("torch.nn.") and isinstance(ours, type) else None
+
+
+def twin_of(layer: torch.nn.Module, device: str | None = None) -> torch.nn.Module | None:
+    """Build pellucid's layer of the same name, with the same arguments, weights and mode; None where there is none.
+
+    Args:
+        layer: a layer of torch.nn.
+        device: where the twin is; on "meta" it has no weights.
+    """
+    ours = twin_class(layer)
+    if ours is None:
         return None
     arguments = {}
     for name in known.parameters_of(ours):
@@ -222,7 +241,12 @@ def twin_of(layer: torch.nn.Module) -> torch.nn.Module | None:
             value = value is not None
         if name not in ("device", "dtype") and hasattr(layer, name):
             arguments[name] = value
-    twin = ours(**arguments)
+    if device is not None:
+        arguments["device"] = device
+    with torch.random.fork_rng(devices=()):  # the weights that the layer's own replace are drawn
+        twin = ours(**arguments)
+    if device == "meta":
+        return twin.train(layer.training)
     for weight in layer.parameters():
         twin = twin.to(device=weight.device, dtype=weight.dtype)
         break
