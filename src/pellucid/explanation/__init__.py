@@ -79,10 +79,11 @@ def explain(
     if isinstance(subject, torch.nn.Module) and is_model(subject):
         from pellucid.explanation.model.origin import explain_model
 
+        options |= {key: value for key, value in (("steps", steps), ("tokens", tokens)) if value is not None}
         runs = 1 if runs is None else runs
         report = explain_model(subject, inputs, options, lang, grad=bool(grad), runs=runs)
     else:
-        # A cell may have an argument of one of these names.
+        # A cell may have an argument of one of these names, as a model's forward of those above.
         options |= {
             key: value for key, value in (("depth", depth), ("runs", runs), ("grad", grad)) if value is not None
         }

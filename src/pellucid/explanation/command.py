@@ -92,7 +92,8 @@ def command(
     """Explain a layer, or a whole model, with real numbers.
 
     NAME is a layer such as rnn, lstm, conv2d, batchnorm, layernorm, dropout or maxpool, a cell of your own,
-    path/file.py:cell, or a model, path/file.py:Model: a class, a function that makes one, or the model itself. Further options are the layer's own arguments: --hidden-size 128, --kernel-size 3, --p 0.5.
+    path/file.py:cell, or a model, path/file.py:Model: a class, a function that makes one, or the model itself.
+    Further options are the layer's own arguments: --hidden-size 128, --kernel-size 3, --p 0.5.
     The weights are drawn from a seed; without --input or --sentence an example input is made up.
     With --open and --save the explanation becomes a page or a file, and the terminal names it.
     """

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pellucid.errors import FormulaError
 from pellucid.nn.factory import Factory
 from pellucid.nn.layer import Recurrent
