@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
 from explaining import leaky, quietly
+from pages import NARROW, WIDE, browser, opened  # noqa: F401
 from pellucid.explanation import ModelReport, Report, load
 from pellucid.explanation.command import command, parse_numbers
 from pellucid.explanation.model.terminal import seconds, short
+from pellucid.explanation.page.model.document import chosen
 
 HOSTILE = ["<script>alert(1)</script>", "a|b`c*d_e", "]]>\"'&amp;", "\u202eabc", "\x1b[31m", "名"]
 
@@ -560,6 +563,58 @@ def test_numbers_are_written_short():
         short(n) for n in (0, 999, 1000, 9_408, 118_013_952, 1_820_000_000)
     ] == "0|999|1.00 K|9.41 K|118 M|1.82 G".split("|")
     assert [seconds(s) for s in (None, 2e-6, 1.5e-3, 0.999, 12.0)] == ["", "2 µs", "1.5 ms", "999 ms", "12 s"]
+
+
+# -- the page -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree(convolutional, tmp_path_factory) -> Path:
+    return convolutional.save(tmp_path_factory.mktemp("page") / "tree.html")
+
+
+def test_page_is_a_tree(browser, tree, convolutional):  # noqa: F811
+    with opened(browser, tree) as shown:
+        names = [name.split(":")[0] for name in shown.locator("details.layer .name").all_inner_texts()]
+        assert names == ["Convolutional", *(row.name for row in convolutional.rows()[1:])]
+        assert "batch 2 × channels 3 × height 8 × width 8" in shown.inner_text("main")
+        conv = shown.locator('details[data-path="conv"]')
+        assert "weight 8×3×3×3" not in shown.inner_text("main")
+        conv.locator("summary").first.focus()
+        shown.keyboard.press("Enter")
+        assert "weight 8×3×3×3" in shown.inner_text("main")
+        conv.locator("details.full > summary").focus()
+        shown.keyboard.press("Space")
+        assert convolutional.layer("conv").check.text in conv.inner_text()
+        shown.click('[data-tree="fold"]')
+        assert shown.locator("details.layer[open]").count() == 1
+        shown.click('[data-tree="open"]')
+        assert shown.locator("details.layer[open]").count() == len(convolutional.rows())
+        shown.click('[data-speak="zh"]')
+        assert "批 2 × 通道 8 × 高 4 × 宽 4" in shown.inner_text("main")
+        assert "batch" not in shown.locator("dl.facts").first.inner_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW])
+def test_page_fits_and_is_accessible(browser, tree, viewport, theme):  # noqa: F811
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    with opened(browser, tree, f"layer=drop&theme={theme}", viewport) as shown:
+        assert shown.locator('details[data-path="drop"]').get_attribute("open") is not None
+        shown.click('[data-tree="open"]')
+        for details in shown.locator("details.full").all()[:2]:
+            details.locator("summary").first.click()
+        assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert axe.Axe().run(shown).response["violations"] == []
+
+
+def test_page_of_a_large_model_opens_a_few_layers(tmp_path):
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Dropout(0.1)) for _ in range(12)]
+    report = quietly(nn.Sequential(*blocks), torch.randn(2, 4))
+    assert [row.path for row in chosen(report.root)] == ["0.1", "0.2"]  # of each kind and form one
+    page = report.save(tmp_path / "x.html").read_text(encoding="utf-8")
+    assert page.count('<details class="full">') == 2
+    assert "report.layer(&#x27;11.1&#x27;).show()" in page
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def command(
         inputs = [parse_numbers(text, seed + index) for index, text in enumerate(numbers)]
         inputs = inputs if sentence is None else [sentence]
         lang = lang or lang_of_locale()
-        about = {"lang": lang, "steps": steps, "seed": seed, "depth": depth, "runs": runs}
+        about: dict[str, Any] = {"lang": lang, "steps": steps, "seed": seed, "depth": depth, "runs": runs}
         report = explain(subject, *inputs, show=False, **about, **arguments)
         if layer is not None:
             if not isinstance(report, ModelReport):

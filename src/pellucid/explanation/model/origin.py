@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pellucid.explanation.model.compose import Composer
-from pellucid.explanation.model.run import Recording
+from pellucid.explanation.model.run import Caught, Recording
 from pellucid.explanation.model.tree import LayerRow, ModelReport
 from pellucid.explanation.origin import Origin
 from pellucid.explanation.report import Report
@@ -42,27 +42,39 @@ class ModelOrigin(Origin):
 
     def layer(self, row: LayerRow, call: int, lang: str) -> Report:
         """Explain one call of a layer that pellucid has a formula for."""
-        from pellucid.explanation.subject import report_on
-
         self._refuse_changed()
-        recording = self.explained
-        layer = recording.model.get_submodule(row.path)
         if not 1 <= call <= row.calls:
             raise ValueError(f"explain: {row.path!r} was called {row.calls} times, so there is no call {call}")
-        (args, options), state = recording.caught(layer, call)
-        args, options = _first_in_front(layer, args, options)
+        layer = self.explained.model.get_submodule(row.path)
+        return self._report(row, call, self.explained.caught({layer: call})[layer], lang)
+
+    def layers(self, rows: Sequence[LayerRow], lang: str) -> Iterator[Report | str]:
+        """Explain the first call of several layers, after one run; of one that cannot be explained, say why."""
+        self._refuse_changed()
+        layers = [self.explained.model.get_submodule(row.path) for row in rows]
+        found = self.explained.caught(dict.fromkeys(layers, 1)) if layers else {}
+        for row, layer in zip(rows, layers, strict=True):
+            try:
+                yield self._report(row, 1, found[layer], lang)
+            except (TypeError, ValueError, RuntimeError) as error:  # called with what the explanation does not know
+                yield str(error)
+
+    def _report(self, row: LayerRow, call: int, caught: Caught, lang: str) -> Report:
+        from pellucid.explanation.subject import report_on
+
+        layer = self.explained.model.get_submodule(row.path)
+        args, options = _first_in_front(layer, caught.args, caught.options)
 
         def explained(lang: str) -> Report:
             with torch.random.fork_rng(devices=()):
-                torch.set_rng_state(state)
-                return report_on(layer, args, options, lang=lang, steps=None, seed=0, tokens=None)
+                torch.set_rng_state(caught.draws)
+                report = report_on(layer, args, options, lang=lang, steps=None, seed=0, tokens=None)
+            note = Texts(lang)("model.reached", path=row.path, call=call, calls=row.calls)
+            return replace(report, notes=(note, *report.notes))
 
         report = explained(lang)
-        assert isinstance(report, Report)
         assert report.origin is not None
-        note = Texts(lang)("model.reached", path=row.path or row.class_name, call=call, calls=row.calls)
-        origin = Origin(report.origin.explained, explained, layer, (*args, *options.values()))
-        return replace(report, notes=(note, *report.notes), origin=origin)
+        return replace(report, origin=Origin(report.origin.explained, explained, layer, (*args, *options.values())))
 
     def _written(self, lang: str) -> Any:
         return replace(Composer(self.explained, Texts(lang)).report(), origin=self)

@@ -40,6 +40,15 @@ class Seen:
     sequences: int = 0
 
 
+@dataclass(frozen=True)
+class Caught:
+    """What a call of a layer read, and the state of torch's generator before it."""
+
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    draws: Tensor
+
+
 @dataclass
 class Passed:
     """Calls of a layer that read and returned the same shapes."""
@@ -109,33 +118,37 @@ class Recording:
         """Return what is known of a layer."""
         return self.records[id(layer)]
 
-    def caught(self, layer: torch.nn.Module, call: int) -> tuple[Inputs, Tensor]:
-        """Run the model again, up to a call of a layer.
-
-        Returns:
-            What that call reads, and the state of torch's generator before it.
-        """
-        found: list[tuple[Inputs, Tensor]] = []
+    def caught(self, wanted: Mapping[torch.nn.Module, int]) -> dict[torch.nn.Module, Caught]:
+        """Run the model again, until the wanted call of every layer has begun."""
+        found: dict[torch.nn.Module, Caught] = {}
+        calls = dict.fromkeys(wanted, 0)
 
         class Enough(Exception):
             pass
 
         def keep(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-            read = copied((args, options)) if len(found) == call - 1 else ((), {})
-            found.append((read, torch.get_rng_state()))
-            if len(found) == call:
+            calls[module] += 1
+            if calls[module] == wanted[module]:
+                read = copied((args, options))
+                found[module] = Caught(read[0], read[1], torch.get_rng_state())
+            if len(found) == len(wanted):
                 raise Enough
 
-        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+        handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in wanted]
         try:
             with self._conditions(), contextlib.suppress(Enough):
                 args, options = copied(self.inputs)
                 self.model(*args, **options)
         finally:
-            handle.remove()
-        if len(found) < call:
-            raise RuntimeError(f"explain: call {call} of {type(layer).__name__} was not reached when run again")
-        return found[-1]
+            for handle in handles:
+                handle.remove()
+        missing = [type(layer).__name__ for layer in wanted if layer not in found]
+        if missing:
+            raise RuntimeError(
+                f"explain: run again, the model did not call {', '.join(missing)} as often as before, so it depends on "
+                f"more than its input and torch's, NumPy's and Python's random numbers"
+            )
+        return found
 
     @contextlib.contextmanager
     def _conditions(self) -> Iterator[None]:

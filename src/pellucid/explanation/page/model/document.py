@@ -22,7 +22,7 @@ class Part(Document):
     def section(self, key: str, content: str) -> str:
         """Put content under a smaller heading."""
         heading = self.spoken(lambda report: _text(report.words[key]), "span")
-        return f"<section><h4>{heading}</h4>\n{content}</section>\n" if content else ""
+        return f"<section><h3>{heading}</h3>\n{content}</section>\n" if content else ""
 
     def anchor(self, key: str) -> str:
         """Several parts stand in one page, so none of their elements has a name."""
@@ -47,7 +47,11 @@ class ModelDocument(Document):
         super().__init__(reports, ())  # type: ignore[arg-type]
         self.kinds = ["model"]
         self.depth = shown_depth(self.first.root)
-        self.opened = {row.path for row in chosen(self.first.root)} if self.first.origin is not None else set()
+        self.opened: dict[str, Report | str] = {}
+        if (origin := self.first.origin) is not None:
+            rows = chosen(self.first.root)
+            reports_on = origin.layers(rows, self.first.lang)
+            self.opened = {row.path: report for row, report in zip(rows, reports_on, strict=True)}
 
     def data(self) -> dict[str, object]:
         """What the script reads: all of the tree is in the page itself."""
@@ -139,22 +143,12 @@ class ModelDocument(Document):
         """The full explanation of a layer that opens, folded, or how it is to be had."""
         if not row.opens:
             return ""
-        try:
-            content = Part(self.explanation(row), ()).part() if row.path in self.opened else ""
-        except (TypeError, ValueError, RuntimeError) as error:  # called with what the explanation does not know
-            content = f"<p>{_text(str(error))}</p>"
-        if not content:
-            said = self.spoken(
-                lambda report: _text(Texts(report.lang)("model.only_opened", path=repr(row.path))), "span"
-            )
+        report = self.opened.get(row.path)
+        if report is None:
+            said = self.spoken(lambda r: _text(Texts(r.lang)("model.only_opened", path=repr(row.path))), "span")
             return f'<p class="muted">{said}</p>'
+        content = f"<p>{_text(report)}</p>" if isinstance(report, str) else Part(report.translations(), ()).part()
         return f'<details class="full"><summary>{self.of_words("full")}</summary>{content}</details>'
-
-    def explanation(self, row: LayerRow) -> Sequence[Report]:
-        """Return the report on a layer in every language."""
-        report = self.first.layer(row.path)
-        assert isinstance(report, Report)
-        return report.translations()
 
 
 def chosen(root: LayerRow) -> list[LayerRow]:
