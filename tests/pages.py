@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,14 +28,19 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, one for all tests of a process."""
+@functools.cache
+def started() -> Any:
+    """Start headless Chromium, once in a process: a module that imports the fixture has one of its own."""
     sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-        yield started
-        started.close()
+    playwright = sync.sync_playwright().start()
+    atexit.register(playwright.stop)
+    return playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Any:
+    """Headless Chromium, one for all tests of a process."""
+    return started()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pellucid import nn
 from pellucid.explanation import examples
 from pellucid.explanation.cost import count
 from pellucid.explanation.lines import Lines
-from pellucid.explanation.paper import Paper
+from pellucid.explanation.paper import Paper, letter
 from pellucid.explanation.report import Picture, Report
 from pellucid.explanation.trace import Tracer
 from pellucid.nn import cells
@@ -52,11 +52,12 @@ from pellucid.nn import cells
         ("helper(x, k=2)", "helper(x, k=2)"),
         ("z[:, 0:3]", "z[:, 0:3]"),
         ("a if flag else b", "a if flag else b"),
+        ("(a if p else b) if q else c if r else d", "(a if p else b) if q else c if r else d"),
     ],
 )
 def test_paper(code: str, paper: str):
     printer = Paper(modules={"torch", "F"}, numbers={"tau", "eps"})
-    assert printer.expression(ast.parse(code, mode="eval").body) == paper
+    assert str(printer.expression(ast.parse(code, mode="eval").body)) == paper
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_every_cell_is_explained(name: str):
     assert report.check.difference < 1e-12
     solution = layer.solution()
     for symbol in layer.cell.source.parameters:
-        row = report.symbol(Paper().name(symbol.name))
+        row = report.symbol(letter(symbol.name))
         assert row.shape == solution.symbols[symbol.name].shape
         assert row.trainable
         assert row.reasons
@@ -558,8 +559,7 @@ def test_a_layer_of_torch_is_explained_by_its_twin(layer, shape):
         (("lstm",), {"foo": 3}, TypeError, ("'foo'",)),
         (("layernorm", "a sentence"), {}, TypeError, ("does not read sentences",)),
         (("rnn", ""), {}, ValueError, ("sentence is empty",)),
-        ((torch.nn.Linear(2, 3), torch.ones(2)), {}, TypeError, ("Linear", "no formula")),
-        ((torch.nn.Sequential(torch.nn.ReLU()),), {}, TypeError, ("Sequential", "It holds 0")),
+        ((torch.nn.Linear(2, 3),), {}, TypeError, ("Linear", "something to read", "explain(model, x)")),
         ((print,), {}, TypeError, ("@pellucid.cell",)),
         ((nn.GRU(3, 4), torch.ones(5, 2)), {}, RuntimeError, ("nn.GRU", "input_size is 3")),
         ((nn.Conv2d(1, 1, 3), torch.ones(1, 1, 2, 2)), {}, RuntimeError, ("nn.Conv2d", "kernel")),

@@ -13,14 +13,16 @@ from torch import Tensor
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of, count
 from pellucid.explanation.lines import Lines
+from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
-from pellucid.explanation.report import Check, Cost, Report, Step, SymbolRow, Total, Values
+from pellucid.explanation.report import Check, Cost, Picture, Report, Rows, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing
 
+DRAWN_STEPS = 2  # steps whose pictures stand for the layer
 EACH = ("stride", "padding", "dilation", "pool_stride")
 
 
@@ -47,7 +49,7 @@ class ComponentExplained:
     def report(self) -> Report:
         """Put everything together."""
         texts = self.texts
-        formula = tuple(self.lines.on_paper(self.paper))
+        lines = self.lines.on_paper(self.paper)
         with torch.no_grad(), untouched(self.layer):
             self.real = self.layer(*copied(self.request.inputs), **self.request.options)
         steps = tuple(self.steps())
@@ -56,7 +58,8 @@ class ComponentExplained:
             title=self.title(),
             subject=self.subject(),
             idea=self.idea(),
-            formula=formula,
+            formula=tuple(map(str, lines)),
+            mathml=tuple(map(block, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.row(symbol) for symbol in self.layer.symbols(*self.request.inputs)),
@@ -65,6 +68,7 @@ class ComponentExplained:
             steps=steps,
             check=self.check(),
             notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes()),
+            figures=tuple(self.figures(steps)),
             words=shared.words(texts),
         )
 
@@ -156,8 +160,14 @@ class ComponentExplained:
     def steps(self) -> Iterator[Step]:
         """The formula's lines with the real numbers."""
         self.trace = self.run()
-        given = [shared.values(letter(n), v) for n, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
-        yield Step(self.texts("step.lines"), (*given, *self.recorded(self.trace)))
+        given = [(name, v) for name, v in self.bound.items() if isinstance(v, Tensor) and v.numel()]
+        values = [shared.values(self.paper.name(name), value) for name, value in given]
+        yield Step(self.texts("step.lines"), (*values, *self.recorded(self.trace)))
+
+    def figures(self, steps: Sequence[Step]) -> Iterator[Picture | Rows]:
+        """What shows the layer at a glance: the drawings of the first two steps."""
+        for step in steps[:DRAWN_STEPS]:
+            yield from (part for part in step.parts if isinstance(part, Picture))
 
     def check(self) -> Check | None:
         """The traced result against the layer's real output."""
@@ -172,9 +182,9 @@ class ComponentExplained:
         found = []
         for record in trace.records:
             label = record.site.label(self.paper)
-            if label in shown and torch.equal(shown[label], record.value):
+            if str(label) in shown and torch.equal(shown[str(label)], record.value):
                 continue
-            shown[label] = record.value
+            shown[str(label)] = record.value
             found.append(shared.values(label, record.value, record.shape))
         return found
 

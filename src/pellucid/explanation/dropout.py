@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Step, Values
+from pellucid.explanation.report import Rows, Step, Values
+from pellucid.explanation.request import Request
 from pellucid.formula.drop import drop
 
 CROWD = 4  # masks that are shown
@@ -25,6 +26,13 @@ class DropoutExplained(ComponentExplained):
 
     family = "dropout"
     layer: Any
+
+    def __init__(self, request: Request) -> None:
+        layer: Any = request.layer
+        with layer.rehearsal():
+            seed, stream = layer.sequence()
+        self.numbers = (int(seed), int(stream))  # those of the call that is explained
+        super().__init__(request)
 
     @property
     def plain(self) -> bool:
@@ -43,7 +51,8 @@ class DropoutExplained(ComponentExplained):
         self.trace = self.tracer(**self.bound)
         x, draws = self.bound["x"], self.bound["draws"]
         parts: list[Any] = [self.drawn()] if self.layer.training else []
-        parts += [shared.values("x", x), shared.values("draws", draws), *self.recorded(self.trace)]
+        read = [shared.values(self.paper.name(name), value) for name, value in (("x", x), ("draws", draws))]
+        parts += [*read, *self.recorded(self.trace)]
         if self.plain and self.layer.training and 0 < p < 1:
             parts.append(texts("step.scaled", p=shared.number(p), scale=shared.number(1 / (1 - p))))
         yield Step(texts("step.dropout_title"), tuple(parts))
@@ -51,7 +60,26 @@ class DropoutExplained(ComponentExplained):
             yield self.crowd(x, draws)
         with torch.no_grad(), shared.in_eval(self.layer):
             y = self.layer(x.clone())
-        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values("y", y)))
+        yield Step(texts("step.eval_title"), (texts("step.eval"), shared.values(self.paper.name("y"), y)))
+
+    def figures(self, steps: Sequence[Step]) -> Iterator[Rows]:
+        """The rows of one call, where every entry is kept or dropped by its own draw."""
+        values, draws, p = steps[0].values, self.bound["draws"], self.layer.p
+        if not (self.plain and self.layer.training and 0 < p < 1 and draws.numel()):
+            return
+        spread = torch.broadcast_to(draws, self.bound["x"].shape)
+        texts, facts = self.texts, {"p": shared.number(p)}
+        yield Rows(
+            title=texts("picture.rows", **facts),
+            values=values["x"],
+            draws=shared.values("draws", spread),
+            threshold=p,
+            threshold_label=texts("picture.threshold", **facts),
+            mask=shared.values("mask", spread >= p),
+            result=shared.values("y", self.trace.result),
+            legend={key: texts(f"legend.{key}") for key in ("kept", "dropped")},
+            note=texts("step.scaled", scale=shared.number(1 / (1 - p)), **facts),
+        )
 
     def drawn(self) -> str:
         """What the draws decide."""
@@ -81,6 +109,6 @@ class DropoutExplained(ComponentExplained):
                 parts.append(shared.values(texts("step.mask", number=index + 1), y))
         parts.append(shared.values(texts("step.mean_of", masks=masks), total / masks))
         if self.plain:
-            parts.append(shared.values("x", x))
+            parts.append(shared.values(self.paper.name("x"), x))
             parts.append(texts("step.crowd_mean"))
         return Step(texts("step.crowd_title"), tuple(parts))

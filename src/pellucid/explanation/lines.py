@@ -10,7 +10,8 @@ import tokenize
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from pellucid.explanation.paper import Paper, modules_of, subscript
+from pellucid.explanation.paper import Paper, joined, modules_of
+from pellucid.explanation.pieces import Code, Line, Piece
 from pellucid.explanation.sites import Marker, Site, spelled_out
 from pellucid.formula.source import Source
 
@@ -57,11 +58,11 @@ class Lines:
         """Return a printer; with a step's number t, times are written as numbers, ``x₁`` and ``h₀``."""
         if step is None:
             return Paper(self.modules, self.numbers)
-        return Paper(self.modules, self.numbers, subscript(str(step)), subscript(str(step - 1)))
+        return Paper(self.modules, self.numbers, str(step), str(step - 1))
 
-    def on_paper(self, paper: Paper | None = None) -> list[str]:
+    def on_paper(self, paper: Paper | None = None) -> list[Line]:
         """Write the lines as on paper."""
-        return list(self._write(self._statements(), paper or self.paper(), "")) if self.tree else []
+        return list(self._write(self._statements(), paper or self.paper())) if self.tree else []
 
     @property
     def code(self) -> list[str]:
@@ -72,7 +73,7 @@ class Lines:
         assert self.tree is not None
         return self.tree.body[1:] if ast.get_docstring(self.tree) is not None else self.tree.body
 
-    def _write(self, statements: Sequence[ast.stmt], paper: Paper, indent: str) -> Iterator[str]:
+    def _write(self, statements: Sequence[ast.stmt], paper: Paper, depth: int = 0) -> Iterator[Line]:
         for statement in statements:
             if isinstance(statement, (ast.Pass, ast.Assert, ast.Import, ast.ImportFrom)):
                 continue
@@ -80,32 +81,30 @@ class Lines:
                 if statement.value is None:
                     continue
                 targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-                names = " = ".join(paper.target(target) for target in targets)
-                yield f"{indent}{names} = {paper.expression(statement.value)}"
+                sides = (*map(paper.target, targets), paper.expression(statement.value))
+                yield Line(joined(" = ", sides), depth)
             elif isinstance(statement, ast.AugAssign):
-                yield indent + self._augmented(statement, paper)
+                sides = (paper.target(statement.target), paper.expression(spelled_out(statement)))
+                yield Line(joined(" = ", sides), depth)
             elif isinstance(statement, ast.Return):
-                yield from (indent + line for line in self._returned(statement, paper))
+                yield from (Line(piece, depth) for piece in self._returned(statement, paper))
             elif isinstance(statement, (ast.For, ast.If, ast.While, ast.With)):
-                yield from self._block(statement, paper, indent)
+                yield from self._block(statement, paper, depth)
             else:
-                yield indent + ast.unparse(statement)
+                yield Line(paper.code(statement), depth)
 
-    def _augmented(self, statement: ast.AugAssign, paper: Paper) -> str:
-        return f"{paper.target(statement.target)} = {paper.expression(spelled_out(statement))}"
-
-    def _block(self, statement: ast.For | ast.If | ast.While | ast.With, paper: Paper, indent: str) -> Iterator[str]:
-        yield indent + ast.unparse(statement).splitlines()[0]
-        yield from self._write(statement.body, paper, indent + "    ")
+    def _block(self, statement: ast.For | ast.If | ast.While | ast.With, paper: Paper, depth: int) -> Iterator[Line]:
+        yield Line(paper.code(statement, ast.unparse(statement).splitlines()[0]), depth)
+        yield from self._write(statement.body, paper, depth + 1)
         if getattr(statement, "orelse", None):
-            yield indent + "else:"
-            yield from self._write(statement.orelse, paper, indent + "    ")  # type: ignore[union-attr]
+            yield Line(Code("else:"), depth)
+            yield from self._write(statement.orelse, paper, depth + 1)  # type: ignore[union-attr]
 
-    def _returned(self, statement: ast.Return, paper: Paper) -> Iterator[str]:
+    def _returned(self, statement: ast.Return, paper: Paper) -> Iterator[Piece]:
         for node, name, moment in self.named_results(statement.value):
-            text, label = paper.expression(node), paper.name(name, moment)
-            if text != label:
-                yield f"{label} = {text}"
+            value, label = paper.expression(node), paper.name(name, moment)
+            if str(value) != str(label):
+                yield joined(" = ", (label, value))
 
     def named_results(self, value: ast.expr | None) -> list[tuple[ast.expr, str, str]]:
         """Pair what is returned with its names: (expression, name, moment)."""

@@ -68,17 +68,17 @@ class NormalizationExplained(ComponentExplained):
         """The direction; then every formula with its numbers."""
         self.trace = self.tracer(**self.bound)
         yield from self.directions()
-        parts: list[Any] = [shared.values("x", self.x)]
+        parts: list[Any] = [shared.values(self.paper.name("x"), self.x)]
         for name in ("gamma", "beta"):
             if isinstance(self.bound.get(name), Tensor):
-                parts.append(shared.values(letter(name), self.bound[name]))
+                parts.append(shared.values(self.paper.name(name), self.bound[name]))
         number = 0
         shown: set[str] = set()
         for record in self.trace.records:
             label = record.site.label(self.paper)
-            if label not in shown:
+            if str(label) not in shown:
                 parts.append(shared.values(label, record.value, record.shape))
-            shown.add(label)
+            shown.add(str(label))
             if record.site.name is None:
                 continue
             number += 1
@@ -134,13 +134,14 @@ class NormalizationExplained(ComponentExplained):
 
     def picture(self, mask: Tensor, title: str) -> Picture:
         """Draw up to three axes: blocks of rows; all axes of space are one."""
+        numbers = self.x
         names = [self.texts.axis(name) for name in self.layer.axes(self.request.inputs[0])]
         names = names if len(names) == mask.ndim else ["", *names]  # the formula sees a batch of one
         if mask.ndim > 3:
             names = [*names[:2], " × ".join(names[2:])]
-            mask = mask.flatten(2)
+            mask, numbers = mask.flatten(2), numbers.flatten(2)
         shape = mask.shape
-        mask = mask[tuple(slice(DRAWN) for _ in shape)]
+        mask, numbers = (value[tuple(slice(DRAWN) for _ in shape)] for value in (mask, numbers))
         if mask.shape != shape:
             title += self.texts("picture.cut", shown=shape_text(mask.shape), total=shape_text(shape))
         *outer, rows, columns = [1, 1, *mask.shape][-3:]
@@ -153,4 +154,5 @@ class NormalizationExplained(ComponentExplained):
             across=names[-1],
             down=names[-2] if len(names) > 1 else "",
             legend={key: self.texts(f"legend.{key}") for key in ("averaged", "other")},
+            numbers=tuple(shared.values("", numbers.reshape(outer[0], rows, columns)).numbers),
         )

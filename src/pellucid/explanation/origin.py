@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from pellucid.nn.drawing import Drawing
 
 if TYPE_CHECKING:
     from pellucid.explanation.report import Exhibit, Report
@@ -30,12 +33,17 @@ class Origin:
         self.explained, self._again, self._layer = explained, again, layer
         self._given = [value for value in given if isinstance(value, Tensor)]
         self._state = self._versions()
+        drawing = [module for module in layer.modules() if isinstance(module, Drawing)]
+        self._calls = [(module, module.calls) for module in drawing]
+        own = {module.generator for module in drawing if module.generator is not None}
+        self._generators = [(g, g.get_state()) for g in (torch.default_generator, *own)]
         self._buffers = {name: value.clone() for name, value in layer.named_buffers()}
 
     def report(self, lang: str) -> Report:
         """Return the report in another language."""
         self._refuse_changed()
-        return self._again(lang)
+        with self._drawing_again():
+            return self._again(lang)
 
     def exhibits(self) -> tuple[Exhibit, ...]:
         """Work out the interactive pictures of the report."""
@@ -43,6 +51,23 @@ class Origin:
 
         self._refuse_changed()
         return exhibits_of(self.explained)
+
+    @contextlib.contextmanager
+    def _drawing_again(self) -> Iterator[None]:
+        """Let the layer draw what it drew, whatever has been drawn since."""
+        since = [(module, module.calls - calls) for module, calls in self._calls]
+        states = [generator.get_state() for generator, _ in self._generators]
+        for module, calls in since:
+            module._eager_calls -= calls
+        for generator, state in self._generators:
+            generator.set_state(state)
+        try:
+            yield
+        finally:
+            for module, calls in since:
+                module._eager_calls += calls
+            for (generator, _), state in zip(self._generators, states, strict=True):
+                generator.set_state(state)
 
     def _versions(self) -> list[tuple[Any, ...]]:
         tensors = [*self._layer.parameters(), *self._given]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pellucid.explanation.texts import Texts
 from pellucid.formula.dims import Reason
@@ -24,23 +25,39 @@ def shape_of(shape: Sequence[int]) -> str:
     return "×".join(map(str, (1, *shape) if len(shape) == 1 else shape)) or "1"
 
 
+@dataclass(frozen=True)
+class AxisReason:
+    """Why an axis of a symbol has its size: the clauses that lead there, and the sentence with its conclusion."""
+
+    axis: int
+    because: str
+    sentence: str
+
+
 def sentences(symbol: SolvedShape, solution: Solution, role: str, texts: Texts) -> tuple[str, ...]:
     """Say for every axis of a symbol why it has its size; the batch of an input needs no reason."""
+    return tuple(dict.fromkeys(reason.sentence for reason in by_axis(symbol, solution, role, texts)))
+
+
+def by_axis(symbol: SolvedShape, solution: Solution, role: str, texts: Texts) -> tuple[AxisReason, ...]:
+    """Give the reason of every axis that has one."""
     rows = role in ("input", "state")
     found = []
     for axis, (reasons, size, dim) in enumerate(zip(symbol.reasons, symbol.shape, symbol.dims, strict=True)):
-        if rows and axis == 0:
+        if (rows and axis == 0) or not reasons:
             continue
         place = "entries" if rows or len(symbol.shape) == 1 else ("rows", "columns")[axis] if axis < 2 else "entries"
         conclusion = texts(f"axis_size.{place}", name=symbol.name, size=size)
         if not dim.isalnum():  # 4*hidden: show where the number comes from
             conclusion += texts("axis_size.made_of", dim=dim_text(dim, texts))
         clauses = [clause(reason, symbol.name, solution, texts, not i) for i, reason in enumerate(reasons)]
+        because = texts.joined(clauses)
         if [reason.kind for reason in reasons] in (["given"], ["annotated"]):
-            found.append(texts("reason.plain", because=clauses[0]))
-        elif clauses:
-            found.append(texts("reason.because", because=texts.joined(clauses), conclusion=conclusion))
-    return tuple(dict.fromkeys(found))
+            sentence = texts("reason.plain", because=because)
+        else:
+            sentence = texts("reason.because", because=because, conclusion=conclusion)
+        found.append(AxisReason(axis, texts("reason.plain", because=because), sentence))
+    return tuple(found)
 
 
 def dim_text(dim: str, texts: Texts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of
+from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Reading, Sequence_, read
 from pellucid.explanation.reasons import dim_text, sentences, shape_of
 from pellucid.explanation.report import Cost, Report, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
+from pellucid.explanation.unrolling import unrolled
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
 from pellucid.nn.sequence import SequenceLayer
@@ -45,8 +48,8 @@ class RecurrentExplained:
     def report(self) -> Report:
         """Put everything together."""
         texts = self.texts
-        formula = tuple(self.lines.on_paper(self.paper))
-        sequence = read(self.request)
+        lines = self.lines.on_paper(self.paper)
+        sequence = self.sequence
         worked = min(sequence.steps, WORKED if self.request.steps is None else self.request.steps)
         traced, traces, last = self.reading.run(sequence, worked)
         check = shared.check(traced, sequence.output, self.layer.backend, texts)
@@ -58,7 +61,8 @@ class RecurrentExplained:
             title=texts("title.recurrent", layer=self.source.name if name == "Recurrent" else name),
             subject=str(self.layer).splitlines()[0],
             idea=self.idea(),
-            formula=formula,
+            formula=tuple(map(str, lines)),
+            mathml=tuple(map(block, lines)),
             code=tuple(self.lines.code),
             notation=tuple(self.notation()),
             symbols=tuple(self.symbols()),
@@ -67,8 +71,14 @@ class RecurrentExplained:
             steps=tuple(self.steps(sequence, traces, last)),
             check=check,
             notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes(sequence)),
+            figures=(unrolled(self.reading, sequence.steps, self.token, texts),) if sequence.steps else (),
             words=shared.words(texts),
         )
+
+    @functools.cached_property
+    def sequence(self) -> Sequence_:
+        """What the layer reads, and what it gave for it."""
+        return read(self.request)
 
     def torch_twin(self) -> torch.nn.Module:
         """Return torch's layer of the same kind and sizes, without storage."""
@@ -227,10 +237,10 @@ class RecurrentExplained:
         found = []
         for record in trace.records:
             label = record.site.label(paper)
-            repeated = label in shown and torch.equal(shown[label], record.value)
+            repeated = str(label) in shown and torch.equal(shown[str(label)], record.value)
             if repeated or (record.site.constant and t > 1):
                 continue
-            shown[label] = record.value
+            shown[str(label)] = record.value
             found.append(shared.values(label, record.value, record.shape))
         return found
 
@@ -240,7 +250,7 @@ class RecurrentExplained:
         paper = self.lines.paper(t)
         for symbol, state in zip(self.source.states, states, strict=True):
             name = paper.name(symbol.name, "now")
-            if name not in named:
+            if str(name) not in named:
                 yield shared.values(name, state)
 
     def ending(self, steps: int, worked: int, last: list[Tensor]) -> Step:

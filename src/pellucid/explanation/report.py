@@ -67,7 +67,10 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape."""
+    """A named value: its numbers (all of them, or of a large one the first along every axis) and its full shape.
+
+    ``mathml`` is the name as MathML; empty where the name is a sentence.
+    """
 
     name: str
     numbers: np.ndarray
@@ -76,11 +79,13 @@ class Values:
     mathml: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A drawing on a grid: blocks of rows of cells. A cell is a key of ``legend``, which says what it means.
 
-    ``across`` and ``down`` name the axes; ``columns`` are the heads of the columns, if they have any.
+    ``across`` and ``down`` name the axes; ``columns`` are the heads of the columns, if they have any. ``numbers`` are
+    the numbers that stand in the cells, one array a block, NaN where none is known; ``beside`` are values that belong
+    to the picture, such as the kernel that lies over the window and the output that it gives.
     """
 
     title: str
@@ -90,6 +95,77 @@ class Picture:
     down: str
     legend: Mapping[str, str]
     columns: tuple[str, ...] = ()
+    numbers: tuple[np.ndarray, ...] = ()
+    beside: tuple[Values, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """What enters a cell or leaves it: the symbol's shape, and the names of the weights it is multiplied by there."""
+
+    shape_text: str
+    weights: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of an unrolled network: the names of what goes in and comes out, with the step's index.
+
+    ``before`` and ``after`` are the state's entries, ``output`` what the step hands to the outside.
+    """
+
+    number: int
+    token: str
+    inputs: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """A recurrent network laid out along time: the first steps and the last, the same cell and weights at each.
+
+    ``inputs`` and ``states`` belong to the entries of every moment, in their order; ``weights`` are (name, shape) of
+    all that is the same at every step, which ``shared`` says. Of many ``steps`` those between the last two moments are
+    left out.
+    """
+
+    title: str
+    cell: str
+    steps: int
+    moments: tuple[Moment, ...]
+    inputs: tuple[Arrow, ...]
+    states: tuple[Arrow, ...]
+    output: Arrow
+    weights: tuple[tuple[str, str], ...]
+    shared: str
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The weights that act inside the cell and on no arrow."""
+        outside = {name for arrow in (*self.inputs, *self.states) for name in arrow.weights}
+        return tuple(name for name, _ in self.weights if name not in outside)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Dropout in aligned rows: values, draws, threshold, mask and result, entry under entry.
+
+    What drew less than ``threshold`` is dropped; the keys of ``legend`` are "dropped" and "kept". ``note`` writes out
+    the factor.
+    """
+
+    title: str
+    values: Values
+    draws: Values
+    threshold: float
+    threshold_label: str
+    mask: Values
+    result: Values
+    legend: Mapping[str, str]
+    note: str
 
 
 @dataclass(frozen=True)
@@ -129,8 +205,10 @@ class Exhibit:
 class Report:
     """An explanation of one layer in one language.
 
-    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``code`` the same
-    lines as they stand in the file; ``words`` are the headings and labels that a renderer needs.
+    ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``mathml`` the same
+    lines as MathML, in which every symbol has its `SymbolRow.name` as ``data-symbol``, ``code`` the lines as they
+    stand in the file; ``figures`` are the drawings that show the layer at a glance, some of which also stand in the
+    steps; ``words`` are the headings and labels that a renderer needs.
     """
 
     lang: str
@@ -146,6 +224,7 @@ class Report:
     steps: tuple[Step, ...]
     check: Check | None
     notes: tuple[str, ...] = ()
+    figures: tuple[Unrolled | Rows | Picture, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict, repr=False)
     mathml: tuple[str, ...] = ()
     origin: Origin | None = field(default=None, repr=False, compare=False)

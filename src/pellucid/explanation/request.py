@@ -12,7 +12,9 @@ import torch
 
 from pellucid.explanation.cost import Tally
 from pellucid.explanation.lines import Lines
+from pellucid.explanation.mathml import inline
 from pellucid.explanation.paper import Paper
+from pellucid.explanation.pieces import Piece
 from pellucid.explanation.report import Check, Cost, Values
 from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import kept
@@ -43,13 +45,13 @@ def words(texts: Texts) -> dict[str, str]:
     return texts.group("word")
 
 
-def values(name: str, value: torch.Tensor, shape: Sequence[int] | None = None, note: str = "") -> Values:
-    """Put a tensor into the tree: its numbers as far as they are kept, and its shape."""
+def values(name: Piece | str, value: torch.Tensor, shape: Sequence[int] | None = None, note: str = "") -> Values:
+    """Put a tensor into the tree: its numbers as far as they are kept, and its shape; ``name`` may be a sentence."""
     full = tuple(value.shape) if shape is None else tuple(shape)
     numbers = kept(value).cpu()
     if numbers.dtype in (torch.bfloat16, torch.float16):
         numbers = numbers.float()
-    return Values(name, np.asarray(numbers.numpy()), full, note)
+    return Values(str(name), np.asarray(numbers.numpy()), full, note, "" if isinstance(name, str) else inline(name))
 
 
 def notation(paper: Paper, texts: Texts) -> list[str]:

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pellucid.explanation.paper import Paper
+from pellucid.explanation.paper import Paper, joined
+from pellucid.explanation.pieces import Piece
 
 Results = Callable[[ast.expr | None], list[tuple[ast.expr, str, str]]]  # what is returned: (expression, name, moment)
 
@@ -24,13 +25,14 @@ class Site:
     moment: str
     constant: bool
 
-    def label(self, paper: Paper) -> str:
+    def label(self, paper: Paper) -> Piece:
         """Write ``name = expression``, or the expression alone."""
-        text = paper.expression(self.node)
+        value = paper.expression(self.node)
         if self.name is None:
-            return text
+            return value
         name = paper.name(self.name, self.moment)
-        return name if isinstance(self.node, ast.Name) and text == name else f"{name} = {text}"
+        same = isinstance(self.node, ast.Name) and str(value) == str(name)
+        return name if same else joined(" = ", (name, value))
 
 
 def spelled_out(statement: ast.AugAssign) -> ast.BinOp:

@@ -104,20 +104,7 @@ def is_model(subject: Any) -> bool:
 
 def family(layer: torch.nn.Module) -> Callable[[Request], Any]:
     """Return what explains this kind of layer: of several that fit, the first."""
-    for kind, explained in FAMILIES:
-        if isinstance(layer, kind):
-            return explained
-    raise TypeError(_not_ours(layer))
-
-
-def _not_ours(layer: torch.nn.Module) -> str:
-    children = [name for name, _ in layer.named_children()]
-    inside = f" It holds {', '.join(children[:5])}: explain one of these." if children else ""
-    return (
-        f"explain: pellucid has no layer of its own for {type(layer).__name__}, so there is no formula to show."
-        f"{inside} It explains {', '.join(known.names())}, their torch.nn twins, and what @pellucid.cell and "
-        f"@pellucid.layer make."
-    )
+    return next(explained for kind, explained in FAMILIES if isinstance(layer, kind))
 
 
 class _Maker:
@@ -179,8 +166,7 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
     """Return a layer of pellucid: the one given, or the twin of one of torch.nn."""
     layer = getattr(layer, "_orig_mod", layer)  # what torch.compile has wrapped
     twin = layer if isinstance(layer, (SequenceLayer, Component)) else twin_of(layer)
-    if twin is None:
-        raise TypeError(_not_ours(layer))
+    assert twin is not None, "what has no formula is explained as a model"
     if twin is not layer:
         name = type(layer).__name__
         request.notes.append(request.texts("note.twin", theirs=f"torch.nn.{name}", ours=f"pellucid.nn.{name}"))

@@ -70,7 +70,7 @@ class TCNExplained(ComponentExplained):
             own = Trace(self.trace.records[each * index : each * (index + 1)], None)
             facts = {"number": index + 1, "total": len(dilations), "dilation": dilations[index], "inner": inner}
             title = self.texts("step.block", **facts, outer=outer)
-            given = [shared.values("x", self.first)] if index == 0 else []
+            given = [shared.values(self.paper.name("x"), self.first)] if index == 0 else []
             yield Step(title, (*given, *self.recorded(own)))
             inner = outer
         if worked < len(dilations):

@@ -10,8 +10,17 @@ from rich.console import Console
 from rich.text import Text
 
 from pellucid.explanation.model.tree import ModelReport
-from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.typesetting import columns, cost_rows, numbers_of, pad, shown, starts_block, wrapped
+from pellucid.explanation.report import Moment, Picture, Report, Step, SymbolRow, Unrolled, Values
+from pellucid.explanation.typesetting import (
+    columns,
+    cost_rows,
+    numbers_of,
+    pad,
+    portion,
+    shortened,
+    starts_block,
+    wrapped,
+)
 
 WIDEST = 120
 CELLS = {
@@ -95,6 +104,9 @@ class _Page:
         self.cost()
         if report.steps:
             self.heading("steps")
+            for figure in report.figures:
+                if isinstance(figure, Unrolled):
+                    self.network(figure)
             for index, step in enumerate(report.steps):
                 if index:
                     self.line()
@@ -204,7 +216,7 @@ class _Page:
         if not group:
             return
         tables = self.aligned(group)
-        notes = [shown(v, t, self.words) for v, t in zip(group, tables, strict=True)]
+        notes = [portion(v, t, self.words) for v, t in zip(group, tables, strict=True)]
         sizes = [
             max((cell_len("  ".join(row)) for row in table), default=0) + (cell_len(note) + 2 if note else 0)
             for table, note in zip(tables, notes, strict=True)
@@ -261,6 +273,21 @@ class _Page:
                 self.line()
             self.line("      " + "  ".join(row))
 
+    def network(self, network: Unrolled) -> None:
+        """Draw the unrolled network, as many steps as fit."""
+        self.title(network.title)
+        moments = list(network.moments)
+        lines = _network(network, moments, self.words["left_out"])
+        while len(moments) > 1 and max(map(cell_len, lines)) + 4 > self.width:
+            del moments[max(0, len(moments) - 2)]
+            lines = _network(network, moments, self.words["left_out"])
+        for line in lines if max(map(cell_len, lines)) + 4 <= self.width else ():
+            self.line("    " + line)
+        if network.weights:
+            weights = self.words["comma"].join(f"{name} {shape}" for name, shape in network.weights)
+            self.paragraph(f"{weights}{self.words['colon']}{network.shared}", "  ", "  ")
+        self.line()
+
     def picture(self, picture: Picture) -> None:
         if picture.title:
             self.paragraph(picture.title, "  ", "  ")
@@ -282,6 +309,36 @@ class _Page:
                 line = ""
             line += ("   " if line else "") + item
         self.line("    " + line)
+
+
+def _network(network: Unrolled, moments: Sequence[Moment], left_out: str) -> list[str]:
+    """Draw steps side by side: what comes out above, the state along time, what goes in below."""
+    table: list[list[str]] = []  # one column each
+    rows = len(network.states)
+    for index, moment in enumerate(moments):
+        missing = network.steps - len(moments)
+        if missing and index == len(moments) - 1:
+            table.append(["", "", "… " + left_out.format(count=f"{missing:,}"), *[""] * (rows + 2)])
+        into = [
+            f"{name} {shape}".rstrip() + "→"
+            for name, shape in zip(moment.before, (" ".join(arrow.weights) for arrow in network.states), strict=True)
+        ]
+        table.append(["", "", *into, "", "", ""])
+        cells = [f"[{network.cell if not row else ' ' * cell_len(network.cell)}]" for row in range(rows)]
+        weights = [" ".join(arrow.weights) for arrow in network.inputs]
+        arrows = "  ".join(f"↑ {names}".rstrip() for names in weights)
+        table.append([moment.output, "↑", *cells, arrows, "  ".join(moment.inputs), shortened(moment.token, 16)])
+    table.append(["", "", *(f"→ {name}" for name in moments[-1].after), "", "", ""])
+    widths = [max(map(cell_len, column)) for column in table]
+    lines = (
+        " ".join(_centered(cell, width) for cell, width in zip(row, widths, strict=True))
+        for row in zip(*table, strict=True)
+    )
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _centered(content: str, width: int) -> str:
+    return pad(" " * ((width - cell_len(content)) // 2) + content, width)
 
 
 def _drawn(block: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pellucid.explanation import request as shared
@@ -58,7 +59,8 @@ class TextConvExplained(ComponentExplained):
         for index, width in enumerate(self.layer.widths[:wanted]):
             own = Trace(tuple(records[each * index : each * (index + 1)]), None)
             weight, bias = self.first["weights"][index].squeeze(1), self.first["biases"][index].flatten()
-            given = (shared.values(f"weight_{width}", weight), shared.values(f"bias_{width}", bias))
+            read = (("weight", weight), ("bias", bias))
+            given = [shared.values(self.paper.name(f"{name}_{width}"), value) for name, value in read]
             parts = (*given, *self.recorded(own), *self.winner(index, own))
             positions = int(self.first["pools"][index].kept.sum())
             yield Step(self.texts("step.width", width=width, positions=positions), parts)
@@ -97,7 +99,14 @@ class TextConvExplained(ComponentExplained):
                 key: self.texts(f"legend.{key.replace(' ', '_')}") for key in ("touched", "padding touched", "free")
             },
             columns=tuple(tokens[c] if c < len(tokens) else "" for c in columns) if tokens else (),
+            numbers=(self.numbers(columns),),
         )
+
+    def numbers(self, columns: range) -> np.ndarray:
+        """The numbers of the drawn words, one word a column; the padding holds zeros."""
+        x = self.x[0] if self.batched else self.x
+        words = shared.values("", x[columns.start : columns.stop, :DRAWN]).numbers
+        return np.pad(words.astype(np.float64), ((0, len(columns) - len(words)), (0, 0))).T
 
     def cell(self, column: int, start: int, width: int, time: int) -> str:
         """What is drawn at a word."""

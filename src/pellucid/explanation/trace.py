@@ -47,7 +47,7 @@ class Tracer:
         self._records: list[Record] = []
         self._function = recording(lines, self._record) if lines.known else lines.function
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Trace:
+    def __call__(self, /, *arguments: Any, **keywords: Any) -> Trace:
         """Run the function on these arguments."""
         self._records = []
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -36,16 +36,6 @@ def numbers_of(value: Values) -> list[list[str]]:
     table = table[: ROWS if rows > ROWS + SLACK else rows, : COLUMNS if columns > COLUMNS + SLACK else columns]
     places = decimals(table)
     return [[written(float(n), places) for n in row] for row in table]
-
-
-def shown(value: Values, table: Sequence[Sequence[str]], words: Mapping[str, str]) -> str:
-    """Say what part of a value is shown, and the value's own note."""
-    notes = []
-    _, shape = layout(value)
-    if shape and table:
-        parts = [("showing_rows", len(table), prod(shape[:-1])), ("showing", len(table[0]), shape[-1])]
-        notes += [words[key].format(shown=f"{s:,}", total=f"{t:,}") for key, s, t in parts if s < t]
-    return words["comma"].join([*notes, *([value.note] if value.note else [])])
 
 
 def starts_block(value: Values, row: int) -> bool:
@@ -82,6 +72,16 @@ def pad(content: str, width: int) -> str:
     return content + " " * max(0, width - cell_len(content))
 
 
+def shortened(content: str, width: int) -> str:
+    """Write a text on one line of at most ``width`` columns, its end replaced by an ellipsis where it is longer."""
+    line = " ".join(content.split())
+    if cell_len(line) <= width:
+        return line
+    while cell_len(line) >= width:
+        line = line[: min(len(line) - 1, width)]
+    return line + "…"
+
+
 def columns(table: Sequence[Sequence[str]], sides: str) -> list[str]:
     """Align the rows of a table; ``sides`` says "l" or "r" for every column."""
     widths = [max(cell_len(row[i]) for row in table) for i in range(len(sides))]
@@ -108,12 +108,22 @@ def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(f"{count:,}", words[key]) for key, count in counts.items()]
 
 
-def wrapped(content: str, width: int, first: str, rest: str) -> list[str]:
+def portion(value: Values, table: Sequence[Sequence[str]], words: Mapping[str, str]) -> str:
+    """Say what part of a value a table shows, and the value's own note."""
+    notes = []
+    _, shape = layout(value)
+    if shape and table:
+        parts = [("showing_rows", len(table), prod(shape[:-1])), ("showing", len(table[0]), shape[-1])]
+        notes += [words[key].format(shown=f"{s:,}", total=f"{t:,}") for key, s, t in parts if s < t]
+    return words["comma"].join([*notes, *([value.note] if value.note else [])])
+
+
+def wrapped(content: str, width: float, first: str, rest: str, measure: Callable[[str], float] = cell_len) -> list[str]:
     """Break a text into lines: at spaces, and between Chinese characters, but not before a closing mark."""
     lines, line, free = [], first, True  # free: no space is due before the next piece
     for space, piece in _pieces(content):
         gap = "" if free else space
-        if not free and cell_len(line + gap + piece) > width:
+        if not free and measure(line + gap + piece) > width:
             lines.append(line)
             line, gap = rest, ""
         line += gap + piece

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, fact_text, shape_text
-from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Check, Picture, Step, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
@@ -64,7 +65,10 @@ class WindowedExplained(ComponentExplained):
             place = ", ".join(map(str, position))
             title = texts("step.position", number=number, total=total, place=place)
             parts: list[Any] = [] if number == 1 else [self.moved()]
-            parts += [self.picture(view), *self.entries(view, bound), *self.recorded(trace), *self.said(view, trace)]
+            given = list(self.entries(view, bound))
+            output = shared.values(texts("picture.output", place=place), _result(trace))
+            picture = replace(self.picture(view), beside=(*(v for v in given if v.name != "bias"), output))
+            parts += [picture, *given, *self.recorded(trace), *self.said(view, trace)]
             yield Step(title, tuple(parts))
         if total > len(self.traces):
             shape = shape_text(self.output.shape)
@@ -92,7 +96,7 @@ class WindowedExplained(ComponentExplained):
         """What the formula starts from, where its lines do not show it."""
         for name, value in bound.items():
             if isinstance(value, Tensor) and name != "x":
-                yield shared.values(letter(name), value)
+                yield shared.values(self.paper.name(name), value)
 
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """A sentence on the result."""
@@ -107,7 +111,7 @@ class WindowedExplained(ComponentExplained):
             traced = self.tracer(**self.bound).result
             traced = traced[0] if isinstance(traced, tuple) else traced
             return shared.check(traced.reshape(self.output.shape), self.output, None, self.texts)
-        results = [trace.result[0] if isinstance(trace.result, tuple) else trace.result for _, trace in self.traces]
+        results = [_result(trace) for _, trace in self.traces]
         real = torch.stack([self.output[place] for place, _ in self.traces])
         return shared.check(torch.stack(results), real, None, self.texts)
 
@@ -121,13 +125,19 @@ class WindowedExplained(ComponentExplained):
 
     # -- drawing ------------------------------------------------------------------------------------------------
 
-    def drawn(self, view: WindowView) -> tuple[Marks, tuple[int, ...], tuple[str, ...]]:
-        """Return the marked places, the sizes and the names of the axes that are drawn."""
-        return self.marks(view), tuple(self.x.shape[-self.layer.spatial :]), AXES[self.layer.spatial]
+    def drawn(self, view: WindowView) -> tuple[Marks, Tensor, tuple[str, ...]]:
+        """Return the marked places, the numbers of the axes that are drawn, and the names of these axes."""
+        return self.marks(view), self.sample[view.channels.start], AXES[self.layer.spatial]
+
+    @property
+    def sample(self) -> Tensor:
+        """The first sample: (channels, *space)."""
+        return self.x[0] if self.batched else self.x
 
     def picture(self, view: WindowView) -> Picture:
         """Draw which places of the input the window touches."""
-        marks, size, names = self.drawn(view)
+        marks, plane, names = self.drawn(view)
+        size = tuple(plane.shape)
         ranges = []
         for axis, extent in enumerate(size):
             low = min([0, *(place[axis] for place in marks)])
@@ -149,7 +159,29 @@ class WindowedExplained(ComponentExplained):
             down=axes[-2] if len(size) > 1 else "",
             legend=self.legend(),
             columns=tuple(heads) if tokens else (),
+            numbers=tuple(self.numbers(view, plane, ranges).reshape(len(outer[0]), len(rows), len(columns))),
+            note=self.texts("picture.channel", channels=len(view.channels)) if self.hides_channels(view, size) else "",
         )
+
+    def hides_channels(self, view: WindowView, size: Sequence[int]) -> bool:
+        """Whether the window reads more channels than the one that is drawn."""
+        return len(view.channels) > 1 and len(size) == self.layer.spatial
+
+    def numbers(self, view: WindowView, plane: Tensor, ranges: Sequence[range]) -> np.ndarray:
+        """Return the number at every drawn place: of the input, and of the padding where the window reads it."""
+        found = np.full([len(places) for places in ranges], np.nan)
+        inside = plane[tuple(slice(places.stop) for places in ranges)].detach().cpu().double().numpy()
+        found[tuple(slice(-r.start, n - r.start) for r, n in zip(ranges, inside.shape, strict=True))] = inside
+        entries = view.entries.detach().cpu().double().numpy().reshape(-1, view.padding.numel())
+        axes = ranges[-self.layer.spatial :]
+        if len(ranges) > len(axes):
+            channels = found[view.channels.start : view.channels.stop]  # one after the other down the drawing
+        else:
+            channels, entries = found[np.newaxis], entries[:1]
+        for place, entry in self.outside(view).items():
+            at: list[Any] = [p - places.start for p, places in zip(place, axes, strict=True)]
+            channels[(slice(None), *at)] = entries[:, entry]
+        return found
 
     def cell(self, marks: Marks, place: tuple[int, ...], size: Sequence[int]) -> str:
         """What is drawn at a place."""
@@ -172,23 +204,23 @@ class WindowedExplained(ComponentExplained):
             found.setdefault(place, "padding touched")
         return found
 
-    def outside(self, view: WindowView) -> list[tuple[int, ...]]:
-        """Return the places outside the input: told from an entry inside it and the dilation."""
+    def outside(self, view: WindowView) -> dict[tuple[int, ...], int]:
+        """Return the places outside the input, told from an entry inside it and the dilation, and what reads there."""
         if not bool(view.padding.any()) or getattr(self.layer, "transposed", False):
-            return []
+            return {}
         spatial, dilation = self.layer.spatial, getattr(self.layer, "dilation", 1)
         steps = (dilation,) * spatial if isinstance(dilation, int) else tuple(dilation)
         axes: list[list[int]] = []
         for axis, size in enumerate(view.padding.shape):
             inside = (~view.padding & (view.coordinates.min(-1).values >= 0)).movedim(axis, 0).reshape(size, -1).any(1)
             if not bool(inside.any()):
-                return []
+                return {}
             first = int(inside.nonzero()[0])
             row = view.coordinates[..., axis].movedim(axis, 0).reshape(size, -1)[first]
             anchor = int(row[row >= 0][0])
             axes.append([anchor + (k - first) * steps[axis % len(steps)] for k in range(size)])
-        places = list(itertools.product(*axes))
-        return [place for place, out in zip(places, view.padding.flatten().tolist(), strict=True) if out]
+        places = zip(itertools.product(*axes), view.padding.flatten().tolist(), strict=True)
+        return {place: entry for entry, (place, out) in enumerate(places) if out}
 
 
 class ConvolutionExplained(WindowedExplained):
@@ -233,13 +265,13 @@ class ConvolutionExplained(WindowedExplained):
         bias = f" + {_signed(float(view.bias.detach()))}" if self.layer.bias is not None else ""
         yield f"{terms}{bias} = {shared.number(total)}"
 
-    def drawn(self, view: WindowView) -> tuple[Marks, tuple[int, ...], tuple[str, ...]]:
+    def drawn(self, view: WindowView) -> tuple[Marks, Tensor, tuple[str, ...]]:
         """Along one axis, as over a text, the channels that the window spans are drawn one under the other."""
-        marks, size, names = super().drawn(view)
+        marks, plane, names = super().drawn(view)
         if self.layer.spatial > 1 or self.layer.in_channels == 1:
-            return marks, size, names
+            return marks, plane, names
         spread = {(channel, *place): mark for channel in view.channels for place, mark in marks.items()}
-        return spread, (self.layer.in_channels, *size), ("in channels", *names)
+        return spread, self.sample, ("in channels", *names)
 
 
 class SeparableExplained(ConvolutionExplained):
@@ -339,8 +371,7 @@ class PoolingExplained(WindowedExplained):
         """The result in a sentence."""
         read = view.entries[view.coordinates.min(-1).values >= 0].tolist()
         entries = ", ".join(map(shared.number, read[:9])) + ("…" if len(read) > 9 else "")
-        result = trace.result[0] if isinstance(trace.result, tuple) else trace.result
-        facts: dict[str, Any] = {"entries": entries, "result": shared.number(float(result))}
+        facts: dict[str, Any] = {"entries": entries, "result": shared.number(float(_result(trace)))}
         if not isinstance(self.layer, Average):
             yield self.texts("step.greatest", **facts)
             return
@@ -355,6 +386,11 @@ class PoolingExplained(WindowedExplained):
             best = int(view.entries.flatten().argmax())
             found[tuple(view.coordinates.flatten(0, -2)[best].tolist())] = "greatest"
         return found
+
+
+def _result(trace: Trace) -> Tensor:
+    """What a window gives, without the place of the greatest entry."""
+    return trace.result[0] if isinstance(trace.result, tuple) else trace.result
 
 
 def _each(value: Sequence[int]) -> str:

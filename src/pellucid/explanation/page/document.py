@@ -6,11 +6,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from html import escape
 
+from pellucid.explanation.figure import drawing
 from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.script import script, style
 from pellucid.explanation.page.words import words
-from pellucid.explanation.report import Exhibit, Picture, Report, Step, SymbolRow, Values
-from pellucid.explanation.typesetting import cost_rows, numbers_of, shown, starts_block
+from pellucid.explanation.report import Exhibit, Picture, Report, Rows, Step, SymbolRow, Unrolled, Values
+from pellucid.explanation.typesetting import cost_rows, numbers_of, portion, starts_block
 
 Renderer = Callable[[Report], str]
 
@@ -84,7 +85,7 @@ class Document:
             for theme in ("auto", "light", "dark")
         )
         choose = f'<div role="group" aria-label="中文 / English">{speak}</div>\n' if len(self.reports) > 1 else ""
-        return f'<header class="bar">\n{choose}<div role="group" aria-label="◐">{colours}</div>\n</header>\n'
+        return f'<header class="top">\n{choose}<div role="group" aria-label="◐">{colours}</div>\n</header>\n'
 
     def body(self) -> str:
         """Everything that is read, from the title to the notes."""
@@ -102,6 +103,7 @@ class Document:
             (
                 self.section("idea", self.spoken(lambda report: _paragraphs(report.idea))),
                 self.section("formula", self.formula()),
+                self.figures(),
                 self.explore(),
                 self.section("symbols", self.spoken(_symbols) if self.first.symbols else ""),
                 self.section("why", self.spoken(_reasons) if any(s.reasons for s in self.first.symbols) else ""),
@@ -134,7 +136,13 @@ class Document:
         lines = report.mathml or tuple(f"<p><code>{_text(line)}</code></p>" for line in report.formula)
         notation = self.spoken(lambda r: _paragraphs(r.notation, "notation"))
         code = self.spoken(lambda r: _text(r.words["code"]), "span")
-        return "\n".join(lines) + f"{notation}<p>{code}</p><pre>{_text(chr(10).join(report.code))}</pre>\n"
+        written = f"<p>{code}</p><pre>{_text(chr(10).join(report.code))}</pre>\n"
+        return f'<div class="lines" tabindex="0">{"".join(lines)}</div>{notation}{written}'
+
+    def figures(self) -> str:
+        """The pictures, which stand still; with JavaScript an exhibit takes their place."""
+        drawn = self.spoken(_figures)
+        return f'<div class="{"replaced" if self.exhibits else "still"}">{drawn}</div>\n' if drawn else ""
 
     def explore(self) -> str:
         """The places of the exhibits."""
@@ -245,7 +253,7 @@ def _step(step: Step, report: Report) -> str:
             written.append(f'<dl class="values">{group}</dl>')
             group = ""
         if isinstance(part, Picture):
-            written.append(_picture(part, report))
+            written.append(_drawn(part, report))
         elif part is not None:
             written.append(f"<p>{_text(part)}</p>")
     return "".join(written)
@@ -257,11 +265,17 @@ def _values(value: Values, report: Report) -> str:
     for index, row in enumerate(table):
         kind = ' class="block"' if starts_block(value, index) else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td>{_text(number)}</td>" for number in row) + "</tr>")
-    note = shown(value, table, report.words)
+    note = portion(value, table, report.words)
     said = f'<p class="muted">{_text(note)}</p>' if note else ""
     name = value.mathml or _text(value.name)
     return f'<dt>{name}</dt><dd><div class="scroll"><table class="numbers">{"".join(rows)}</table></div>{said}</dd>'
 
 
-def _picture(picture: Picture, report: Report) -> str:
-    return f"<p>{_text(picture.title)}</p>"
+def _drawn(part: Picture | Unrolled | Rows, report: Report) -> str:
+    return f'<figure class="scroll drawn">{drawing(part, report)}</figure>'
+
+
+def _figures(report: Report) -> str:
+    """Draw the pictures that do not stand among the worked steps."""
+    worked = {id(part) for step in report.steps for part in step.parts}
+    return "".join(_drawn(part, report) for part in report.figures if id(part) not in worked)

@@ -22,14 +22,17 @@ from pellucid.formula.capture import capture
 from pellucid.formula.draws import provided_by
 from pellucid.formula.graph import Graded, decompositions, in_plain_torch
 
+# Makes what a formula receives of what its program reads: both by name.
+Bind = Callable[[dict[str, Tensor]], Mapping[str, Any]]
+
 KNOWN = frozenset(
     """abs acos add addmm alias amax amin any asin atan atan2 bitwise_and bitwise_not bitwise_or bmm cat ceil clamp
     clamp_max clamp_min clone constant_pad_nd copy cos cosh cumsum detach div elu eq erf exp expand expm1 floor full
     full_like ge gelu gt hardtanh index_select le leaky_relu log log1p log2 log_softmax logical_and logical_not
-    logical_or lt maximum mean minimum mm mul native_layer_norm native_layer_norm_backward ne neg ones_like permute
-    pow prod reciprocal relu round rsqrt scalar_tensor select select_scatter sgn sigmoid sign sin sinh slice
-    slice_scatter softmax softplus split_with_sizes sqrt squeeze sub sum tan tanh to_copy unsafe_view unsqueeze var
-    view where zeros_like""".split()
+    logical_or lt max max_pool2d_with_indices maximum mean minimum mm mul native_layer_norm native_layer_norm_backward
+    ne neg ones_like permute pow prod reciprocal relu round rsqrt scalar_tensor select select_scatter sgn sigmoid
+    sign sin sinh slice slice_scatter softmax softplus split_with_sizes sqrt squeeze sub sum tan tanh to_copy unbind
+    unfold unsafe_view unsqueeze var view where zeros_like""".split()
 )
 
 
@@ -48,7 +51,9 @@ class Program:
     sites: tuple[Site, ...]
 
 
-def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any], positional: int = 0) -> Program:
+def program(
+    lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any], positional: int = 0, bind: Bind = dict
+) -> Program:
     """Trace a formula's lines.
 
     Args:
@@ -56,6 +61,9 @@ def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any
         inputs: what the program reads, by the names of the formula's arguments, in their order; of the first
             ``positional`` only the order counts.
         others: arguments that stay as they are.
+        positional: how many inputs the formula takes by position.
+        bind: makes the formula's arguments of the other inputs, where they are not the inputs themselves: an average
+            over what an input marks as real.
 
     Returns:
         ``text``: ``inputs``, names; ``constants``, tensors by name; ``nodes``, each ``[name, operation, arguments,
@@ -80,33 +88,43 @@ def program(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any
             return value
 
         function = recording(lines, record) if lines.known else lines.function
-        return (*recorded, *_results(function, names, values, others, positional))
+        results = _results(function, names, values, others, positional, bind)
+        return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]
     graph, constants = in_plain_torch(lambda: capture(run, lambda *sizes: traced, decompositions()))
     return Program(_text(graph, constants, names, len(sites)), tuple(sites))
 
 
-def gradient(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, Any], positional: int = 0) -> Program:
+def gradient(
+    lines: Lines,
+    inputs: Mapping[str, Tensor],
+    others: Mapping[str, Any],
+    positional: int = 0,
+    bind: Bind = dict,
+    wanted: Sequence[str] | None = None,
+) -> Program:
     """Trace the product of the formula's Jacobian with gradients.
 
     The program reads ``inputs`` and then the gradient of every result, named ``grad_0``, ``grad_1``, …; its results
-    are the gradients of the inputs. It records no values.
+    are the gradients of the ``wanted`` inputs, by default of all. It records no values.
     """
     names = list(inputs)
+    places = [names.index(name) for name in (names if wanted is None else wanted)]
     primals = [value.detach() for value in inputs.values()]
     with torch.no_grad():
-        given = [torch.ones_like(v) for v in _results(lines.function, names, primals, others, positional)]
+        given = [torch.ones_like(v) for v in _results(lines.function, names, primals, others, positional, bind)]
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         of = values[: len(names)]
-        results = _results(lines.function, names, of, others, positional)
+        results = _results(lines.function, names, of, others, positional, bind)
         pairs = [(r, g) for r, g in zip(results, values[len(names) :], strict=True) if r.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(of)
+        asked = [of[place] for place in places]
+        found: Sequence[Tensor | None] = [None] * len(asked)
         if pairs:
             graded = Graded.apply(*(r for r, _ in pairs), *(g for _, g in pairs))
-            found = torch.autograd.grad(graded, of, allow_unused=True)
-        return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(of, found, strict=True))
+            found = torch.autograd.grad(graded, asked, allow_unused=True)
+        return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(asked, found, strict=True))
 
     def arguments(*sizes: int) -> Sequence[Tensor]:
         return [*(value.detach().requires_grad_(value.is_floating_point()) for value in primals), *given]
@@ -117,10 +135,15 @@ def gradient(lines: Lines, inputs: Mapping[str, Tensor], others: Mapping[str, An
 
 
 def _results(
-    function: Callable[..., Any], names: list[str], values: Sequence[Tensor], others: Mapping[str, Any], positional: int
+    function: Callable[..., Any],
+    names: list[str],
+    values: Sequence[Tensor],
+    others: Mapping[str, Any],
+    positional: int,
+    bind: Bind,
 ) -> list[Tensor]:
     """Call a formula, which draws nothing, by the names of its arguments."""
-    keywords = dict(zip(names[positional:], values[positional:], strict=True))
+    keywords = bind(dict(zip(names[positional:], values[positional:], strict=True)))
     with provided_by(Provider(False)):
         return flat(function(*values[:positional], **keywords, **others))
 

@@ -3,6 +3,9 @@
 const SVG = "http://www.w3.org/2000/svg";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 
+// The children that are there, out of lists in lists.
+const present = (children) => children.flat(Infinity).filter((child) => child !== false && (child ?? null) !== null);
+
 function made(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;
@@ -11,7 +14,7 @@ function made(node, attributes, children) {
       for (const [key, part] of Object.entries(value)) node.style.setProperty(key, part);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...present(children));
   return node;
 }
 
@@ -23,12 +26,20 @@ export const math = (name, attributes, ...children) =>
 // Replace what a node holds; the element with the same data-key has the focus again afterwards.
 export function replace(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  node.replaceChildren(...present(children));
   if (focused !== undefined) {
     const again = [...node.querySelectorAll("[data-key]")].find((child) => child.dataset.key === focused);
     again?.focus({ preventScroll: true });
   }
   return node;
+}
+
+// Let the keyboard reach what has to be scrolled and holds nothing that it reaches anyway.
+export function reachable(root) {
+  for (const box of root.querySelectorAll(".scroll, math[display]")) {
+    if (box.scrollWidth > box.clientWidth && !box.querySelector('[tabindex="0"], a, button, input')) box.setAttribute("tabindex", "0");
+    else box.removeAttribute("tabindex");
+  }
 }
 
 export const range = (count) => Array.from({ length: Math.max(0, count) }, (_, index) => index);

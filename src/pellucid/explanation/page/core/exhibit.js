@@ -1,6 +1,6 @@
 // An exhibit: an interactive picture with its settings, words and keys.
 
-import { el, replace } from "./dom.js";
+import { el, reachable, replace } from "./dom.js";
 import { language, wordsOf } from "./language.js";
 import { settingsOf } from "./settings.js";
 
@@ -11,7 +11,7 @@ export const register = (kind, view) => views.set(kind, view);
 
 export class Exhibit {
   constructor(root, kind, data, texts) {
-    Object.assign(this, { root, kind, data, texts, words: wordsOf(texts) });
+    Object.assign(this, { root, kind, data, texts, words: wordsOf(texts), unfolded: new Set() });
     root.tabIndex = -1;
     root.addEventListener("keydown", (event) => this.pressed(event));
   }
@@ -20,6 +20,7 @@ export class Exhibit {
   build() {
     this.bound = {};
     this.drawn = [];
+    this.folds = 0;
     if (this.settings) this.settings.listeners.length = 0;
     this.root.replaceChildren();
     this.badge = el("p", { class: "source", role: "status" });
@@ -37,7 +38,7 @@ export class Exhibit {
 
   // Controls, which stay while the settings change.
   controls(...nodes) {
-    this.drawn.push(...nodes.filter((node) => node.draw).map((node) => () => node.draw()));
+    this.drawn.push(...nodes.filter((node) => node && node.draw).map((node) => () => node.draw()));
     const box = el("div", { class: "controls" }, ...nodes);
     this.root.append(box);
     return box;
@@ -51,12 +52,18 @@ export class Exhibit {
     return inside;
   }
 
-  // A part that is folded until it is wanted, and drawn only then.
+  // A part that is folded until it is wanted, and drawn only then; it stays as it is when the language changes.
   fold(title, draw, attributes = {}) {
+    const number = this.folds++;
     const inside = el("div", { class: "inside" });
-    const details = el("details", { class: "view", ...attributes }, el("summary", {}, el("h3", {}, title)), inside);
+    const open = this.unfolded.has(number);
+    const details = el("details", { class: "view", open, ...attributes }, el("summary", {}, el("h3", {}, title)), inside);
     const again = () => details.open && replace(inside, draw());
-    details.addEventListener("toggle", again);
+    details.addEventListener("toggle", () => {
+      this.unfolded[details.open ? "add" : "delete"](number);
+      again();
+      this.reach();
+    });
     this.root.append(details);
     this.drawn.push(again);
     return inside;
@@ -64,6 +71,12 @@ export class Exhibit {
 
   draw() {
     for (const draw of this.drawn) draw();
+    this.reach();
+  }
+
+  reach() {
+    cancelAnimationFrame(this.reaching);
+    this.reaching = requestAnimationFrame(() => reachable(this.root));
   }
 
   // Say whether the numbers are Python's or were computed in the page after a change of the reader's.

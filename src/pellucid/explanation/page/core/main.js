@@ -1,5 +1,6 @@
 // Starts the page: its data, language, colours and exhibits.
 
+import { reachable } from "./dom.js";
 import { Exhibit } from "./exhibit.js";
 import { language } from "./language.js";
 import { unpacked } from "./numbers.js";
@@ -25,9 +26,11 @@ function remember(key, value, initial) {
   }
 }
 
+let spoken = null;
+
 function speak(lang) {
-  if (!page.languages.includes(lang) || (language.current === lang && root.dataset.lang === lang)) return;
-  language.current = lang;
+  if (!page.languages.includes(lang) || spoken === lang) return;
+  spoken = language.current = lang;
   root.dataset.lang = lang;
   root.lang = lang;
   document.title = page.titles[lang];
@@ -76,6 +79,8 @@ watchSymbols();
 root.classList.add("scripted");
 fromHash();
 addEventListener("hashchange", fromHash);
+addEventListener("resize", () => reachable(document));
+reachable(document);
 
 // In a frame of a notebook: tell how high the page is.
 if (window.parent !== window) {

@@ -4,7 +4,7 @@ import { el, range, svg } from "./dom.js";
 import { places, written } from "./numbers.js";
 
 // Arrow keys walk over the cells of a grid. One cell at a time can be reached by Tab.
-function walk(table) {
+export function walk(table) {
   table.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     const here = event.target.closest("[data-at]");
@@ -90,11 +90,14 @@ export function matrix(options) {
   return el("figure", { class: "grid" }, caption && el("figcaption", {}, caption), el("div", { class: "scroll" }, table));
 }
 
-// An overview of a large matrix by the means of its blocks; `shown` marks a part of it, in blocks.
-export function overview(label, blocks, shown) {
+// An overview of a large matrix by the means of its blocks; `shown` marks a part of it, in blocks. Pixels of a picture
+// are `square`.
+export function overview(label, blocks, shown, square = false) {
   const [rows, columns] = blocks.shape;
   const greatest = blocks.data.reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
-  const [width, height] = [Math.min(9, 360 / columns), Math.min(9, 240 / rows)];
+  const unit = Math.min(9, 360 / columns, 240 / rows);
+  const side = unit > 2 ? Math.floor(unit) : unit;
+  const [width, height] = square ? [side, side] : [Math.min(9, 360 / columns), Math.min(9, 240 / rows)];
   const boxes = range(rows * columns).map((index) => {
     const value = blocks.data[index];
     return svg("rect", {

@@ -86,8 +86,17 @@ export function product(a, b) {
   return result;
 }
 
+function transposed(x) {
+  const [rows, columns] = x.shape;
+  const result = tensor([columns, rows]);
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < columns; c++) result.data[c * rows + r] = x.data[r * columns + c];
+  return result;
+}
+
 function permuted(x, axes) {
   const order = axes.map((axis) => axisOf(x, axis));
+  if (order.length === 2 && order[0] === 1) return transposed(x);
   const steps = strides(x.shape);
   const shape = order.map((axis) => x.shape[axis]);
   return build(shape, (place) => x.data[order.reduce((index, axis, k) => index + place[k] * steps[axis], 0)]);
@@ -176,6 +185,22 @@ const numberOf = (x, dims) => axesOf(x, dims).reduce((total, axis) => total * x.
 const mean = (x, dims, keep = false) => OPERATIONS.div(sum(x, dims, keep), numberOf(x, dims));
 const amax = (x, dims, keep = false) => reduced(x, dims, keep, -Infinity, Math.max);
 
+// The greatest along an axis and where it stands: the first of equal ones, or the first that is no number.
+function greatest(x, dim, keep = false) {
+  const axis = axisOf(x, dim);
+  const lines = permuted(x, [...x.shape.keys()].filter((k) => k !== axis).concat(axis));
+  const extent = x.shape[axis];
+  const kept = x.shape.filter((_, k) => k !== axis);
+  const places = build(kept, (_, index) => {
+    let best = 0;
+    const at = (k) => lines.data[index * extent + k];
+    for (let k = 1; k < extent && !Number.isNaN(at(best)); k++) if (at(k) > at(best) || Number.isNaN(at(k))) best = k;
+    return best;
+  });
+  const values = build(kept, (_, index) => lines.data[index * extent + places.data[index]]);
+  return [values, places].map((found) => (keep ? same(found, x.shape.with(axis, 1)) : found));
+}
+
 function variance(x, dims, keywords = {}) {
   const { correction = 1, keepdim = false } = keywords;
   const gaps = OPERATIONS.sub(x, mean(x, dims, true));
@@ -224,6 +249,40 @@ function choose(condition, a, b) {
   const shape = broadcast(broadcast(condition.shape, yes.shape), no.shape);
   const [c, y, n] = [condition, yes, no].map((x) => reader(x, shape.length));
   return build(shape, (place) => (c(place) ? y(place) : n(place)));
+}
+
+// Windows of an axis, on a new last axis.
+function windows(x, dim, width, step) {
+  const axis = axisOf(x, dim);
+  const steps = strides(x.shape);
+  const shape = [...x.shape.with(axis, Math.floor((x.shape[axis] - width) / step) + 1), width];
+  return build(shape, (place) => {
+    const offset = place[place.length - 1];
+    return x.data[steps.reduce((index, s, k) => index + (k === axis ? place[k] * step + offset : place[k]) * s, 0)];
+  });
+}
+
+// The greatest of every window of the last two axes; where it stood is not told.
+function pooled(x, size, stride = [], padding = [0, 0], dilation = [1, 1], ceil = false) {
+  if (ceil) throw new Error("max_pool2d: ceil_mode is not known to the page");
+  const step = stride.length ? stride : size;
+  const extents = x.shape.slice(-2);
+  const counts = extents.map((extent, axis) =>
+    Math.floor((extent + 2 * padding[axis] - dilation[axis] * (size[axis] - 1) - 1) / step[axis]) + 1);
+  const result = build([...x.shape.slice(0, -2), ...counts], (place) => {
+    const [top, left] = place.slice(-2).map((p, axis) => p * step[axis] - padding[axis]);
+    const plane = place.slice(0, -2).reduce((index, p, axis) => index * x.shape[axis] + p, 0) * extents[0] * extents[1];
+    let greatest = -Infinity;
+    for (let i = 0; i < size[0]; i++)
+      for (let j = 0; j < size[1]; j++) {
+        const [r, c] = [top + i * dilation[0], left + j * dilation[1]];
+        const inside = r >= 0 && r < extents[0] && c >= 0 && c < extents[1];
+        const value = inside ? x.data[plane + r * extents[1] + c] : -Infinity;
+        if (value > greatest || Number.isNaN(value)) greatest = value;
+      }
+    return greatest;
+  });
+  return [result, null];
 }
 
 // Abramowitz and Stegun's fractions are too coarse for the digits that are shown: a series, and a continued fraction.
@@ -319,15 +378,18 @@ export const OPERATIONS = {
     return scattered(x, same(source, source.shape.toSpliced(axis, 0, 1)), axis, from, from + 1);
   },
   select: selected,
+  unbind: (x, dim = 0) => Array.from({ length: x.shape[axisOf(x, dim)] }, (_, k) => selected(x, dim, k)),
   split_with_sizes: parts,
   getitem: (list, index) => list[index],
   index_select: (x, dim, index) => joined(Array.from(index.data, (p) => sliced(x, dim, p, p + 1)), dim),
   cat: joined,
   constant_pad_nd: padded,
+  max_pool2d_with_indices: pooled,
   sum: (x, dims, keep) => sum(x, dims, keep),
   mean: (x, dims, keep) => mean(x, dims, keep),
   prod: (x, dims, keep) => reduced(x, dims, keep ?? false, 1, (a, b) => a * b),
   amax,
+  max: greatest,
   amin: (x, dims, keep = false) => reduced(x, dims, keep, Infinity, Math.min),
   any: (x, dims, keep = false) => reduced(x, dims, keep, 0, (a, b) => Number(a || b)),
   cumsum: (x, dim) => {
@@ -339,6 +401,7 @@ export const OPERATIONS = {
       build(x.shape, (place, index) => (result.data[index] += place[axis] ? result.data[index - step] : 0)).data,
     );
   },
+  unfold: windows,
   var: variance,
   softmax,
   log_softmax: (x, dim) => {

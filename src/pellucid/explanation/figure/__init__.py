@@ -1,0 +1,33 @@
+"""Static figures of an explanation: SVG, and PNG and PDF through a converter."""
+
+from __future__ import annotations
+
+from pellucid.explanation.figure.convert import pdf, png
+from pellucid.explanation.figure.describe import described
+from pellucid.explanation.figure.poster import Part, part_sheet, poster_sheet
+from pellucid.explanation.report import Report
+from pellucid.explanation.texts import Texts
+
+__all__ = ["drawing", "pdf", "png", "svg"]
+
+MARGIN = 30
+
+
+def svg(report: Report, scheme: str = "auto") -> str:
+    """Draw the whole explanation as one picture: title, formula, drawings, the table of shapes, the check.
+
+    ``scheme`` is "light", "dark", or "auto", which follows what the reader's system prefers.
+    """
+    description = Texts(report.lang)("alt.poster", subject=report.subject)
+    return poster_sheet(report).svg(report.title, description, scheme, MARGIN) + "\n"
+
+
+def drawing(part: Part, report: Report, width: float = 720) -> str:
+    """Draw one part of the tree as an inline ``<svg>`` with a title and a text alternative.
+
+    Ink is ``currentColor``; a page changes the colors by the properties ``--figure-ink``, ``-muted``, ``-line``,
+    ``-warm`` and ``-cool``. What is wider than ``width`` is shown in part where that is possible, and says
+    so.
+    """
+    sheet = part_sheet(part, width, report)
+    return sheet.svg(*described(part, Texts(report.lang)), "inline")
