@@ -67,14 +67,6 @@ for (const button of document.querySelectorAll("[data-colour]"))
 // Readers without JavaScript have all worked steps open; where there is a picture to play with, they are folded.
 if (exhibits.length) for (const details of document.querySelectorAll("details.worked")) details.open = false;
 
-// What scrolls sideways is reached by the keyboard, too.
-const sideways = new ResizeObserver((entries) => {
-  for (const { target } of entries)
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
-    else target.removeAttribute("tabindex");
-});
-for (const node of document.querySelectorAll(".scroll, pre")) sideways.observe(node);
-
 watchSymbols();
 root.classList.add("scripted");
 fromHash();

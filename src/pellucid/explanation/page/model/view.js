@@ -1,5 +1,7 @@
 // Opens and folds the whole tree, and opens the layer that the URL names: #layer=encoder.rnn.
 
+import { reachable } from "../core/dom.js";
+
 const layers = [...document.querySelectorAll("details.layer")];
 
 for (const button of document.querySelectorAll("[data-tree]"))
@@ -15,5 +17,7 @@ function fromHash() {
   found.scrollIntoView({ block: "start" });
 }
 
+// What has been unfolded may have to be scrolled.
+document.addEventListener("toggle", (event) => reachable(event.target), true);
 addEventListener("hashchange", fromHash);
 fromHash();
