@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,12 @@ Examples
   pellucid explain my_cells.py:leaky --hidden-size 4 --tau 5
   pellucid explain gru --sentence "你个扑该!" --open
   pellucid explain conv2d --dilation 2 --save conv.html --save conv.svg
+  pellucid explain my_models.py:Net --input 1x3x32x32 --depth 2
+  pellucid explain my_models.py:Net --input 1x3x32x32 --eval --layer encoder.rnn
+  pellucid explain my_models.py:Bert --input 2x12:1000 --save bert.html
 """
+
+SHAPE = re.compile(r"(\d+(?:x\d+)+|\d+(?=:))(?::([1-9]\d*))?")
 
 
 @click.command(
@@ -36,11 +42,24 @@ Examples
     options_metavar="[OPTIONS] [--ARGUMENT VALUE ...]",
 )
 @click.argument("name", metavar="NAME")
-@click.option("--input", "numbers", metavar="NUMBERS", help="What it reads: 1,2,3 or, in rows, '1,2; 3,4'.")
+@click.option(
+    "--input",
+    "numbers",
+    metavar="NUMBERS",
+    multiple=True,
+    help="What it reads: 1,2,3 or, in rows, '1,2; 3,4'; or the shape of random numbers, 1x3x32x32, or of whole numbers "
+    "below 1000, 2x12:1000. May be given repeatedly.",
+)
 @click.option("--sentence", metavar="TEXT", help="Read a sentence, character by character.")
 @click.option("--lang", metavar="LANG", help=f"The language: {', '.join(languages())}. Default: that of the locale.")
 @click.option("--steps", type=click.IntRange(min=0), help="How many steps or positions are worked out.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides weights, example inputs and masks.")
+@click.option("--depth", type=click.IntRange(min=0), help="Of a model: how many levels of layers are printed.")
+@click.option(
+    "--layer", metavar="PATH", help="Of a model: explain this layer of it, encoder.rnn, with what reached it."
+)
+@click.option("--runs", type=click.IntRange(min=0), help="Of a model: how often it is run to take the time.")
+@click.option("--eval", "in_eval", is_flag=True, help="Of a model: call eval() first.")
 @click.option("--width", type=click.IntRange(min=40), help="Columns of the text. Default: those of the terminal.")
 @click.option(
     "--open", "in_browser", is_flag=True, help="Open the interactive page in the browser; nothing is printed."
@@ -57,34 +76,50 @@ Examples
 def command(
     context: click.Context,
     name: str,
-    numbers: str | None,
+    numbers: tuple[str, ...],
     sentence: str | None,
     lang: str | None,
     steps: int | None,
     seed: int,
+    depth: int | None,
+    layer: str | None,
+    runs: int | None,
+    in_eval: bool,
     width: int | None,
     in_browser: bool,
     files: list[Path],
 ) -> None:
-    """Explain a layer with real numbers.
+    """Explain a layer, or a whole model, with real numbers.
 
-    NAME is a layer such as rnn, lstm, conv2d, batchnorm, layernorm, dropout or maxpool, or a cell of your own,
-    path/file.py:cell. Further options are the layer's own arguments: --hidden-size 128, --kernel-size 3, --p 0.5.
+    NAME is a layer such as rnn, lstm, conv2d, batchnorm, layernorm, dropout or maxpool, a cell of your own,
+    path/file.py:cell, or a model, path/file.py:Model: a class, a function that makes one, or the model itself.
+    Further options are the layer's own arguments: --hidden-size 128, --kernel-size 3, --p 0.5.
     The weights are drawn from a seed; without --input or --sentence an example input is made up.
     With --open and --save the explanation becomes a page or a file, and the terminal names it.
     """
-    from pellucid.explanation import explain  # torch takes a while to load; --help does without
+    from pellucid.explanation import ModelReport, explain  # torch takes a while to load; --help does without
+    from pellucid.explanation.notebook import explained
     from pellucid.nn.cell import load
 
-    if numbers is not None and sentence is not None:
+    if numbers and sentence is not None:
         raise click.UsageError("--input and --sentence are both the input: give one of them")
     try:
-        subject = load(name)
-        arguments = parse_arguments(context.args)
-        inputs = [sentence] if sentence is not None else [] if numbers is None else [parse_numbers(numbers)]
+        subject, arguments = built(load(name), parse_arguments(context.args), seed)
+        if in_eval:
+            if not hasattr(subject, "eval"):
+                raise click.UsageError(f"--eval is for models; {name} is explained as it is made")
+            subject.eval()
+        inputs = [parse_numbers(text, seed + index) for index, text in enumerate(numbers)]
+        inputs = inputs if sentence is None else [sentence]
         lang = lang or lang_of_locale()
-        show = not (in_browser or files)
-        report = explain(subject, *inputs, lang=lang, show=show, steps=steps, seed=seed, width=width, **arguments)
+        about: dict[str, Any] = {"lang": lang, "steps": steps, "seed": seed, "depth": depth, "runs": runs}
+        report = explain(subject, *inputs, show=False, **about, **arguments)
+        if layer is not None:
+            if not isinstance(report, ModelReport):
+                raise click.UsageError(f"--layer names a layer of a model; {name} is a single layer")
+            report = report.layer(layer)
+        if not (in_browser or files):
+            explained(report, width, depth)
         contents = [(path, rendered(report, path)) for path in files]  # all or, where one fails, none is written
         for path, content in contents:
             write(path, content)
@@ -92,8 +127,9 @@ def command(
         if in_browser:
             path, found = opened(report)
             click.echo(path if found else Texts(lang)("show.no_browser", path=path))
-    except (ValueError, TypeError, RuntimeError, IndexError, OSError, ImportError) as error:
-        raise click.ClickException(str(error)) from error
+    except (ValueError, TypeError, RuntimeError, LookupError, OSError, ImportError) as error:
+        said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        raise click.ClickException("\n".join([said, *getattr(error, "__notes__", ())])) from error
 
 
 @click.command()
@@ -128,10 +164,28 @@ def destinations(files: Sequence[str]) -> list[Path]:
         raise click.BadParameter(str(error).removeprefix("save: ")) from error
 
 
-def parse_numbers(text: str) -> Any:
-    """Read ``1,2,3``, or rows ``1,2; 3,4``, as a tensor."""
+def built(subject: Any, arguments: dict[str, Any], seed: int) -> tuple[Any, dict[str, Any]]:
+    """Make a model of its class, or by a function, with these arguments; return what is left of them for others."""
     import torch
 
+    from pellucid.explanation.examples import build
+    from pellucid.nn.cell import Cell
+    from pellucid.nn.row_formula import Layer
+
+    if isinstance(subject, (str, Cell, Layer, torch.nn.Module)) or not callable(subject):
+        return subject, arguments
+    return build(subject, subject.__name__, arguments, seed), {}
+
+
+def parse_numbers(text: str, seed: int = 0) -> Any:
+    """Read ``1,2,3``, or rows ``1,2; 3,4``, as a tensor; draw one for a shape, ``2x3``, or ``2x3:10`` below 10."""
+    import torch
+
+    if shape := SHAPE.fullmatch(text.strip()):
+        sizes, generator = [int(size) for size in shape[1].split("x")], torch.Generator().manual_seed(seed)
+        if shape[2]:
+            return torch.randint(int(shape[2]), sizes, generator=generator)
+        return torch.randn(sizes, generator=generator)
     rows = [[part.strip() for part in row.split(",") if part.strip()] for row in text.split(";") if row.strip()]
     try:
         values = [[float(part) for part in row] for row in rows]

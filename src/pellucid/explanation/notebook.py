@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
 from pellucid.explanation.texts import Texts
 
@@ -27,7 +28,8 @@ if (!window.pellucidFrames) {
 </script>
 """
 
-_shown: list[Report] = []  # what `explain` has shown in the cell that is running
+AnyReport = Report | ModelReport
+_shown: list[AnyReport] = []  # what `explain` has shown in the cell that is running
 
 
 def shell() -> Any:
@@ -41,14 +43,14 @@ def in_notebook() -> bool:
     return hasattr(shell(), "kernel")
 
 
-def explained(report: Report, width: int | None = None) -> None:
-    """Show a report that ``explain`` has made: the page in a notebook, text elsewhere."""
+def explained(report: AnyReport, width: int | None = None, depth: int | None = None) -> None:
+    """Show a report that ``explain`` has made: the page in a notebook, text elsewhere, of a model to a depth."""
     if in_notebook():
         display(report)
     else:
         from pellucid.explanation.terminal import show as print_report
 
-        print_report(report, width)
+        print_report(report, width, depth)
     if (running := shell()) is not None:
         running.events.register("post_execute", _forget)  # once, however often
         _shown.append(report)
@@ -58,7 +60,7 @@ def _forget() -> None:
     _shown.clear()
 
 
-def show(report: Report) -> Path | None:
+def show(report: AnyReport) -> Path | None:
     """Display a report in a notebook; elsewhere open its page in the browser and return the file."""
     if in_notebook():
         display(report)
@@ -71,14 +73,16 @@ def show(report: Report) -> Path | None:
     return path
 
 
-def display(report: Report) -> None:
+def display(report: AnyReport) -> None:
     """Send a report to the notebook."""
     from IPython.display import display as send
 
     send(bundle(report), raw=True)
 
 
-def value_of_cell(report: Report, include: Collection[str] | None, exclude: Collection[str] | None) -> dict[str, str]:
+def value_of_cell(
+    report: AnyReport, include: Collection[str] | None, exclude: Collection[str] | None
+) -> dict[str, str]:
     """Return what IPython shows of a report that it displays; of one that `explain` has just shown, its name only."""
     if any(shown is report for shown in _shown):
         _shown[:] = [shown for shown in _shown if shown is not report]
@@ -89,10 +93,12 @@ def value_of_cell(report: Report, include: Collection[str] | None, exclude: Coll
 
 
 def bundle(
-    report: Report, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    report: AnyReport, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
     """Return a report as text, static drawing and page, by MIME type."""
-    kinds: dict[str, Callable[[Report], str]] = {"text/plain": Report.text, "image/svg+xml": _svg, "text/html": framed}
+    kinds: dict[str, Callable[[Any], str]] = {"text/plain": str, "image/svg+xml": _svg, "text/html": framed}
+    if isinstance(report, ModelReport):
+        del kinds["image/svg+xml"]
     wanted = [kind for kind in kinds if (include is None or kind in include) and kind not in (exclude or ())]
     return {kind: kinds[kind](report) for kind in wanted}
 
@@ -103,7 +109,7 @@ def _svg(report: Report) -> str:
     return svg(report)
 
 
-def framed(report: Report) -> str:
+def framed(report: AnyReport) -> str:
     """Return the page in a frame of its own: its script runs, but reaches nothing of the notebook.
 
     The frame grows to the page's height. Where the notebook runs no scripts it keeps its height, and scrolls.

@@ -140,18 +140,18 @@ class Reading:
                 _, states = self.loop([sequence.inputs(step)], 0, False, states, traces, 1)
         return traces, states
 
-    def tally(self, sequence: Sequence_) -> Tally:
-        """Count what the whole batch costs, over all levels and directions."""
+    def tally(self, batch: int, steps: int, dtype: torch.dtype) -> Tally:
+        """Count what a batch of so many sequences and steps costs, over all levels and directions."""
         total = NOTHING
         for level, reverse in self.places:
             solved = self.layer.solution(level).symbols
             names = [s.name for s in (*self.source.inputs, *self.source.states)]
-            sizes = [(sequence.batch, solved[name].shape[-1]) for name in names]
-            rows = [torch.empty(size, dtype=sequence.x.dtype, device="meta") for size in sizes]
+            sizes = [(batch, solved[name].shape[-1]) for name in names]
+            rows = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
             keywords = self.keywords(level, reverse)
             values = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in keywords.items()}
             with draws.provided_by(Provider(False)):
-                total = total + count(self.layer.cell.function, rows, values).times(sequence.steps)
+                total = total + count(self.layer.cell.function, rows, values).times(steps)
         return total
 
 

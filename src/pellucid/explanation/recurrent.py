@@ -190,7 +190,8 @@ class RecurrentExplained:
         facts = {"steps": sequence.steps, "batch": sequence.batch}
         dtype = str(sequence.x.dtype).removeprefix("torch.")
         scope = self.texts("cost.recurrent", dtype=dtype, **facts)
-        return shared.cost(self.reading.tally(sequence), least, shared.trainable(self.layer), scope, self.texts)
+        tally = self.reading.tally(sequence.batch, sequence.steps, sequence.x.dtype)
+        return shared.cost(tally, least, shared.trainable(self.layer), scope, self.texts)
 
     # -- worked steps -------------------------------------------------------------------------------------------
 

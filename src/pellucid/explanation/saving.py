@@ -7,14 +7,15 @@ import os
 import re
 import tempfile
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
 from pellucid.files import write_whole
 
 
-def _page(report: Report) -> bytes:
+def _page(report: Report | ModelReport) -> bytes:
     from pellucid.explanation.page import html
 
     return _encoded(html(report))
@@ -44,13 +45,19 @@ def _markdown(report: Report) -> bytes:
     return _encoded(markdown(report))
 
 
-def _json(report: Report) -> bytes:
+def _model_markdown(report: ModelReport) -> bytes:
+    from pellucid.explanation.model.markdown import markdown
+
+    return _encoded(markdown(report))
+
+
+def _json(report: Report | ModelReport) -> bytes:
     from pellucid.explanation.serialization import dumps
 
     return dumps(report).encode("utf-8", "backslashreplace")  # half a surrogate pair: JSON's own \uXXXX
 
 
-def _text(report: Report) -> bytes:
+def _text(report: Report | ModelReport) -> bytes:
     return _encoded(report.text())
 
 
@@ -67,16 +74,27 @@ RENDERERS: dict[str, Callable[[Report], bytes]] = {
     ".json": _json,
     ".txt": _text,
 }
+OF_MODELS: dict[str, Callable[[ModelReport], bytes]] = {
+    ".html": _page,
+    ".md": _model_markdown,
+    ".json": _json,
+    ".txt": lambda report: _encoded(report.text(depth=len(report.rows()))),
+}
 
 
-def save(report: Report, path: str | os.PathLike[str]) -> Path:
+def endings(report: Report | ModelReport) -> tuple[str, ...]:
+    """Return the endings of the files that a report can be saved as."""
+    return tuple(OF_MODELS if isinstance(report, ModelReport) else RENDERERS)
+
+
+def save(report: Report | ModelReport, path: str | os.PathLike[str]) -> Path:
     """Write a report as the kind of file that the path's ending names; see `Report.save`."""
-    path = destination(path)
+    path = destination(path, endings(report))
     write(path, rendered(report, path))
     return path
 
 
-def destination(path: str | os.PathLike[str]) -> Path:
+def destination(path: str | os.PathLike[str], known: Sequence[str] = tuple(RENDERERS)) -> Path:
     """Return the path of a file to be written, with ``~`` expanded; nothing is computed or written yet.
 
     Raises:
@@ -87,10 +105,10 @@ def destination(path: str | os.PathLike[str]) -> Path:
         if path.is_dir():
             inside = path / f"report{path.suffix or '.html'}"
             raise IsADirectoryError(f"save: {path} is a folder; name a file in it, {inside}")
-        if path.suffix.lower() not in RENDERERS:
+        if path.suffix.lower() not in known:
             ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
             raise ValueError(
-                f"save: {str(path)!r} {ending}, but the ending says what to write: {', '.join(RENDERERS)}. "
+                f"save: {str(path)!r} {ending}, but the ending says what to write: {', '.join(known)}. "
                 f"For a page write {str(path.with_suffix('.html'))!r}."
             )
         if not path.parent.is_dir():
@@ -102,8 +120,10 @@ def destination(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def rendered(report: Report, path: Path) -> bytes:
+def rendered(report: Report | ModelReport, path: Path) -> bytes:
     """Return what a file of this ending holds."""
+    if isinstance(report, ModelReport):
+        return OF_MODELS[destination(path, endings(report)).suffix.lower()](report)
     return RENDERERS[path.suffix.lower()](report)
 
 
@@ -124,7 +144,7 @@ def _named(path: Path) -> Iterator[None]:
         raise type(error)(f"save: {path} cannot be written: {error.strerror}") from error
 
 
-def opened(report: Report) -> tuple[Path, bool]:
+def opened(report: Report | ModelReport) -> tuple[Path, bool]:
     """Write the page of a report to a temporary folder and open it in the browser.
 
     Returns:

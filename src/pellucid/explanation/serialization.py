@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import repeat
@@ -21,12 +22,19 @@ from typing import Any, get_args, get_origin
 import numpy as np
 
 from pellucid.explanation import report as tree
+from pellucid.explanation.model import tree as model_tree
+from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
 
-KINDS = {name: kind for name, kind in vars(tree).items() if isinstance(kind, type) and is_dataclass(kind)}
+KINDS = {
+    name: kind
+    for module in (tree, model_tree)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and is_dataclass(kind)
+}
 
 
-def dumps(report: Report) -> str:
+def dumps(report: Report | ModelReport) -> str:
     """Write a report as JSON."""
     from pellucid import __version__
 
@@ -34,8 +42,8 @@ def dumps(report: Report) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def load(path: str | Path) -> Report:
-    """Read a report that was saved as JSON: ``load("gru.json").save("gru.md")``.
+def load(path: str | Path) -> Any:
+    """Read a `Report` or `ModelReport` that was saved as JSON: ``load("gru.json").save("gru.md")``.
 
     The layer itself is not in the file: what a page works out of it, other languages and pictures to play with, is
     missing from the page of such a report.
@@ -47,7 +55,7 @@ def load(path: str | Path) -> Report:
     return loads(Path(path).expanduser().read_bytes(), str(path))
 
 
-def loads(text: str | bytes, name: str = "the text") -> Report:
+def loads(text: str | bytes, name: str = "the text") -> Any:
     """Read a report from JSON; ``name`` is what errors call it."""
     from pellucid import __version__
 
@@ -67,7 +75,7 @@ def loads(text: str | bytes, name: str = "the text") -> Report:
             f"load: {name} was written by pellucid {content['pellucid']} and cannot be read by {__version__}: {error}; "
             f"save the report again with this version"
         ) from error
-    if not isinstance(found, Report):
+    if not isinstance(found, (Report, ModelReport)):
         raise ValueError(f"load: {name} holds a {type(found).__name__}, not a report")
     return found
 
@@ -104,7 +112,7 @@ def _read(stored: Any, hint: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {key: _read(part, inner[1]) for key, part in stored.items()}
     if isinstance(stored, dict):
-        return _array(stored) if "dtype" in stored else _part(stored)
+        return _part(stored) if "kind" in stored else _array(stored)
     return float(stored) if hint is float else stored
 
 
@@ -121,7 +129,7 @@ def _part(stored: Mapping[str, Any]) -> Any:
     missing = [name for name, f in known.items() if name not in stored and f.default is f.default_factory is MISSING]
     if unknown or missing:
         raise ValueError(f"its {stored['kind']} has other fields (unknown: {unknown}; missing: {missing})")
-    hints = {name: eval(str(f.type), vars(tree)) for name, f in known.items()}
+    hints = {name: eval(str(f.type), vars(sys.modules[kind.__module__])) for name, f in known.items()}
     return kind(**{name: _read(part, hints[name]) for name, part in stored.items() if name != "kind"})
 
 

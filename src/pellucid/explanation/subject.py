@@ -34,7 +34,7 @@ from pellucid.nn.conv_pool import ConvPooling
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
-from pellucid.nn.exchange import kind_of, name_of, twin_of
+from pellucid.nn.exchange import has_twin, kind_of, name_of, twin_of
 from pellucid.nn.normalization import NormalizationFamily
 from pellucid.nn.row_formula import Layer
 from pellucid.nn.row_wise import RowWise
@@ -95,22 +95,17 @@ FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
 )
 
 
+def is_model(subject: Any) -> bool:
+    """Whether a subject is a module that is no layer of pellucid's, nor of torch.nn with a twin here."""
+    if not isinstance(subject, torch.nn.Module):
+        return False
+    layer = getattr(subject, "_orig_mod", subject)
+    return not isinstance(layer, (SequenceLayer, Component)) and not has_twin(layer)
+
+
 def family(layer: torch.nn.Module) -> Callable[[Request], Any]:
     """Return what explains this kind of layer: of several that fit, the first."""
-    for kind, explained in FAMILIES:
-        if isinstance(layer, kind):
-            return explained
-    raise TypeError(_not_ours(layer))
-
-
-def _not_ours(layer: torch.nn.Module) -> str:
-    children = [name for name, _ in layer.named_children()]
-    inside = f" It holds {', '.join(children[:5])}: explain one of these." if children else ""
-    return (
-        f"explain: pellucid has no layer of its own for {type(layer).__name__}, so there is no formula to show."
-        f"{inside} It explains {', '.join(known.names())}, their torch.nn twins, and what @pellucid.cell and "
-        f"@pellucid.layer make."
-    )
+    return next(explained for kind, explained in FAMILIES if isinstance(layer, kind))
 
 
 class _Maker:
@@ -172,8 +167,7 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
     """Return a layer of pellucid: the one given, or the twin of one of torch.nn."""
     layer = getattr(layer, "_orig_mod", layer)  # what torch.compile has wrapped
     twin = layer if isinstance(layer, (SequenceLayer, Component)) else twin_of(layer)
-    if twin is None:
-        raise TypeError(_not_ours(layer))
+    assert twin is not None, "what has no formula is explained as a model"
     if twin is not layer:
         theirs, ours = name_of(kind_of(layer)), name_of(kind_of(twin))
         request.notes.append(request.texts("note.twin", theirs=theirs, ours=ours))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pellucid.errors import FormulaError
 from pellucid.nn.factory import Factory
 from pellucid.nn.layer import Recurrent
@@ -68,7 +70,7 @@ def cell(function: Callable[..., Any]) -> Cell:
 
 
 def load(name: str) -> Any:
-    """Return what ``path/file.py:cell`` names; any other name as it is.
+    """Return what ``path/file.py:cell`` or ``path/file.py:Model`` names; any other name as it is.
 
     Raises:
         ValueError: there is no such file, or nothing of that name in it.
@@ -89,5 +91,8 @@ def load(name: str) -> Any:
     spec.loader.exec_module(module)
     if not hasattr(module, attribute):
         cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
-        raise ValueError(f"{path} has no {attribute!r}; its cells are {', '.join(cells) or 'none'}")
+        kinds = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == file.stem]
+        models = [kind.__name__ for kind in kinds if issubclass(kind, torch.nn.Module)]
+        known = f"its cells are {', '.join(cells) or 'none'}" + (f", its models {', '.join(models)}" if models else "")
+        raise ValueError(f"{path} has no {attribute!r}; {known}")
     return getattr(module, attribute)

@@ -97,9 +97,14 @@ def _parametrized(kind: Kind, base: Kind) -> Kind:
     return type(f"Parametrized{base.__name__}", (base,), own)
 
 
+def has_twin(layer: torch.nn.Module) -> bool:
+    """Whether a layer is torch.nn's and pellucid has one of its own for it."""
+    return ours_of(kind_of(layer)) is not None and obstacle(layer) is None
+
+
 def twin_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """Copy a layer of torch.nn as pellucid's; None where there is none, or the layer is not quite torch.nn's."""
-    if ours_of(kind_of(layer)) is None or obstacle(layer):
+    if not has_twin(layer):
         return None
     twin = type(layer).__new__(type(layer))
     twin.__dict__ = dict(vars(layer))

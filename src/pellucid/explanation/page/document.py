@@ -65,7 +65,11 @@ class Document:
     def section(self, key: str, content: str) -> str:
         """Put content under the heading of a word; nothing where there is no content."""
         heading = self.spoken(lambda report: _text(report.words[key]), "span")
-        return f'<section id="{key}"><h2>{heading}</h2>\n{content}</section>\n' if content else ""
+        return f"<section{self.anchor(key)}><h2>{heading}</h2>\n{content}</section>\n" if content else ""
+
+    def anchor(self, key: str) -> str:
+        """Name an element of the page, as an attribute."""
+        return f' id="{key}"'
 
     # -- the page's parts ---------------------------------------------------------------------------------------
 
@@ -85,12 +89,18 @@ class Document:
 
     def body(self) -> str:
         """Everything that is read, from the title to the notes."""
+        no_script = f'<noscript><p class="muted">{self.word("no_script")}</p></noscript>\n'
+        return f"{self.title()}{self.badge()}{no_script}{self.sections()}{self.footer()}"
+
+    def title(self) -> str:
+        """What is explained."""
+        title = self.spoken(lambda report: _text(report.title), "span")
+        return f'<h1>{title}</h1>\n<p class="subject">{_text(self.first.subject)}</p>\n'
+
+    def sections(self) -> str:
+        """The parts of the explanation."""
         return "".join(
             (
-                f"<h1>{self.spoken(lambda report: _text(report.title), 'span')}</h1>\n",
-                f'<p class="subject">{_text(self.first.subject)}</p>\n',
-                self.badge(),
-                f'<noscript><p class="muted">{self.word("no_script")}</p></noscript>\n',
                 self.section("idea", self.spoken(lambda report: _paragraphs(report.idea))),
                 self.section("formula", self.formula()),
                 self.figures(),
@@ -101,7 +111,6 @@ class Document:
                 self.section("cost", self.spoken(_cost) if self.first.cost else ""),
                 self.section("steps", self.spoken(_steps) if self.first.steps else ""),
                 self.section("notes", self.spoken(_notes) if self.first.notes else ""),
-                self.footer(),
             )
         )
 
@@ -117,7 +126,7 @@ class Document:
             return _text(report.check.text if report.check else "")
 
         figure = f'<span class="figure">max |Δ| = {check.difference:.2g}</span>'
-        return f'<p class="{kind}" id="check">{mark} {figure} · {self.spoken(written, "span")}</p>\n'
+        return f'<p class="{kind}"{self.anchor("check")}>{mark} {figure} · {self.spoken(written, "span")}</p>\n'
 
     def formula(self) -> str:
         """The formula's lines, what its marks mean, and the lines as the file has them."""

@@ -36,7 +36,7 @@ export function replace(node, ...children) {
 
 // Let the keyboard reach what has to be scrolled and holds nothing that it reaches anyway.
 export function reachable(root) {
-  for (const box of root.querySelectorAll(".scroll, math[display]")) {
+  for (const box of root.querySelectorAll(".scroll, pre, dl.values dt, math[display]")) {
     if (box.scrollWidth > box.clientWidth && !box.querySelector('[tabindex="0"], a, button, input')) box.setAttribute("tabindex", "0");
     else box.removeAttribute("tabindex");
   }
