@@ -580,3 +580,19 @@ def test_an_empty_batch_is_refused_in_words():
 def test_a_layer_without_bias_counts_none():
     report = quietly(nn.GRU(4, 3, bias=False), torch.zeros(2, 1, 4))
     assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]
+
+
+SIGNS = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+
+
+@pellucid.cell
+def from_outside(x, h, *, U):
+    return torch.tanh(x @ U + h @ SIGNS)
+
+
+def test_a_cell_may_read_a_tensor_from_outside():
+    report = quietly(from_outside(3, 2), torch.rand(4, 1, 3))
+    assert report.check.agrees
+    assert report.cost.macs == 4 * (3 * 2 + 2 * 2)
+    (exhibit,) = report.origin.exhibits()
+    assert exhibit.data["ledger"]["macs"] == 3 * 2 + 2 * 2

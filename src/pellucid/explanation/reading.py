@@ -142,17 +142,17 @@ class Reading:
 
     def tally(self, batch: int, steps: int, dtype: torch.dtype) -> Tally:
         """Count what a batch of so many sequences and steps costs, over all levels and directions."""
-        total = NOTHING
-        for level, reverse in self.places:
-            solved = self.layer.solution(level).symbols
-            names = [s.name for s in (*self.source.inputs, *self.source.states)]
-            sizes = [(batch, solved[name].shape[-1]) for name in names]
-            rows = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
-            keywords = self.keywords(level, reverse)
-            values = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in keywords.items()}
-            with draws.provided_by(Provider(False)):
-                total = total + count(self.layer.cell.function, rows, values).times(steps)
-        return total
+        places = (self.tally_of_step(batch, dtype, level, reverse) for level, reverse in self.places)
+        return sum(places, NOTHING).times(steps)
+
+    def tally_of_step(self, batch: int, dtype: torch.dtype, level: int = 0, reverse: bool = False) -> Tally:
+        """Count what one step of a level and direction costs."""
+        solved, keywords = self.layer.solution(level).symbols, self.keywords(level, reverse)
+        device = next((value.device for value in keywords.values() if isinstance(value, Tensor)), None)
+        sizes = [(batch, solved[s.name].shape[-1]) for s in (*self.source.inputs, *self.source.states)]
+        rows = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
+        with draws.provided_by(Provider(False)):
+            return count(self.layer.cell.function, rows, keywords)
 
 
 def read(request: Request) -> Sequence_:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import FormulaError
-from pellucid.explanation.cost import count
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.program import Unsupported, flat, gradient, program
 from pellucid.explanation.page.recurrence.backward import Backward
@@ -379,12 +378,7 @@ class Recurrence:
 
     def ledger(self) -> dict[str, Any]:
         """Parameters and the work of one step."""
-        names = [s.name for s in (*self.source.inputs, *self.source.states)]
-        sizes = [self.solution.symbols[name].shape[-1] for name in names]
-        rows = [torch.empty((1, size), dtype=self.sequence.x.dtype, device="meta") for size in sizes]
-        values = {name: value.to("meta") for name, value in self.weights.items()} | self.layer.hyperparameters
-        with provided_by(Provider(False)):
-            tally = count(self.layer.cell.function, rows, values)
+        tally = self.reading.tally_of_step(1, self.sequence.x.dtype)
         return {"macs": tally.macs, "other": tally.other}
 
 
