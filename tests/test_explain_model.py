@@ -595,8 +595,7 @@ def test_page_is_a_tree(browser, tree, convolutional):  # noqa: F811
         assert "batch" not in shown.locator("dl.facts").first.inner_text()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [WIDE, NARROW])
+@pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
 def test_page_fits_and_is_accessible(browser, tree, viewport, theme):  # noqa: F811
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     with opened(browser, tree, f"layer=drop&theme={theme}", viewport) as shown:

@@ -558,7 +558,7 @@ def test_after_a_fork_nothing_is_shared():
         "w = torch.ones(1000, 1000, requires_grad=True); y = (w * x).sum()",
         # Without torch's operations: what one of them does when its thread is ended in it, torch alone does too.
         "import threading; lend = lambda: memory.empty((1000, 1000), torch.float32) is None\n"
-        "threading.Thread(target=lambda: [time.sleep(.01) for _ in iter(lend, 1)], daemon=True).start()\n"
+        "threading.Thread(target=lambda: [time.sleep(.05) for _ in iter(lend, 1)], daemon=True).start()\n"
         "time.sleep(.2)",
         "import atexit; atexit.register(lambda: memory.empty((1000, 1000), torch.float32))",
         "class A:\n  def __del__(self): memory.empty((1000, 1000), torch.float32)\na = A()",

@@ -10,20 +10,19 @@ import sys
 import webbrowser
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pellucid
 from explaining import SENTENCE, leaky, quietly
+from pages import browser  # noqa: F401
 from pellucid.explanation import examples, load
 from pellucid.explanation.markdown import escaped, fenced, markdown
 from pellucid.explanation.report import Check, Report, Step, Values
 from pellucid.explanation.saving import RENDERERS
 from pellucid.explanation.serialization import dumps, loads
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = [
     "<script>alert(1)</script>",
     "a|b`c*d_e",
@@ -412,18 +411,7 @@ def test_nbconvert_keeps_the_page(hostile, drawn):
 KINDS = ("text/plain", "image/svg+xml", "text/html")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no {CHROMIUM}")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
-
-
-def test_frames_take_the_height_of_their_pages(browser, report, drawn, tmp_path):
+def test_frames_take_the_height_of_their_pages(browser, report, drawn, tmp_path):  # noqa: F811
     """Several frames of one notebook; a foreign window, and a page that lies, change nothing else."""
     tell = "parent.postMessage({ pellucidHeight: HEIGHT }, '*')"
     heights = iter(("1234", "2345", "'9e9'", "'<b>'", "null"))
