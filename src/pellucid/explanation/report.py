@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.explanation.presented import Presented
 from pellucid.explanation.texts import languages
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class Exhibit:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Presented):
     """An explanation of one layer in one language.
 
     ``subject`` is the layer as Python writes it, ``formula`` are the author's lines as on paper, ``mathml`` the same
@@ -250,44 +249,3 @@ class Report:
         from pellucid.explanation.terminal import text  # rich is imported where something is rendered
 
         return text(self, width)
-
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Write the explanation to a file; its ending says as what.
-
-        ``.html`` is the interactive page, one file that needs nothing else; ``.svg``, ``.png`` and ``.pdf`` are a
-        drawing; ``.md`` is Markdown, ``.txt`` the printed text; ``.json`` is this tree with all numbers, which
-        ``pellucid.explanation.load`` reads again. The file is whole or, where something fails, as it was before.
-
-        Returns:
-            The file.
-
-        Raises:
-            ValueError: an ending that there is no kind of file for. OSError: a folder that is not there, a path that
-                cannot be written.
-        """
-        from pellucid.explanation.saving import save
-
-        return save(self, path)
-
-    def show(self) -> Path | None:
-        """Show the page: in a notebook where the cell stands, elsewhere in the browser.
-
-        Returns:
-            Outside a notebook the file that the browser was given; it says where that is if no browser was found.
-        """
-        from pellucid.explanation.notebook import show
-
-        return show(self)
-
-    def _repr_mimebundle_(
-        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-    ) -> dict[str, str]:
-        from pellucid.explanation.notebook import value_of_cell
-
-        return value_of_cell(self, include, exclude)
-
-    def __str__(self) -> str:
-        return self.text()
-
-    def __repr__(self) -> str:
-        return f"<Report on {self.subject}>"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from pellucid.explanation.model.tree import ModelReport
-from pellucid.explanation.report import Moment, Picture, Report, Step, SymbolRow, Unrolled, Values
+from pellucid.explanation.report import Moment, Picture, Report, Step, SymbolRow, Total, Unrolled, Values
 from pellucid.explanation.typesetting import (
     columns,
     cost_rows,
@@ -36,15 +36,15 @@ CELLS = {
 
 def text(report: Report, width: int = 100) -> str:
     """Return the report as plain text of at most ``width`` columns."""
-    return "\n".join(_written(width, lambda console: write(report, console))) + "\n"
+    return "\n".join(written(width, lambda console: write(report, console))) + "\n"
 
 
 def lines_of(parts: Sequence[str | Values | Picture], report: Report, width: int) -> list[str]:
     """Return some parts of a worked step as lines of plain text, values and drawings aligned."""
-    return _written(width, lambda console: _Page(console, width, report).parts(parts))
+    return written(width, lambda console: _Page(console, width, report).parts(parts))
 
 
-def _written(width: int, write_to: Callable[[Console], None]) -> list[str]:
+def written(width: int, write_to: Callable[[Console], None]) -> list[str]:
     """Return the lines that something writes to a console that knows neither colors nor styles."""
     file = io.StringIO()
     console = Console(
@@ -71,26 +71,47 @@ def write(report: Report, console: Console) -> None:
     page.all()
 
 
-class _Page:
-    def __init__(self, console: Console, width: int, report: Report) -> None:
-        self.console, self.width, self.report = console, width, report
-        self.words = report.words
+class Sheet:
+    """What a text is made of: lines, paragraphs and headings of at most ``width`` columns."""
 
-    def line(self, content: str = "", style: str = "") -> None:
-        self.console.print(Text(content, style=style), no_wrap=True, overflow="ignore", crop=False)
+    def __init__(self, console: Console, width: int, words: Mapping[str, str]) -> None:
+        self.console, self.width, self.words = console, width, words
 
-    def paragraph(self, content: str, indent: str = "", hanging: str | None = None) -> None:
-        for line in wrapped(content, self.width, indent, indent if hanging is None else hanging):
-            self.line(line)
+    def line(self, content: str | Text = "", style: str = "") -> None:
+        """Write one line as it is."""
+        text = content if isinstance(content, Text) else Text(content, style=style)
+        self.console.print(text, no_wrap=True, overflow="ignore", crop=False)
+
+    def paragraph(self, content: str, first: str = "", rest: str | None = None, style: str = "") -> None:
+        """Write a text, broken into lines; ``first`` stands before the first one, ``rest`` before the others."""
+        for line in wrapped(content, self.width, first, first if rest is None else rest):
+            self.line(line, style)
 
     def title(self, content: str) -> None:
-        for line in wrapped(content, self.width, "", "  "):
-            self.line(line, "bold")
+        """Write a title."""
+        self.paragraph(content, "", "  ", "bold")
 
     def heading(self, key: str) -> None:
+        """Write a word as a heading."""
         self.line()
         self.line(self.words[key], "bold")
         self.line("─" * cell_len(self.words[key]))
+
+    def totals(self, totals: Sequence[Total]) -> None:
+        """Write numbers of weights, and what they count."""
+        if not totals:
+            return
+        self.heading("totals")
+        longest = max(len(f"{total.count:,}") for total in totals)
+        for total in totals:
+            lead = "  " + f"{total.count:,}".rjust(longest) + "  "
+            self.paragraph(total.label, lead, " " * len(lead))
+
+
+class _Page(Sheet):
+    def __init__(self, console: Console, width: int, report: Report) -> None:
+        super().__init__(console, width, report.words)
+        self.report = report
 
     def all(self) -> None:
         report = self.report
@@ -100,7 +121,7 @@ class _Page:
         self.ideas()
         self.formula()
         self.symbols()
-        self.totals()
+        self.totals(report.totals)
         self.cost()
         if report.steps:
             self.heading("steps")
@@ -168,15 +189,6 @@ class _Page:
 
     def cells(self, row: SymbolRow) -> tuple[str, ...]:
         return (row.name, row.shape_text, " × ".join(row.axes), f"{row.count:,}", row.role)
-
-    def totals(self) -> None:
-        if not self.report.totals:
-            return
-        self.heading("totals")
-        longest = max(len(f"{total.count:,}") for total in self.report.totals)
-        for total in self.report.totals:
-            lead = "  " + f"{total.count:,}".rjust(longest) + "  "
-            self.paragraph(total.label, lead, " " * len(lead))
 
     def cost(self) -> None:
         cost = self.report.cost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pellucid.explanation.model.tree import LINES, LayerRow, ModelReport, TensorRow, Weight
+from pellucid.explanation.terminal import Sheet, written
 from pellucid.explanation.typesetting import columns, pad, printable, wrapped
 
 WIDEST = 140
@@ -20,12 +20,7 @@ MARK = "▸"
 
 def text(report: ModelReport, width: int = 100, depth: int | None = None) -> str:
     """Return the report as plain text of at most ``width`` columns."""
-    file = io.StringIO()
-    console = Console(
-        file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
-    )
-    write(report, console, depth)
-    return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
+    return "\n".join(written(width, lambda console: write(report, console, depth))) + "\n"
 
 
 def write(report: ModelReport, console: Console, depth: int | None = None) -> None:
@@ -106,27 +101,14 @@ def weight_text(weight: Weight, words: Mapping[str, str]) -> str:
     return printable(f"{text} {words['same'].format(path=weight.shared)}" if weight.shared else text)
 
 
-class _Page:
+class _Page(Sheet):
     def __init__(self, report: ModelReport, console: Console, width: int, depth: int) -> None:
-        self.report, self.console, self.width, self.depth = report, console, width, depth
-        self.words, self.deepest = dict(report.words), deepest_of(report.root)
-
-    def line(self, content: str = "", style: str = "") -> None:
-        self.console.print(Text(content, style=style), no_wrap=True, overflow="ignore", crop=False)
-
-    def paragraph(self, content: str, first: str = "", rest: str = "", style: str = "") -> None:
-        for line in wrapped(content, self.width, first, rest):
-            self.line(line, style)
-
-    def heading(self, key: str) -> None:
-        self.line()
-        self.line(self.words[key], "bold")
-        self.line("─" * cell_len(self.words[key]))
+        super().__init__(console, width, report.words)
+        self.report, self.depth, self.deepest = report, depth, deepest_of(report.root)
 
     def all(self) -> None:
         report = self.report
-        for line in wrapped(printable(report.title), self.width, "", "  "):
-            self.line(line, "bold")
+        self.title(printable(report.title))
         self.line("═" * min(self.width, cell_len(report.title)))
         self.paragraph(printable(report.subject))
         self.heading("layers")
@@ -134,11 +116,7 @@ class _Page:
         if self.depth < self.deepest:
             self.line()
             self.line(self.words["cut"].format(depth=self.depth, deepest=self.deepest))
-        self.heading("totals")
-        longest = max(len(f"{total.count:,}") for total in report.totals)
-        for total in report.totals:
-            lead = "  " + f"{total.count:,}".rjust(longest) + "  "
-            self.paragraph(total.label, lead, " " * len(lead))
+        self.totals(report.totals)
         for key, sentences in (("counted", report.counted), ("notes", report.notes)):
             if sentences:
                 self.heading(key)
@@ -172,9 +150,7 @@ class _Page:
         if cell_len(name) > left:  # a word longer than the column
             self.line(name, "bold")
             name = rest
-        self.console.print(
-            Text.assemble((pad(name, left), "bold"), f"  {cells}".rstrip()), no_wrap=True, overflow="ignore", crop=False
-        )
+        self.line(Text.assemble((pad(name, left), "bold"), f"  {cells}".rstrip()))
         for sentence in self.said(row):
             self.paragraph(sentence, rest + "  ", rest + "    ", "dim")
 

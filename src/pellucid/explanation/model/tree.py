@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pellucid.explanation.presented import Presented
 from pellucid.explanation.report import Report, Total
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True, repr=False)
-class ModelReport:
+class ModelReport(Presented):
     """An explanation of a whole model in one language: the tree of its layers with their shapes, weights and counts.
 
     ``root`` is the model itself; ``totals`` count its parameters; ``counted`` says how the numbers are counted.
@@ -168,35 +167,3 @@ class ModelReport:
         from pellucid.explanation.model.terminal import text
 
         return text(self, width, depth)
-
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Write the explanation to a file; its ending says as what.
-
-        ``.html`` is the page, one file that needs nothing else; ``.md`` is Markdown, ``.txt`` the text of the whole
-        tree; ``.json`` is this tree, which ``pellucid.explanation.load`` reads again.
-
-        Raises:
-            ValueError: an ending that there is no kind of file for. OSError: a path that cannot be written.
-        """
-        from pellucid.explanation.saving import save
-
-        return save(self, path)
-
-    def show(self) -> Path | None:
-        """Show the page: in a notebook where the cell stands, elsewhere in the browser."""
-        from pellucid.explanation.notebook import show
-
-        return show(self)
-
-    def _repr_mimebundle_(
-        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-    ) -> dict[str, Any]:
-        from pellucid.explanation.notebook import value_of_cell
-
-        return value_of_cell(self, include, exclude)
-
-    def __str__(self) -> str:
-        return self.text()
-
-    def __repr__(self) -> str:
-        return f"<Report on {self.subject}>"
