@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.explanation.model.terminal import label, numbers, shown_depth, tensor_text, weight_text
 from pellucid.explanation.model.tree import LayerRow, ModelReport, TensorRow
-from pellucid.explanation.page.document import Document, _paragraphs, _text, _totals
-from pellucid.explanation.page.words import words
+from pellucid.explanation.page.document import Document
+from pellucid.explanation.page.frame import Frame, paragraphs, text, totals_of
 from pellucid.explanation.report import Report
 from pellucid.explanation.texts import Texts
 
@@ -21,7 +21,7 @@ class Part(Document):
 
     def section(self, key: str, content: str) -> str:
         """Put content under a smaller heading."""
-        heading = self.spoken(lambda report: _text(report.words[key]), "span")
+        heading = self.spoken(lambda report: text(report.words[key]), "span")
         return f"<section><h3>{heading}</h3>\n{content}</section>\n" if content else ""
 
     def anchor(self, key: str) -> str:
@@ -33,19 +33,11 @@ class Part(Document):
         return f"{self.badge()}{self.sections()}"
 
 
-class ModelDocument(Document):
-    """One page.
-
-    Args:
-        reports: the same report in every language, the one that is shown first in front.
-    """
-
-    first: ModelReport  # type: ignore[assignment]
-    reports: Sequence[ModelReport]  # type: ignore[assignment]
+class ModelDocument(Frame[ModelReport]):
+    """The page of a model."""
 
     def __init__(self, reports: Sequence[ModelReport]) -> None:
-        super().__init__(reports, ())  # type: ignore[arg-type]
-        self.kinds = ["model"]
+        super().__init__(reports, kinds=["model"])
         self.depth = shown_depth(self.first.root)
         self.opened: dict[str, Report | str] = {}
         if (origin := self.first.origin) is not None:
@@ -53,26 +45,15 @@ class ModelDocument(Document):
             reports_on = origin.layers(rows, self.first.lang)
             self.opened = {row.path: report for row, report in zip(rows, reports_on, strict=True)}
 
-    def data(self) -> dict[str, object]:
-        """What the script reads: all of the tree is in the page itself."""
-        langs = [report.lang for report in self.reports]
-        own = {lang: {"page": words("core", lang)} for lang in langs}
-        titles = {report.lang: report.title for report in self.reports}
-        return {"lang": langs[0], "languages": langs, "titles": titles, "words": own, "exhibits": []}
-
-    def badge(self) -> str:
-        """Nothing: each full explanation has its own."""
-        return ""
-
     def sections(self) -> str:
         """The tree; then the totals, how they were counted, and notes."""
         tree = f'<div class="tree">{self.head()}{"".join(self.layer([r.root for r in self.reports], 0))}</div>'
-        counted = self.spoken(lambda report: _paragraphs(report.counted))  # type: ignore[attr-defined]
-        notes = self.spoken(lambda report: _paragraphs(report.notes))
+        counted = self.spoken(lambda report: paragraphs(report.counted))
+        notes = self.spoken(lambda report: paragraphs(report.notes))
         return "".join(
             (
                 self.section("layers", f"{self.buttons()}{tree}"),
-                self.section("totals", self.spoken(_totals)),
+                self.section("totals", self.spoken(totals_of)),
                 self.section("counted", counted),
                 self.section("notes", notes),
             )
@@ -93,26 +74,26 @@ class ModelDocument(Document):
 
     def of_words(self, key: str) -> str:
         """Write a word of the report in every language."""
-        return self.spoken(lambda report: _text(report.words[key]), "span")
+        return self.spoken(lambda report: text(report.words[key]), "span")
 
     def each(self, rows: Sequence[LayerRow], write: Written, tag: str = "span") -> str:
         """Write something of a layer in every language; ``rows`` are its rows, one a language."""
         found = {report.lang: row for report, row in zip(self.reports, rows, strict=True)}
-        return self.spoken(lambda report: write(found[report.lang], report), tag)  # type: ignore[arg-type]
+        return self.spoken(lambda report: write(found[report.lang], report), tag)
 
     def layer(self, rows: Sequence[LayerRow], depth: int) -> Iterator[str]:
         """Write a layer and those inside it."""
         row = rows[0]
         unfolded = " open" if depth < self.depth and row.layers else ""
         cells = "".join(
-            f'<span class="number"><span class="column">{self.of_words(key)} </span>{_text(number)}</span>'
+            f'<span class="number"><span class="column">{self.of_words(key)} </span>{text(number)}</span>'
             if number
             else "<span></span>"
             for key, number in zip(NUMBERS, numbers(row), strict=True)
         )
-        why = self.each(rows, lambda r, _: _text(r.note)) if row.note and not row.calls else ""
-        name = f'{_text(label(row))}<span class="why"> {why}</span>' if why else _text(label(row))
-        yield f'<details class="layer" data-path="{_text(row.path)}"{unfolded}>'
+        why = self.each(rows, lambda r, _: text(r.note)) if row.note and not row.calls else ""
+        name = f'{text(label(row))}<span class="why"> {why}</span>' if why else text(label(row))
+        yield f'<details class="layer" data-path="{text(row.path)}"{unfolded}>'
         yield f'<summary><span class="line"><span class="name">{name}</span>{cells}</span></summary>\n'
         yield f'<div class="within">{self.facts(rows)}{self.explained(row)}'
         for index in range(len(row.layers)):
@@ -123,20 +104,21 @@ class ModelDocument(Document):
         """What goes in and comes out, the weights and the formula."""
         row = rows[0]
         found = []
-        for key, tensors in (("reads", "inputs"), ("gives", "outputs")):
-            if getattr(row, tensors):
-                found.append((key, self.each(rows, lambda r, _, t=tensors: _list(getattr(r, t)), "div")))  # type: ignore
+        if row.inputs:
+            found.append(("reads", self.each(rows, lambda r, _: _list(r.inputs), "div")))
+        if row.outputs:
+            found.append(("gives", self.each(rows, lambda r, _: _list(r.outputs), "div")))
         if row.weights:
             found.append(("weights", self.each(rows, _weights, "div")))
         if row.formula:
-            found.append(("formula", f"<code>{_text(row.formula)}</code>"))
+            found.append(("formula", f"<code>{text(row.formula)}</code>"))
         table = "".join(f"<dt>{self.of_words(key)}</dt><dd>{content}</dd>" for key, content in found)
         calls = (
-            self.each(rows, lambda r, report: _text(report.words["calls"].format(n=r.calls))) if row.calls > 1 else ""
+            self.each(rows, lambda r, report: text(report.words["calls"].format(n=r.calls))) if row.calls > 1 else ""
         )
-        note = self.each(rows, lambda r, _: _text(r.note)) if row.note and row.calls else ""
+        note = self.each(rows, lambda r, _: text(r.note)) if row.note and row.calls else ""
         said = f'<p class="note">{calls} {note}</p>' if calls or note else ""
-        arguments = f'<p class="subject">{_text(f"{row.class_name}({row.arguments})")}</p>' if row.arguments else ""
+        arguments = f'<p class="subject">{text(f"{row.class_name}({row.arguments})")}</p>' if row.arguments else ""
         return f'{arguments}{said}<dl class="facts">{table}</dl>' if table or said or arguments else ""
 
     def explained(self, row: LayerRow) -> str:
@@ -145,9 +127,9 @@ class ModelDocument(Document):
             return ""
         report = self.opened.get(row.path)
         if report is None:
-            said = self.spoken(lambda r: _text(Texts(r.lang)("model.only_opened", path=repr(row.path))), "span")
+            said = self.spoken(lambda r: text(Texts(r.lang)("model.only_opened", path=repr(row.path))), "span")
             return f'<p class="muted">{said}</p>'
-        content = f"<p>{_text(report)}</p>" if isinstance(report, str) else Part(report.translations(), ()).part()
+        content = f"<p>{text(report)}</p>" if isinstance(report, str) else Part(report.translations()).part()
         return f'<details class="full"><summary>{self.of_words("full")}</summary>{content}</details>'
 
 
@@ -166,8 +148,8 @@ def chosen(root: LayerRow) -> list[LayerRow]:
 
 def _list(tensors: Sequence[TensorRow]) -> str:
     alone = len(tensors) == 1
-    return "".join(f"<div>{_text(tensor.text if alone else tensor_text(tensor))}</div>" for tensor in tensors)
+    return "".join(f"<div>{text(tensor.text if alone else tensor_text(tensor))}</div>" for tensor in tensors)
 
 
 def _weights(row: LayerRow, report: ModelReport) -> str:
-    return "".join(f"<div>{_text(weight_text(weight, report.words))}</div>" for weight in row.weights)
+    return "".join(f"<div>{text(weight_text(weight, report.words))}</div>" for weight in row.weights)
