@@ -2,6 +2,7 @@
 
 import { el } from "../core/dom.js";
 import { choice, menu, player, slider, toggle } from "../core/controls.js";
+import { wholeWithin } from "../core/numbers.js";
 
 const SIZES = ["k", "s", "d", "p"];
 const PHASES = 3; // of every position: multiplied, summed, moved on
@@ -26,7 +27,7 @@ export function initialOf(data) {
   };
 }
 
-const whole = (value, low, high) => Math.min(Math.max(Math.round(value), low), Math.max(low, high));
+const whole = (value, low, high) => wholeWithin(value, low, Math.max(low, high));
 
 export function limitsOf(data) {
   const initial = initialOf(data);

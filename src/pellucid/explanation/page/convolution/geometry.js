@@ -1,5 +1,7 @@
 // Which entries of its input every window reads: the rules of nn/windows.py, one axis at a time.
 
+import { within } from "../core/numbers.js";
+
 const NOWHERE = -1;
 const whole = (value, by) => ((value % by) + by) % by;
 
@@ -14,7 +16,7 @@ const BEYOND = {
 function continued(place, size, mode) {
   if (place >= 0 && place < size) return place;
   const beyond = BEYOND[mode](place, size);
-  return mode === "zeros" ? beyond : Math.min(Math.max(beyond, 0), size - 1);
+  return mode === "zeros" ? beyond : within(beyond, 0, size - 1);
 }
 
 // A window of `kernel` entries, `dilation` apart, that moves by `stride` and starts `before` places ahead of the line.

@@ -1,6 +1,7 @@
 // Controls that set one of an exhibit's settings each. All are the browser's own, so keys and readers know them.
 
 import { el } from "./dom.js";
+import { within } from "./numbers.js";
 
 let made = 0;
 
@@ -68,7 +69,7 @@ export const button = (text, act, attributes = {}) =>
 export function player(exhibit, label, key, { count, text }) {
   const { settings, words } = exhibit;
   const total = () => (typeof count === "function" ? count(settings.values) : count);
-  const go = (by) => settings.set({ [key]: Math.min(Math.max(settings.values[key] + by, 0), total() - 1) });
+  const go = (by) => settings.set({ [key]: within(settings.values[key] + by, 0, total() - 1) });
   let timer = null;
   const stop = () => {
     clearInterval(timer);

@@ -1,7 +1,7 @@
 // An exhibit: an interactive picture with its settings, words and keys.
 
 import { el, reachable, replace } from "./dom.js";
-import { language, wordsOf } from "./language.js";
+import { wordsOf } from "./language.js";
 import { settingsOf } from "./settings.js";
 
 const views = new Map();
@@ -100,5 +100,3 @@ export class Exhibit {
     act();
   }
 }
-
-export const languageName = () => language.current;

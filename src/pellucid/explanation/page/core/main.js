@@ -4,6 +4,7 @@ import { reachable } from "./dom.js";
 import { Exhibit } from "./exhibit.js";
 import { language } from "./language.js";
 import { unpacked } from "./numbers.js";
+import { readHash, writeHash } from "./settings.js";
 import { watchSymbols } from "./symbols.js";
 
 const page = JSON.parse(document.getElementById("page-data").textContent);
@@ -12,19 +13,6 @@ const exhibits = page.exhibits.map(({ kind, data }, index) => {
   const texts = Object.fromEntries(page.languages.map((lang) => [lang, { ...page.words[lang].page, ...page.words[lang][kind] }]));
   return new Exhibit(document.getElementById(`exhibit-${index}`), kind, unpacked(data), texts);
 });
-
-const hash = () => new URLSearchParams(location.hash.slice(1));
-
-function remember(key, value, initial) {
-  const found = hash();
-  if (value === initial) found.delete(key);
-  else found.set(key, value);
-  try {
-    history.replaceState(null, "", found.size ? `#${found}` : location.pathname + location.search);
-  } catch {
-    // a sandboxed frame has no history of its own
-  }
-}
 
 let spoken = null;
 
@@ -47,7 +35,7 @@ function colour(theme) {
 }
 
 function fromHash() {
-  const found = hash();
+  const found = readHash();
   speak(found.get("lang") ?? page.lang);
   const theme = found.get("theme");
   colour(["light", "dark"].includes(theme) ? theme : "auto");
@@ -56,12 +44,12 @@ function fromHash() {
 for (const button of document.querySelectorAll("[data-speak]"))
   button.addEventListener("click", () => {
     speak(button.dataset.speak);
-    remember("lang", button.dataset.speak, page.lang);
+    writeHash({ lang: button.dataset.speak === page.lang ? null : button.dataset.speak });
   });
 for (const button of document.querySelectorAll("[data-colour]"))
   button.addEventListener("click", () => {
     colour(button.dataset.colour);
-    remember("theme", button.dataset.colour, "auto");
+    writeHash({ theme: button.dataset.colour === "auto" ? null : button.dataset.colour });
   });
 
 // Readers without JavaScript have all worked steps open; where there is a picture to play with, they are folded.

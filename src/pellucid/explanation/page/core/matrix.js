@@ -1,7 +1,7 @@
 // Numbers as a grid of cells: colour and a printed sign say which are positive, arrows walk, Enter picks.
 
 import { el, range, svg } from "./dom.js";
-import { places, written } from "./numbers.js";
+import { greatest, places, written } from "./numbers.js";
 
 // Arrow keys walk over the cells of a grid. One cell at a time can be reached by Tab.
 export function walk(table) {
@@ -41,7 +41,7 @@ export function matrix(options) {
   const numbers = range(rows).map((r) => range(columns).map((c) => value(r + top, c + left)));
   const all = numbers.flat().filter((n) => n !== null && n !== undefined);
   const decimals = options.decimals === undefined ? places(all) : options.decimals;
-  const greatest = all.filter(Number.isFinite).reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
+  const most = greatest(all) || 1;
   const active = range(rows).flatMap((r) => range(columns).map((c) => [r + top, c + left]))
     .find(([r, c]) => /\b(active|pinned)\b/.test(options.mark?.(r, c) ?? "")) ?? [top, left];
   const walks = Boolean(options.pick || options.hover);
@@ -53,7 +53,7 @@ export function matrix(options) {
     const kind = signed && number ? (number > 0 ? "positive" : "negative") : "";
     const attributes = {
       class: `cell ${kind} ${options.mark?.(r, c) ?? ""}`.trim(),
-      style: { "--strength": Number.isFinite(number) ? (Math.abs(number) / greatest).toFixed(3) : 0 },
+      style: { "--strength": Number.isFinite(number) ? (Math.abs(number) / most).toFixed(3) : 0 },
       "data-at": `${r},${c}`, "data-key": `${key}:${r},${c}`, title: says, "aria-label": says && `${text} · ${says}`,
       role: "gridcell",
     };
@@ -94,7 +94,7 @@ export function matrix(options) {
 // are `square`.
 export function overview(label, blocks, shown, square = false) {
   const [rows, columns] = blocks.shape;
-  const greatest = blocks.data.reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
+  const most = blocks.data.reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
   const unit = Math.min(9, 360 / columns, 240 / rows);
   const side = unit > 2 ? Math.floor(unit) : unit;
   const [width, height] = square ? [side, side] : [Math.min(9, 360 / columns), Math.min(9, 240 / rows)];
@@ -102,7 +102,7 @@ export function overview(label, blocks, shown, square = false) {
     const value = blocks.data[index];
     return svg("rect", {
       x: (index % columns) * width, y: Math.floor(index / columns) * height, width, height,
-      class: value >= 0 ? "positive" : "negative", "fill-opacity": (Math.abs(value) / greatest).toFixed(3),
+      class: value >= 0 ? "positive" : "negative", "fill-opacity": (Math.abs(value) / most).toFixed(3),
     });
   });
   const frame = shown && svg("rect", {

@@ -2,6 +2,13 @@
 
 const READERS = { f4: Float32Array, f8: Float64Array };
 
+export const within = (value, low, high) => Math.min(Math.max(value, low), high);
+export const wholeWithin = (value, low, high) => within(Math.round(value), low, high);
+
+// The largest finite magnitude, 0 where there is none.
+export const greatest = (numbers) =>
+  Array.from(numbers).filter(Number.isFinite).reduce((most, number) => Math.max(most, Math.abs(number)), 0);
+
 export const size = (shape) => shape.reduce((product, extent) => product * extent, 1);
 
 export function unpacked(value) {
@@ -18,11 +25,11 @@ export function unpacked(value) {
 // How many decimals numbers that stand together have: as many as give the greatest four significant digits, 0 where
 // all are whole, null where only powers of ten will do.
 export function places(numbers) {
-  const finite = Array.from(numbers).filter(Number.isFinite).map(Math.abs);
-  const greatest = finite.reduce((a, b) => Math.max(a, b), 0);
-  if (greatest === 0 || (finite.every((n) => n === Math.round(n)) && greatest < 1e4)) return 0;
-  if (greatest >= 1e4 || greatest < 1e-2) return null;
-  return Math.min(4, Math.max(0, 3 - Math.floor(Math.log10(Number(greatest.toExponential(3))))));
+  const finite = Array.from(numbers).filter(Number.isFinite);
+  const most = greatest(finite);
+  if (most === 0 || (finite.every((n) => n === Math.round(n)) && most < 1e4)) return 0;
+  if (most >= 1e4 || most < 1e-2) return null;
+  return within(3 - Math.floor(Math.log10(Number(most.toExponential(3)))), 0, 4);
 }
 
 export function written(number, decimals) {

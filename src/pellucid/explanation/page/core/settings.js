@@ -1,7 +1,23 @@
 // What can be chosen on the page, and its place in the URL's hash: #conv.stride=2&lang=zh.
 
 const stores = new Map();
-const read = () => new URLSearchParams(location.hash.slice(1));
+
+export const readHash = () => new URLSearchParams(location.hash.slice(1));
+
+// Set what the hash says by key; null takes a key out of it.
+export function writeHash(changes) {
+  const hash = readHash();
+  for (const [key, value] of Object.entries(changes)) {
+    if (value === null) hash.delete(key);
+    else hash.set(key, String(value));
+  }
+  const text = hash.toString();
+  try {
+    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  } catch {
+    // a sandboxed frame has no history of its own
+  }
+}
 
 function parsed(text, initial) {
   if (typeof initial === "number") return text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : initial;
@@ -16,7 +32,7 @@ class Settings {
   }
 
   load() {
-    const hash = read();
+    const hash = readHash();
     const found = { ...this.initial };
     for (const [key, initial] of Object.entries(this.initial)) {
       const text = hash.get(`${this.kind}.${key}`);
@@ -32,7 +48,8 @@ class Settings {
 
   set(changes) {
     this.values = this.valid({ ...this.values, ...changes });
-    store(this.kind, this.values, this.initial);
+    const said = ([key, value]) => [`${this.kind}.${key}`, value === this.initial[key] ? null : value];
+    writeHash(Object.fromEntries(Object.entries(this.values).map(said)));
     this.tell();
   }
 
@@ -42,20 +59,6 @@ class Settings {
 
   tell() {
     for (const listener of [...this.listeners]) listener(this.values);
-  }
-}
-
-function store(kind, values, initial) {
-  const hash = read();
-  for (const [key, value] of Object.entries(values)) {
-    if (value === initial[key]) hash.delete(`${kind}.${key}`);
-    else hash.set(`${kind}.${key}`, String(value));
-  }
-  const text = hash.toString();
-  try {
-    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
-  } catch {
-    // a sandboxed frame has no history of its own
   }
 }
 

@@ -1,6 +1,6 @@
 // Tensors {shape, data} in row-major order and the operations of a program (see program.py): one line for each.
 
-import { size } from "./numbers.js";
+import { size, within } from "./numbers.js";
 
 export const tensor = (shape, data) => ({ shape, data: data ?? new Float64Array(size(shape)) });
 export const scalar = (number) => tensor([], Float64Array.of(number));
@@ -35,14 +35,9 @@ export function at(x, ...place) {
 
 export const same = (x, shape) => tensor(shape, x.data);
 export const mapped = (f) => (x) => tensor(x.shape, Float64Array.from(x.data, f));
-export const rowOf = (x, row) => {
-  const width = x.shape[x.shape.length - 1] ?? 1;
-  return x.data.slice(row * width, (row + 1) * width);
-};
 
 const lift = (x) => (typeof x === "number" || typeof x === "boolean" ? scalar(Number(x)) : x);
 const axisOf = (x, axis) => (axis < 0 ? axis + x.shape.length : axis);
-const clampTo = (value, low, high) => Math.min(Math.max(value, low), high);
 
 export function broadcast(a, b) {
   const rank = Math.max(a.length, b.length);
@@ -63,7 +58,7 @@ function reader(x, rank) {
   };
 }
 
-export const pairwise = (f) => (left, right) => {
+const pairwise = (f) => (left, right) => {
   const [a, b] = [lift(left), lift(right)];
   if (a.shape.length === b.shape.length && a.shape.every((extent, axis) => extent === b.shape[axis]))
     return tensor(a.shape, a.data.map((value, index) => f(value, b.data[index])));
@@ -115,7 +110,7 @@ function viewed(x, shape) {
 function sliced(x, dim = 0, start = 0, end = Infinity, step = 1) {
   const axis = axisOf(x, dim);
   const extent = x.shape[axis];
-  const bound = (place) => clampTo(place < 0 ? place + extent : place, 0, extent);
+  const bound = (place) => within(place < 0 ? place + extent : place, 0, extent);
   const [first, last] = [bound(start ?? 0), bound(end ?? Infinity)];
   const shape = x.shape.with(axis, Math.max(0, Math.ceil((last - first) / step)));
   const steps = strides(x.shape);
@@ -125,7 +120,7 @@ function sliced(x, dim = 0, start = 0, end = Infinity, step = 1) {
 
 function scattered(x, source, dim = 0, start = 0, end = Infinity, step = 1) {
   const axis = axisOf(x, dim);
-  const bound = (place) => clampTo(place < 0 ? place + x.shape[axis] : place, 0, x.shape[axis]);
+  const bound = (place) => within(place < 0 ? place + x.shape[axis] : place, 0, x.shape[axis]);
   const [first, last] = [bound(start ?? 0), bound(end ?? Infinity)];
   const steps = strides(source.shape);
   return build(x.shape, (place, index) => {
@@ -300,7 +295,7 @@ function erf(x) {
 
 const sigmoid = (v) => (v >= 0 ? 1 / (1 + Math.exp(-v)) : Math.exp(v) / (1 + Math.exp(v)));
 const evenly = (v) => (Math.abs(v % 1) === 0.5 ? 2 * Math.round(v / 2) : Math.round(v));
-const clamp = (x, low, high) => mapped((v) => clampTo(v, low ?? -Infinity, high ?? Infinity))(x);
+const clamp = (x, low, high) => mapped((v) => within(v, low ?? -Infinity, high ?? Infinity))(x);
 const gelu = (x, { approximate = "none" } = {}) =>
   mapped(
     approximate === "tanh"

@@ -2,7 +2,7 @@
 
 import { el, range } from "../core/dom.js";
 import { walk } from "../core/matrix.js";
-import { places, short, written } from "../core/numbers.js";
+import { greatest, places, short, written } from "../core/numbers.js";
 import { marked } from "./marked.js";
 
 // A table of rows over the same entries.
@@ -55,8 +55,6 @@ export function aligned({ label, columns, heads, rows, chosen, pick }) {
 const MOST_LABELS = 20;
 
 const percent = (share) => `${(100 * share).toFixed(2)}%`;
-
-const greatest = (numbers) => Array.from(numbers).filter(Number.isFinite).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
 
 // Where the draws lie between 0 and 1, and where p cuts: what lies to its left falls.
 export function threshold({ words, symbol, chance, draws, names, full = names, chosen, pick }) {

@@ -4,7 +4,7 @@ import { button, choice, player, slider } from "../core/controls.js";
 import { el } from "../core/dom.js";
 import { register } from "../core/exhibit.js";
 import { matrix } from "../core/matrix.js";
-import { short, term } from "../core/numbers.js";
+import { short, size, term, within } from "../core/numbers.js";
 import { aligned, threshold } from "./aligned.js";
 import { block } from "./block.js";
 import { masksByShape } from "./coins.js";
@@ -97,7 +97,6 @@ const valid = (data, v, entries) => ({
   toy: v.toy in data.toys ? v.toy : "sequence",
 });
 
-const within = (value, low, high) => Math.min(Math.max(value, low), high);
 
 // Values, draws, threshold, mask, result: the five rows of one line of the input.
 function rowsOf(exhibit, state) {
@@ -219,5 +218,3 @@ function backward(exhibit, state) {
         : marked(words, stays ? "back_stays" : "back_falls", facts)),
   ];
 }
-
-const size = (shape) => shape.reduce((a, b) => a * b, 1);

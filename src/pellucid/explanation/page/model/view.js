@@ -1,6 +1,7 @@
 // Opens and folds the whole tree, and opens the layer that the URL names: #layer=encoder.rnn.
 
 import { reachable } from "../core/dom.js";
+import { readHash } from "../core/settings.js";
 
 const layers = [...document.querySelectorAll("details.layer")];
 
@@ -10,7 +11,7 @@ for (const button of document.querySelectorAll("[data-tree]"))
   });
 
 function fromHash() {
-  const path = new URLSearchParams(location.hash.slice(1)).get("layer");
+  const path = readHash().get("layer");
   const found = path === null ? undefined : layers.find((layer) => layer.dataset.path === path);
   if (!found) return;
   for (let node = found; node; node = node.parentElement) if (node.matches("details")) node.open = true;

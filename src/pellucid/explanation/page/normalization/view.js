@@ -4,7 +4,7 @@ import { choice, slider } from "../core/controls.js";
 import { el, range } from "../core/dom.js";
 import { register } from "../core/exhibit.js";
 import { overview } from "../core/matrix.js";
-import { count, short } from "../core/numbers.js";
+import { count, short, wholeWithin, within } from "../core/numbers.js";
 import { field, table, when } from "./fields.js";
 import { formulas, worked } from "./formula.js";
 import { backward, batchOfOne, divisors, padding, running } from "./lessons.js";
@@ -36,7 +36,7 @@ function initialOf(data) {
 // Bring settings, which may be anybody's, into range.
 function validOf(data) {
   const cells = data.x.data.length;
-  const whole = (value, most) => Math.min(Math.max(Math.round(value), 0), most);
+  const whole = (value, most) => wholeWithin(value, 0, most);
   const one = (value, known, initial) => (known.includes(value) ? value : initial);
   const initial = initialOf(data);
   return (values) => {
@@ -49,7 +49,7 @@ function validOf(data) {
       divisor: one(values.divisor, ["biased", "unbiased"], "biased"),
       cell: whole(values.cell, cells - 1),
       seen: data.running ? whole(values.seen, data.running.mean.shape[0]) : 0,
-      momentum: Math.min(Math.max(values.momentum, 0), 1),
+      momentum: within(values.momentum, 0, 1),
       eps: Math.max(values.eps, 0),
       edits: joined(parsed(values.edits)),
     };

@@ -1,7 +1,7 @@
 // The shape puzzle: which size fits? One axis at a time, with the solver's reasons.
 
 import { el, range } from "../core/dom.js";
-import { languageName } from "../core/exhibit.js";
+import { language } from "../core/language.js";
 
 // A field for a whole number; nothing is guessed while it is empty.
 export function field(label, settings, key) {
@@ -20,8 +20,8 @@ export function puzzle(exhibit) {
   const { data, settings, words } = exhibit;
   const { symbol, rows, columns, told } = settings.values;
   const wanted = data.puzzle.find(({ name }) => name === symbol);
-  const vector = wanted.shape[0] === 1 && wanted.reasons[languageName()].every(({ axis }) => axis === 0);
-  const reasons = wanted.reasons[languageName()];
+  const vector = wanted.shape[0] === 1 && wanted.reasons[language.current].every(({ axis }) => axis === 0);
+  const reasons = wanted.reasons[language.current];
   const reasonOf = (axis) => reasons.find((reason) => reason.axis === (vector ? axis - 1 : axis));
   const given = [
     ...data.inputs.map(({ label, size }) => `${label} 1×${size}`),

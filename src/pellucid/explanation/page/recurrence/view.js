@@ -4,6 +4,7 @@ import { button, choice, menu, player, slider, toggle } from "../core/controls.j
 import { el, range } from "../core/dom.js";
 import { register } from "../core/exhibit.js";
 import { overview } from "../core/matrix.js";
+import { wholeWithin, within } from "../core/numbers.js";
 import { backward, effect, weightGradient } from "./backward.js";
 import { convention, ledger, longest } from "./ledger.js";
 import { Model, at } from "./model.js";
@@ -11,7 +12,6 @@ import { field, puzzle } from "./puzzle.js";
 import { lines, opened, valves } from "./step.js";
 import { reading, shownToken, strip } from "./strip.js";
 
-const clamp = (value, low, high) => Math.min(Math.max(Math.round(value), low), high);
 
 function settingsOf(exhibit) {
   const { data } = exhibit;
@@ -26,22 +26,22 @@ function settingsOf(exhibit) {
   };
   return exhibit.choose(initial, (values) => ({
     ...values,
-    step: clamp(values.step, 0, kept - 1),
-    line: clamp(values.line, 0, initial.line),
+    step: wholeWithin(values.step, 0, kept - 1),
+    line: wholeWithin(values.line, 0, initial.line),
     unit: units.includes(values.unit) ? values.unit : units[0],
-    sum: clamp(values.sum, 0, Math.max(0, data.sums.length - 1)),
-    part: clamp(values.part, 0, Math.max(0, (data.sums[clamp(values.sum, 0, data.sums.length - 1)]?.parts.length ?? 1) - 1)),
-    swap_a: clamp(values.swap_a, 0, steps), swap_b: clamp(values.swap_b, 0, steps), zero: clamp(values.zero, 0, steps),
+    sum: wholeWithin(values.sum, 0, Math.max(0, data.sums.length - 1)),
+    part: wholeWithin(values.part, 0, Math.max(0, (data.sums[wholeWithin(values.sum, 0, data.sums.length - 1)]?.parts.length ?? 1) - 1)),
+    swap_a: wholeWithin(values.swap_a, 0, steps), swap_b: wholeWithin(values.swap_b, 0, steps), zero: wholeWithin(values.zero, 0, steps),
     scaled: among(data.scaled ? [data.scaled, ...names] : names, values.scaled),
-    factor: Math.min(Math.max(values.factor, 0), 3),
+    factor: within(values.factor, 0, 3),
     loss: values.loss === "unit" ? "unit" : "sum",
     weight: among(names, values.weight),
-    added: clamp(values.added, 0, steps),
+    added: wholeWithin(values.added, 0, steps),
     symbol: among(data.puzzle.map(({ name }) => name), values.symbol),
     rows: Math.max(0, Math.round(values.rows)), columns: Math.max(0, Math.round(values.columns)),
     side: values.side === "torch" ? "torch" : "paper",
     biases: values.biases === 2 ? 2 : 1,
-    length: clamp(values.length, 1, longest(data)),
+    length: wholeWithin(values.length, 1, longest(data)),
   }));
 }
 
