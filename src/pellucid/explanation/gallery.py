@@ -81,8 +81,9 @@ def write_gallery(folder: Path, lang: str = "en", items: Sequence[Item] = ITEMS,
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     titles: dict[str, dict[str, str]] = {}
     for item in track(items):
-        reports = {key: explain(item.subject, *item.inputs, lang=key, show=False, **item.options) for key in heads}
-        reports[lang].save(folder / f"{item.name}.html")
+        first = explain(item.subject, *item.inputs, lang=lang, show=False, **item.options)
+        reports = {report.lang: report for report in first.translations()}
+        first.save(folder / f"{item.name}.html")
         for key, report in reports.items():
             report.save(folder / _thumbnail(item, key))
         titles[item.name] = {key: report.title for key, report in reports.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pellucid.keeping import Draws
 from pellucid.nn.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ class Origin:
         self._state = self._versions()
         drawing = [module for module in layer.modules() if isinstance(module, Drawing)]
         self._calls = [(module, module.calls) for module in drawing]
-        own = {module.generator for module in drawing if module.generator is not None}
-        self._generators = [(g, g.get_state()) for g in (torch.default_generator, *own)]
+        self._draws = Draws(layer)
         self._buffers = {name: value.clone() for name, value in layer.named_buffers()}
 
     def report(self, lang: str) -> Report:
@@ -56,18 +56,16 @@ class Origin:
     def _drawing_again(self) -> Iterator[None]:
         """Let the layer draw what it drew, whatever has been drawn since."""
         since = [(module, module.calls - calls) for module, calls in self._calls]
-        states = [generator.get_state() for generator, _ in self._generators]
+        here = Draws(self._layer)
         for module, calls in since:
             module._eager_calls -= calls
-        for generator, state in self._generators:
-            generator.set_state(state)
+        self._draws.again()
         try:
             yield
         finally:
             for module, calls in since:
                 module._eager_calls += calls
-            for (generator, _), state in zip(self._generators, states, strict=True):
-                generator.set_state(state)
+            here.again()
 
     def _versions(self) -> list[tuple[Any, ...]]:
         tensors = [*self._layer.parameters(), *self._given]

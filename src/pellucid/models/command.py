@@ -43,6 +43,7 @@ def command(
     """
     import torch  # takes a while to load; --help does without
 
+    from pellucid.files import write_whole
     from pellucid.models.swap import swap
     from pellucid.nn.cell import load
     from pellucid.recipes.command import console
@@ -57,10 +58,11 @@ def command(
             raise ValueError(f"{name} gives {model!r}: name a torch.nn.Module, or what makes one")
         example = parse_inputs(inputs)
         done = swap(model.train(not evaluate), only or None, example)
+        if report is not None:
+            content = done.json() if report.suffix == ".json" else done.markdown()
+            write_whole(report, lambda file: file.write(content.encode()))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    if report is not None:
-        report.write_text(done.json() if report.suffix == ".json" else done.markdown(), encoding="utf-8")
     console().print(done)
 
 

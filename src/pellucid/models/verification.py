@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import VerificationError
+from pellucid.keeping import Draws
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
 from pellucid.timing import clock
@@ -327,13 +328,11 @@ def _kept(model: torch.nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    plain, arrays = random.getstate(), np.random.get_state()
+    draws = Draws(model)
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(plain)
-        np.random.set_state(arrays)
+        draws.again()
         with torch.no_grad():
             for held, name, buffer, value in buffers:
                 held[name] = buffer

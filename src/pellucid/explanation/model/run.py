@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from pellucid.explanation.cost import NOTHING, Meter, Tally, bytes_of, entry_by_entry
 from pellucid.explanation.model.axes import Axes, Meanings, keeps, meaning
 from pellucid.explanation.model.counts import Counts
-from pellucid.explanation.model.keeping import Draws, left_alone
+from pellucid.keeping import Draws, left_alone
 
 DEEPEST = 4  # structures inside structures whose tensors are listed
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
