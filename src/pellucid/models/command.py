@@ -43,7 +43,7 @@ def command(
     """
     import torch  # takes a while to load; --help does without
 
-    from pellucid.files import write_whole
+    from pellucid.explanation.saving import write
     from pellucid.models.swap import swap
     from pellucid.nn.cell import load
     from pellucid.recipes.command import console
@@ -60,7 +60,7 @@ def command(
         done = swap(model.train(not evaluate), only or None, example)
         if report is not None:
             content = done.json() if report.suffix == ".json" else done.markdown()
-            write_whole(report, lambda file: file.write(content.encode()))
+            write(report, content.encode())
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
     console().print(done)
