@@ -38,6 +38,25 @@ class Draws:
             generator.set_state(state)
 
 
+def seed_all(seed: int) -> None:
+    """Let torch, NumPy and Python draw from a seed."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Let every layer be called eagerly, and attention with the layers inside it, so that hooks see them all."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it computes whole blocks without calling their layers
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 @contextlib.contextmanager
 def left_alone(model: torch.nn.Module, draws: Draws | None = None) -> Iterator[None]:
     """Run a model so that it is afterwards what it was: buffers, attributes, modes, and all that draws.

@@ -74,8 +74,30 @@ class Verification:
         ]
 
 
+class Printable:
+    """What can be printed by rich and told as plain values, printed as text and written as JSON."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        raise NotImplementedError
+
+    def __rich__(self) -> Any:
+        raise NotImplementedError
+
+    def json(self) -> str:
+        """Write it as JSON."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=120).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
 @dataclass(frozen=True)
-class Report:
+class Report(Printable):
     """What happened to a model's layers. ``print(report)`` shows it; rich prints it in its own width.
 
     Attributes:
@@ -105,10 +127,6 @@ class Report:
             found["verification"]["factor"] = self.verification.factor
         return found
 
-    def json(self) -> str:
-        """Write it as JSON."""
-        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
-
     def markdown(self) -> str:
         """Write it as Markdown, with every path."""
         lines = [f"# pellucid {self.action}", "", self.summary, ""]
@@ -137,13 +155,6 @@ class Report:
         if self.verification is not None:
             parts += map(Text, self.verification.lines())
         return Group(*parts)
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=120).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def _sections(self, shown: int | None) -> Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
         """The two tables that are not empty: title, header and a row for each class and reason."""

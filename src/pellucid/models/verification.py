@@ -6,20 +6,18 @@ import contextlib
 import copy
 import dataclasses
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import VerificationError
-from pellucid.keeping import Draws
+from pellucid.keeping import Draws, seed_all
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
 from pellucid.timing import clock
@@ -186,7 +184,7 @@ class Trial:
     def results(self, training: bool) -> Results:
         """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
         with _kept(self.model), _calm(self.model, training), torch.enable_grad():
-            _seed()
+            seed_all(SEED)
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)
             loss = ramp(outputs)
@@ -310,12 +308,6 @@ def ramp(outputs: Sequence[Tensor]) -> Tensor | None:
 
 
 # -- nothing is left changed ------------------------------------------------------------------------------------------
-
-
-def _seed() -> None:
-    torch.manual_seed(SEED)
-    np.random.seed(SEED)
-    random.seed(SEED)
 
 
 @contextlib.contextmanager

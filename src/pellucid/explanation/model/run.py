@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from pellucid.explanation.cost import NOTHING, Meter, Tally, bytes_of, entry_by_entry
 from pellucid.explanation.model.axes import Axes, Meanings, keeps, meaning
 from pellucid.explanation.model.counts import Counts
-from pellucid.keeping import Draws, left_alone
+from pellucid.keeping import Draws, layer_by_layer, left_alone
 
 DEEPEST = 4  # structures inside structures whose tensors are listed
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -153,14 +153,8 @@ class Recording:
     @contextlib.contextmanager
     def _conditions(self) -> Iterator[None]:
         """Those under which every run takes place: with the same draws, each layer by its own forward, eagerly."""
-        fast = torch.backends.mha.get_fastpath_enabled()
-        with left_alone(self.model, self.draws), torch.set_grad_enabled(self.grad):
-            torch.backends.mha.set_fastpath_enabled(False)  # it computes whole blocks without calling their layers
-            try:
-                with torch.compiler.set_stance("force_eager"):
-                    yield
-            finally:
-                torch.backends.mha.set_fastpath_enabled(fast)
+        with left_alone(self.model, self.draws), torch.set_grad_enabled(self.grad), layer_by_layer():
+            yield
 
     def _run(self, watcher: _Watcher) -> None:
         handles = []
