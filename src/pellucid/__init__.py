@@ -1,23 +1,25 @@
 """pellucid: neural-network components written once, as formulas."""
 
-from pellucid.errors import FormulaError, PellucidWarning, VerificationError
+from pellucid.errors import CheckError, FormulaError, PellucidWarning, VerificationError
 from pellucid.explanation import explain
 from pellucid.formula.draws import dropout, noise, zoneout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
 from pellucid.kernel.registry import backend
-from pellucid.models import restore, swap
+from pellucid.models import check, restore, swap
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.cell import Cell, cell
 from pellucid.nn.row_formula import Layer, layer
 
 __all__ = [
     "Cell",
+    "CheckError",
     "FormulaError",
     "Layer",
     "PellucidWarning",
     "VerificationError",
     "backend",
     "cell",
+    "check",
     "constant",
     "dropout",
     "explain",

@@ -16,6 +16,10 @@ class VerificationError(RuntimeError):
     """A model does not compute the same with pellucid's layers; the text says by how much, and it has torch's again."""
 
 
+class CheckError(RuntimeError):
+    """A check of a model found what is wrong; the text has every such finding and its cure."""
+
+
 class PellucidWarning(UserWarning):
     """Something still works, but not in the way that was asked for (a fallback, say); the text names the cure."""
 

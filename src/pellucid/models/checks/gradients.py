@@ -1,0 +1,123 @@
+"""Parameters that receive no gradient, and why: unused, cut off, frozen, zero; and gradients that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.models.checks.comparison import changed, zip_shaped
+from pellucid.models.checks.mistakes import Found, Given, first_line
+from pellucid.models.checks.trial import Run, Trial, floating
+from pellucid.models.verification import tensors
+
+Loss = Callable[[Any], Tensor]
+PROBED = 8  # groups of parameters that are changed to see whether results depend on them
+
+
+def sum_of_squares(result: Any) -> Tensor | None:
+    """The loss by default: over all outputs of floating point; None if none of them has a gradient."""
+    parts = [y for y in floating(list(tensors(result))) if y.requires_grad]
+    return torch.stack([y.abs().float().square().sum() for y in parts]).sum() if parts else None
+
+
+class Gradients:
+    """What a backward pass gave: the gradients by name, and whether there was a loss."""
+
+    def __init__(self, trial: Trial, loss: Loss | None) -> None:
+        self.loss = loss
+        self.parameters = {name: p for name, p in trial.model.named_parameters() if p.requires_grad}
+        self.error: RuntimeError | None = None
+        self.found: dict[str, Tensor | None] | None = None
+
+    def take(self, run: Run) -> None:
+        """Take them; called while the model is still as it ran."""
+        total = sum_of_squares(run.result) if self.loss is None else self.loss(run.result)
+        if not isinstance(total, Tensor) and total is not None:
+            raise TypeError(f"check: loss= gives {total!r}; it is given what the model returns, and returns a tensor")
+        if total is None or not total.requires_grad or not self.parameters:
+            self.found = dict.fromkeys(self.parameters)
+            return
+        try:
+            given = torch.autograd.grad(total.sum(), list(self.parameters.values()), allow_unused=True)
+        except RuntimeError as error:  # checkpoints of the old kind, say, allow backward() alone
+            self.error = error
+        else:
+            self.found = dict(zip(self.parameters, given, strict=True))
+
+
+def mistakes(trial: Trial, gradients: Gradients, train: Run, base: Run, given: Given) -> Iterator[Found]:
+    """Tell of them, a group of parameters at the highest layer of which all are concerned."""
+    frozen = [name for name, p in trial.model.named_parameters() if not p.requires_grad]
+    for path, names in _groups(trial, frozen):
+        yield _found(trial, "frozen", path, "note", names)
+    if gradients.found is None:
+        given.miss("gradient-fails", error=first_line(gradients.error))
+        return
+    if not any(y.is_floating_point() for y in base.outputs) and gradients.loss is None:
+        given.miss("no-loss")
+        return
+    none = [name for name, value in gradients.found.items() if value is None]
+    trained = {call.layer for call in train.begun}
+    for index, (path, names) in enumerate(_groups(trial, none)):
+        layer = trial.model.get_submodule(path)
+        used = index >= PROBED or _influences(trial, base, names)
+        if used and index < PROBED:
+            yield _found(trial, "no-gradient", path, "wrong", names, variant=_where_cut(layer, train))
+        elif not any(inner in trained for inner in layer.modules()):
+            yield _found(trial, "never-called", path, "suspect", names)
+        else:
+            yield _found(trial, "unused-parameter", path, "suspect", names)
+    zero = [name for name, value in gradients.found.items() if value is not None and not value.any()]
+    for path, names in _groups(trial, zero):
+        yield _found(trial, "zero-gradient", path, "suspect", names)
+    infinite = [name for name, value in gradients.found.items() if value is not None and not value.isfinite().all()]
+    if infinite and all(bool(y.isfinite().all()) for y in train.outputs):
+        path, _, name = infinite[-1].rpartition(".")
+        layer = trial.model.get_submodule(path)
+        numbers = {"parameters": len(infinite), "of": len(gradients.found)}
+        yield Found("gradient-not-finite", layer, path, "wrong", numbers, name=name)
+
+
+def _found(trial: Trial, kind: str, path: str, severity: Any, names: Sequence[str], variant: str = "") -> Found:
+    own = dict(trial.model.named_parameters())
+    numbers = {"parameters": len(names), "entries": sum(own[name].numel() for name in names)}
+    inner = [name.removeprefix(f"{path}.") if path else name for name in names]
+    shown = ", ".join(inner[:3]) + (", …" if len(inner) > 3 else "")
+    return Found(kind, trial.model.get_submodule(path), path, severity, numbers, variant=variant, names=shown)
+
+
+def _groups(trial: Trial, names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Group parameters by the outermost layer, within the model, all of whose parameters are among them."""
+    held, every = set(names), [name for name, _ in trial.model.named_parameters()]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")[:-1]
+        paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        whole = (p for p in paths if all(n in held for n in every if n.startswith(f"{p}.")))
+        groups.setdefault(next(whole, ".".join(parts)), []).append(name)
+    return list(groups.items())
+
+
+def _influences(trial: Trial, base: Run, names: Sequence[str]) -> bool:
+    """Whether results change with other values of parameters."""
+    own: Mapping[str, Tensor] = dict(trial.model.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name in names:
+        value = own[name].detach()
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        spread = float(value.double().std()) if value.numel() > 1 else 0.0
+        weights[name] = (spread or 1.0) * noise - value
+    run = trial.run(weights=weights, suppress=True)
+    pairs = zip_shaped(base.outputs, run.outputs)
+    return run.error is None and any(a.shape != b.shape or bool(changed(a, b).any()) for a, b in pairs)
+
+
+def _where_cut(layer: nn.Module, train: Run) -> str:
+    """Whether what a layer returns could still pass a gradient: then it is cut off later."""
+    own = set(layer.modules())
+    ended = [call for call in train.calls if call.layer in own]
+    return "after" if ended and any(ended[-1].gives) else "inside"

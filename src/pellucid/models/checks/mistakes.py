@@ -1,0 +1,90 @@
+"""What the parts of a check share: what its user said, and a mistake before it is put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pellucid.explanation.texts import Texts
+from pellucid.models.checks.findings import Finding, Severity
+
+
+@dataclass
+class Given:
+    """What is known besides the inputs.
+
+    Attributes:
+        batch_axis: the axis of the first input that counts samples.
+        lengths: how many steps of each sample are real.
+        guessed: whether they were read off constant steps at the ends.
+        unchecked: what could not be judged, with the facts of its sentence.
+    """
+
+    batch_axis: int | None = None
+    lengths: list[int] | None = None
+    guessed: bool = False
+    unchecked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def miss(self, what: str, **facts: Any) -> None:
+        """Note what could not be judged."""
+        if (what, facts) not in self.unchecked:
+            self.unchecked.append((what, facts))
+
+
+class Found:
+    """A mistake: its kind, layer, place, severity and numbers, and the further facts of its sentences.
+
+    ``variant`` and ``known`` choose among sentences of a kind.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        layer: torch.nn.Module,
+        path: str,
+        severity: Severity,
+        numbers: Mapping[str, Any],
+        *,
+        variant: str = "",
+        known: str = "",
+        **facts: Any,
+    ) -> None:
+        self.kind, self.layer, self.path, self.severity = kind, layer, path, severity
+        self.numbers, self.variant, self.known, self.facts = dict(numbers), variant, known, facts
+
+    def told(self, texts: Texts) -> Finding:
+        """Put it into words."""
+        name = self.layer._get_name()
+        place = f'{name} "{self.path}"' if self.path else name
+        facts = {**self.facts, **self.numbers, "place": place, "layer": name}
+        start = f"mistake.{self.kind}"
+        sentences = [texts(f"{start}.text", **facts)]
+        if self.variant and f"{start}.text_{self.variant}" in texts:
+            sentences = [texts(f"{start}.text_{self.variant}", **facts)]
+        if self.known:
+            sentences.append(texts(f"mistake.known.{self.known}", **facts))
+        cure = f"{start}.cure_{self.variant}"
+        cured = texts(cure if self.variant and cure in texts else f"{start}.cure", **facts)
+        numbers = {key: list(value) if isinstance(value, tuple) else value for key, value in self.numbers.items()}
+        return Finding(
+            self.kind,
+            self.path,
+            name,
+            self.severity,
+            numbers,
+            "".join(_spaced(sentences, texts.lang)),
+            cured,
+            texts(f"{start}.title"),
+        )
+
+
+def first_line(error: Exception | None) -> str:
+    """Return the first line of an error's text."""
+    return str(error).strip().split("\n")[0]
+
+
+def _spaced(sentences: Sequence[str], lang: str) -> list[str]:
+    return [" ".join(sentences)] if lang != "zh" else list(sentences)

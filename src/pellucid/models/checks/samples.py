@@ -1,0 +1,251 @@
+"""Which axis counts the samples, and whether they influence one another: one is changed, others are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pellucid.explanation.model.run import Inputs
+from pellucid.models.checks.comparison import changed, origins
+from pellucid.models.checks.mistakes import Found, Given
+from pellucid.models.checks.trial import Run, Trial
+from pellucid.nn.sequence import SequenceLayer
+
+WINDOWED = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
+RECURRENT = (nn.RNNBase, SequenceLayer)
+CERTAIN = ("given", "lengths", "inputs")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The axis of the first input that counts the samples, how many there are, and how that is known.
+
+    ``known`` is "given", "lengths", "inputs" (another input has so many rows), "apart" (what is at one place of this
+    axis is never read for another), "outputs" (the model returns a row for each) or "unsure" (as many rows as two
+    axes have).
+    """
+
+    axis: int
+    count: int
+    known: str
+
+
+def first_input(inputs: Inputs) -> Tensor | None:
+    """Return the tensor that is read: the first of floating point, else the first of whole numbers."""
+    found = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+    whole = [t for t in found if t.dtype in (torch.int64, torch.int32) and t.ndim > 1]
+    return next(iter([*(t for t in found if t.is_floating_point()), *whole]), None)
+
+
+def samples_of(trial: Trial, base: Run, given: Given) -> Samples | None:
+    """Find the axis that counts the samples; None where nothing tells."""
+    x = first_input(trial.inputs)
+    if x is None:
+        return None
+    if given.batch_axis is not None:
+        if not -x.ndim <= given.batch_axis < x.ndim:
+            raise ValueError(
+                f"check: batch_axis is {given.batch_axis}, but the first input has {x.ndim} axes: its shape is "
+                f"{tuple(x.shape)}"
+            )
+        axis = given.batch_axis % x.ndim
+        return Samples(axis, x.shape[axis], "given")
+    if given.lengths is not None:
+        return _by_lengths(x, len(given.lengths))
+    voted = _by_other_inputs(trial.inputs, x)
+    if voted is not None:
+        return Samples(voted, x.shape[voted], "inputs")
+    axes = range(min(2, x.ndim - x.is_floating_point())) if x.ndim > 1 else range(1)
+    for axis in axes:
+        if x.shape[axis] > 1 and influence(trial, base, Samples(axis, x.shape[axis], "apart")) is False:
+            return Samples(axis, x.shape[axis], "apart")
+    rows = [t.shape[:2] for t in base.outputs if t.ndim]
+    for axis in axes:
+        if x.shape[axis] == 1 and any(1 in shape for shape in rows):
+            return None  # a batch of one
+    for axis in axes:
+        if any(shape[0] == x.shape[axis] for shape in rows):
+            others = [x.shape[other] for other in axes if other != axis]
+            sure = not any(size in shape for size in others for shape in rows)
+            return Samples(axis, x.shape[axis], "outputs" if sure else "unsure")
+    return None
+
+
+def _by_lengths(x: Tensor, count: int) -> Samples:
+    fitting = [axis for axis in range(min(2, x.ndim)) if x.shape[axis] == count]
+    if not fitting:
+        raise ValueError(
+            f"check: there are lengths of {count} samples, but the first input is of shape {tuple(x.shape)}: neither "
+            f"its first nor its second axis has that size. Give one length for each sample."
+        )
+    return Samples(fitting[0], count, "lengths" if len(fitting) == 1 else "unsure")
+
+
+def _by_other_inputs(inputs: Inputs, x: Tensor) -> int | None:
+    """Return the axis that has as many places as all other inputs have rows, if only one has."""
+    others = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim and t is not x]
+    others = [t for t in others if t.shape[:2] != x.shape[:2]]
+    if x.ndim < 3 or not others:
+        return None
+    fitting = [axis for axis in (0, 1) if all(t.shape[0] == x.shape[axis] for t in others)]
+    return fitting[0] if len(fitting) == 1 and x.shape[0] != x.shape[1] else None
+
+
+def axis_of(tensor: Tensor, samples: Samples) -> int | None:
+    """Return the axis of another tensor that counts the samples."""
+    if samples.axis < tensor.ndim and tensor.shape[samples.axis] == samples.count:
+        return samples.axis
+    return 0 if tensor.ndim and tensor.shape[0] == samples.count else None
+
+
+def redrawn(inputs: Inputs, samples: Samples, place: int) -> Inputs:
+    """Draw one sample anew, from the entries that its input has: of floating point, else of whole numbers."""
+    first = first_input(inputs)
+    assert first is not None
+    generator = torch.Generator().manual_seed(place + 1)
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != first.dtype or value.ndim < first.ndim - 1:
+            return value
+        axis = axis_of(value, samples)
+        if axis is None or not value.numel() or (not value.is_floating_point() and value.ndim < 2):
+            return value
+        new = value.detach().clone()
+        sample = new.select(axis, place)
+        flat = value.detach().reshape(-1)
+        drawn = flat[torch.randint(flat.numel(), sample.shape, generator=generator).to(flat.device)]
+        if value.is_floating_point() and torch.equal(drawn, sample):
+            drawn = drawn + 1
+        sample.copy_(drawn)
+        return new
+
+    return pytree.tree_map(draw, inputs)
+
+
+def influence(trial: Trial, base: Run, samples: Samples) -> bool | None:
+    """Whether changing the first or the last sample changes results of others; None where no result shows it."""
+    found: list[bool] = []
+    for place in dict.fromkeys((0, samples.count - 1)):
+        run = trial.run(inputs=redrawn(trial.inputs, samples, place))
+        verdicts = [_apart(a, b, samples.count, place) for a, b in zip(base.outputs, run.outputs, strict=False)]
+        known = [verdict for verdict in verdicts if verdict is not None]
+        if False in known:
+            return True
+        found += known
+    return False if found else None
+
+
+def _apart(base: Tensor, other: Tensor, count: int, place: int) -> bool | None:
+    """Whether two tensors differ at one place of an axis of this size alone; None where there is none or no change."""
+    if base.shape != other.shape or count not in base.shape:
+        return None
+    differs = changed(base, other)
+    if not differs.any():
+        return None
+    return _axis_of_change(differs, count, place) is not None
+
+
+def _axis_of_change(differs: Tensor, count: int, place: int) -> int | None:
+    for axis in (axis for axis in range(differs.ndim) if differs.shape[axis] == count):
+        at = differs.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() if differs.ndim > 1 else None
+        at = differs.nonzero().flatten().tolist() if at is None else at
+        if at == [place]:
+            return axis
+    return None
+
+
+def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> Iterator[Found]:
+    """Tell of samples that influence one another, and of the axis that a layer takes for another one."""
+    if samples is None or samples.count < 2:
+        given.miss("samples" if samples is None else "one-sample")
+        return
+    if samples.known == "apart":
+        if samples.axis == 1 and any(_sequential(call.layer) for call in base.calls):
+            yield _second_axis(trial, samples)
+        return
+    for place in (0, samples.count - 1):
+        run = trial.run(inputs=redrawn(trial.inputs, samples, place), record=True)
+        verdicts = [_apart(a, b, samples.count, place) for a, b in zip(base.outputs, run.outputs, strict=False)]
+        if False in verdicts:
+            plain = trial.run(record=True)
+            yield _mixed(plain, run, samples, place)
+            return
+
+
+def _second_axis(trial: Trial, samples: Samples) -> Found:
+    x = first_input(trial.inputs)
+    assert x is not None
+    return Found(
+        "batch-is-second",
+        trial.model,
+        "",
+        "note",
+        {"samples": samples.count, "steps": x.shape[0]},
+        shape=tuple(x.shape),
+    )
+
+
+def _mixed(base: Run, run: Run, samples: Samples, place: int) -> Found:
+    """Say in which layer one sample reaches others."""
+
+    def fine(one: Tensor, other: Tensor) -> bool | None:
+        if one.shape != other.shape or one.numel() < samples.count:
+            return None
+        return int(changed(one, other).sum()) * samples.count <= one.numel()
+
+    call, other = next(origins(base, run, fine), (base.calls[-1], run.calls[-1]))
+    results = [
+        (a, b) for a, b in zip(base.outputs, run.outputs, strict=False) if _apart(a, b, samples.count, place) is False
+    ]
+    numbers: dict[str, Any] = {
+        "samples": samples.count,
+        "changed": place,
+        "others": _others(results[0], samples, place),
+    }
+    layer, read = call.layer, call.read[0] if call.read else None
+    differs = changed(call.read[0], other.read[0]) if read is not None and read.shape == other.read[0].shape else None
+    axis = None if differs is None or not differs.any() else _axis_of_change(differs, samples.count, place)
+    severity: Any = "suspect" if samples.known == "unsure" else "wrong"
+    about: dict[str, Any] = {"known": samples.known, "shape": () if read is None else tuple(read.shape)}
+    if read is not None and _sequential(layer):
+        if read.ndim == 2 and axis == 0:
+            if samples.known == "outputs" and read.shape[0] == base.begun[0].read[0].shape[0] and _is_input(base, read):
+                severity = "suspect"
+            return Found("read-as-unbatched", layer, call.path, severity, numbers, **about)
+        time = 1 if getattr(layer, "batch_first", False) else 0
+        if read.ndim == 3 and axis == time:
+            numbers |= {"read_as_time": read.shape[time], "read_as_batch": read.shape[1 - time]}
+            variant = "first" if time else "second"
+            return Found("batch-time-swapped", layer, call.path, severity, numbers, variant=variant, **about)
+    if read is not None and isinstance(layer, WINDOWED) and read.ndim == _window_axes(layer) + 1:
+        return Found("read-as-unbatched", layer, call.path, "suspect", numbers, **about)
+    severity = "wrong" if samples.known in CERTAIN else "suspect"
+    return Found("samples-mixed", layer, call.path, severity, numbers, **about)
+
+
+def _others(pair: tuple[Tensor, Tensor], samples: Samples, place: int) -> int:
+    """How many samples but the changed one have other results."""
+    differs = changed(*pair)
+    axis = next(axis for axis in range(differs.ndim) if differs.shape[axis] == samples.count)
+    rows = differs.movedim(axis, 0).reshape(samples.count, -1).any(1)
+    rows[place] = False
+    return int(rows.sum())
+
+
+def _is_input(base: Run, read: Tensor) -> bool:
+    """Whether a layer reads an input of the model as it came."""
+    return any(torch.equal(read, t) for t in base.begun[0].read if t.shape == read.shape)
+
+
+def _sequential(layer: nn.Module) -> bool:
+    """Whether a layer has an axis of time."""
+    return isinstance(layer, (*RECURRENT, nn.MultiheadAttention)) and not isinstance(layer, nn.RNNCellBase)
+
+
+def _window_axes(layer: nn.Module) -> int:
+    return int(next(kind.__name__[-2] for kind in type(layer).__mro__ if kind.__name__[-2:] in ("1d", "2d", "3d")))
