@@ -11,6 +11,7 @@ import pellucid
 from pellucid.benchmark import bench
 from pellucid.explanation.command import command as explain
 from pellucid.explanation.command import gallery
+from pellucid.models.checks.command import command as check
 from pellucid.models.command import command as swap
 from pellucid.recipes.command import console, predict, train
 from pellucid.recipes.errors import RecipeError, Stopped
@@ -55,6 +56,7 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(gallery)
 main.add_command(swap)
+main.add_command(check)
 main.add_command(bench)
 main.add_command(train)
 main.add_command(predict)

@@ -45,17 +45,11 @@ def command(
 
     from pellucid.explanation.saving import write
     from pellucid.models.swap import swap
-    from pellucid.nn.cell import load
     from pellucid.recipes.command import console
 
     torch.manual_seed(seed)
     try:
-        if ".py:" not in name:
-            raise click.UsageError(f"{name!r}: name a file and what is in it, FILE.PY:MODEL")
-        found = load(name)
-        model = found if isinstance(found, torch.nn.Module) or not callable(found) else found()
-        if not isinstance(model, torch.nn.Module):
-            raise ValueError(f"{name} gives {model!r}: name a torch.nn.Module, or what makes one")
+        model = load_model(name)
         example = parse_inputs(inputs)
         done = swap(model.train(not evaluate), only or None, example)
         if report is not None:
@@ -64,6 +58,25 @@ def command(
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from error
     console().print(done)
+
+
+def load_model(name: str) -> Any:
+    """Return the model that FILE.PY:MODEL names, made by calling it where it is a class or a function.
+
+    Raises:
+        ValueError: there is no such file, nothing of that name in it, or it is no model.
+    """
+    import torch
+
+    from pellucid.nn.cell import load
+
+    if ".py:" not in name:
+        raise click.UsageError(f"{name!r}: name a file and what is in it, FILE.PY:MODEL")
+    found = load(name)
+    model = found if isinstance(found, torch.nn.Module) or not callable(found) else found()
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"{name} gives {model!r}: name a torch.nn.Module, or what makes one")
+    return model
 
 
 def parse_inputs(texts: tuple[str, ...]) -> Any:

@@ -48,17 +48,22 @@ def checked(
 def _mistakes(trial: Trial, given: Given, loss: Callable[[Any], Tensor] | None) -> Iterator[Found]:
     base = trial.run(record=True, functions=units.ACTIVATIONS | draws.OWN)
     taken = gradients.Gradients(trial, loss)
-    train = trial.run("train", record=True, values=False, grad=True, then=taken.take, suppress=True)
+    train = trial.run(
+        "train", record=True, values=False, grad=True, functions=draws.OWN, then=taken.take, suppress=True
+    )
     infinite = list(finite.mistakes(trial, base, "eval"))
     yield from infinite
     if infinite:  # nothing else can be compared
         given.miss("not-finite")
         return
-    yield from norms.mistakes(train)
+    few = list(norms.mistakes(train))
+    yield from few
     if train.error is not None:
         given.miss("training-fails", error=first_line(train.error))
     else:
-        yield from gradients.mistakes(trial, taken, train, base, given)
+        for mistake in gradients.mistakes(trial, taken, train, base, given):
+            if mistake.kind != "zero-gradient" or not few:  # a norm over two values has no slope
+                yield mistake
         yield from finite.mistakes(trial, train, "train") if not _all_finite(train) else ()
     yield from draws.in_training(trial, train, base)
     random = list(draws.in_eval(trial, base))

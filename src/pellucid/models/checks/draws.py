@@ -80,7 +80,7 @@ def in_training(trial: Trial, train: Run, base: Run) -> Iterator[Found]:
         if isinstance(layer, RECURRENT) and getattr(layer, "num_layers", 1) == 1:
             yield Found("dropout-of-one-level", layer, path, "wrong", {"p": rate})
         elif layer not in called:
-            if isinstance(layer, DROPOUTS) and not _called_inside(layer, called, trial):
+            if isinstance(layer, DROPOUTS) and _is_forgotten(trial, path, called, train):
                 yield Found("dropout-unused", layer, path, "suspect", {"p": rate})
         elif layer in trained and not trained[layer].training:
             top = _top_in_eval(trial, path)
@@ -97,10 +97,12 @@ def _rate(layer: nn.Module) -> float:
     return 0.0
 
 
-def _called_inside(layer: nn.Module, called: Any, trial: Trial) -> bool:
-    """Whether the module around a layer was not called either: then it is not the dropout that is forgotten."""
-    parent = trial.model.get_submodule(trial.paths[layer].rpartition(".")[0])
-    return parent not in called and not isinstance(parent, (nn.ModuleList, nn.ModuleDict))
+def _is_forgotten(trial: Trial, path: str, called: Any, train: Run) -> bool:
+    """Whether the code around a dropout runs without it, and without a function that drops instead."""
+    around = path.rpartition(".")[0]
+    parent = trial.model.get_submodule(around)
+    instead = any(op.path == around and rate_in(op) > 0 for op in train.operations)
+    return not instead and (parent in called or isinstance(parent, (nn.ModuleList, nn.ModuleDict)))
 
 
 def _top_in_eval(trial: Trial, path: str) -> str:

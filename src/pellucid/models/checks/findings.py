@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pellucid.errors import CheckError
 from pellucid.explanation.texts import Texts
-from pellucid.models.report import Printable
+from pellucid.models.report import SHOWN, Printable
 
 Severity = Literal["wrong", "suspect", "note"]
 SEVERITIES: tuple[Severity, ...] = ("wrong", "suspect", "note")
@@ -101,6 +101,13 @@ class Check(Printable):
             raise CheckError("\n".join([self.summary, *lines]))
         return self
 
+    def _grouped(self) -> list[tuple[Finding, list[Finding]]]:
+        """Pair the first finding of a kind and cure with the others."""
+        groups: dict[tuple[str, str, str], list[Finding]] = {}
+        for finding in self.findings:
+            groups.setdefault((finding.kind, finding.severity, finding.cure), []).append(finding)
+        return [(first, others) for first, *others in groups.values()]
+
     def __rich__(self) -> Any:
         from rich.console import Group
         from rich.padding import Padding
@@ -108,10 +115,13 @@ class Check(Printable):
 
         words = Texts(self.lang)
         parts: list[Any] = [Text(self.summary, style="bold")]
-        for finding in self.findings:
+        for finding, others in self._grouped():
             severity = (words(f"mistake.severity.{finding.severity}"), COLOURS[finding.severity])
             head = Text.assemble("\n", severity, "  ", (finding.place, "bold"), f"  {finding.title}")
             body = Text(f"{finding.text}\n{words('mistake.cure')}{finding.cure}")
+            if others:
+                places = ", ".join(other.place for other in others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+                body.append(f"\n{words('mistake.same', n=len(others), places=places)}")
             parts += [head, Padding(body, (0, 0, 0, 2))]
         if self.unchecked:
             parts.append(Text("\n" + words("mistake.unchecked"), style="bold"))

@@ -94,7 +94,7 @@ def _groups(trial: Trial, names: Sequence[str]) -> list[tuple[str, list[str]]]:
     held, every = set(names), [name for name, _ in trial.model.named_parameters()]
     groups: dict[str, list[str]] = {}
     for name in names:
-        parts = name.split(".")[:-1]
+        parts = name.partition(".parametrizations")[0].split(".")[: None if ".parametrizations" in name else -1]
         paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
         whole = (p for p in paths if all(n in held for n in every if n.startswith(f"{p}.")))
         groups.setdefault(next(whole, ".".join(parts)), []).append(name)

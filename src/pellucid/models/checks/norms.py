@@ -24,7 +24,7 @@ def mistakes(train: Run) -> Iterator[Found]:
         if found is not None and found[0] <= 2:
             seen.add(call.layer)
             count, kind = found
-            severity: Severity = "wrong" if count == 1 and not isinstance(call.layer, nn.RMSNorm) else "suspect"
+            severity: Severity = "wrong" if count == 1 else "suspect"
             numbers = {"values": count}
             yield Found(
                 "norm-of-one" if count == 1 else "norm-of-two",
@@ -50,6 +50,6 @@ def averaged(call: Call, x: Tensor) -> tuple[int, str] | None:
         return (math.prod(sizes[-count:]), "instance") if uses else None
     if isinstance(layer, nn.GroupNorm):
         return (math.prod(sizes[1:]) // layer.num_groups, "group") if x.ndim > 1 else None
-    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+    if isinstance(layer, nn.LayerNorm):
         return math.prod(layer.normalized_shape), "layer"
     return None

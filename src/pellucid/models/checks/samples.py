@@ -67,7 +67,7 @@ def samples_of(trial: Trial, base: Run, given: Given) -> Samples | None:
     rows = [t.shape[:2] for t in base.outputs if t.ndim]
     for axis in axes:
         if x.shape[axis] == 1 and any(1 in shape for shape in rows):
-            return None  # a batch of one
+            return Samples(axis, 1, "outputs")
     for axis in axes:
         if any(shape[0] == x.shape[axis] for shape in rows):
             others = [x.shape[other] for other in axes if other != axis]
