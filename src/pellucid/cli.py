@@ -12,15 +12,10 @@ from pellucid.benchmark import bench
 from pellucid.explanation.command import command as explain
 from pellucid.explanation.command import gallery
 from pellucid.models.checks.command import command as check
+from pellucid.models.command import Refusal
 from pellucid.models.command import command as swap
 from pellucid.recipes.command import console, predict, train
 from pellucid.recipes.errors import RecipeError, Stopped
-
-
-class Refusal(click.ClickException):
-    """What cannot be used: one line, exit code 2 as for a wrong option."""
-
-    exit_code = 2
 
 
 class Commands(click.Group):

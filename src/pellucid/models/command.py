@@ -16,6 +16,12 @@ Examples
 """
 
 
+class Refusal(click.ClickException):
+    """What cannot be used: one line, exit code 2 as for a wrong option."""
+
+    exit_code = 2
+
+
 @click.command("swap", epilog=EPILOG)
 @click.argument("name", metavar="FILE.PY:MODEL")
 @click.option(

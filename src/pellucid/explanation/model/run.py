@@ -105,7 +105,7 @@ class Recording:
 
     def __init__(self, model: torch.nn.Module, inputs: Inputs, *, grad: bool = False, runs: int = 1) -> None:
         self.model, self.inputs, self.grad, self.runs = model, inputs, grad, runs
-        _refuse_lazy(model)
+        refuse_lazy(model, "explain")
         self.training = model.training
         self.records = _records(model)
         self.meanings = Meanings()
@@ -338,13 +338,18 @@ def _records(model: torch.nn.Module) -> dict[int, Record]:
     return found
 
 
-def _refuse_lazy(model: torch.nn.Module) -> None:
+def refuse_lazy(model: torch.nn.Module, function: str) -> None:
+    """Refuse a model whose parameters have no shape yet.
+
+    Raises:
+        TypeError: it has such parameters.
+    """
     lazy = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(value, lazy):
             raise TypeError(
-                f"explain: {name!r} has no shape yet, and the run that gives it one would change the model. Run the "
-                f"model once, model(x), then explain it."
+                f"{function}: {name!r} has no shape yet, and the run that gives it one would change the model. Run "
+                f"the model once, model(x), then {function} it."
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.explanation.model.run import refuse_lazy
 from pellucid.explanation.texts import Texts
 from pellucid.models.checks import draws, finite, gradients, norms, padding, samples, sequences, units
 from pellucid.models.checks.findings import SEVERITIES, Check
@@ -38,7 +39,9 @@ def checked(
     for name, value in (("lengths", lengths), ("mask", mask)):
         if value is not None and name not in bound and name in _names(model):
             options = {**options, name: value}
-    given = Given(batch_axis, _lengths(model, lengths, mask, bound))
+    refuse_lazy(model, "check")
+    explicit = lengths is not None or mask is not None
+    given = Given(batch_axis, _lengths(model, lengths, mask, bound), explicit)
     trial = Trial(model, args, options)
     found = sorted(_mistakes(trial, given, loss), key=lambda mistake: SEVERITIES.index(mistake.severity))
     unchecked = tuple(texts(f"mistake.missed.{what}", **facts) for what, facts in given.unchecked)
@@ -46,14 +49,14 @@ def checked(
 
 
 def _mistakes(trial: Trial, given: Given, loss: Callable[[Any], Tensor] | None) -> Iterator[Found]:
-    base = trial.run(record=True, functions=units.ACTIVATIONS | draws.OWN)
+    base = _first_run(trial)
     taken = gradients.Gradients(trial, loss)
     train = trial.run(
         "train", record=True, values=False, grad=True, functions=draws.OWN, then=taken.take, suppress=True
     )
     infinite = list(finite.mistakes(trial, base, "eval"))
     yield from infinite
-    if infinite:  # nothing else can be compared
+    if any(mistake.severity == "wrong" for mistake in infinite):  # nothing else can be compared
         given.miss("not-finite")
         return
     few = list(norms.mistakes(train))
@@ -72,13 +75,25 @@ def _mistakes(trial: Trial, given: Given, loss: Callable[[Any], Tensor] | None) 
     yield from sequences.mistakes(base)
     found = samples.samples_of(trial, base, given)
     yield from samples.mistakes(trial, found, given, base)
-    if given.lengths is None and any(isinstance(layer, samples.RECURRENT) for layer in trial.paths):
+    if given.lengths is None and any(map(samples.is_recurrent, trial.paths)):
         given.lengths = padding.guessed(trial.inputs, found)
         given.guessed = given.lengths is not None
     if random:
         given.miss("random")
     else:
         yield from padding.mistakes(trial, found, given, base)
+
+
+def _first_run(trial: Trial) -> Run:
+    """Run without gradients; with them where the model takes gradients itself."""
+    functions = units.ACTIVATIONS | draws.OWN
+    base = trial.run(record=True, functions=functions, suppress=True)
+    if isinstance(base.error, RuntimeError) and "does not require grad" in str(base.error):
+        trial.grad = True
+        return trial.run(record=True, functions=functions)
+    if base.error is not None:
+        raise base.error
+    return base
 
 
 def _all_finite(run: Run) -> bool:
@@ -106,7 +121,7 @@ def _bound(model: torch.nn.Module, args: tuple[Any, ...], options: Mapping[str, 
 def _lengths(model: torch.nn.Module, lengths: Any, mask: Tensor | None, bound: Mapping[str, Any]) -> list[int] | None:
     """Return the lengths that were given, themselves, as a mask, or among the arguments of the model."""
     if lengths is None and mask is None:
-        lengths = bound.get("lengths")
+        lengths = bound.get("lengths") if _are_whole(bound.get("lengths")) else None
         seen = bound.get("attention_mask") if lengths is None else None
         mask = seen.bool() if isinstance(seen, Tensor) and seen.ndim == 2 and _ends_in_padding(seen.bool()) else None
     if mask is not None:
@@ -117,6 +132,12 @@ def _lengths(model: torch.nn.Module, lengths: Any, mask: Tensor | None, bound: M
             )
         return mask.sum(1).tolist()
     return None if lengths is None else whole(lengths, model).reshape(-1).tolist()
+
+
+def _are_whole(lengths: Any) -> bool:
+    if isinstance(lengths, Tensor):
+        return lengths.ndim == 1 and not lengths.is_floating_point() and lengths.dtype != torch.bool
+    return isinstance(lengths, (list, tuple)) and all(type(length) is int for length in lengths)
 
 
 def _ends_in_padding(real: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pellucid.explanation.texts import lang_of_locale, languages
-from pellucid.models.command import load_model, parse_inputs
+from pellucid.models.command import Refusal, load_model, parse_inputs
 
 EPILOG = """\b
 Examples
@@ -70,9 +70,10 @@ def command(
         model = load_model(name)
         example = parse_inputs(inputs)
         args, options = ((), example) if isinstance(example, dict) else (example, {})
-        found = check(model, *args, lengths=lengths, batch_axis=batch_axis, lang=lang or lang_of_locale(), **options)
+        about = {"lengths": lengths, "batch_axis": batch_axis, "lang": lang or lang_of_locale()}
+        found = check(model, *args, **{**about, **options})
     except (ValueError, TypeError, RuntimeError, LookupError, OSError, ImportError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Refusal(str(error)) from error  # exit code 1 says that something is wrong with the model
     if as_json:
         click.echo(found.json(), nl=False)
     else:

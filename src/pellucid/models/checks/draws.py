@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from pellucid.models.checks.comparison import changed, origins, relative, zip_shaped
 from pellucid.models.checks.mistakes import Found
-from pellucid.models.checks.samples import RECURRENT
+from pellucid.models.checks.samples import is_recurrent
 from pellucid.models.checks.trial import Operation, Run, Trial
 
 DROPOUTS = _DropoutNd  # pellucid's are, too
@@ -77,7 +77,7 @@ def in_training(trial: Trial, train: Run, base: Run) -> Iterator[Found]:
         rate = _rate(layer)
         if not rate:
             continue
-        if isinstance(layer, RECURRENT) and getattr(layer, "num_layers", 1) == 1:
+        if is_recurrent(layer) and getattr(layer, "num_layers", 1) == 1:
             yield Found("dropout-of-one-level", layer, path, "wrong", {"p": rate})
         elif layer not in called:
             if isinstance(layer, DROPOUTS) and _is_forgotten(trial, path, called, train):
@@ -89,12 +89,10 @@ def in_training(trial: Trial, train: Run, base: Run) -> Iterator[Found]:
             yield Found("dropout-off", layer, path, severity, {"p": rate}, top=top or trial.model._get_name())
 
 
-def _rate(layer: nn.Module) -> float:
+def _rate(layer: Any) -> float:
     if isinstance(layer, DROPOUTS):
         return float(getattr(layer, "p", 0.0))
-    if isinstance(layer, (*RECURRENT, nn.MultiheadAttention)) and not isinstance(layer, nn.RNNCellBase):
-        return float(layer.dropout)
-    return 0.0
+    return float(layer.dropout) if is_recurrent(layer) or isinstance(layer, nn.MultiheadAttention) else 0.0
 
 
 def _is_forgotten(trial: Trial, path: str, called: Any, train: Run) -> bool:

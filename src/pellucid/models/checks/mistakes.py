@@ -19,13 +19,17 @@ class Given:
     Attributes:
         batch_axis: the axis of the first input that counts samples.
         lengths: how many steps of each sample are real.
+        explicit: whether its user said so, and not a name among the arguments of the model.
         guessed: whether they were read off constant steps at the ends.
+        mixed: whether samples were found to influence one another.
         unchecked: what could not be judged, with the facts of its sentence.
     """
 
     batch_axis: int | None = None
     lengths: list[int] | None = None
+    explicit: bool = False
     guessed: bool = False
+    mixed: bool = False
     unchecked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def miss(self, what: str, **facts: Any) -> None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from pellucid.explanation.model.run import Inputs
 from pellucid.models.checks.comparison import LOOSER, changed, origins, relative, zip_shaped
 from pellucid.models.checks.mistakes import Found, Given, first_line
-from pellucid.models.checks.samples import RECURRENT, Samples, axis_of, first_input
+from pellucid.models.checks.samples import Samples, axis_of, first_input, is_recurrent
 from pellucid.models.checks.trial import Call, Mode, Run, Trial
 from pellucid.models.verification import mapped
 
@@ -32,8 +32,11 @@ class Padded:
 def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> Iterator[Found]:
     """Tell of padding that changes results at real steps."""
     if given.lengths is None:
-        if any(isinstance(call.layer, RECURRENT) and call.read[0].ndim == 3 for call in base.calls if call.read):
+        if any(is_recurrent(call.layer) and call.read[0].ndim == 3 for call in base.calls if call.read):
             given.miss("lengths")
+        return
+    if given.mixed:
+        given.miss("mixed")
         return
     padded = _shortest(trial, samples, given.lengths)
     if padded is None:
@@ -48,7 +51,10 @@ def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> 
         if run.error is not None:
             given.miss("padding-fails", error=first_line(run.error))
             continue
-        plain = trial.run(mode, record=True)
+        plain = base if mode == "eval" else trial.run(mode, record=True)
+        if not any(real_part(a, b, padded) for a, b in zip_shaped(plain.outputs, run.outputs)):
+            given.miss("padding-unrelated")
+            continue
         found = _leak(trial, plain, run, padded, mode == "eval")
         if found is None:
             continue
@@ -91,9 +97,8 @@ def _shortest(trial: Trial, samples: Samples | None, lengths: list[int]) -> Padd
         return None
     longest = max(lengths)
     others = [axis for axis in range(x.ndim) if axis != samples.axis]
-    time = next((x.shape[axis] for axis in others if x.shape[axis] == longest), None)
-    if time is None:
-        time = min((x.shape[axis] for axis in others if x.shape[axis] > longest), default=None)
+    sizes = [x.shape[axis] for axis in others]
+    time = longest if longest in sizes else next((size for size in sizes if size > longest), None)
     fitting = [length for length in lengths if time is not None and 0 < length < time]
     if time is None or not fitting:
         return None
@@ -199,7 +204,7 @@ def _kind(
     """Which mistake a layer makes that is the first to return what padding has changed; None if nobody reads it."""
     if isinstance(call.layer, (_NormBase, nn.GroupNorm)):
         return "padding-in-norm"
-    if not isinstance(call.layer, RECURRENT):
+    if not is_recurrent(call.layer):
         return "padding-in-result"
     output, *states = zip_shaped(call.given, other.given)
     if fine(*output) is False:

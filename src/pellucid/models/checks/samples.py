@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from pellucid.models.checks.trial import Run, Trial
 from pellucid.nn.sequence import SequenceLayer
 
 WINDOWED = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
-RECURRENT = (nn.RNNBase, SequenceLayer)
-CERTAIN = ("given", "lengths", "inputs")
+CERTAIN = ("given", "lengths")
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,27 @@ def samples_of(trial: Trial, base: Run, given: Given) -> Samples | None:
             )
         axis = given.batch_axis % x.ndim
         return Samples(axis, x.shape[axis], "given")
+    axes = list(range(min(2, x.ndim - x.is_floating_point()))) if x.ndim > 1 else [0]
     if given.lengths is not None:
-        return _by_lengths(x, len(given.lengths))
+        fitting = [axis for axis in axes if x.shape[axis] == len(given.lengths)]
+        if len(fitting) == 1:
+            return Samples(fitting[0], len(given.lengths), "lengths")
+        if not fitting and given.explicit:
+            raise ValueError(
+                f"check: there are lengths of {len(given.lengths)} samples, but neither the first nor the second axis of "
+                f"the first input, of shape {tuple(x.shape)}, has that size. Give one length for each sample."
+            )
+        axes = fitting or axes
     voted = _by_other_inputs(trial.inputs, x)
-    if voted is not None:
-        return Samples(voted, x.shape[voted], "inputs")
-    axes = range(min(2, x.ndim - x.is_floating_point())) if x.ndim > 1 else range(1)
     for axis in axes:
         if x.shape[axis] > 1 and influence(trial, base, Samples(axis, x.shape[axis], "apart")) is False:
-            return Samples(axis, x.shape[axis], "apart")
+            contradicted = axis == 1 and voted == 0
+            return Samples(0, x.shape[0], "inputs") if contradicted else Samples(axis, x.shape[axis], "apart")
+    return _by_results(x, axes, base, voted)
+
+
+def _by_results(x: Tensor, axes: Sequence[int], base: Run, voted: int | None) -> Samples | None:
+    """Find the axis for each place of which the model returns a row."""
     rows = [t.shape[:2] for t in base.outputs if t.ndim]
     for axis in axes:
         if x.shape[axis] == 1 and any(1 in shape for shape in rows):
@@ -71,19 +82,11 @@ def samples_of(trial: Trial, base: Run, given: Given) -> Samples | None:
     for axis in axes:
         if any(shape[0] == x.shape[axis] for shape in rows):
             others = [x.shape[other] for other in axes if other != axis]
-            sure = not any(size in shape for size in others for shape in rows)
-            return Samples(axis, x.shape[axis], "outputs" if sure else "unsure")
+            if not any(size in shape for size in others for shape in rows):
+                return Samples(axis, x.shape[axis], "outputs")
+            axis = axis if voted is None else voted
+            return Samples(axis, x.shape[axis], "unsure" if voted is None else "inputs")
     return None
-
-
-def _by_lengths(x: Tensor, count: int) -> Samples:
-    fitting = [axis for axis in range(min(2, x.ndim)) if x.shape[axis] == count]
-    if not fitting:
-        raise ValueError(
-            f"check: there are lengths of {count} samples, but the first input is of shape {tuple(x.shape)}: neither "
-            f"its first nor its second axis has that size. Give one length for each sample."
-        )
-    return Samples(fitting[0], count, "lengths" if len(fitting) == 1 else "unsure")
 
 
 def _by_other_inputs(inputs: Inputs, x: Tensor) -> int | None:
@@ -131,7 +134,7 @@ def influence(trial: Trial, base: Run, samples: Samples) -> bool | None:
     """Whether changing the first or the last sample changes results of others; None where no result shows it."""
     found: list[bool] = []
     for place in dict.fromkeys((0, samples.count - 1)):
-        run = trial.run(inputs=redrawn(trial.inputs, samples, place))
+        run = trial.run(inputs=redrawn(trial.inputs, samples, place), suppress=True)
         verdicts = [_apart(a, b, samples.count, place) for a, b in zip(base.outputs, run.outputs, strict=False)]
         known = [verdict for verdict in verdicts if verdict is not None]
         if False in known:
@@ -172,8 +175,8 @@ def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> 
         run = trial.run(inputs=redrawn(trial.inputs, samples, place), record=True)
         verdicts = [_apart(a, b, samples.count, place) for a, b in zip(base.outputs, run.outputs, strict=False)]
         if False in verdicts:
-            plain = trial.run(record=True)
-            yield _mixed(plain, run, samples, place)
+            given.mixed = True
+            yield _mixed(base, run, samples, place)
             return
 
 
@@ -196,7 +199,10 @@ def _mixed(base: Run, run: Run, samples: Samples, place: int) -> Found:
     def fine(one: Tensor, other: Tensor) -> bool | None:
         if one.shape != other.shape or one.numel() < samples.count:
             return None
-        return int(changed(one, other).sum()) * samples.count <= one.numel()
+        differs = changed(one, other)
+        if axis_of(one, samples) is None:  # samples and steps side by side, say: of every sample as many entries
+            return int(differs.sum()) * samples.count <= one.numel()
+        return not differs.any() or _axis_of_change(differs, samples.count, place) is not None
 
     call, other = next(origins(base, run, fine), (base.calls[-1], run.calls[-1]))
     results = [
@@ -210,7 +216,7 @@ def _mixed(base: Run, run: Run, samples: Samples, place: int) -> Found:
     layer, read = call.layer, call.read[0] if call.read else None
     differs = changed(call.read[0], other.read[0]) if read is not None and read.shape == other.read[0].shape else None
     axis = None if differs is None or not differs.any() else _axis_of_change(differs, samples.count, place)
-    severity: Any = "suspect" if samples.known == "unsure" else "wrong"
+    severity: Any = "suspect" if samples.known in ("unsure", "inputs") else "wrong"
     about: dict[str, Any] = {"known": samples.known, "shape": () if read is None else tuple(read.shape)}
     if read is not None and _sequential(layer):
         if read.ndim == 2 and axis == 0:
@@ -242,9 +248,14 @@ def _is_input(base: Run, read: Tensor) -> bool:
     return any(torch.equal(read, t) for t in base.begun[0].read if t.shape == read.shape)
 
 
+def is_recurrent(layer: nn.Module) -> bool:
+    """Whether a layer reads whole sequences, step by step."""
+    return isinstance(layer, (nn.RNNBase, SequenceLayer)) and not isinstance(layer, nn.RNNCellBase)
+
+
 def _sequential(layer: nn.Module) -> bool:
     """Whether a layer has an axis of time."""
-    return isinstance(layer, (*RECURRENT, nn.MultiheadAttention)) and not isinstance(layer, nn.RNNCellBase)
+    return is_recurrent(layer) or isinstance(layer, nn.MultiheadAttention)
 
 
 def _window_axes(layer: nn.Module) -> int:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.keeping import left_alone
 from pellucid.models.checks.mistakes import Found
-from pellucid.models.checks.samples import RECURRENT
+from pellucid.models.checks.samples import is_recurrent
 from pellucid.models.checks.trial import Call, Run
 from pellucid.models.verification import mapped
 
@@ -27,7 +27,7 @@ def mistakes(base: Run) -> Iterator[Found]:
     for call in base.calls:
         x = call.read[0] if call.read else None
         packed = bool(call.args) and isinstance(call.args[0], PackedSequence)
-        if call.layer in seen or x is None or packed or not isinstance(call.layer, RECURRENT) or x.ndim not in (2, 3):
+        if call.layer in seen or x is None or packed or not is_recurrent(call.layer) or x.ndim not in (2, 3):
             continue
         seen.add(call.layer)
         time = 1 if call.layer.batch_first and x.ndim == 3 else 0

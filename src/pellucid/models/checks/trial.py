@@ -75,6 +75,7 @@ class Trial:
     def __init__(self, model: torch.nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         self.model = model
         self.inputs: Inputs = (tuple(args), dict(options))
+        self.grad = False  # whether every run has gradients, for a forward that takes some itself
         self.paths = {layer: found[0] for layer, found in places(model).items()}
 
     def run(
@@ -108,7 +109,12 @@ class Trial:
             suppress: return an error of the model instead of raising it.
         """
         run = Run()
-        with left_alone(self.model), layer_by_layer(), torch.set_grad_enabled(grad), contextlib.ExitStack() as stack:
+        with (
+            left_alone(self.model),
+            layer_by_layer(),
+            torch.set_grad_enabled(grad or self.grad),
+            contextlib.ExitStack() as stack,
+        ):
             self._set(mode)
             seed_all(seed)
             recorder = _Recorder(self, run, values, functions)

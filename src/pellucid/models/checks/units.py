@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from pellucid.explanation.model.axes import CHANNEL_FIRST, SPATIAL
 from pellucid.models.checks.mistakes import Found
-from pellucid.models.checks.samples import RECURRENT
+from pellucid.models.checks.samples import is_recurrent
 from pellucid.models.checks.trial import Operation, Run
 
 RELU = frozenset({F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
 TANH = frozenset({torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_})
 SIGMOID = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_})
 ACTIVATIONS = RELU | TANH | SIGMOID
-OBSERVED = 16  # values of a unit from which on it is judged
+OBSERVED = 32  # values of a unit from which on it is judged
 FLAT = 0.99  # of tanh; its slope is below 0.02 there. For a sigmoid, as near to its ends, below 0.01
 MOST, HALF = 0.9, 0.5  # shares from which on it is wrong, and suspect
 
@@ -36,7 +36,7 @@ def mistakes(base: Run) -> Iterator[Found]:
             seen.add((operation.path, kind))
             yield found
     for call in base.calls:
-        if isinstance(call.layer, RECURRENT) and getattr(call.layer, "mode", "") in ("RNN_TANH", "LSTM", "GRU"):
+        if is_recurrent(call.layer) and getattr(call.layer, "mode", "") in ("RNN_TANH", "LSTM", "GRU"):
             found = _flat(call.layer, call.path, call.given[:1], "recurrence", base)
             if found is not None and (call.path, "recurrence") not in seen:
                 seen.add((call.path, "recurrence"))
