@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import pellucid
 from pellucid import nn as own
@@ -459,6 +460,8 @@ def test_parameters_that_are_not_used():
     model = two(lambda m, x: m.second(m.first(x)))
     model.register_parameter("spare", nn.Parameter(torch.ones(3)))
     assert "spare" in finds("unused-parameter", model, series(), severity="suspect").text
+    checkpointed = two(lambda m, x: m.second(checkpoint(m.first, x, use_reentrant=True)))
+    assert not pellucid.check(checkpointed, series(B, C).requires_grad_(), batch_axis=0).findings
     functional = two(lambda m, x: m.second(F.linear(x, m.first.weight, m.first.bias)))
     assert not pellucid.check(functional, series()).findings
     model = two(lambda m, x: m.second(m.first(x)))
@@ -499,6 +502,23 @@ def test_where_numbers_stop_being_finite():
         broken[2].weight[0, 0] = float("nan")
     assert "weight of Linear" in finds("not-finite", broken, series(), path="2").text
     assert "input itself" in finds("not-finite", model(Safe()), series() / 0).text
+
+
+def test_numbers_that_are_not_finite_in_training_only():
+    class Wild(nn.Module):
+        def forward(self, x):
+            return x / 0 if self.training else x
+
+    found = finds("not-finite", nn.Sequential(nn.Linear(C, 4), Wild()), series(), path="1")
+    assert found.text.startswith("In train, Wild")
+
+
+def test_minus_infinity_of_a_mask_may_be_meant():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    model = Of(lambda m, x, mask: m.block(m.inn(x), src_mask=mask), inn=nn.Linear(C, 4), block=layer)
+    assert not pellucid.check(model, series(), nn.Transformer.generate_square_subsequent_mask(T)).findings
+    logits = Of(lambda m, x: m.a(x).masked_fill(x[..., :3] > 0, -torch.inf), a=nn.Linear(C, 3))
+    finds("not-finite", logits, series(B, C), severity="suspect")
 
 
 def test_gradients_that_are_not_finite():
@@ -611,18 +631,23 @@ def test_the_model_is_left_as_it_was():
     )
     model[4].eval()
     model(series(B, C)).sum().backward()
+    model.register_parameter("spare", nn.Parameter(torch.ones(1)))
+    stepped = []
+    model[0].weight.register_post_accumulate_grad_hook(stepped.append)  # as an optimizer in backward is
     calls = []
     model[0].register_forward_hook(lambda *args: calls.append(1))
     hooks = {layer: (len(layer._forward_hooks), len(layer._forward_pre_hooks)) for layer in model.modules()}
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     modes = [layer.training for layer in model.modules()]
     draws = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     x = series(B, C).requires_grad_()
     before = x.detach().clone()
     pellucid.check(model, x, batch_axis=0)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert all(torch.equal(p.grad, grads[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(model.get_parameter(name).grad, gradient) for name, gradient in grads.items())
+    assert model.spare.grad is None
+    assert not stepped
     assert [layer.training for layer in model.modules()] == modes
     assert {layer: (len(layer._forward_hooks), len(layer._forward_pre_hooks)) for layer in model.modules()} == hooks
     assert torch.equal(torch.get_rng_state(), draws[0])

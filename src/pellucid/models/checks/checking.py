@@ -67,7 +67,8 @@ def _mistakes(trial: Trial, given: Given, loss: Callable[[Any], Tensor] | None) 
         for mistake in gradients.mistakes(trial, taken, train, base, given):
             if mistake.kind != "zero-gradient" or not few:  # a norm over two values has no slope
                 yield mistake
-        yield from finite.mistakes(trial, train, "train") if not _all_finite(train) else ()
+        if not infinite and not _all_finite(train):
+            yield from finite.mistakes(trial, trial.run("train", record=True), "train")
     yield from draws.in_training(trial, train, base)
     random = list(draws.in_eval(trial, base))
     yield from random

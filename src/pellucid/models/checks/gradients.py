@@ -14,6 +14,7 @@ from pellucid.models.checks.trial import Run, Trial, floating
 from pellucid.models.verification import tensors
 
 Loss = Callable[[Any], Tensor]
+Taken = tuple[Tensor | None, ...]
 PROBED = 8  # groups of parameters that are changed to see whether results depend on them
 
 
@@ -41,11 +42,31 @@ class Gradients:
             self.found = dict.fromkeys(self.parameters)
             return
         try:
-            given = torch.autograd.grad(total.sum(), list(self.parameters.values()), allow_unused=True)
-        except RuntimeError as error:  # checkpoints of the old kind, say, allow backward() alone
+            weights = list(self.parameters.values())
+            given: Taken = torch.autograd.grad(total.sum(), weights, allow_unused=True, retain_graph=True)
+            if any(gradient is None for gradient in given):
+                given = self._by_backward(total.sum()) or given
+        except RuntimeError as error:
             self.error = error
         else:
             self.found = dict(zip(self.parameters, given, strict=True))
+
+    def _by_backward(self, total: Tensor) -> Taken | None:
+        """The gradients of backward(), which alone reaches what checkpoints of the old kind (use_reentrant) compute.
+
+        None where a hook, an optimizer's say, would act on them.
+        """
+        if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in self.parameters.values()):
+            return None
+        before = {p: p.grad for p in self.parameters.values()}
+        try:
+            for p in before:
+                p.grad = None
+            total.backward()
+            return tuple(p.grad for p in before)
+        finally:
+            for p, gradient in before.items():
+                p.grad = gradient
 
 
 def mistakes(trial: Trial, gradients: Gradients, train: Run, base: Run, given: Given) -> Iterator[Found]:

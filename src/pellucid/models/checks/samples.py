@@ -61,8 +61,8 @@ def samples_of(trial: Trial, base: Run, given: Given) -> Samples | None:
             return Samples(fitting[0], len(given.lengths), "lengths")
         if not fitting and given.explicit:
             raise ValueError(
-                f"check: there are lengths of {len(given.lengths)} samples, but neither the first nor the second axis of "
-                f"the first input, of shape {tuple(x.shape)}, has that size. Give one length for each sample."
+                f"check: there are lengths of {len(given.lengths)} samples, but neither the first nor the second axis "
+                f"of the first input, of shape {tuple(x.shape)}, has that size. Give one length for each sample."
             )
         axes = fitting or axes
     voted = _by_other_inputs(trial.inputs, x)

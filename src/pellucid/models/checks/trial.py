@@ -131,7 +131,7 @@ class Trial:
                     run.result = torch.func.functional_call(self.model, dict(weights), args, options)
                 else:
                     run.result = self.model(*args, **options)
-                run.outputs = list(tensors(run.result))
+                run.outputs = [y.detach() for y in tensors(run.result)]
             except Exception as error:
                 if not suppress:
                     raise
