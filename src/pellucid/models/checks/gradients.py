@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -112,14 +113,21 @@ def _found(trial: Trial, kind: str, path: str, severity: Any, names: Sequence[st
 
 def _groups(trial: Trial, names: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Group parameters by the outermost layer, within the model, all of whose parameters are among them."""
-    held, every = set(names), [name for name, _ in trial.model.named_parameters()]
+    every = Counter(path for name, _ in trial.model.named_parameters() for path in _around(name))
+    held = Counter(path for name in names for path in _around(name))
     groups: dict[str, list[str]] = {}
     for name in names:
-        parts = name.partition(".parametrizations")[0].split(".")[: None if ".parametrizations" in name else -1]
-        paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-        whole = (p for p in paths if all(n in held for n in every if n.startswith(f"{p}.")))
-        groups.setdefault(next(whole, ".".join(parts)), []).append(name)
+        paths = _around(name)
+        whole = next((path for path in paths if held[path] == every[path]), paths[-1] if paths else "")
+        groups.setdefault(whole, []).append(name)
     return list(groups.items())
+
+
+def _around(name: str) -> list[str]:
+    """The paths of the layers around a parameter, the outermost first, without the model itself."""
+    owner, computed, _ = name.partition(".parametrizations.")
+    parts = owner.split(".") if computed else owner.split(".")[:-1]
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _influences(trial: Trial, base: Run, names: Sequence[str]) -> bool:

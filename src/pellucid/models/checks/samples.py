@@ -135,12 +135,17 @@ def influence(trial: Trial, base: Run, samples: Samples) -> bool | None:
     found: list[bool] = []
     for place in dict.fromkeys((0, samples.count - 1)):
         run = trial.run(inputs=redrawn(trial.inputs, samples, place), suppress=True)
-        verdicts = [_apart(a, b, samples.count, place) for a, b in zip(base.outputs, run.outputs, strict=False)]
-        known = [verdict for verdict in verdicts if verdict is not None]
+        known = [verdict for _, verdict in _verdicts(base, run, samples, place) if verdict is not None]
         if False in known:
             return True
         found += known
     return False if found else None
+
+
+def _verdicts(base: Run, run: Run, samples: Samples, place: int) -> Iterator[tuple[tuple[Tensor, Tensor], bool | None]]:
+    """Pair the results of two runs, and say of each whether only the changed sample's has changed."""
+    for pair in zip(base.outputs, run.outputs, strict=False):
+        yield pair, _apart(*pair, samples.count, place)
 
 
 def _apart(base: Tensor, other: Tensor, count: int, place: int) -> bool | None:
@@ -155,11 +160,13 @@ def _apart(base: Tensor, other: Tensor, count: int, place: int) -> bool | None:
 
 def _axis_of_change(differs: Tensor, count: int, place: int) -> int | None:
     for axis in (axis for axis in range(differs.ndim) if differs.shape[axis] == count):
-        at = differs.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() if differs.ndim > 1 else None
-        at = differs.nonzero().flatten().tolist() if at is None else at
-        if at == [place]:
+        if _changed_places(differs, axis) == [place]:
             return axis
     return None
+
+
+def _changed_places(differs: Tensor, axis: int) -> list[int]:
+    return differs.movedim(axis, 0).reshape(differs.shape[axis], -1).any(1).nonzero().flatten().tolist()
 
 
 def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> Iterator[Found]:
@@ -173,8 +180,7 @@ def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> 
         return
     for place in (0, samples.count - 1):
         run = trial.run(inputs=redrawn(trial.inputs, samples, place), record=True)
-        verdicts = [_apart(a, b, samples.count, place) for a, b in zip(base.outputs, run.outputs, strict=False)]
-        if False in verdicts:
+        if any(apart is False for _, apart in _verdicts(base, run, samples, place)):
             given.mixed = True
             yield _mixed(base, run, samples, place)
             return
@@ -205,13 +211,11 @@ def _mixed(base: Run, run: Run, samples: Samples, place: int) -> Found:
         return not differs.any() or _axis_of_change(differs, samples.count, place) is not None
 
     call, other = next(origins(base, run, fine), (base.calls[-1], run.calls[-1]))
-    results = [
-        (a, b) for a, b in zip(base.outputs, run.outputs, strict=False) if _apart(a, b, samples.count, place) is False
-    ]
+    result = next(pair for pair, apart in _verdicts(base, run, samples, place) if apart is False)
     numbers: dict[str, Any] = {
         "samples": samples.count,
         "changed": place,
-        "others": _others(results[0], samples, place),
+        "others": _others(result, samples.count, place),
     }
     layer, read = call.layer, call.read[0] if call.read else None
     differs = changed(call.read[0], other.read[0]) if read is not None and read.shape == other.read[0].shape else None
@@ -234,13 +238,10 @@ def _mixed(base: Run, run: Run, samples: Samples, place: int) -> Found:
     return Found("samples-mixed", layer, call.path, severity, numbers, **about)
 
 
-def _others(pair: tuple[Tensor, Tensor], samples: Samples, place: int) -> int:
+def _others(pair: tuple[Tensor, Tensor], count: int, place: int) -> int:
     """How many samples but the changed one have other results."""
     differs = changed(*pair)
-    axis = next(axis for axis in range(differs.ndim) if differs.shape[axis] == samples.count)
-    rows = differs.movedim(axis, 0).reshape(samples.count, -1).any(1)
-    rows[place] = False
-    return int(rows.sum())
+    return len({*_changed_places(differs, differs.shape.index(count))} - {place})
 
 
 def _is_input(base: Run, read: Tensor) -> bool:
