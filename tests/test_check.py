@@ -469,6 +469,15 @@ def test_parameters_that_are_not_used():
     finds("frozen", model, series(), path="first", severity="note")
 
 
+def test_layers_that_are_left_out_in_training():
+    always = two(lambda m, x: m.second(m.first(x) if not m.training else x[..., :4]))
+    finds("skipped-in-training", always, series(), path="first", severity="suspect")
+    torch.manual_seed(0)
+    p = float(torch.rand(())) + 0.01  # so that the first draw of the seed leaves it out
+    by_chance = two(lambda m, x: m.second(x[..., :4] if m.training and torch.rand(()) < p else m.first(x)))
+    assert not pellucid.check(by_chance, series()).findings
+
+
 def test_a_loss_of_ones_own():
     model = two(lambda m, x: (m.first(x), m.second(m.first(x))))
     finds("no-gradient", model, series(), path="second", loss=lambda y: y[0].mean())

@@ -16,6 +16,7 @@ from pellucid.models.verification import tensors
 
 Loss = Callable[[Any], Tensor]
 Taken = tuple[Tensor | None, ...]
+DRAWS = 4  # further runs in training to see whether a layer is left out by chance
 PROBED = 8  # groups of parameters that are changed to see whether results depend on them
 
 
@@ -82,13 +83,15 @@ def mistakes(trial: Trial, gradients: Gradients, train: Run, base: Run, given: G
         given.miss("no-loss")
         return
     none = [name for name, value in gradients.found.items() if value is None]
-    trained = {call.layer for call in train.begun}
+    trained, evaluated = ({call.layer for call in run.begun} for run in (train, base))
     for index, (path, names) in enumerate(_groups(trial, none)):
-        layer = trial.model.get_submodule(path)
-        used = index >= PROBED or _influences(trial, base, names)
-        if used and index < PROBED:
-            yield _found(trial, "no-gradient", path, "wrong", names, variant=_where_cut(layer, train))
-        elif not any(inner in trained for inner in layer.modules()):
+        inside = set(trial.model.get_submodule(path).modules())
+        if inside & evaluated and not inside & trained:
+            if not _trains_at_times(trial, inside):
+                yield _found(trial, "skipped-in-training", path, "suspect", names)
+        elif index < PROBED and _influences(trial, base, names):
+            yield _found(trial, "no-gradient", path, "wrong", names, variant=_where_cut(inside, train))
+        elif not inside & trained:
             yield _found(trial, "never-called", path, "suspect", names)
         else:
             yield _found(trial, "unused-parameter", path, "suspect", names)
@@ -145,8 +148,13 @@ def _influences(trial: Trial, base: Run, names: Sequence[str]) -> bool:
     return run.error is None and any(a.shape != b.shape or bool(changed(a, b).any()) for a, b in pairs)
 
 
-def _where_cut(layer: nn.Module, train: Run) -> str:
-    """Whether what a layer returns could still pass a gradient: then it is cut off later."""
-    own = set(layer.modules())
-    ended = [call for call in train.calls if call.layer in own]
+def _trains_at_times(trial: Trial, inside: set[nn.Module]) -> bool:
+    """Whether other draws let one of these layers be called in training: some models leave layers out by chance."""
+    runs = (trial.run("train", seed=seed, record=True, values=False, suppress=True) for seed in range(1, 1 + DRAWS))
+    return any(call.layer in inside for run in runs for call in run.begun)
+
+
+def _where_cut(inside: set[nn.Module], train: Run) -> str:
+    """Whether what a layer, of these modules, returns could still pass a gradient: then it is cut off later."""
+    ended = [call for call in train.calls if call.layer in inside]
     return "after" if ended and any(ended[-1].gives) else "inside"
