@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -201,7 +202,7 @@ def test_what_torch_does():
     layer = nn.Conv2d(8, 8, 3, groups=8)
     x = torch.randn(4, 8, 32, 32)
     with pellucid.backend("c"):
-        for given in (x.to(memory_format=torch.channels_last), x[:0], x[0]):
+        for given in (x.transpose(2, 3), x[:0], x[0]):
             torch.testing.assert_close(layer(given), F.conv2d(given, layer.weight, layer.bias, groups=8))
             assert layer.backend == "torch"
         with torch.autocast("cpu"):
@@ -212,6 +213,35 @@ def test_what_torch_does():
             layer(torch.randn(4, 7, 32, 32))
         with pytest.raises(RuntimeError, match="float64"):
             layer(x.double())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), (4, 8, 19, 17)),
+        (nn.Conv2d(6, 4, (3, 2), stride=2, dilation=(1, 2)), (9, 6, 14, 13)),
+        (nn.Conv3d(4, 6, 2, groups=2, bias=False), (3, 4, 6, 7, 5)),
+    ],
+    ids=str,
+)
+def test_channels_that_lie_side_by_side(layer, shape):
+    """The result and the gradient of the input lie as the input does; the numbers are torch's."""
+    x = torch.randn(shape, dtype=torch.float64)
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    x = x.contiguous(memory_format=last).requires_grad_()
+    layer = copy.deepcopy(layer).double()
+    y = by_kernel(layer, x)
+    assert y.is_contiguous(memory_format=last)
+    weights = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, *layer.parameters()], weights)
+    assert found[0].is_contiguous(memory_format=last)
+    options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    function = F.conv2d if x.dim() == 4 else F.conv3d
+    expected = function(x, layer.weight, layer.bias, *options)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, [x, *layer.parameters()], weights))
+    small = x[:1, :, :4, :4].detach().contiguous(memory_format=last).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), small)
 
 
 @pytest.mark.parametrize("shape", [(9, 6, 33, 34), (70, 6, 14, 14)])

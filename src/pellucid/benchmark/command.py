@@ -133,7 +133,8 @@ def bench(
         FLOPs = 6 × multiply-accumulates of forward (a convolution's backward has twice as many; a pooling has none)
         bytes = 2 × those of x and y, and for a convolution those of x once more and 3 × those of the parameters
           (forward: x and parameters read, y written; backward: dy, x and parameters read, their gradients written)
-        training, and models: FLOPs of all products and convolutions of a step, the gradient of the pictures left out
+        training: FLOPs of all products and convolutions of a step, the gradient of the pictures left out
+        models: FLOPs = 6 × multiply-accumulates of forward, as pellucid.explain counts them
         bytes = 4 × those of the parameters (backward writes their gradient; SGD reads both and writes the parameters)
         streaming: FLOPs = 2 × multiply-accumulates of a step, bytes = those of x, y and the parameters
     Both rates are measured first, with the same threads, and stand below the tables. A share above 100% says that

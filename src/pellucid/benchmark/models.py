@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from pellucid.benchmark.comparison import Agreement, Run, Skipped, times
-from pellucid.benchmark.networks import sgd, work_of
+from pellucid.benchmark.limit import Work
+from pellucid.benchmark.networks import sgd
 from pellucid.benchmark.twins import RowSpeed
 from pellucid.benchmark.zoo import ZOO, ZooModel
+from pellucid.explanation.model.run import Recording
 from pellucid.models import swap
 from pellucid.models.verification import Trial, mapped, ramp, tensors
 from pellucid.nn.component import Running
@@ -53,7 +55,7 @@ class ModelRow:
         ours = copy.deepcopy(theirs)
         report = swap(ours)
         agreement = agree(ours, theirs, inputs)
-        limit = work_of(theirs, functools.partial(step, inputs)).seconds(run.rates)
+        limit = work_of(theirs, inputs).seconds(run.rates)
         sides = {
             "ours": functools.partial(step, inputs, ours, sgd(ours)),
             "torch": functools.partial(step, inputs, theirs, sgd(theirs)),
@@ -73,6 +75,18 @@ def agree(ours: torch.nn.Module, theirs: torch.nn.Module, inputs: dict[str, Tens
     )
     opponent, rounded = (Trial(model, (), ((), inputs)).results(training=True) for model in (theirs, ours))
     return Agreement(*(results.differences(exact).largest for results in (in_double, rounded, opponent)))
+
+
+def work_of(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Work:
+    """Count what a training step cannot do without: torch's counter knows neither recurrent layers nor groups.
+
+    FLOPs: 6 × the multiply-accumulates of forward, as `pellucid.explain` counts them: each product needs two more in
+    backward. The gradient of the inputs, which nobody asks for, is among them.
+
+    Bytes: 4 × those of the parameters. Backward writes the gradient; SGD reads it and the parameter, and writes.
+    """
+    macs = Recording(model, ((), inputs), runs=0).of(model).tally.macs
+    return Work(flops=6 * macs, bytes=4 * sum(w.nbytes for w in model.parameters()))
 
 
 def step(inputs: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

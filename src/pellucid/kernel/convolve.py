@@ -33,6 +33,7 @@ from pellucid.kernel.window import (
     Windows,
     X,
     Y,
+    channels_last,
     readable,
     remembered,
     rounded,
@@ -90,7 +91,10 @@ def _try_to_bind(
     forced: bool,
 ) -> Convolution | None:
     geometry, groups, patch = lies
-    if not readable(x, weight.dim() - 2) or weight.dtype != x.dtype or min(geometry.results(x.shape[2:])) <= 0:
+    axes = weight.dim() - 2
+    if not (readable(x, axes) or channels_last(x, axes)) or weight.dtype != x.dtype:
+        return None
+    if min(geometry.results(x.shape[2:])) <= 0:
         return None
     if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
@@ -110,7 +114,7 @@ def _try_to_bind(
 @torch.no_grad()
 def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> bool:
     """Measure the kernel beside torch's operators."""
-    dy = torch.ones(kernel.result, dtype=x.dtype)
+    dy = kernel.laid_out(torch.ones(kernel.result, dtype=x.dtype))
 
     def ours() -> None:
         best = kernel.forward(x, weight, bias, any(needed))[1]
@@ -129,6 +133,8 @@ def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | No
     )
     if kernel.patch is not None:
         shapes += f" greatest of {list(kernel.patch)}"
+    if channels_last(x, weight.dim() - 2):
+        shapes += " channels last"
     return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours)
 
 
@@ -167,6 +173,9 @@ def _samples_beside(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) 
 class Convolution(Windows):
     """The passes for tensors of certain shapes.
 
+    An input whose channels lie side by side is brought into planes and its result back: two copies are little beside
+    the products of windows.
+
     Args:
         x: (batch, in channels, *size).
         weight: (out channels, in channels per group, *kernel).
@@ -183,6 +192,8 @@ class Convolution(Windows):
     ) -> None:
         lanes = _samples_beside(x, weight, geometry, groups)
         parts = min(-(-x.shape[0] // lanes), max(1, -(-LEAST_TASKS // groups)))
+        self._last = channels_last(x, len(geometry.kernel))
+        x = x.contiguous() if self._last else x
         super().__init__(x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes, patch)
         self._weight, self._zeros, self.patch = weight.shape, (0,) * len(geometry.kernel), patch
 
@@ -190,15 +201,21 @@ class Convolution(Windows):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """The result, (batch, out channels, *positions), and of a patch which of its entries it was, uint8."""
+        x = x.contiguous() if self._last else x
         y = memory.empty(self.result, self.dtype)
         best = memory.empty(self.result, torch.uint8) if save and self.patch is not None else None
         self.call("forward", {X: x, WEIGHT: weight.contiguous(), BIAS: bias, Y: y, BEST: best})
-        return y, best
+        return self.laid_out(y), best
+
+    def laid_out(self, y: Tensor) -> Tensor:
+        """A result or the gradient of the input, laid out as the input is."""
+        return y.contiguous(memory_format=self._last) if self._last else y
 
     def backward(
         self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], best: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of input, weight and bias, as far as they are needed."""
+        x = x.contiguous() if self._last else x
         dx = memory.empty(self.input, self.dtype) if needed[0] else None
         size, dw = math.prod(self._weight), None
         if needed[1] or needed[2]:
@@ -206,6 +223,7 @@ class Convolution(Windows):
             dw = torch.empty(self.parts, size + self._weight[0], dtype=real)
         places = {X: x, WEIGHT: weight.contiguous(), DY: dy.contiguous(), BEST: best, DX: dx, DW: dw}
         self.call("backward", places, (dx is not None) + (dw is not None))
+        dx = None if dx is None else self.laid_out(dx)
         if dw is None:
             return dx, None, None
         total = (dw.sum(0) if self.parts > 1 else dw[0]).to(self.dtype)

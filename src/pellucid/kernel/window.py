@@ -154,12 +154,13 @@ def worthwhile(x: Tensor, axes: int) -> bool:
 
 def readable(x: Tensor, axes: int) -> bool:
     """Whether a kernel reads an input where it lies: (batch, channels, *size), the last axis side by side."""
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
-        return False
-    return axes == 1 or x.is_contiguous() or not x.is_contiguous(memory_format=_CHANNELS_LAST[axes])
+    return (x.stride(-1) == 1 or x.shape[-1] == 1) and channels_last(x, axes) is None
 
 
-_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+def channels_last(x: Tensor, axes: int) -> torch.memory_format | None:
+    """The format of an input whose channels lie side by side; None for any other, and where both hold."""
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(axes)
+    return last if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last) else None
 
 
 def lanes(dtype: torch.dtype, name: str) -> int:
