@@ -31,10 +31,14 @@ Piece = tuple[Value, int, int]  # a value's columns: from which, and how many
 
 @dataclass(frozen=True)
 class Kernel:
-    """An emitted loop: what its caller must know, and how many columns of its rows a block writes for itself."""
+    """An emitted loop: what its caller must know.
+
+    ``scratch`` is how many columns of its rows a block writes for itself, ``columns`` those of the widest tile.
+    """
 
     layout: Layout
     scratch: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,19 @@ class Text:
     loops: Mapping[str, Kernel]
 
 
-def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
+def emit(program: Program, dtype: torch.dtype, training: bool, most_held: int = HELD_BYTES) -> Text:
     """Write a fused program: the loop "forward", and with ``training`` what it saves and the loop "backward".
+
+    Args:
+        program: what is written.
+        dtype: the type of the input.
+        training: whether backward follows.
+        most_held: bytes of matrices that a block may keep for all steps.
 
     Raises:
         Unsupported: an operation has no Triton.
     """
-    functions = [_Function(work, program, dtype) for work in works(program, dtype, training)]
+    functions = [_Function(work, program, most_held) for work in works(program, dtype, training)]
     title = f"{program.name}: written by pellucid from the cell's formula."
     header = HEADER.format(title=title, real=real_of(dtype))
     text = "\n\n".join([header, *(function.text() for function in functions)])
@@ -61,7 +71,7 @@ def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
 class _Function(Pieces):
     """The Triton of one loop."""
 
-    def __init__(self, work: Work, program: Program, dtype: torch.dtype) -> None:
+    def __init__(self, work: Work, program: Program, most_held: int) -> None:
         self.work = work
         self.lowered = lower(work.stage, program.draws)
         self.layout = layout(work, self.lowered)
@@ -72,7 +82,7 @@ class _Function(Pieces):
         self.known: dict[Value, set[int]] = defaultdict(set)  # where states and products are cut
         self.passed: dict[Value, int] = {}  # operands of products, and where their columns begin in scratch
         self._cut_everything()
-        self.held = self._bytes_of_matrices(work) <= HELD_BYTES
+        self.held = self._bytes_of_matrices(work) <= most_held
         self.taken: set[str] = set()
         self.parameters = {name: self._fresh(name) for name in self._parameters()}
         self.carried = {(s, start): self._fresh(f"{s}_{start}") for s in work.states for start, _ in self._tiles(s)}
@@ -144,7 +154,8 @@ class _Function(Pieces):
 
     def kernel(self) -> Kernel:
         """What a caller must know."""
-        return Kernel(self.layout, 0 if self.held else sum(operand.width for operand in self.passed))
+        sizes = [key[1] for key in self.names if isinstance(key, tuple) and key[0] == "columns"]
+        return Kernel(self.layout, 0 if self.held else sum(operand.width for operand in self.passed), max(sizes))
 
     def text(self) -> str:
         """The kernel, a function of Python."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel.build import BuildError, usable_cache, write
-from pellucid.kernel.emit_triton import Kernel, emit
+from pellucid.kernel.emit_triton import HELD_BYTES, Kernel, emit
 from pellucid.kernel.fused import Fused, FusedLoop
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values
@@ -35,20 +35,25 @@ class Jitted(Fused):
 
     def _build(self, training: bool) -> Mapping[str, _Loop]:
         _check(self.device)
-        written = emit(self.program, self.dtype, training)
-        module = load(written.text)
-        return {
-            name: _Loop(kernel, getattr(module, name), self.program, self.dtype)
-            for name, kernel in written.loops.items()
-        }
+        return {name: _Loop(kernels, self.program, self.dtype) for name, kernels in self._kernels(training).items()}
+
+    def _kernels(self, training: bool) -> Mapping[str, list[tuple[Kernel, Any]]]:
+        """The kernels of every loop: one that holds its matrices if they are small enough, and one that does not."""
+        found: dict[str, list[tuple[Kernel, Any]]] = {}
+        for most_held in (HELD_BYTES, 0):
+            written = emit(self.program, self.dtype, training, most_held)
+            module = load(written.text)
+            for name, kernel in written.loops.items():
+                found.setdefault(name, []).append((kernel, getattr(module, name)))
+        return found
 
 
 class _Loop(FusedLoop):
-    """One loop as a kernel."""
+    """One loop, and the kernels that run it: the next one where a GPU has too little shared memory for the first."""
 
-    def __init__(self, kernel: Kernel, function: Any, program: Program, dtype: torch.dtype) -> None:
-        super().__init__(kernel.layout, program, dtype)
-        self._scratch, self._function = kernel.scratch, function
+    def __init__(self, kernels: list[tuple[Kernel, Any]], program: Program, dtype: torch.dtype) -> None:
+        super().__init__(kernels[0][0].layout, program, dtype)
+        self._kernels = kernels
 
     def _fill(
         self,
@@ -75,20 +80,39 @@ class _Loop(FusedLoop):
         for name in layout.matrices:
             given += [values[name], *values[name].stride()]
         given += slots
-        given.append(torch.empty((blocks * ROWS, self._scratch), dtype=self.real, device=device))
-        given += [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
+        behind = [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
+        options = {"BACKWARDS": backwards, "LENGTHS": lengths is not None, "OUTPUT": "output" in outputs}
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self._function[(blocks,)](
-                *given,
-                *(time, batch, start),
-                BACKWARDS=backwards,
-                LENGTHS=lengths is not None,
-                OUTPUT="output" in outputs,
-                ROWS=ROWS,
-                INTERPRETED=interpreted(),
-                TF32=torch.backends.cuda.matmul.allow_tf32,
-            )
+            while True:
+                kernel, function = self._kernels[0]
+                scratch = torch.empty((blocks * ROWS, kernel.scratch), dtype=self.real, device=device)
+                try:
+                    self._launch(function, blocks, (*given, scratch, *behind, time, batch, start), options, kernel)
+                    break
+                except out_of_resources():
+                    if len(self._kernels) == 1:
+                        raise
+                    del self._kernels[0]
         self._add_totals(outputs, totals)
+
+    def _launch(
+        self, function: Any, blocks: int, given: Sequence[Any], options: Mapping[str, bool], kernel: Kernel
+    ) -> None:
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        constants = {**options, "ROWS": ROWS, "INTERPRETED": interpreted(), "TF32": tf32}
+        function[(blocks,)](*given, **constants, num_warps=warps(kernel.columns))
+
+
+def out_of_resources() -> type[Exception]:
+    """What Triton raises where a kernel needs more shared memory or registers than there are."""
+    from triton.runtime.errors import OutOfResources
+
+    return OutOfResources
+
+
+def warps(columns: int) -> int:
+    """How many groups of 32 threads share a tile of 16 rows: 8 numbers a thread at least, and few registers spilled."""
+    return max(1, min(8, columns // 16))
 
 
 def _check(device: str) -> None:
