@@ -39,7 +39,7 @@ def inputs(layer, time, batch):
     return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 
-def run(layer, given, lengths, backend, dtype, noise=0.0, seed=0):
+def run(layer, given, lengths, backend, dtype, noise=0.0, seed=0, device="cpu"):
     """Output, last state and the gradients of everything, in float64, computed in a type from the same numbers.
 
     With ``noise``, from numbers that are each changed by up to this part of them.
@@ -48,7 +48,7 @@ def run(layer, given, lengths, backend, dtype, noise=0.0, seed=0):
 
     def prepared(tensor):
         shaken = 1 + noise * (2 * torch.rand(tensor.shape, generator=generator) - 1) if noise else 1
-        return (tensor.detach().to(dtype) * shaken).requires_grad_()
+        return (tensor.detach().to(dtype) * shaken).to(device).requires_grad_()
 
     given = {name: prepared(tensor) for name, tensor in given.items()}
     parameters = {name: prepared(tensor) for name, tensor in layer.named_parameters()}
@@ -70,7 +70,7 @@ def run(layer, given, lengths, backend, dtype, noise=0.0, seed=0):
         list(results.values()), list(leaves.values()), weights, allow_unused=True, materialize_grads=True
     )
     results |= {f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}
-    return {name: result.detach().double() for name, result in results.items()}
+    return {name: result.detach().double().cpu() for name, result in results.items()}
 
 
 def amplified(layer, given, lengths, expected, dtype):
@@ -85,10 +85,10 @@ def amplified(layer, given, lengths, expected, dtype):
     return {n: max(unit * e.abs().max(), *((o[n] - e).abs().max() for o in others)) for n, e in expected.items()}
 
 
-def check(layer, given, lengths, expected, allowed, backend="c"):
+def check(layer, given, lengths, expected, allowed, backend="c", device="cpu"):
     """Compare a backend, on buffers full of NaN, with the reference in float64."""
     with memory.poison():
-        found = run(layer, given, lengths, backend, next(layer.parameters()).dtype)
+        found = run(layer, given, lengths, backend, next(layer.parameters()).dtype, device=device)
     for name, limit in allowed.items():
         error = (found[name] - expected[name]).abs().max()
         assert error <= limit, f"{name}: off by {error:.3g}, allowed {limit:.3g}"  # false for NaN too

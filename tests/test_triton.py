@@ -47,7 +47,18 @@ def test_every_cell_is_the_reference(name):
     _compare(layer, lengths, batch, dtype)
 
 
-def _compare(layer, lengths, batch, dtype):
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("hidden", [7, 64, 200])
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_the_reference_on_the_gpu(name, hidden, dtype):
+    _compare(
+        make(CELLS[name], 20, hidden, dtype, bidirectional=True), [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda"
+    )
+
+
+def _compare(layer, lengths, batch, dtype, device="cpu"):
     """Triton may be off by eight times what rounding does, as C."""
     given = inputs(layer, TIME, batch)
     expected = run(layer, given, lengths, "stepwise", torch.float64)
@@ -56,7 +67,7 @@ def _compare(layer, lengths, batch, dtype):
     own = flat * 1e-5**-0.5 * double * max(e.abs().max() for e in expected.values())
     moved = amplified(layer, given, lengths, expected, torch.float32)
     allowed = {name: own + 8 * unit / single * m for name, m in moved.items()}
-    check(layer, given, lengths, expected, allowed, "triton")
+    check(layer, given, lengths, expected, allowed, "triton", device)
 
 
 @IN_INTERPRETER
