@@ -107,11 +107,25 @@ def test_sixteen_bits(name, dtype):
     ids=lambda cell: cell.source.name,
 )
 def test_draws_are_those_of_every_backend(cell, lengths):
-    layer = make(cell, 3, 9)
-    given, real = inputs(layer, 4, 19), [i % 5 for i in range(19)] if lengths else None
-    torch.testing.assert_close(
-        run(layer, given, real, "triton", torch.float64), run(layer, given, real, "naive", torch.float64)
-    )
+    _as_defined(make(cell, 3, 9), [i % 5 for i in range(19)] if lengths else None, 19)
+
+
+OTHERS = {cell.source.name: (cell, sizes) for cell, sizes in formulas.WORKING}
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize(
+    "name", ["low_rank", "read_out", "masked", "half_outside", "concatenated", "indexed", "crowded"]
+)
+def test_every_feature_of_a_formula(name):
+    cell, sizes = OTHERS[name]
+    _as_defined(cell(3, 5, dtype=torch.float64, **sizes), [3, 2, 4, 0], 4)
+
+
+def _as_defined(layer, lengths, batch):
+    given = inputs(layer, 4, batch)
+    found, defined = (run(layer, given, lengths, backend, torch.float64) for backend in ("triton", "naive"))
+    torch.testing.assert_close(found, defined)
 
 
 @IN_INTERPRETER

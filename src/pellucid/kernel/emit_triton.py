@@ -20,7 +20,7 @@ from pellucid.kernel.lower import lower
 from pellucid.kernel.pieces import Pieces
 from pellucid.kernel.program import Program
 from pellucid.kernel.text_c import indented
-from pellucid.kernel.text_triton import ARITHMETIC, HEADER, REDUCTIONS, identifier, number_text, padded
+from pellucid.kernel.text_triton import ARITHMETIC, GIVEN, HEADER, OPTIONS, REDUCTIONS, identifier, number_text, padded
 from pellucid.kernel.values import Unsupported, Value
 
 HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
@@ -159,14 +159,12 @@ class _Function(Pieces):
 
     def text(self) -> str:
         """The kernel, a function of Python."""
-        given = [*self.parameters.values(), "scratch", "lengths", "seed", "time", "batch", "begin"]
-        options = ("BACKWARDS", "LENGTHS", "OUTPUT", "ROWS", "INTERPRETED", "TF32")
         return "\n".join(
             [
                 '@triton.jit(do_not_specialize=["time", "begin"])',
                 f"def {self.work.name}(",
-                *(f"    {name}," for name in given),
-                *(f"    {option}: tl.constexpr," for option in options),
+                *(f"    {name}," for name in (*self.parameters.values(), *GIVEN)),
+                *(f"    {option}: tl.constexpr," for option in OPTIONS),
                 "):",
                 *indented(self.before, 2),
                 "    for step in range(time):",
@@ -189,10 +187,10 @@ class _Function(Pieces):
         if any(value.kind == "draws" for value in self.lowered.inputs.values()):
             self.before.append("key = tl.load(seed)")
         for state in self.layout.states:
-            count = self.parameters[f"{state}_count"]
-            self.before.append(f"{state}_first = (time % {count} if BACKWARDS else 0) * batch + rows")
+            count, first = self.parameters[f"{state}_count"], self._fresh(f"{state}_first")
+            self.before.append(f"{first} = (time % {count} if BACKWARDS else 0) * batch + rows")
             for start, length in self._tiles(state):
-                tile = self._load(f"{state}_slots", f"{state}_first", self.new[state].width, start, length)
+                tile = self._load(f"{state}_slots", first, self.new[state].width, start, length)
                 wide = f"tl.broadcast_to({tile}, [ROWS, {padded(length)}])"
                 self.before.append(f"{self.carried[state, start]} = {wide}")
         for name in self.layout.outputs:

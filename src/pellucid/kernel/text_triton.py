@@ -36,7 +36,10 @@ REDUCTIONS = {
     "largest": (-math.inf, "tl.max({}, 1, keep_dims=True)"),
     "smallest": (math.inf, "tl.min({}, 1, keep_dims=True)"),
 }
-RESERVED = {*keyword.kwlist, *keyword.softkwlist, "tl", "triton", "functions", "range", "float", "REAL", "ROWS"}
+GIVEN = ("scratch", "lengths", "seed", "time", "batch", "begin")  # parameters of every kernel, behind its pointers
+OPTIONS = ("BACKWARDS", "LENGTHS", "OUTPUT", "ROWS", "INTERPRETED", "TF32")  # known when it is compiled
+_OTHERS = "tl triton functions range float forward backward REAL rows inside ends key step t at counted"
+RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split()}
 LEAST = 16  # columns of a tile that a product takes
 
 
