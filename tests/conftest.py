@@ -16,6 +16,8 @@ torch.set_num_threads(1)
 if "PELLUCID_CACHE" not in os.environ:  # what the tests compile stays out of the user's cache
     _folder = tempfile.TemporaryDirectory(prefix="pellucid-kernels-")
     os.environ["PELLUCID_CACHE"] = _folder.name
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU, by numpy
 # Half of what a kernel costs a test is the optimiser; test_first_result.py runs what users get.
 os.environ.setdefault("PELLUCID_CFLAGS", "-O1")
 # CI repeats the same examples at every run; elsewhere every run tries new ones.

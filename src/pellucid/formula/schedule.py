@@ -36,15 +36,16 @@ CHEAP = {
 }
 
 
-def schedule(source: Source, joint: Joint, fused: bool = False) -> Program:
+def schedule(source: Source, joint: Joint, fused: bool = False, products: bool = True) -> Program:
     """Cut the joint graph of a step into a program.
 
     Without ``fused`` the loop holds as few operations as possible, each of which is a call. With ``fused`` the loop is
     one kernel: all arithmetic on rows stands in it, where it costs nothing beside the memory that it would read and
-    write outside; only products of all steps at once, and what they are made of, stay outside.
+    write outside; only products of all steps at once, and what they are made of, stay outside. With ``products`` those
+    of forward's input stand in the loop too, which takes them a chunk of steps at a time.
     """
     _Scheduler(source, joint).regroup()
-    return _Scheduler(source, joint, fused).program()
+    return _Scheduler(source, joint, fused, products).program()
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -60,8 +61,8 @@ def _together(a: Abstract, b: Abstract) -> Abstract:
 
 
 class _Scheduler:
-    def __init__(self, source: Source, joint: Joint, fused: bool = False) -> None:
-        self.source, self.joint, self.fused = source, joint, fused
+    def __init__(self, source: Source, joint: Joint, fused: bool = False, products: bool = True) -> None:
+        self.source, self.joint, self.fused, self.products = source, joint, fused, products
         self.nodes = [n for n in joint.graph.nodes if n.op != "output"]
         placeholders = iter([n for n in self.nodes if n.op == "placeholder"])
         groups = [[next(placeholders) for _ in range(count)] for count in joint.counts]
@@ -237,7 +238,7 @@ class _Scheduler:
         again: set[fx.Node] = set()
         results = [*self.output, *self.new_states]
         if self.fused:
-            self._move_into_loop(forward[INPUT], forward[STEP], products=True)
+            self._move_into_loop(forward[INPUT], forward[STEP], products=self.products)
             self._move_after_into_loop(after, loop)
             self._move_sums_into_loop(after, loop)
             self._move_into_loop(before, loop, {n for n in before if any(user in after for user in n.users)})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from pellucid.kernel.pieces import Pieces
 from pellucid.kernel.text_c import identifier, indented, number_text
 from pellucid.kernel.values import Value
 
@@ -61,7 +61,7 @@ def whole_sweep(name: str, length: str, scope: Scope) -> list[str]:
     ]
 
 
-class Columns:
+class Columns(Pieces):
     """Writes values where they are asked for, each once in a scope.
 
     A value of one column is the same for a whole row and stands in the scope of the row, others in the scope of a
@@ -72,34 +72,9 @@ class Columns:
         """The scope of a value of one column."""
         raise NotImplementedError
 
-    def _lies(self, value: Value) -> bool:
-        """Whether a value is read from memory."""
-        raise NotImplementedError
-
     def _read(self, value: Value, start: int, scope: Scope) -> str:
         """The expression that reads a value from memory."""
         raise NotImplementedError
-
-    def _pieces(self, value: Value) -> list[tuple[int, int]]:
-        cuts = sorted({0, value.width, *self._cuts(value, 0, value.width)})
-        return [(a, b - a) for a, b in itertools.pairwise(cuts)]
-
-    def _cuts(self, value: Value, start: int, stop: int) -> set[int]:
-        """Columns of a value between start and stop where another part of a concatenation begins."""
-        if value.width == 1 or self._lies(value) or value.kind in ("memory", "draws", "product", "reduce", "spread"):
-            return set()
-        if value.kind == "slice":
-            inner = self._cuts(value.values[0], start + value.start, stop + value.start)
-            return {cut - value.start for cut in inner}
-        if value.kind == "cat":
-            cuts, place = set(), 0
-            for part in value.values:
-                begin, end = max(start, place), min(stop, place + part.width)
-                if begin < end:
-                    cuts |= {begin, end} | {c + place for c in self._cuts(part, begin - place, end - place)}
-                place += part.width
-            return {cut for cut in cuts if start < cut < stop}
-        return set().union(*(self._cuts(v, start, stop) for v in value.values))
 
     def _evaluate(self, value: Value, start: int, scope: Scope) -> str:
         """The name of a value's columns from ``start`` in a scope, written there where it is new."""

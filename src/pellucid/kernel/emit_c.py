@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pellucid.kernel.layout import real_of, works
 from pellucid.kernel.plan import Loop, Place
 from pellucid.kernel.program import Program
 from pellucid.kernel.sweeps import Sweeps
-from pellucid.kernel.text_c import STORAGE, broken, indented, preamble
+from pellucid.kernel.text_c import broken, indented, preamble
 from pellucid.kernel.values import Value
 
 aten = torch.ops.aten
@@ -41,18 +42,12 @@ def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
     Raises:
         Unsupported: an operation has no C.
     """
-    real = "float64" if dtype == torch.float64 else "float32"
-    wanted = (program.output, *program.new_states, *(program.saved_steps if training else ()))
-    produced = tuple(name for name in dict.fromkeys(wanted) if name in program.step.outputs)
-    step, own, new = program.step.only(produced), STORAGE[dtype], program.new_states
+    real = real_of(dtype)
     beside = (*program.before.graph.nodes, *program.after.graph.nodes)
     zeros = not training or all(node.target in POLYNOMIAL for node in beside if node.op == "call_function")
-    functions = [_Function("forward", program, step, program.states, new, own, real, program.output, zeros)]
-    if training:
-        states, new = program.state_gradients, program.old_state_gradients
-        functions.append(
-            _Function("backward", program, program.back_step, states, new, real, real, read=program.after.inputs)
-        )
+    functions = [
+        _Function(work, program, real, zeros or work.name == "backward") for work in works(program, dtype, training)
+    ]
     packs = sorted({f.storage[matrix] for f in functions for matrix in f.loop.matrices})
     title = f"// {program.name}: written by pellucid from the cell's formula.\n"
     body = "\n".join([*(f"DEFINE_PACK({storage})" for storage in packs), "", *(f.text() for f in functions)])

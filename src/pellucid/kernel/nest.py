@@ -19,9 +19,9 @@ from torch import fx
 
 from pellucid.formula.capture import DependsOnRows, capture
 from pellucid.formula.graph import Graded, decompositions, in_plain_torch
+from pellucid.kernel.layout import storage_name
 from pellucid.kernel.lower import Nodes
 from pellucid.kernel.program import Abstract
-from pellucid.kernel.text_c import storage_name
 from pellucid.kernel.values import Unsupported, Value
 
 aten = torch.ops.aten

@@ -16,10 +16,10 @@ from torch import Tensor
 from pellucid.kernel import build, memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.emit_nest import Layout, emit
+from pellucid.kernel.layout import STORAGE
 from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
 from pellucid.kernel.random import in_plain_python, uniform
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.text_c import STORAGE
 from pellucid.kernel.threads import useful
 from pellucid.kernel.values import Unsupported
 

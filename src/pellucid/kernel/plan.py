@@ -8,12 +8,13 @@ it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
+from pellucid.kernel.layout import Layout, Work, layout, storage_name
 from pellucid.kernel.lower import lower
-from pellucid.kernel.program import Abstract, Program, Stage
-from pellucid.kernel.text_c import identifier, storage_name
+from pellucid.kernel.program import Program
+from pellucid.kernel.text_c import identifier
 from pellucid.kernel.values import Value
 
 CHEAP = set(
@@ -26,19 +27,11 @@ Level = tuple[int, int]  # products passed, then reductions since
 
 
 @dataclass(frozen=True)
-class Loop:
-    """What a caller of an emitted loop must know."""
+class Loop(Layout):
+    """What a caller of an emitted loop in C must know."""
 
-    name: str
-    matrices: tuple[str, ...]  # packed from any strides
-    direct: bool  # whether they can be read where they lie
-    inputs: tuple[str, ...]  # contiguous; (time · batch, width), or of one row
-    states: tuple[str, ...]  # each a buffer of slots (batch, width), and how many slots there are
-    state_storage: str
-    outputs: Mapping[str, tuple[tuple[int, ...], str]]  # without the new states: axes after time and batch, storage
-    totals: Mapping[str, Abstract]  # sums over all rows: (parts, width) of real numbers, added to what is there
+    direct: bool  # whether the matrices can be read where they lie
     ahead: int  # columns of what is computed for a chunk of steps at once
-    output_is_state: int | None  # the state that is the output too; its buffer may be NULL
     operations: int  # multiplications and additions of a row's step, about
 
 
@@ -66,43 +59,26 @@ class Plan:
 
     def __init__(
         self,
-        name: str,
+        work: Work,
         program: Program,
-        stage: Stage,
-        states: tuple[str, ...],
-        new_states: tuple[str, ...],
-        storage: str,
         real: str,
-        output: str | None = None,
         zeros: bool = True,
-        read: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.real, self.state_storage = name, real, storage
-        self.zeros, self.output = zeros, output
+        self.name, self.real, self.state_storage = work.name, real, work.storage
+        self.zeros, self.output = zeros, work.output
+        stage, states, new_states = work.stage, work.states, work.new_states
         self.sites = {d: (i, *site) for i, (d, site) in enumerate(zip(program.draws, program.sites, strict=True))}
         self.lowered = lower(stage, program.draws)
         self.storage = {n: storage_name(p.meta["val"].dtype) for n, p in stage.placeholders.items() if n != "rows"}
-        results = stage.results
+        laid_out = layout(work, self.lowered)
         memory = {n: v for n, v in self.lowered.inputs.items() if v.kind == "memory"}
-        totals = {n: v for n, v in self.lowered.outputs.items() if v.kind == "total"}
-        outputs = {
-            n: v for n, v in self.lowered.outputs.items() if (n not in new_states or n in read) and n not in totals
-        }
+        totals = {n: self.lowered.outputs[n] for n in laid_out.totals}
+        outputs = {n: self.lowered.outputs[n] for n in laid_out.outputs}
         self.widths = {s: self.lowered.outputs[n].width for s, n in zip(states, new_states, strict=True)}
         self.loop = Loop(
-            name=name,
-            matrices=tuple(self.lowered.matrices),
+            **vars(laid_out),
             direct=all(self.storage[name] == real for name in self.lowered.matrices),
-            inputs=tuple(n for n in memory if n not in states),
-            states=states,
-            state_storage=storage,
-            outputs={
-                n: (results[n].shape[1:] if results[n].rows else (v.width,), storage_name(results[n].dtype))
-                for n, v in outputs.items()
-            },
-            totals={n: results[n] for n in totals},
             ahead=0,
-            output_is_state=new_states.index(output) if output in new_states else None,
             operations=sum(2 * depth * width for depth, width in self.lowered.matrices.values())
             + 20 * sum(value.width for value in self.lowered.outputs.values()),
         )

@@ -37,7 +37,8 @@ class Apart:
         ]
         if pairs:
             dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
-            compiled = len(dtypes) == 1 and threads.shared() and matmul.ready(*dtypes)
+            on_cpu = all(operand.is_cpu for pair in pairs for operand, _ in pair)
+            compiled = len(dtypes) == 1 and on_cpu and threads.shared() and matmul.ready(*dtypes)
             found = matmul.multiply(pairs) if compiled else [torch.mm(_turned(a), _turned(b)) for a, b in pairs]
             results |= zip(self.products, found, strict=True)
         if self.rest is None:

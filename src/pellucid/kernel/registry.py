@@ -24,11 +24,13 @@ from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Source
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.compiled import Compiled
+from pellucid.kernel.fused import Fused
+from pellucid.kernel.jitted import Jitted
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Stepwise
 from pellucid.kernel.values import Unsupported
 
-BACKENDS = ("auto", "c", "stepwise", "naive")
+BACKENDS = ("auto", "c", "triton", "stepwise", "naive")
 _sources: dict[str, Source] = {}
 _backend: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
 _building = threading.RLock()
@@ -38,9 +40,10 @@ _building = threading.RLock()
 def backend(name: str) -> Iterator[None]:
     """Run recurrent layers by this backend inside a ``with`` block.
 
-    "c" is the formula compiled for the CPU; "stepwise" is the scheduled program in plain torch; "naive" is the author's
-    function in a Python loop, the definition itself; "auto" picks the fastest that can run the program. What "c" cannot
-    run, "stepwise" runs, with one warning that says why.
+    "c" is the formula compiled for the CPU; "triton" is the formula as a kernel for the GPU; "stepwise" is the
+    scheduled program in plain torch; "naive" is the author's function in a Python loop, the definition itself; "auto"
+    picks the fastest that can run the program. What "c" or "triton" cannot run, "stepwise" runs, with one warning that
+    says why.
 
     Raises:
         ValueError: an unknown name.
@@ -91,12 +94,14 @@ recording_keys._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=512)
-def program(text: str, training: bool, dtype: torch.dtype, device: str, fused: bool = False) -> Program:
-    """Build the program of a key, once."""
+def program(
+    text: str, training: bool, dtype: torch.dtype, device: str, fused: bool = False, products: bool = True
+) -> Program:
+    """Build the program of a key, once; `schedule` says what ``fused`` and ``products`` are."""
 
     def build() -> Program:
         source, hyperparameters, solution = _solved(text)
-        return schedule(source, trace(source, solution, hyperparameters, training, dtype, device), fused)
+        return schedule(source, trace(source, solution, hyperparameters, training, dtype, device), fused, products)
 
     with _building:
         return in_plain_torch(build)
@@ -126,10 +131,11 @@ class Runner(Protocol):
 
 def runner(text: str, training: bool, dtype: torch.dtype, device: str, save: bool) -> Runner:
     """The fastest backend for a program, as far as `backend` lets it be chosen; with ``save``, for backward too."""
-    if chosen_backend() in ("auto", "c") and device == "cpu":
-        compiled = _ready(text, training, dtype, device, save)
-        if compiled is not None:
-            return compiled
+    wanted = chosen_backend()
+    if wanted == "triton" or (wanted in ("auto", "c") and device == "cpu"):
+        fused = _ready(text, training, dtype, device, save, "triton" if wanted == "triton" else "c")
+        if fused is not None:
+            return fused
     return reference(text, training, dtype, device)
 
 
@@ -140,25 +146,27 @@ def reference(text: str, training: bool, dtype: torch.dtype, device: str) -> Run
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(text: str, training: bool, dtype: torch.dtype, device: str) -> Compiled:
+def _fused(text: str, training: bool, dtype: torch.dtype, device: str, language: str) -> Fused:
+    if language == "triton":  # its products of all steps are torch's
+        return Jitted(program(text, training, dtype, device, fused=True, products=False), dtype, device)
     return Compiled(program(text, training, dtype, device, fused=True), dtype)
 
 
 @functools.lru_cache(maxsize=1024)
-def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: bool) -> Runner | None:
-    """The program in C, compiled for what is asked; None, with a warning, where that cannot be."""
+def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: bool, language: str) -> Runner | None:
+    """The program in a language, compiled for what is asked; None, with a warning, where that cannot be."""
     try:
-        compiled = _compiled(text, training, dtype, device)
-        compiled.loops(save)
-        return compiled
+        fused = _fused(text, training, dtype, device, language)
+        fused.loops(save)
+        return fused
     except (Unsupported, BuildError) as error:
-        warn_of_fallback(f"cell {json.loads(text)[0].split(':')[-1]}", error)
+        warn_of_fallback(f"cell {json.loads(text)[0].split(':')[-1]}", error, language)
         return None
 
 
-def warn_of_fallback(what: str, error: Unsupported | BuildError) -> None:
+def warn_of_fallback(what: str, error: Unsupported | BuildError, language: str = "c") -> None:
     """Say once that something runs stepwise, and why."""
-    reason = f"{error} has no C kernel" if isinstance(error, Unsupported) else str(error)
+    reason = f"{error} has no {language.capitalize()} kernel" if isinstance(error, Unsupported) else str(error)
     _warn_once(f"{what} runs stepwise, in plain torch and slower, because {reason}")
 
 

@@ -8,19 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-import torch
-
-from pellucid.kernel.values import Unsupported
-
 HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h", "nest.h")
-STORAGE = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.bool: "bool",
-}
-
 MOST_COLUMNS = 120
 
 
@@ -39,13 +27,6 @@ def headers() -> str:
 def header(name: str) -> str:
     """The text of one header."""
     return (importlib.resources.files("pellucid.kernel") / "c" / name).read_text()
-
-
-def storage_name(dtype: torch.dtype) -> str:
-    """How a type of torch is called in C; Unsupported where it is not."""
-    if dtype not in STORAGE:
-        raise Unsupported(f"a value of {dtype}")
-    return STORAGE[dtype]
 
 
 def indented(lines: Iterable[str], depth: int = 1) -> list[str]:

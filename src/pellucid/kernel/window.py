@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, memory
+from pellucid.kernel.layout import STORAGE
 from pellucid.kernel.random import in_plain_python
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.text_c import STORAGE, header, preamble
+from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
 AXES = 3

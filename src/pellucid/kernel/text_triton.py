@@ -1,0 +1,60 @@
+"""What all Triton text is made of: headers, operations, names and numbers."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+
+HEADER = '''"""{title}"""
+
+import triton
+import triton.language as tl
+
+from pellucid.kernel import triton_functions as functions
+
+REAL = tl.constexpr(tl.{real})
+'''
+_OWN = "expm1 log1p tanh sigmoid softplus relu sign trunc sinh cosh asinh acosh atanh"
+# How each operation on columns is written; what is missing here goes stepwise.
+ARITHMETIC: dict[str, str] = {
+    **{name: f"tl.{name}({{0}})" for name in "exp log exp2 log2 sqrt rsqrt sin cos abs floor ceil erf".split()},
+    **{name: f"functions.{name}({{0}})" for name in _OWN.split()},
+    **{name: f"functions.{name}({{0}}, {{1}})" for name in "hypot maximum minimum copysign".split()},
+    **{"log10": "tl.log({0}) * 0.4342944819032518", "reciprocal": "1.0 / {0}", "tan": "tl.sin({0}) / tl.cos({0})"},
+    **{"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}"},
+    **{"square": "{0} * {0}", "round": "functions.nearest({0})", "constant": "{0}"},
+    **{"eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}"},
+    **{"le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}"},
+    **{"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "{0} == 0"},
+    **{"where": "tl.where({0}, {1}, {2})", "from_mask": "{0}.to(REAL)"},
+}
+# The neutral number of each reduction, and how it is written for a tile.
+REDUCTIONS = {
+    "sum": (0.0, "tl.sum({}, 1, keep_dims=True)"),
+    "product": (1.0, "tl.reduce({}, 1, functions.multiplied, keep_dims=True)"),
+    "largest": (-math.inf, "tl.max({}, 1, keep_dims=True)"),
+    "smallest": (math.inf, "tl.min({}, 1, keep_dims=True)"),
+}
+GIVEN = ("scratch", "lengths", "seed", "time", "batch", "begin")  # parameters of every kernel, behind its pointers
+OPTIONS = ("BACKWARDS", "LENGTHS", "OUTPUT", "ROWS", "INTERPRETED", "TF32")  # known when it is compiled
+_OTHERS = "tl triton functions range float forward backward REAL rows inside ends key step t at counted"
+RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split()}
+LEAST = 16  # columns of a tile that a product takes
+
+
+def identifier(name: str) -> str:
+    """A name as one of Python in ASCII."""
+    name = re.sub(r"[^0-9A-Za-z_]", "_", name)
+    return f"{name}_" if name in RESERVED or not name or name[0].isdigit() else name
+
+
+def number_text(number: float | bool) -> str:
+    """A number."""
+    number = float(number)
+    return repr(number) if math.isfinite(number) else f'float("{number}")'
+
+
+def padded(length: int) -> int:
+    """Columns of the tile of so many columns: a power of two."""
+    return 1 if length == 1 else max(LEAST, 1 << (length - 1).bit_length())

@@ -1,0 +1,207 @@
+"""What emitted Triton calls: the functions that the language lacks, products, random numbers.
+
+Imported by emitted modules only: it needs Triton. All of it runs in Triton's interpreter too.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def expm1(x):
+    """Kahan's way: the rounding of exp(x) cancels."""
+    e = tl.exp(x)
+    safe = tl.where((e == 1.0) | (e <= 0.0) | (e - 1.0 == e), 2.0, e)
+    near = (safe - 1.0) * x / tl.log(safe)
+    return tl.where(e == 1.0, x, tl.where(safe == e, near, e - 1.0))
+
+
+@triton.jit
+def log1p(x):
+    """Kahan's way: the rounding of 1 + x cancels."""
+    u = 1.0 + x
+    safe = tl.where((u == 1.0) | (u - 1.0 == u), 2.0, u)
+    near = tl.log(safe) * x / (safe - 1.0)
+    return tl.where(u == 1.0, x, tl.where(safe == u, near, tl.log(u)))
+
+
+@triton.jit
+def tanh(x):
+    """Of expm1, which neither cancels near 0 nor overflows."""
+    t = expm1(-2.0 * tl.abs(x))
+    y = -t / (t + 2.0)
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), by the exponential that does not overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x))."""
+    above = tl.where(x > 0, x, 0.0)
+    return tl.where(x != x, x, above + log1p(tl.exp(-tl.abs(x))))
+
+
+@triton.jit
+def relu(x):
+    """The larger of x and 0; NaN stays."""
+    return tl.where(x < 0, 0.0, x)
+
+
+@triton.jit
+def sign(x):
+    """-1, 0 or 1."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def trunc(x):
+    """Towards zero."""
+    return tl.where(x < 0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def nearest(x):
+    """The nearest whole number, an even one where two are as near."""
+    low = tl.floor(x)
+    rest = x - low
+    odd = low - 2.0 * tl.floor(low * 0.5)
+    return tl.where((rest > 0.5) | ((rest == 0.5) & (odd != 0.0)), low + 1.0, low)
+
+
+@triton.jit
+def sinh(x):
+    """Of expm1: nothing cancels near 0."""
+    e = expm1(tl.abs(x))
+    y = 0.5 * (e + e / (e + 1.0))
+    y = tl.where(e - e == 0, y, e)
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def cosh(x):
+    """The mean of exp(x) and exp(-x)."""
+    e = tl.exp(tl.abs(x))
+    return 0.5 * (e + 1.0 / e)
+
+
+@triton.jit
+def asinh(x):
+    """Of log1p: nothing cancels near 0."""
+    a = tl.abs(x)
+    large = a > 1e6
+    s = tl.where(large, 1.0, a)
+    y = tl.where(large, tl.log(a) + 0.6931471805599453, log1p(s + s * s / (1.0 + tl.sqrt(s * s + 1.0))))
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def acosh(x):
+    """Of log1p: nothing cancels near 1."""
+    large = x > 1e6
+    t = tl.where(large, 1.0, x) - 1.0
+    return tl.where(large, tl.log(x) + 0.6931471805599453, log1p(t + tl.sqrt(2.0 * t + t * t)))
+
+
+@triton.jit
+def atanh(x):
+    """Of log1p: nothing cancels near 0."""
+    a = tl.abs(x)
+    y = 0.5 * log1p(2.0 * a / (1.0 - a))
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def hypot(a, b):
+    """The length of (a, b), whose squares may be too large or too small."""
+    a, b = tl.abs(a), tl.abs(b)
+    most = tl.maximum(a, b)
+    scale = tl.where((most == 0) | (most - most != 0), 1.0, most)
+    a, b = a / scale, b / scale
+    return scale * tl.sqrt(a * a + b * b)
+
+
+@triton.jit
+def copysign(a, b):
+    """The magnitude of a with the sign of b, of a zero too."""
+    return tl.where((b < 0) | (1.0 / b < 0), -tl.abs(a), tl.abs(a))
+
+
+@triton.jit
+def maximum(a, b):
+    """The larger; NaN where one of them is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def minimum(a, b):
+    """The smaller; NaN where one of them is."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def multiplied(a, b):
+    """What a product over columns does with two of them."""
+    return a * b
+
+
+@triton.jit
+def uniform(seed, site: tl.constexpr, element):
+    """The number of an element of a site's sequence, the same bits as `random.uniform` on any device.
+
+    A block of Philox-4x32-10 gives the numbers of four elements.
+    """
+    block, place = element // 4, element % 4
+    zero = (element * 0).to(tl.uint32)
+    low, high = (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32)
+    a, b, c, d = tl.philox(seed, low, high, zero + site, zero)
+    word = tl.where(place == 0, a, tl.where(place == 1, b, tl.where(place == 2, c, d)))
+    return (word >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def product(a, matrix, INTERPRETED: tl.constexpr, TF32: tl.constexpr):
+    """a @ matrix in the matrix's type, added up in float32 (float64 for float64).
+
+    The interpreter multiplies the bits of bfloat16, so there both are float32, rounded before.
+    """
+    a = a.to(matrix.dtype)
+    if INTERPRETED and matrix.dtype != tl.float64:
+        return tl.dot(a.to(tl.float32), matrix.to(tl.float32), input_precision="ieee")
+    if matrix.dtype == tl.float64:
+        return tl.dot(a, matrix, out_dtype=tl.float64)
+    return tl.dot(a, matrix, input_precision="tf32" if TF32 else "ieee")
+
+
+@triton.jit
+def product_from_memory(
+    a,
+    depth,
+    matrix,
+    stride_in,
+    stride_out,
+    within,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH_BLOCK: tl.constexpr,
+    REAL: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    TF32: tl.constexpr,
+):
+    """The rows at ``a`` times some ``columns`` of a matrix too large to be held, a block of its rows at a time."""
+    total = tl.zeros([ROWS, COLUMNS], REAL)
+    for begin in range(0, depth, DEPTH_BLOCK):
+        along = begin + tl.arange(0, DEPTH_BLOCK)
+        rows = tl.load(a + along[None, :], mask=along[None, :] < depth, other=0.0)
+        place = matrix + along[:, None].to(tl.int64) * stride_in + columns.to(tl.int64) * stride_out
+        held = tl.load(place, mask=(along[:, None] < depth) & within, other=0.0)
+        total += product(rows, held, INTERPRETED, TF32)
+    return total

@@ -1,0 +1,304 @@
+"""Recurrence in Triton: its numbers in the interpreter against the reference, its text, and that GPUs can have it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import formulas
+import pellucid
+from explaining import GOLDEN
+from pellucid.kernel import emit_triton, jitted, layout, registry
+from pellucid.nn import cells
+from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
+
+pytest.importorskip("triton", reason="Triton is not installed")
+IN_INTERPRETER = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU Triton compiles; these run in its interpreter"
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Rows and columns beyond the real ones hold zeros; numpy warns of what is made of them, and nobody reads."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+# -- every cell against the reference ---------------------------------------------------------------------------------
+
+SIZES = ((7, 5, 4), (16, 16, 18), (33, 1, 1), (1, 7, 3))  # hidden, input, batch: powers of two and others, two blocks
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_the_reference(name):
+    number = list(CELLS).index(name)
+    hidden, size, batch = SIZES[number % len(SIZES)]
+    dtype, turned = (torch.float32 if number % 3 == 0 else torch.float64), number % 2 == 0
+    layer = make(CELLS[name], size, hidden, dtype, bidirectional=turned, num_layers=1 if turned else 2)
+    lengths = [(TIME - i) % (TIME + 1) for i in range(batch)] if number % 3 else None
+    _compare(layer, lengths, batch, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("hidden", [7, 64, 200])
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_the_reference_on_the_gpu(name, hidden, dtype):
+    _compare(
+        make(CELLS[name], 20, hidden, dtype, bidirectional=True), [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda"
+    )
+
+
+def _compare(layer, lengths, batch, dtype, device="cpu"):
+    """Triton may be off by eight times what rounding does, as C."""
+    given = inputs(layer, TIME, batch)
+    expected = run(layer, given, lengths, "stepwise", torch.float64)
+    unit, single, double = (torch.finfo(d).eps for d in (dtype, torch.float32, torch.float64))
+    flat = "layernorm" in layer.cell.source.name and 1 in (layer.hidden_size, layer.input_size)
+    own = flat * 1e-5**-0.5 * double * max(e.abs().max() for e in expected.values())
+    moved = amplified(layer, given, lengths, expected, torch.float32)
+    allowed = {name: own + 8 * unit / single * m for name, m in moved.items()}
+    check(layer, given, lengths, expected, allowed, "triton", device)
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("name", ["lstm", "layernorm_gru", "lstm_projected", "cfc"])
+def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
+    """So does a kernel for which the GPU has too little shared memory: the next one is taken, for good."""
+    layer, launch, scratches = make(CELLS[name], 5, 41, torch.float64), jitted._Loop._launch, []
+
+    def small(loop, function, blocks, given, options, kernel):
+        if not kernel.scratch:
+            raise jitted.out_of_resources()(200_000, 100_000, "shared memory")
+        scratches.append(kernel.scratch)
+        launch(loop, function, blocks, given, options, kernel)
+
+    monkeypatch.setattr(jitted._Loop, "_launch", small)
+    _compare(layer, [3, 2, 1, 0], 4, torch.float64)
+    assert len(scratches) >= 2
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "layernorm_lstm"])
+def test_sixteen_bits(name, dtype):
+    """Operands of products are rounded to 16 bits, sums and states have 32: within what torch's rounding does."""
+    layer, lengths = make(CELLS[name], 5, 21, dtype), [3, 2, 1, 0, 3, 3, 3]
+    given = inputs(layer, TIME, 7)
+    expected = run(layer, given, lengths, "stepwise", torch.float64)
+    allowed = amplified(layer, given, lengths, expected, dtype)
+    check(layer, given, lengths, expected, {n: 2 * limit for n, limit in allowed.items()}, "triton")
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
+@pytest.mark.parametrize(
+    "cell",
+    [formulas.variational, formulas.noisy, formulas.zoned, formulas.shaken, cells.dale],
+    ids=lambda cell: cell.source.name,
+)
+def test_draws_are_those_of_every_backend(cell, lengths):
+    _as_defined(make(cell, 3, 9), [i % 5 for i in range(19)] if lengths else None, 19)
+
+
+OTHERS = {cell.source.name: (cell, sizes) for cell, sizes in formulas.WORKING}
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize(
+    "name", ["low_rank", "read_out", "masked", "half_outside", "concatenated", "indexed", "crowded"]
+)
+def test_every_feature_of_a_formula(name):
+    cell, sizes = OTHERS[name]
+    _as_defined(cell(3, 5, dtype=torch.float64, **sizes), [3, 2, 4, 0], 4)
+
+
+def _as_defined(layer, lengths, batch):
+    given = inputs(layer, 4, batch)
+    found, defined = (run(layer, given, lengths, backend, torch.float64) for backend in ("triton", "naive"))
+    torch.testing.assert_close(found, defined)
+
+
+@IN_INTERPRETER
+def test_edges():
+    """No step, no row, one of each; a sequence in chunks; inputs and states that are not contiguous."""
+    layer = make(cells.gru, 3, 5)
+    for time, batch in ((0, 2), (2, 0), (1, 1)):
+        given = inputs(layer, time, batch)
+        torch.testing.assert_close(
+            run(layer, given, None, "triton", torch.float64), run(layer, given, None, "stepwise", torch.float64)
+        )
+    x = torch.randn(4, 6, 3, dtype=torch.float64).transpose(0, 1)
+    with pellucid.backend("triton"):
+        whole = layer(x)
+        torch.testing.assert_close(layer(x, checkpoint_every=2), whole)
+    torch.testing.assert_close(layer(x), whole)
+
+
+@IN_INTERPRETER
+def test_double_backward():
+    layer = make(cells.leaky, 2, 3)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    with pellucid.backend("triton"):
+        assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
+        assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize(
+    "name",
+    "tanh sigmoid expm1 log1p softplus sinh cosh asinh acosh atanh trunc nearest sign relu".split(),
+)
+def test_functions(name):
+    """Near 0, far from it, at the ends and beyond: a few units, in float64."""
+    import triton
+    import triton.language as tl
+
+    from pellucid.kernel import triton_functions
+
+    function = getattr(triton_functions, name)
+
+    @triton.jit
+    def kernel(x, y, COUNT: tl.constexpr):
+        at = tl.arange(0, COUNT)
+        tl.store(y + at, function(tl.load(x + at)))
+
+    kernel.fn.__globals__["function"] = function
+    small = torch.logspace(-20, 2.8, 110, dtype=torch.float64)
+    ends = torch.tensor([0.0, -0.0, 0.5, 1.5, 2.5, -2.5, 1.0, -1.0, torch.inf, -torch.inf, torch.nan])
+    x = torch.cat([small, -small, ends.double(), torch.ones(25)])
+    y = torch.empty_like(x)
+    kernel[(1,)](x, y, len(x))
+    expected = {"softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)), "nearest": torch.round}.get(
+        name, getattr(torch, name, None)
+    )(x)
+    torch.testing.assert_close(y, expected, rtol=1e-14, atol=0, equal_nan=True)
+
+
+# -- the text ---------------------------------------------------------------------------------------------------------
+
+
+def _text(layer, dtype=torch.float64):
+    program = registry.program(layer._keys[0], True, dtype, "cpu", fused=True, products=False)
+    return emit_triton.emit(program, dtype, training=True).text
+
+
+@pytest.mark.parametrize("name", ["rnn", "layernorm_lstm"])
+def test_golden(name):
+    """The whole text; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
+    text = _text(make(CELLS[name], 40, 24, torch.float32), torch.float32)
+    path = GOLDEN / f"{name}.triton.txt"
+    if os.environ.get("PELLUCID_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_written_goes_stepwise():
+    @pellucid.cell
+    def turning(x, h, *, U, W):
+        return torch.atan2(x @ U, h @ W)
+
+    layer = turning(3, 4)
+    x = torch.randn(2, 3, 3)
+    with pellucid.backend("triton"), pytest.warns(pellucid.PellucidWarning, match="atan2 .* Triton"):
+        found = layer(x)
+    assert layer.backend == "stepwise"
+    torch.testing.assert_close(found, layer(x))
+
+
+# -- without the interpreter ------------------------------------------------------------------------------------------
+
+ARCHITECTURE = 80  # A100; newer ones have more shared memory
+MOST_SHARED = 163 * 2**10  # bytes; what a block of an A100 may have
+COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_triton as tests
+for name, dtype, hidden in (("lstm", "bfloat16", 64), ("layernorm_rnn", "float32", 24), ("noisy", "float64", 16)):
+    cell = tests.CELLS.get(name) or getattr(tests.formulas, name)
+    for shared in tests.compiled(tests.make(cell, 8, hidden, getattr(torch, dtype)), getattr(torch, dtype)):
+        print(shared)
+"""
+
+
+def compiled(layer, dtype):
+    """Compile both loops of a layer for a GPU: the bytes of shared memory that each takes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    program = registry.program(layer._keys[0], True, dtype, "cpu", fused=True, products=False)
+    written = emit_triton.emit(program, dtype, training=True)
+    module = jitted.load(written.text)
+    for work in layout.works(program, dtype, True):
+        function = getattr(module, work.name)
+        flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward"}
+        flags |= {"ROWS": jitted.ROWS, "INTERPRETED": False, "TF32": False}
+        types = _types(work, written.loops[work.name].layout, dtype)
+        rest = dict.fromkeys(function.arg_names[len(types) :], "i32") | dict.fromkeys(flags, "constexpr")
+        rest |= {"scratch": _pointer(layout.real_of(dtype)), "lengths": "*i64", "seed": "*i64"}
+        source = ASTSource(function, dict(zip(function.arg_names, types, strict=False)) | rest, flags)
+        options = {"num_warps": jitted.warps(written.loops[work.name].columns)}
+        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=options).metadata.shared
+
+
+def _types(work, laid_out, dtype):
+    """The types of a kernel's pointers and strides, in their order."""
+    storage = {n: str(p.meta["val"].dtype)[6:] for n, p in work.stage.placeholders.items() if n != "rows"}
+    pointers = [storage[name] for name in laid_out.inputs] + [work.storage] * len(work.states)
+    pointers += [kind for _, kind in laid_out.outputs.values()] + [layout.real_of(dtype)] * len(laid_out.totals)
+    found = [_pointer(kind) for kind in (*pointers, work.storage)]
+    for matrix in laid_out.matrices:
+        found += [_pointer(storage[matrix]), "i32", "i32"]
+    return found + ["i32"] * len(work.states)
+
+
+def _pointer(storage):
+    return "*i1" if storage == "bool" else "*" + storage.replace("bfloat", "bf").replace("float", "fp")
+
+
+def test_gpus_can_have_it(tmp_path):
+    """Triton compiles to machine code for a GPU that is not here, whose shared memory suffices."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(Path(__file__).parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    shared = [int(line) for line in done.stdout.split()]
+    assert len(shared) == 3 * 2
+    assert max(shared) <= MOST_SHARED
+
+
+def test_neither_gpu_nor_interpreter(tmp_path):
+    """What is missing is said, and the layer runs."""
+    code = """
+import warnings
+import torch, pellucid
+from pellucid import nn
+layer = nn.GRU(3, 4)
+with warnings.catch_warnings(record=True) as caught, pellucid.backend("triton"):
+    warnings.simplefilter("always")
+    layer(torch.randn(2, 3, 3))
+print(layer.backend, [str(w.message) for w in caught])
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("stepwise")
+    assert "TRITON_INTERPRET=1" in done.stdout
