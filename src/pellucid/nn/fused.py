@@ -1,0 +1,296 @@
+"""Layers that stand side by side, computed as one: a norm with what is around it, a convolution with its BatchNorm.
+
+What a fused call computes is decided by the layers as they are at the call: their parameters, modes, options. Where
+somebody watches one of them, where it has changed, or where one pass is not the faster way, they run one by one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.kernel import nested
+from pellucid.kernel.choice import faster
+from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.window import remembered, rounded
+from pellucid.nn.batch_norm import BatchNormFamily
+from pellucid.nn.component import watched
+from pellucid.nn.dropout import Dropout
+from pellucid.nn.normalization import Company, NormalizationFamily
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function, entry by entry, with its options; two with the same ones are equal."""
+
+    function: Callable[..., Tensor]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute it, into memory of its own."""
+        return self.function(x, **dict(self.options))
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.function.__name__}({options})" if options else self.function.__name__
+
+
+# The layers of torch.nn that are a function, and the names of its options: as attributes, and as arguments.
+LAYERS: dict[type[torch.nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    torch.nn.ReLU: (F.relu, ()),
+    torch.nn.ReLU6: (F.relu6, ()),
+    torch.nn.Hardtanh: (F.hardtanh, ("min_val", "max_val")),
+    torch.nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),
+    torch.nn.ELU: (F.elu, ("alpha",)),
+    torch.nn.CELU: (F.celu, ("alpha",)),
+    torch.nn.SELU: (F.selu, ()),
+    torch.nn.SiLU: (F.silu, ()),
+    torch.nn.GELU: (F.gelu, ("approximate",)),
+    torch.nn.Mish: (F.mish, ()),
+    torch.nn.Hardswish: (F.hardswish, ()),
+    torch.nn.Sigmoid: (torch.sigmoid, ()),
+    torch.nn.Tanh: (torch.tanh, ()),
+    torch.nn.Softplus: (F.softplus, ("beta", "threshold")),
+}
+OPTIONS = dict(LAYERS.values())
+FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
+    **{function: function for function in OPTIONS},
+    **{getattr(torch, name): getattr(F, name) for name in ("relu", "selu", "celu")},
+    **{F.sigmoid: torch.sigmoid, F.tanh: torch.tanh},
+    **{"relu": F.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu_": F.relu},  # methods of a tensor
+}
+
+
+def activation_of(layer: torch.nn.Module) -> Activation | None:
+    """Return what an activation layer of torch.nn computes; None for any other layer."""
+    function, names = LAYERS.get(type(layer), (None, ()))
+    return None if function is None else Activation(function, tuple((name, getattr(layer, name)) for name in names))
+
+
+def activation_of_call(function: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Activation | None:
+    """Return what calling a function, or the method of this name, computes of its first argument, if it is known."""
+    known = FUNCTIONS.get(function)
+    if known is None:
+        return None
+    names = OPTIONS[known]
+    given = dict(zip((*names, "inplace"), args[1:], strict=False)) | dict(named)
+    given.pop("inplace", None)
+    constant = all(isinstance(value, (int, float, str)) for value in given.values())
+    if not constant or len(args) > len(names) + 2 or not given.keys() <= set(names):
+        return None
+    defaults = _defaults(known)
+    return Activation(known, tuple((name, given.get(name, defaults[name])) for name in names))
+
+
+def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
+    """The options of a function where none are given; torch has no signature of those that are built in."""
+    if function is F.gelu:
+        return {"approximate": "none"}
+    if function is F.softplus:
+        return {"beta": 1.0, "threshold": 20.0}
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+LEAST = 2**15  # entries of an input below which the layers are faster one by one: Python takes longer than the work
+Behind = torch.nn.Module | Activation | None  # what stands behind a norm
+
+
+def normalize_in_company(
+    norm: NormalizationFamily,
+    x: Tensor,
+    sublayer: Tensor | None = None,
+    dropout: Dropout | None = None,
+    residual: Tensor | None = None,
+    activation: Behind = None,
+) -> Tensor:
+    """Compute ``activation(norm(x + dropout(sublayer)) + residual)``, of which any part but the norm may be missing."""
+    if x.numel() < LEAST and chosen_backend() != "c":
+        return one_by_one(norm, x, sublayer, dropout, residual, activation)
+    function = activation_of(activation) if isinstance(activation, torch.nn.Module) else activation
+    layers = [layer for layer in (norm, dropout, activation) if isinstance(layer, torch.nn.Module)]
+    beside = {name: t for name, t in (("sublayer", sublayer), ("residual", residual)) if t is not None}
+    if (function is not None or activation is None) and fits(x, beside, layers, dropout):
+        drops = dropout is not None and dropout.training and dropout.p > 0
+        company = Company(function, beside, dropout.p if drops and dropout is not None else 0.0)
+        if chosen_backend() == "c" or _is_faster(norm, x, company, drops, activation):
+            if drops and dropout is not None:
+                seed, stream = dropout.sequence()
+                company = company._replace(draws=nested.Draws(int(seed), int(stream), {"draws": 0}))
+                dropout._was_run_by("c")
+            y = norm.with_company(x, company)
+            if y is not None:
+                return y
+    return one_by_one(norm, x, sublayer, dropout, residual, activation)
+
+
+def one_by_one(
+    norm: Callable[[Tensor], Tensor],
+    x: Tensor,
+    sublayer: Tensor | None,
+    dropout: Callable[[Tensor], Tensor] | None,
+    residual: Tensor | None,
+    activation: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """Compute the same by the layers themselves."""
+    if sublayer is not None:
+        x = x + (sublayer if dropout is None else dropout(sublayer))
+    y = norm(x)
+    y = y if residual is None else y + residual
+    return y if activation is None else activation(y)
+
+
+def fits(
+    x: Tensor, beside: Mapping[str, Tensor], layers: Sequence[torch.nn.Module], dropout: Dropout | None = None
+) -> bool:
+    """Whether nobody sees the values between the layers, and one kernel can compute them all."""
+    if watched(*layers) or any("forward" in vars(layer) for layer in layers):
+        return False
+    if dropout is not None and (dropout.inplace or not 0 <= dropout.p < 1):
+        return False
+    if not nested.runs(x, *beside.values()) or torch.is_autocast_enabled("cpu"):
+        return False
+    return not beside or (
+        x.is_contiguous()
+        and all(t.shape == x.shape and t.dtype == x.dtype and t.is_contiguous() for t in beside.values())
+    )
+
+
+_chosen: dict[Any, bool] = {}
+
+
+def _is_faster(norm: NormalizationFamily, x: Tensor, company: Company, drops: bool, activation: Behind) -> bool:
+    """Whether one pass takes less time than the layers one by one, for an input of about this size."""
+    grad = torch.is_grad_enabled()
+    tensors = {"x": x, **company.tensors, "weight": norm.weight, "bias": norm.bias}
+    wanted = tuple(name for name, t in tensors.items() if grad and t is not None and t.requires_grad)
+    sizes, kind = tuple(rounded(x.shape)), (type(norm), norm.training, norm._kind())
+    side_by_side = not x.is_contiguous()
+    key = (kind, sizes, side_by_side, x.dtype, company.activation, tuple(company.tensors), drops, wanted)
+    return remembered(
+        _chosen, (*key, torch.get_num_threads()), lambda: _measured(norm, x, company, drops, activation, wanted)
+    )
+
+
+def _measured(
+    norm: NormalizationFamily, x: Tensor, company: Company, drops: bool, activation: Behind, wanted: Sequence[str]
+) -> bool:
+    """Measure one pass beside the layers one by one: copies of them, which draw and remember for themselves."""
+    given = {name: t.detach().requires_grad_(name in wanted) for name, t in {"x": x, **company.tensors}.items()}
+    x, beside = given.pop("x"), given
+    dropout = Dropout(company.p, seed=0) if drops else None
+    draws = nested.Draws(0, 0, {"draws": 0}) if drops else None
+    company = company._replace(tensors=beside, draws=draws)
+    one, other = _scratch(norm), _scratch(norm)
+
+    def usual() -> Tensor:
+        return one_by_one(one.forward, x, beside.get("sublayer"), dropout, beside.get("residual"), company.activation)
+
+    def in_one_pass() -> Tensor:
+        y = other.with_company(x, company)
+        return usual() if y is None else y
+
+    with torch.set_grad_enabled(bool(wanted)):
+        text = norm.kernel_with(x, company)
+        if text is None:
+            return False
+        candidates = (x, *beside.values(), norm.weight, norm.bias)
+        leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
+        parts = [*beside, "dropout" if drops else "", str(company.activation or "")]
+        mode = "training" if norm.training else "eval"
+        question = (
+            f"{type(norm).__name__} {norm._kind()[1:]} in {mode} with {', '.join(filter(None, parts))} "
+            f"{str(x.dtype)[6:]} {rounded(x.shape)} {'' if x.is_contiguous() else 'channels last '}"
+            f"{'gradients of ' + ', '.join(wanted) if wanted else 'no gradient'}"
+        )
+        return faster(question, text, _step(usual, leaves), _step(in_one_pass, leaves))
+
+
+def _scratch(norm: Any) -> Any:
+    """A layer with the same parameters, and running statistics of its own."""
+    made = object.__new__(type(norm))
+    buffers = {name: None if b is None else b.detach().clone() for name, b in norm._buffers.items()}
+    made.__dict__ = dict(vars(norm)) | {"_buffers": buffers}
+    return made
+
+
+def _step(compute: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], None]:
+    """Compute, and the gradients of leaves if there are any."""
+
+    def step() -> None:
+        y = compute()
+        if leaves:
+            torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return step
+
+
+# -- convolution and BatchNorm ----------------------------------------------------------------------------------------
+
+
+def convolve_and_normalize(
+    convolution: Any, norm: BatchNormFamily, x: Tensor, residual: Tensor | None = None, activation: Behind = None
+) -> Tensor:
+    """Compute ``activation(norm(convolution(x)) + residual)``.
+
+    In eval the norm is an affine function of every channel, and so a part of the convolution's weight and bias.
+    """
+    if _folds(convolution, norm, x):
+        y = convolution._conv_forward(x, *folded(convolution, norm))
+        y = y if residual is None else y + residual
+        return y if activation is None else activation(y)
+    return normalize_in_company(norm, convolution(x), residual=residual, activation=activation)
+
+
+def folded(convolution: Any, norm: BatchNormFamily) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution that does both in eval: of the norm's formula, as γ·x/σ + (β − γ·μ/σ).
+
+    Differentiable in the parameters of both.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    weight, bias = convolution.weight, convolution.bias
+    scale = torch.rsqrt(var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -mean if bias is None else bias - mean
+    shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+    return weight * scale.reshape(-1, *(1,) * (weight.dim() - 1)), shift
+
+
+def _folds(convolution: Any, norm: BatchNormFamily, x: Tensor) -> bool:
+    """Whether the norm is to become a part of the convolution for this call."""
+    if norm.training or norm.running_mean is None or norm.running_var is None or not fits(x, {}, (convolution, norm)):
+        return False
+    weight = convolution.weight
+    if x.dtype != weight.dtype or norm.running_mean.dtype != x.dtype or weight.shape[0] != norm.num_features:
+        return False
+    if x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * convolution.groups:
+        return False  # of which the layer tells
+    if chosen_backend() == "c":
+        return True
+    grad = torch.is_grad_enabled()
+    tensors = {"x": x, "weight": weight, "bias": convolution.bias, "gamma": norm.weight, "beta": norm.bias}
+    wanted = tuple(name for name, t in tensors.items() if grad and t is not None and t.requires_grad)
+    lies = (weight.shape, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    key = (type(convolution), lies, tuple(rounded(x.shape)), x.is_contiguous(), x.dtype, wanted)
+    return remembered(
+        _chosen, (*key, torch.get_num_threads()), lambda: _folding_is_faster(convolution, norm, x.detach(), key, wanted)
+    )
+
+
+def _folding_is_faster(convolution: Any, norm: BatchNormFamily, x: Tensor, key: Any, wanted: Sequence[str]) -> bool:
+    """Measure one convolution beside both layers."""
+    x.requires_grad_("x" in wanted)
+    candidates = (x, convolution.weight, convolution.bias, norm.weight, norm.bias)
+    leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
+    usual = _step(lambda: norm.forward(convolution.forward(x)), leaves)
+    other = _step(lambda: convolution._conv_forward(x, *folded(convolution, norm)), leaves)
+    question = f"{key[0].__name__} and BatchNorm in eval {list(map(str, key[1:]))}"
+    with torch.set_grad_enabled(bool(wanted)):
+        return faster(question, inspect.getsource(folded), usual, other)
