@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import VerificationError
 from pellucid.keeping import Draws
+from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
 from pellucid.timing import clock
@@ -31,18 +32,24 @@ SAMPLES = 5  # of each side at least
 SEED = 0  # of what the model itself draws
 
 
-def verified(model: torch.nn.Module, layers: Sequence[torch.nn.Module], example: Any) -> Verification:
+def verified(
+    model: torch.nn.Module,
+    layers: Sequence[torch.nn.Module],
+    example: Any,
+    plans: Mapping[torch.nn.Module, Plans] | None = None,
+) -> Verification:
     """Compare and time a model whose layers have just become pellucid's.
 
     Args:
         model: stays as it is, its state, gradients, mode and the random generators too.
         layers: those that were exchanged.
         example: a tensor, a tuple of positional or a dict of keyword arguments.
+        plans: of the modules that compute layers as one.
 
     Raises:
         VerificationError: the model does not compute the same, or fails; its layers are torch.nn's again.
     """
-    trial = Trial(model, layers, arguments(example))
+    trial = Trial(model, layers, arguments(example), plans)
     try:
         with _kept(model):
             return trial.verification()
@@ -93,8 +100,14 @@ class Results:
 class Trial:
     """A model that runs on an example, with either kind of layers."""
 
-    def __init__(self, model: torch.nn.Module, layers: Sequence[torch.nn.Module], example: Any) -> None:
-        self.model, self.layers, self.ours = model, layers, True
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        layers: Sequence[torch.nn.Module],
+        example: Any,
+        plans: Mapping[torch.nn.Module, Plans] | None = None,
+    ) -> None:
+        self.model, self.layers, self.plans, self.ours = model, layers, plans or {}, True
         self.positional, self.named = example
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = "cuda" if any(t.is_cuda for t in (*model.parameters(), *tensors(example))) else "cpu"
@@ -104,6 +117,11 @@ class Trial:
         if ours is not self.ours:
             for layer in self.layers:
                 exchange(layer)
+            for module, followed in self.plans.items():
+                if ours:
+                    follow(module, followed)
+                else:
+                    unfuse(module)
             self.ours = ours
 
     def verification(self) -> Verification:
