@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import operator
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,6 @@ def trace(
         moved = _reset(chance)
     if moved:
         raise Untraceable("its forward draws random numbers itself")
-    recorder.refuse_changes()
     inside = dict(_structure(module, ""))
     for node in recorder.graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -112,7 +112,6 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         self.mode = {} if training is None else {"training": training}
         self.reads: dict[tuple[str, str], Any] = {}
         self.around = _surroundings()
-        self.twins: list[tuple[Any, dict[str, Any]]] = []
         self.twin = self.copy(module, "", {})
 
     def copy(self, module: torch.nn.Module, path: str, known: dict[torch.nn.Module, Any]) -> Any:
@@ -132,15 +131,17 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
             "_parameters": _Live(self, path, module._parameters),
             "_buffers": _Live(self, path, module._buffers),
         }
-        attributes = {**vars(module), **held, **self.mode}
-        object.__getattribute__(twin, "__dict__").update({**attributes, RECORDER: (self, path)})
-        self.twins.append((twin, attributes))
+        object.__getattribute__(twin, "__dict__").update({**vars(module), **held, **self.mode, RECORDER: (self, path)})
         return twin
 
     def placeholder(self, like: Any) -> fx.Proxy:
         """A tensor of the caller's."""
         node = self.graph.placeholder(f"given_{len(self.graph.nodes)}")
-        return _Shaped(node, self, like.shape) if isinstance(like, Like) else fx.Proxy(node, self)
+        return _Shaped(node, self, like.shape) if isinstance(like, Like) else _Given(node, self)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The value of an operation."""
+        return _Value(node, self)
 
     def create_node(self, *args: Any, **named: Any) -> fx.Node:
         """Write an operation, unless a context around it says more than the graph can."""
@@ -175,16 +176,33 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
             raise Untraceable(f"its forward reads {name!r}, a {type(value).__name__}, which may change unseen")
         return _Seen(self, path, name, value)
 
-    def refuse_changes(self) -> None:
-        """Refuse a forward that keeps something in the module."""
-        for twin, before in self.twins:
-            after = {n: v for n, v in object.__getattribute__(twin, "__dict__").items() if n != RECORDER}
-            changed = [n for n in after.keys() | before.keys() if after.get(n, MISSING) is not before.get(n, MISSING)]
-            if changed:
-                raise Untraceable(f"its forward sets {sorted(changed)[0]!r}")
+
+class _Value(fx.Proxy):
+    """A value on the way, of any type. What writes to it is told from what makes another one."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise Untraceable("its forward depends on the type of a value on the way")
 
 
-class _Shaped(fx.Proxy):
+def _in_place(name: str) -> Callable[..., fx.Proxy]:
+    function = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    setattr(_Value, f"__i{_name}__", _in_place(f"i{_name}"))
+
+
+class _Given(_Value):
+    """A tensor that the forward was called with."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return Tensor
+
+
+class _Shaped(_Given):
     """A tensor whose shape is known."""
 
     def __init__(self, node: fx.Node, tracer: _Recorder, shape: torch.Size) -> None:
@@ -262,11 +280,15 @@ def _recorded(kind: Any) -> Any:
                 recorder.reads[path, name] = MISSING
             raise
 
+    def write(self: Any, name: str, value: Any) -> None:
+        raise Untraceable(f"its forward sets {name!r}")
+
     def call(self: Any, *args: Any, **named: Any) -> fx.Proxy:
         recorder, path = object.__getattribute__(self, "__dict__")[RECORDER]
         return recorder.call(path, args, named)
 
-    return type(kind.__name__, (kind,), {"__getattribute__": read, "__getattr__": read_held, "__call__": call})
+    methods = {"__getattribute__": read, "__getattr__": read_held, "__setattr__": write, "__call__": call}
+    return type(kind.__name__, (kind,), methods)
 
 
 def _read(value: Any, name: str) -> Any:

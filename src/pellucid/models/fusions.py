@@ -142,6 +142,8 @@ class Finder:
             behind.append("add")
             last = following
             following = _only_user(last)
+        elif following is None:  # of several, one that could be: the reason is told
+            following = next((user for user in node.users if self._activation(user)), None)
         if following is not None and (name := self._activation(following)):
             parts["activation"] = following
             behind.append(name)
