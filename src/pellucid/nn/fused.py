@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,23 +110,39 @@ def normalize_in_company(
     activation: Behind = None,
 ) -> Tensor:
     """Compute ``activation(norm(x + dropout(sublayer)) + residual)``, of which any part but the norm may be missing."""
-    if x.numel() < LEAST and chosen_backend() != "c":
-        return one_by_one(norm, x, sublayer, dropout, residual, activation)
+    y = _in_one_pass(norm, x, sublayer, dropout, residual, activation)
+    return one_by_one(norm, x, sublayer, dropout, residual, activation) if y is None else y
+
+
+def _in_one_pass(
+    norm: NormalizationFamily,
+    x: Tensor,
+    sublayer: Tensor | None,
+    dropout: Dropout | None,
+    residual: Tensor | None,
+    activation: Behind,
+) -> Tensor | None:
+    """The same by one kernel; None where that is not possible, or not faster."""
+    forced = chosen_backend() == "c"
+    if x.numel() < LEAST and not forced:
+        return None
     function = activation_of(activation) if isinstance(activation, torch.nn.Module) else activation
-    layers = [layer for layer in (norm, dropout, activation) if isinstance(layer, torch.nn.Module)]
     beside = {name: t for name, t in (("sublayer", sublayer), ("residual", residual)) if t is not None}
-    if (function is not None or activation is None) and fits(x, beside, layers, dropout):
-        drops = dropout is not None and dropout.training and dropout.p > 0
-        company = Company(function, beside, dropout.p if drops and dropout is not None else 0.0)
-        if chosen_backend() == "c" or _is_faster(norm, x, company, drops, activation):
-            if drops and dropout is not None:
-                seed, stream = dropout.sequence()
-                company = company._replace(draws=nested.Draws(int(seed), int(stream), {"draws": 0}))
-                dropout._was_run_by("c")
-            y = norm.with_company(x, company)
-            if y is not None:
-                return y
-    return one_by_one(norm, x, sublayer, dropout, residual, activation)
+    drops = dropout if dropout is not None and dropout.training and dropout.p > 0 else None
+    company = Company(function, beside, 0.0 if drops is None else drops.p)
+    question = _question(norm, x, company, drops is not None)
+    if not forced and _chosen.get(question) is False:
+        return None
+    layers = [layer for layer in (norm, dropout, activation) if isinstance(layer, torch.nn.Module)]
+    if (activation is not None and function is None) or not fits(x, beside, layers, dropout):
+        return None
+    if not forced and not remembered(_chosen, question, lambda: _measured(norm, x, company, question)):
+        return None
+    if drops is not None:
+        seed, stream = drops.sequence()
+        company = company._replace(draws=nested.Draws(int(seed), int(stream), {"draws": 0}))
+        drops._was_run_by("c")
+    return norm.with_company(x, company)
 
 
 def one_by_one(
@@ -164,28 +180,48 @@ def fits(
 _chosen: dict[Any, bool] = {}
 
 
-def _is_faster(norm: NormalizationFamily, x: Tensor, company: Company, drops: bool, activation: Behind) -> bool:
-    """Whether one pass takes less time than the layers one by one, for an input of about this size."""
-    grad = torch.is_grad_enabled()
-    tensors = {"x": x, **company.tensors, "weight": norm.weight, "bias": norm.bias}
-    wanted = tuple(name for name, t in tensors.items() if grad and t is not None and t.requires_grad)
-    sizes, kind = tuple(rounded(x.shape)), (type(norm), norm.training, norm._kind())
-    side_by_side = not x.is_contiguous()
-    key = (kind, sizes, side_by_side, x.dtype, company.activation, tuple(company.tensors), drops, wanted)
-    return remembered(
-        _chosen, (*key, torch.get_num_threads()), lambda: _measured(norm, x, company, drops, activation, wanted)
-    )
+class _Question(NamedTuple):
+    """What decides whether one pass takes less time than the layers one by one."""
+
+    kind: tuple[Any, ...]
+    drops: bool
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    beside: tuple[str, ...]
+    wanted: tuple[str, ...]  # what has a gradient
+    threads: int
+
+    def __str__(self) -> str:
+        """The question for all inputs of about this size, in words."""
+        kind, training, *rest = self.kind
+        parts = [*self.beside, *(["dropout"] if self.drops else []), *(str(part) for part in rest if part is not None)]
+        mode = "training" if training else "eval"
+        gradients = f"gradients of {', '.join(self.wanted)}" if self.wanted else "no gradient"
+        layout = "" if sorted(self.strides, reverse=True) == list(self.strides) else "channels last "
+        return (
+            f"{kind.__name__} in {mode} with {', '.join(parts)} {str(self.dtype)[6:]} {rounded(self.shape)} "
+            f"{layout}{gradients}"
+        )
 
 
-def _measured(
-    norm: NormalizationFamily, x: Tensor, company: Company, drops: bool, activation: Behind, wanted: Sequence[str]
-) -> bool:
+def _question(norm: NormalizationFamily, x: Tensor, company: Company, drops: bool) -> _Question:
+    wanted: tuple[str, ...] = ()
+    if torch.is_grad_enabled():
+        tensors = {"x": x, **company.tensors, "weight": norm.weight, "bias": norm.bias}
+        wanted = tuple([name for name, t in tensors.items() if t is not None and t.requires_grad])
+    kind = (type(norm), norm.training, *norm._kind()[1:], company.activation)
+    threads = torch.get_num_threads()
+    return _Question(kind, drops, x.shape, x.stride(), x.dtype, tuple(company.tensors), wanted, threads)
+
+
+def _measured(norm: NormalizationFamily, x: Tensor, company: Company, question: _Question) -> bool:
     """Measure one pass beside the layers one by one: copies of them, which draw and remember for themselves."""
+    wanted = question.wanted
     given = {name: t.detach().requires_grad_(name in wanted) for name, t in {"x": x, **company.tensors}.items()}
     x, beside = given.pop("x"), given
-    dropout = Dropout(company.p, seed=0) if drops else None
-    draws = nested.Draws(0, 0, {"draws": 0}) if drops else None
-    company = company._replace(tensors=beside, draws=draws)
+    dropout = Dropout(company.p, seed=0) if question.drops else None
+    company = company._replace(tensors=beside, draws=nested.Draws(0, 0, {"draws": 0}) if question.drops else None)
     one, other = _scratch(norm), _scratch(norm)
 
     def usual() -> Tensor:
@@ -201,14 +237,7 @@ def _measured(
             return False
         candidates = (x, *beside.values(), norm.weight, norm.bias)
         leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
-        parts = [*beside, "dropout" if drops else "", str(company.activation or "")]
-        mode = "training" if norm.training else "eval"
-        question = (
-            f"{type(norm).__name__} {norm._kind()[1:]} in {mode} with {', '.join(filter(None, parts))} "
-            f"{str(x.dtype)[6:]} {rounded(x.shape)} {'' if x.is_contiguous() else 'channels last '}"
-            f"{'gradients of ' + ', '.join(wanted) if wanted else 'no gradient'}"
-        )
-        return faster(question, text, _step(usual, leaves), _step(in_one_pass, leaves))
+        return faster(str(question), text, _step(usual, leaves), _step(in_one_pass, leaves))
 
 
 def _scratch(norm: Any) -> Any:
@@ -276,21 +305,22 @@ def _folds(convolution: Any, norm: BatchNormFamily, x: Tensor) -> bool:
         return True
     grad = torch.is_grad_enabled()
     tensors = {"x": x, "weight": weight, "bias": convolution.bias, "gamma": norm.weight, "beta": norm.bias}
-    wanted = tuple(name for name, t in tensors.items() if grad and t is not None and t.requires_grad)
+    wanted = tuple([name for name, t in tensors.items() if grad and t is not None and t.requires_grad])
     lies = (weight.shape, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    key = (type(convolution), lies, tuple(rounded(x.shape)), x.is_contiguous(), x.dtype, wanted)
-    return remembered(
-        _chosen, (*key, torch.get_num_threads()), lambda: _folding_is_faster(convolution, norm, x.detach(), key, wanted)
-    )
+    kind = (type(convolution), lies, x.dtype, wanted, torch.get_num_threads())
+    key = (kind, x.shape, x.stride())
+    return remembered(_chosen, key, lambda: _folding_is_faster(convolution, norm, x.detach(), kind, wanted))
 
 
-def _folding_is_faster(convolution: Any, norm: BatchNormFamily, x: Tensor, key: Any, wanted: Sequence[str]) -> bool:
+def _folding_is_faster(convolution: Any, norm: BatchNormFamily, x: Tensor, kind: Any, wanted: Sequence[str]) -> bool:
     """Measure one convolution beside both layers."""
     x.requires_grad_("x" in wanted)
     candidates = (x, convolution.weight, convolution.bias, norm.weight, norm.bias)
     leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
     usual = _step(lambda: norm.forward(convolution.forward(x)), leaves)
     other = _step(lambda: convolution._conv_forward(x, *folded(convolution, norm)), leaves)
-    question = f"{key[0].__name__} and BatchNorm in eval {list(map(str, key[1:]))}"
+    layout = "" if x.is_contiguous() else "channels last "
+    lies = " ".join(map(str, kind[1:-1]))
+    question = f"{type(convolution).__name__} and BatchNorm in eval {rounded(x.shape)} {layout}{lies}"
     with torch.set_grad_enabled(bool(wanted)):
         return faster(question, inspect.getsource(folded), usual, other)
