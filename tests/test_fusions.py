@@ -101,7 +101,9 @@ def far(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 def follows(model: torch.nn.Module, training: bool) -> bool:
     """Whether a module has a plan for this mode, and runs by it."""
-    plans = [plan for m in model.modules() if "_plans" in vars(m) for plan in vars(m)["_plans"].known.items()]
+    plans = [
+        plan for m in model.modules() if "_fused_plans" in vars(m) for plan in vars(m)["_fused_plans"].known.items()
+    ]
     return any(key[0] is training and plan.run is not None for key, plan in plans)
 
 
@@ -477,6 +479,27 @@ def test_a_tensor_is_taken_for_one():
     assert kinds(pellucid.swap(Body(asking), fuse=True)) == ["BatchNorm1d → ReLU"]
 
 
+def test_what_can_be_fused_is_though_its_neighbour_cannot():
+    def shared(self, x):
+        z = x + 2 * x
+        return torch.relu(self.layer(z)) + F.silu(self.norm(z)) + z
+
+    model = Body(shared, act=torch.nn.Identity()).double()
+    reference = copy.deepcopy(model)
+    assert kinds(pellucid.swap(model, fuse=True)) == ["LayerNorm → relu", "BatchNorm1d → silu"]
+    with pellucid.backend("c"):
+        assert far(results(model, picture(6, 5).double()), results(reference, picture(6, 5).double())) < 1e-10
+
+
+def test_torchs_own_blocks():
+    model = torch.nn.TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True).double()
+    reference = copy.deepcopy(model)
+    assert kinds(pellucid.swap(model, fuse=True)) == ["Dropout → add → LayerNorm"] * 3
+    x = picture(2, 3, 8).double()
+    with pellucid.backend("c"):
+        assert torch.allclose(model(x, x), reference(x, x), atol=1e-10)
+
+
 def test_only_says_which_norms():
     model = S(torch.nn.BatchNorm1d(5), R(), torch.nn.LayerNorm(5), R())
     report = pellucid.swap(model, only=torch.nn.LayerNorm, fuse=True)
@@ -525,7 +548,7 @@ def test_copies_and_files(block):
         assert isinstance(other[0], fusions.Fused)
         with pellucid.backend("c"):
             assert torch.allclose(other(picture()), original(picture()), atol=1e-5)
-        assert any(plan.run is not None for plan in other[0]._plans.known.values())
+        assert any(plan.run is not None for plan in other[0]._fused_plans.known.values())
     other = copy.deepcopy(model)
     with torch.no_grad():
         other[0].bn.weight.mul_(2)
@@ -557,7 +580,7 @@ def test_restored(block):
     assert kinds(report) == ["Conv2d → BatchNorm2d → ReLU", "BatchNorm2d → add → ReLU", "Dropout → add → LayerNorm"]
     assert "3 groups of layers are no longer computed as one." in report.summary
     assert [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
-    assert not any("_plans" in vars(m) for m in model.modules())
+    assert not any("_fused_plans" in vars(m) for m in model.modules())
     assert torch.equal(model(picture()), original(picture()))
 
 
@@ -567,7 +590,7 @@ def test_swapped_once_more(block):
     report = pellucid.swap(model, fuse=True)
     assert len(report.fused) == 3
     assert type(model[0]).__mro__.count(fusions.Fused) == 1
-    assert type(model[0]).kind is Residual
+    assert type(model[0])._fused_kind is Residual
 
 
 def test_a_loaded_state_and_an_optimizer(block):
@@ -681,9 +704,7 @@ def test_the_report_tells_what_is_fused():
     report = pellucid.swap(model, fuse=True)
     text, markdown, found = str(report), report.markdown(), json.loads(report.json())
     assert "3 groups of layers are computed as one." in text
-    assert (
-        "| Conv2d → BatchNorm2d → ReLU | one convolution in eval, the norm and the rest in one pass | 1 |" in markdown
-    )
+    assert "| Conv2d → BatchNorm2d → ReLU | eval: one convolution; training: one pass behind it | 1 |" in markdown
     assert "0.bn = again.bn" in markdown
     assert "| BatchNorm1d → ReLU | what norm gives is used elsewhere too | 1 | 1.norm |" in markdown
     assert found["fused"][2] == {

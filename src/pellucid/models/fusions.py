@@ -76,7 +76,7 @@ class Group:
         """What it is computed as."""
         if self.convolution is None:
             return "one pass"
-        return "one convolution in eval" + (", the norm and the rest in one pass" if len(self.members) > 2 else "")
+        return "eval: one convolution" + ("; training: one pass behind it" if len(self.members) > 2 else "")
 
 
 @dataclass
@@ -122,32 +122,38 @@ class Finder:
 
     def _around(self, node: fx.Node, norm: torch.nn.Module) -> Group:
         """All that could be computed with a norm."""
-        parts: dict[str, Any] = {}
-        before: list[str] = []
+        behind, names_behind = self._behind(node)
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and source not in self.taken:
+        before: dict[str, Any] = {}
+        names_before: list[str] = []
+        # Of several users one is told to be the reason, unless there is something to be fused without.
+        if isinstance(source, fx.Node) and source not in self.taken and (_only_user(source) is node or not behind):
             layer = self.layer(source)
             if layer is not None and kind_of(layer) in CONVOLUTIONS and isinstance(norm, _BATCH_NORMS):
-                parts["convolution"] = source
-                before.append(kind_of(layer).__name__)
+                before, names_before = {"convolution": source}, [kind_of(layer).__name__]
             elif _is_sum(source) and isinstance(norm, (torch.nn.LayerNorm, torch.nn.RMSNorm)):
-                parts |= self._summands(source)
-                before += ["Dropout", "add"] if "dropout" in parts else ["add"]
-        behind = []
+                before = self._summands(source)
+                names_before = ["Dropout", "add"] if "dropout" in before else ["add"]
+        return Group(node, (*names_before, kind_of(norm).__name__, *names_behind), **before, **behind)
+
+    def _behind(self, node: fx.Node) -> tuple[dict[str, Any], list[str]]:
+        """The sum and the activation behind a norm, and their names."""
+        parts: dict[str, Any] = {}
+        names = []
         last = node
         following = _only_user(last)
         if following is not None and following not in self.taken and _is_sum(following, in_place_of=last):
             first, second = following.args
-            parts |= {"sum_behind": following, "residual": second if first is last else first}
-            behind.append("add")
+            parts = {"sum_behind": following, "residual": second if first is last else first}
+            names.append("add")
             last = following
             following = _only_user(last)
         elif following is None:  # of several, one that could be: the reason is told
             following = next((user for user in node.users if self._activation(user)), None)
         if following is not None and (name := self._activation(following)):
             parts["activation"] = following
-            behind.append(name)
-        return Group(node, (*before, kind_of(norm).__name__, *behind), **parts)
+            names.append(name)
+        return parts, names
 
     def _summands(self, total: fx.Node) -> dict[str, Any]:
         first, second = total.all_input_nodes
@@ -278,18 +284,19 @@ def rewrite(forward: Forward, groups: Iterable[Group]) -> tuple[Callable[..., An
     def layer(node: fx.Node | None) -> Any:
         return None if node is None else graph.create_node("get_attr", node.target)
 
+    groups = list(groups)
+    constant: dict[fx.Node, fx.Node] = {}
+    with graph.inserting_before(first):
+        for node in (group.activation for group in groups):
+            if node is not None and node.op != "call_module":
+                constant[node] = graph.placeholder(f"activation_{len(constants)}")
+                constants.append(activation_of_call(node.target, node.args, node.kwargs))
     for group in groups:
         last = max(group.members, key=order.__getitem__)
         source = (group.convolution or group.norm).args[0] if group.sum is None else group.other
-        function = group.activation if group.activation is not None and group.activation.op != "call_module" else None
-        if function is not None:
-            constants.append(activation_of_call(function.target, function.args, function.kwargs))
-            with graph.inserting_before(first):
-                activation: Any = graph.placeholder(f"activation_{len(constants)}")
         with graph.inserting_before(last):
-            if function is None:
-                activation = layer(group.activation)
-            behind = {"residual": value(group.residual), "activation": activation}
+            function: Any = group.activation
+            behind = {"residual": value(group.residual), "activation": constant.get(function) or layer(function)}
             if group.convolution is not None:
                 given = (layer(group.convolution), layer(group.norm), value(source))
                 made = graph.call_function(convolve_and_normalize, given, behind)
@@ -424,14 +431,14 @@ def _sort(value: Any) -> Any:
 
 
 class Fused(torch.nn.Module):
-    """A module of another class, ``kind``, that computes some of its layers as one."""
+    """A module of another class that computes some of its layers as one."""
 
-    kind: type[torch.nn.Module]
+    _fused_kind: type[torch.nn.Module]  # its own
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         found = super().__reduce_ex__(protocol)
         if isinstance(found, tuple) and found[1][:1] == (type(self),):
-            return (_rebuild, (self.kind,), *found[2:])
+            return (_rebuild, (self._fused_kind,), *found[2:])
         return found
 
 
@@ -445,29 +452,29 @@ def _fused(kind: Any) -> Any:
 
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **named: Any) -> Any:
-        plans = None if torch.compiler.is_compiling() or torch._C._is_tracing() else self.__dict__.get("_plans")
+        plans = None if torch.compiler.is_compiling() or torch._C._is_tracing() else self.__dict__.get("_fused_plans")
         if plans is None:
             return kind.forward(self, *args, **named)
         return plans.run(self, kind.forward, args, named)
 
     own = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(kind.__name__, (Fused, kind), {**own, "forward": forward, "kind": kind})
+    return type(kind.__name__, (Fused, kind), {**own, "forward": forward, "_fused_kind": kind})
 
 
 def follow(module: torch.nn.Module, plans: Plans) -> None:
     """Let a module follow plans."""
     kind: Any = type(module)
     module.__class__ = _fused(kind)
-    module.__dict__["_plans"] = plans
+    module.__dict__["_fused_plans"] = plans
 
 
 def unfuse(module: torch.nn.Module) -> Plans | None:
     """Give a module its own forward back; return what it followed."""
     if not isinstance(module, Fused):
         return None
-    own: Any = module.kind
+    own: Any = module._fused_kind
     module.__class__ = own
-    return module.__dict__.pop("_plans", None)
+    return module.__dict__.pop("_fused_plans", None)
 
 
 # -- a whole model ----------------------------------------------------------------------------------------------------
@@ -535,7 +542,7 @@ def _look(
     """
     if "forward" in vars(module):
         raise Untraceable("its forward was replaced on the object")
-    plain: Any = module.kind.forward if isinstance(module, Fused) else type(module).forward
+    plain: Any = module._fused_kind.forward if isinstance(module, Fused) else type(module).forward
     args, named = call or _usual(plain)
 
     def admitted(path: str) -> bool:
