@@ -147,7 +147,7 @@ class Trial:
             except Exception as error:
                 raise VerificationError(
                     f"swap: with pellucid's layers the model fails in {name} mode, where it ran with torch.nn's: "
-                    f"{error}\nIt has torch.nn's layers again. only= leaves a layer out."
+                    f"{error}\nIt has torch.nn's layers again. {self._cure()}"
                 ) from error
             modes.append(name)
             trains = mode and bool(self.parameters and before.gradients)
@@ -188,7 +188,10 @@ class Trial:
                     f"pellucid's, {ours}."
                 )
             complaint += f". From float64 pellucid's layers differ, {ours}, and torch.nn's, {theirs}"
-        raise VerificationError(f"{complaint}. The model has torch.nn's layers again. only= leaves a layer out.")
+        raise VerificationError(f"{complaint}. The model has torch.nn's layers again. {self._cure()}")
+
+    def _cure(self) -> str:
+        return "only= leaves a layer out" + ("; without fuse= all run one by one." if self.plans else ".")
 
     def _in_double(self, mode: bool) -> Results | None:
         """The results of a copy in float64, with torch.nn's layers; None for a model that cannot be had in float64."""
