@@ -97,7 +97,7 @@ def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
 
-LEAST = 2**15  # entries of an input below which the layers are faster one by one: Python takes longer than the work
+LEAST = 2**17  # entries of an input below which the layers are faster one by one: Python takes longer than the work
 Behind = torch.nn.Module | Activation | None  # what stands behind a norm
 
 
