@@ -129,13 +129,7 @@ def run(
         The results. The first has the shape of the first tensor, and lies in memory as it does; the others have all
         axes, of size 1 where they do not vary, and no gradient.
     """
-    grad = torch.is_grad_enabled()
-    key = (recipe, kind, *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors])
-    bound = _bound.get(key)
-    if bound is None:
-        if len(_bound) >= MOST_BOUND:
-            _bound.clear()
-        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[2:]))
+    bound = _bind(recipe, tensors, axes, kind)
     if not bound:
         return None
     x = tensors[0]
@@ -150,7 +144,25 @@ def run(
     return results
 
 
+def text_of(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], kind: Any = None) -> str | None:
+    """The text of the kernel that `run` would run; None where it has none, of which a warning tells."""
+    bound = _bind(recipe, tensors, axes, kind)
+    return bound.text if bound else None
+
+
 _bound: dict[Any, _Bound | None] = {}
+
+
+def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], kind: Any) -> _Bound | None:
+    """The recipe for tensors of these shapes, remembered."""
+    grad = torch.is_grad_enabled()
+    key = (recipe, kind, *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors])
+    bound = _bound.get(key)
+    if bound is None:
+        if len(_bound) >= MOST_BOUND:
+            _bound.clear()
+        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[2:]))
+    return bound
 
 
 class _Nested(torch.autograd.Function):
@@ -238,10 +250,10 @@ def _try_to_bind(
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(form: Form, name: str) -> tuple[list[Layout], ctypes.CDLL, tuple[str, ...]]:
+def _compiled(form: Form, name: str) -> tuple[list[Layout], ctypes.CDLL, tuple[str, ...], str]:
     lowered = lower(form)
     written = emit(lowered, name, "float64" if form.dtype == torch.float64 else "float32")
-    return list(written.layouts), build.load(written.text), lowered.saved
+    return list(written.layouts), build.load(written.text), lowered.saved, written.text
 
 
 class _Bound:
@@ -263,7 +275,7 @@ class _Bound:
         self.templates = [(t.shape, t.dtype) for t in tensors]
         self.wanted = [i for i, want in enumerate(wanted) if want]
         form = self._form(given, tensors, wanted)
-        layouts, library, saved = _compiled(form, recipe.name)
+        layouts, library, saved, self.text = _compiled(form, recipe.name)
         names = (*recipe.tensors, *recipe.draws)
         views: dict[str, Sequence[int]] = {
             name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)

@@ -10,7 +10,7 @@ import click
 EPILOG = """\b
 Examples
   pellucid swap models.py:ResNet --input 1x3x224x224
-  pellucid swap models.py:ResNet --input 8x3x224x224 --eval --report swap.md
+  pellucid swap models.py:ResNet --input 8x3x224x224 --fuse --eval --report swap.md
   pellucid swap models.py:Tagger --input 4x60:int64:5000 --only encoder
   pellucid swap models.py:build --input ids=4x60:int64:5000 --input mask=4x60:bool --report swap.json
 """
@@ -32,6 +32,9 @@ class Refusal(click.ClickException):
     help="What the model reads, of random numbers; once for each input. Integers are from 0 to BELOW - 1, default 2.",
 )
 @click.option("--only", metavar="PATH", multiple=True, help="Only a module and what is inside, or a pattern: 'enc.*'.")
+@click.option(
+    "--fuse", is_flag=True, help="Let layers that follow each other be computed as one, where that is faster."
+)
 @click.option("--eval", "evaluate", is_flag=True, help="Time inference; by default a forward and backward pass.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides weights and inputs.")
 @click.option(
@@ -40,7 +43,13 @@ class Refusal(click.ClickException):
     help="Write all of it to this file: JSON if it ends in .json, Markdown otherwise.",
 )
 def command(
-    name: str, inputs: tuple[str, ...], only: tuple[str, ...], evaluate: bool, seed: int, report: Path | None
+    name: str,
+    inputs: tuple[str, ...],
+    only: tuple[str, ...],
+    fuse: bool,
+    evaluate: bool,
+    seed: int,
+    report: Path | None,
 ) -> None:
     """Say which layers of a model pellucid replaces, whether it computes the same with them, and how fast.
 
@@ -57,7 +66,7 @@ def command(
     try:
         model = load_model(name)
         example = parse_inputs(inputs)
-        done = swap(model.train(not evaluate), only or None, example)
+        done = swap(model.train(not evaluate), only or None, example, fuse=fuse)
         if report is not None:
             content = done.json() if report.suffix == ".json" else done.markdown()
             write(report, content.encode())

@@ -30,6 +30,17 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Layers that are computed as one: the places of their norm, their paths in the module that holds them, their
+    names in the order in which they act, and what they are computed as."""
+
+    paths: tuple[str, ...]
+    layers: tuple[str, ...]
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Verification:
     """A model run on an example before and after.
 
@@ -105,12 +116,16 @@ class Report(Printable):
         replaced: the layers that were exchanged.
         left: those that were not. Modules that only hold others are not mentioned.
         verification: the model before and after, where an example was given.
+        fused: layers that are computed as one; of "restore", those that were.
+        unfused: what stands side by side and is not, and why.
     """
 
     action: str
     replaced: tuple[Replaced, ...]
     left: tuple[Left, ...]
     verification: Verification | None = None
+    fused: tuple[Fused, ...] = ()
+    unfused: tuple[Left, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -118,7 +133,12 @@ class Report(Printable):
         whose = "pellucid's" if self.action == "swap" else "torch.nn's"
         count = len(self.replaced)
         stayed = f"{len(self.left)} left as {'it was' if len(self.left) == 1 else 'they were'}"
-        return f"{count} {'layer is' if count == 1 else 'layers are'} {whose} now, {stayed}."
+        said = f"{count} {'layer is' if count == 1 else 'layers are'} {whose} now, {stayed}."
+        groups = len(self.fused)
+        if not groups:
+            return said
+        together = "computed as one" if self.action == "swap" else "no longer computed as one"
+        return f"{said} {groups} {'group of layers is' if groups == 1 else 'groups of layers are'} {together}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -148,7 +168,7 @@ class Report(Printable):
         for title, header, rows in self._sections(SHOWN):
             table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
             for name in header:
-                table.add_column(name, justify="right" if name == "layers" else "left", overflow="fold")
+                table.add_column(name, justify="right" if name in ("layers", "groups") else "left", overflow="fold")
             for row in rows:
                 table.add_row(*map(Text, row))
             parts.append(table)
@@ -157,12 +177,17 @@ class Report(Printable):
         return Group(*parts)
 
     def _sections(self, shown: int | None) -> Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-        """The two tables that are not empty: title, header and a row for each class and reason."""
+        """The tables that are not empty: title, header and a row for each class and reason."""
         replaced = _grouped(((layer.before, layer.after), layer.paths) for layer in self.replaced)
         left = _grouped(((layer.kind, layer.reason), layer.paths) for layer in self.left)
+        fused = _grouped(((group.before, group.after), group.paths) for group in self.fused)
+        unfused = _grouped(((group.kind, group.reason), group.paths) for group in self.unfused)
+        title_of_fused = "Fused" if self.action == "swap" else "No longer fused"
         for title, header, groups in (
             ("Replaced", ("before", "after", "layers", "where"), replaced),
             ("Left", ("class", "why", "layers", "where"), left),
+            (title_of_fused, ("one by one", "as one", "groups", "where"), fused),
+            ("Not fused", ("one by one", "why", "groups", "where"), unfused),
         ):
             if groups:
                 yield title, header, [(*key, str(len(paths)), _where(paths, shown)) for key, paths in groups.items()]

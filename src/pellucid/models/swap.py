@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pellucid.models.report import Left, Replaced, Report
+from pellucid.models.fusions import Call, Plans, calls_of, candidates, everywhere, follow, unfuse
+from pellucid.models.report import Fused, Left, Replaced, Report
 from pellucid.models.selection import Only, Selection, places
 from pellucid.nn.exchange import exchange, kind_of, name_of, obstacle, ours_of, torchs_of
 
 
-def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None) -> Report:
+def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None, *, fuse: bool = False) -> Report:
     """Let every layer of torch.nn that pellucid has a layer of its own for become that one, in place.
 
     ::
@@ -36,9 +39,19 @@ def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None) -
             the model is run before and after, in eval and in train mode without its dropouts; outputs and gradients are
             compared, and its time is taken: that of forward and backward in train mode, of forward in eval mode.
             Parameters, gradients, buffers, mode and random generators are left as they were.
+        fuse: let layers that follow each other in the forward of one module be computed as one: a residual connection
+            and its dropout with the norm behind them; a norm with the residual connection and the activation behind it;
+            in eval mode a convolution with its BatchNorm, as one convolution whose weight is computed at every call. No
+            parameter changes, nor its name. The module that holds the layers gets a class of the same name, whose
+            forward is its own but for these calls. A hook on one of the layers lets them run one by one, as does
+            whatever one pass cannot do or is not faster at; so do torch.compile and torch.export, which fuse by
+            themselves. What a forward reads of its module is watched; what it reads elsewhere (a global variable) is
+            taken to stay. With ``verify`` the model is run once more before: forwards that depend on the shape of their
+            input, or of whose arguments not all are tensors, are understood then too.
 
     Returns:
-        What was replaced, what was left and why, and with ``verify`` the differences and times. It prints itself.
+        What was replaced, what was left and why, what was fused and what not, and with ``verify`` the differences and
+        times. It prints itself.
 
     Raises:
         VerificationError: outputs or gradients differ by more than rounding, or the model fails with pellucid's
@@ -60,25 +73,28 @@ def swap(model: torch.nn.Module, only: Only | None = None, verify: Any = None) -
         else:
             chosen.append(layer)
     replaced = _exchange(chosen, found)
+    fused, unfused, plans = _fuse(model, found, selection, verify) if fuse else ((), (), {})
     if verify is None:
-        return Report("swap", replaced, tuple(left))
+        return Report("swap", replaced, tuple(left), None, fused, unfused)
     from pellucid.models.verification import verified
 
-    return Report("swap", replaced, tuple(left), verified(model, chosen, verify))
+    return Report("swap", replaced, tuple(left), verified(model, chosen, verify, plans), fused, unfused)
 
 
 def restore(model: torch.nn.Module) -> Report:
     """Let every layer of pellucid's that torch.nn has under the same name become torch.nn's, in place.
 
     The weights are those of now, and everything else stays, as in `pellucid.swap`: for an export, or for somebody
-    without pellucid. It does not matter how the model came to have pellucid's layers. Layers and options that torch.nn
-    does not have are left, and reported. A model whose own code calls layers with what torch.nn's do not take, such as
+    without pellucid. Modules that computed some of their layers as one have their own class and forward again. It does
+    not matter how the model came to have pellucid's layers. Layers and options that torch.nn does not have are left,
+    and reported. A model whose own code calls layers with what torch.nn's do not take, such as
     ``lengths=``, fails afterwards.
 
     Returns:
         What was replaced, and what was left and why.
     """
     found = places(_model(model, "restore"))
+    fused = _unfuse(found)
     chosen, left = [], []
     for layer, paths in found.items():
         kind = kind_of(layer)
@@ -89,7 +105,7 @@ def restore(model: torch.nn.Module) -> Report:
             left.append(Left(tuple(paths), name_of(kind), reason))
         else:
             chosen.append(layer)
-    return Report("restore", _exchange(chosen, found), tuple(left))
+    return Report("restore", _exchange(chosen, found), tuple(left), fused=fused)
 
 
 def _model(model: Any, function: str) -> torch.nn.Module:
@@ -117,3 +133,47 @@ def _exchange(layers: list[torch.nn.Module], found: dict[torch.nn.Module, list[s
         exchange(layer)
         replaced.append(Replaced(tuple(found[layer]), before, name_of(kind_of(layer))))
     return tuple(replaced)
+
+
+def _fuse(
+    model: torch.nn.Module, found: dict[torch.nn.Module, list[str]], selection: Selection, example: Any
+) -> tuple[tuple[Fused, ...], tuple[Left, ...], dict[torch.nn.Module, Plans]]:
+    """Let modules compute layers as one; return what is, what is not, and the plans of these modules."""
+    unfused: list[Left] = []
+    plans = {}
+    for candidate in candidates(found, selection.admits, _calls(model, example)):
+        if candidate.obstacle:
+            unfused.append(Left(candidate.paths, name_of(kind_of(candidate.module)), candidate.obstacle))
+        for norm, names, reason in candidate.found.refused:
+            unfused.append(Left(everywhere(candidate.paths, [str(norm.target)]), names, reason))
+        if candidate.found.groups:
+            plans[candidate.module] = candidate.plans()
+    for module, followed in plans.items():
+        unfuse(module)
+        follow(module, followed)
+    return _placed(plans, found), tuple(unfused), plans
+
+
+def _calls(model: torch.nn.Module, example: Any) -> Mapping[torch.nn.Module, Call]:
+    """What the modules are called with when the model reads the example, if there is one."""
+    if example is None:
+        return {}
+    from pellucid.models.verification import arguments, mapped
+
+    positional, named = mapped(lambda x: x.detach().clone(), arguments(example))
+    return calls_of(model, (positional, named))
+
+
+def _placed(plans: Mapping[torch.nn.Module, Plans], found: Mapping[torch.nn.Module, list[str]]) -> tuple[Fused, ...]:
+    """What modules compute as one, by its places in the model."""
+    return tuple(
+        replace(group, paths=everywhere(found[module], group.paths))
+        for module, followed in plans.items()
+        for group in followed.fused
+    )
+
+
+def _unfuse(found: Mapping[torch.nn.Module, list[str]]) -> tuple[Fused, ...]:
+    """Give modules their own forward back; return what was computed as one."""
+    followed = {module: unfuse(module) for module in found}
+    return _placed({module: plans for module, plans in followed.items() if plans is not None}, found)

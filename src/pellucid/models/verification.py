@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import VerificationError
 from pellucid.keeping import Draws, seed_all
+from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
 from pellucid.timing import clock
@@ -29,18 +30,24 @@ SAMPLES = 5  # of each side at least
 SEED = 0  # of what the model itself draws
 
 
-def verified(model: torch.nn.Module, layers: Sequence[torch.nn.Module], example: Any) -> Verification:
+def verified(
+    model: torch.nn.Module,
+    layers: Sequence[torch.nn.Module],
+    example: Any,
+    plans: Mapping[torch.nn.Module, Plans] | None = None,
+) -> Verification:
     """Compare and time a model whose layers have just become pellucid's.
 
     Args:
         model: stays as it is, its state, gradients, mode and the random generators too.
         layers: those that were exchanged.
         example: a tensor, a tuple of positional or a dict of keyword arguments.
+        plans: of the modules that compute layers as one.
 
     Raises:
         VerificationError: the model does not compute the same, or fails; its layers are torch.nn's again.
     """
-    trial = Trial(model, layers, arguments(example))
+    trial = Trial(model, layers, arguments(example), plans)
     try:
         with _kept(model):
             return trial.verification()
@@ -91,8 +98,14 @@ class Results:
 class Trial:
     """A model that runs on an example, with either kind of layers."""
 
-    def __init__(self, model: torch.nn.Module, layers: Sequence[torch.nn.Module], example: Any) -> None:
-        self.model, self.layers, self.ours = model, layers, True
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        layers: Sequence[torch.nn.Module],
+        example: Any,
+        plans: Mapping[torch.nn.Module, Plans] | None = None,
+    ) -> None:
+        self.model, self.layers, self.plans, self.ours = model, layers, plans or {}, True
         self.positional, self.named = example
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = "cuda" if any(t.is_cuda for t in (*model.parameters(), *tensors(example))) else "cpu"
@@ -102,6 +115,11 @@ class Trial:
         if ours is not self.ours:
             for layer in self.layers:
                 exchange(layer)
+            for module, followed in self.plans.items():
+                if ours:
+                    follow(module, followed)
+                else:
+                    unfuse(module)
             self.ours = ours
 
     def verification(self) -> Verification:
@@ -127,7 +145,7 @@ class Trial:
             except Exception as error:
                 raise VerificationError(
                     f"swap: with pellucid's layers the model fails in {name} mode, where it ran with torch.nn's: "
-                    f"{error}\nIt has torch.nn's layers again. only= leaves a layer out."
+                    f"{error}\nIt has torch.nn's layers again. {self._cure()}"
                 ) from error
             modes.append(name)
             trains = mode and bool(self.parameters and before.gradients)
@@ -168,7 +186,10 @@ class Trial:
                     f"pellucid's, {ours}."
                 )
             complaint += f". From float64 pellucid's layers differ, {ours}, and torch.nn's, {theirs}"
-        raise VerificationError(f"{complaint}. The model has torch.nn's layers again. only= leaves a layer out.")
+        raise VerificationError(f"{complaint}. The model has torch.nn's layers again. {self._cure()}")
+
+    def _cure(self) -> str:
+        return "only= leaves a layer out" + ("; without fuse= all run one by one." if self.plans else ".")
 
     def _in_double(self, mode: bool) -> Results | None:
         """The results of a copy in float64, with torch.nn's layers; None for a model that cannot be had in float64."""

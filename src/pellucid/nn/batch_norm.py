@@ -13,7 +13,7 @@ from pellucid.errors import label, shape_text
 from pellucid.nn.averages import Average, Over, Remembered, Synchronized
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
-from pellucid.nn.normalization import ChannelFirst, is_far, space_axes
+from pellucid.nn.normalization import ALONE, ChannelFirst, Company, is_far, space_axes
 
 
 class Remembering(ChannelFirst):
@@ -236,8 +236,8 @@ class SyncBatchNorm(BatchNormFamily, torch.nn.SyncBatchNorm):
         axes = self._average_over(x)
         return Synchronized(axes, real, self.process_group) if self._is_synchronized() else Over(axes, real)
 
-    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
-        return None if self._is_synchronized() else super()._by_kernel(input, real)
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
+        return None if self._is_synchronized() else super()._by_kernel(input, real, company)
 
     def _plain(self, input: Tensor) -> Tensor:
         if self._is_synchronized() and input.device.type == "cpu":

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+
 from pellucid.kernel.registry import chosen_backend
 
 
@@ -54,6 +56,14 @@ class Running:
 def ran_by(layers: Iterable[Any]) -> str:
     """The names of what ran the layers that a layer is made of, each once."""
     return ", ".join(sorted({layer.backend for layer in layers}))
+
+
+def watched(*layers: torch.nn.Module) -> bool:
+    """Whether somebody wants to see what a layer reads or returns."""
+    return any(
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        for layer in layers
+    )
 
 
 class Component:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pellucid.errors import label
 from pellucid.kernel.window import worthwhile
-from pellucid.nn.component import Running, SymbolShape
+from pellucid.nn.component import Running, SymbolShape, watched
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d, rises_from_zero
 from pellucid.nn.windowed import AXES, OneWindow, Windowed, WindowView, mismatch, one_window
@@ -55,11 +55,6 @@ class PatchWindow(OneWindow):
     def __call__(self, x: Tensor) -> Tensor:
         """Read the windows."""
         return self.window(self.own(x)).movedim(0, len(self.window.lines))
-
-
-def watched(*layers: torch.nn.Module) -> bool:
-    """Whether somebody wants to see what a layer reads or returns."""
-    return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in layers)
 
 
 class ConvPooling(Running, Windowed, torch.nn.Module):

@@ -12,7 +12,7 @@ from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Over
 from pellucid.nn.batch_norm import Remembering, wrong_channels
-from pellucid.nn.normalization import by_group_norm
+from pellucid.nn.normalization import ALONE, Company, by_group_norm
 from pellucid.nn.windowed import AXES, name_axes
 
 
@@ -54,25 +54,35 @@ class InstanceNormFamily(Remembering):
         """Return what the formula's symbols stand for; a batch of one for an input without batch."""
         return super().bind(input.unsqueeze(0) if input.ndim == self.space + 1 else input, lengths, mask)
 
+    def with_company(self, input: Tensor, company: Company) -> Tensor | None:
+        """Compute in one pass what stands around the layer too; None where that has no kernel."""
+        self._refuse_single_element(input)
+        return super().with_company(input, company)
+
     def _plain(self, input: Tensor) -> Tensor:
+        self._refuse_single_element(input)
+        return super()._plain(input)
+
+    def _refuse_single_element(self, input: Tensor) -> None:
         if self._reads_batch() and math.prod(input.shape[-self.space :]) == 1:
             raise ValueError(
                 f"{label(self)}: Expected more than 1 spatial element when training, but the input has the shape "
                 f"{shape_text(input.shape, name_axes(input, self.space))}. One value has no deviation from its mean."
             )
-        return super()._plain(input)
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         if input.ndim != self.space + 2 or self.track_running_stats or input.shape[1] != self.num_features:
             return None
         return by_group_norm(input, input.shape[1], self.weight, self.bias, self.eps)
 
-    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         if input.shape[-1 - self.space] != self.num_features:
             return None  # torch's operator warns of that
         if input.ndim == self.space + 2:
-            return super()._by_kernel(input, real)
-        y = super()._by_kernel(input.unsqueeze(0), real)
+            return super()._by_kernel(input, real, company)
+        if company.tensors:
+            return None
+        y = super()._by_kernel(input.unsqueeze(0), real, company)
         return None if y is None else y.squeeze(0)
 
     def _average_over(self, x: Tensor) -> tuple[int, ...]:

@@ -13,7 +13,15 @@ from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Grouped, Neighbours
 from pellucid.nn.batch_norm import wrong_channels
-from pellucid.nn.normalization import ChannelFirst, NormalizationFamily, by_group_norm, is_far, space_axes
+from pellucid.nn.normalization import (
+    ALONE,
+    ChannelFirst,
+    Company,
+    NormalizationFamily,
+    by_group_norm,
+    is_far,
+    space_axes,
+)
 
 
 def normalize_by_root_mean_square(
@@ -215,7 +223,7 @@ class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
     def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
         return {"alpha": self.alpha, "beta": self.beta, "k": self.k}
 
-    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         return None  # what is averaged are windows, not axes
 
     def _average_over(self, x: Tensor) -> tuple[int, ...]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from pellucid.errors import label, shape_text
+from pellucid.formula.drop import drop
 from pellucid.kernel import nested
 from pellucid.kernel.largest import largest_product
 from pellucid.nn import lengths as real_lengths
@@ -34,6 +36,51 @@ def normalize(
     var = average((x - mu) ** 2)
     x_hat = (x - mu) / torch.sqrt(var + eps)
     return x_hat * gamma + beta
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A formula of the family with what stands around it: ``activation(norm(x + dropout(sublayer)) + residual)``."""
+
+    formula: Callable[..., Tensor]
+    activation: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        sublayer: Tensor | None = None,
+        draws: Tensor | None = None,
+        p: Tensor | float = 0.0,
+        residual: Tensor | None = None,
+        **symbols: Any,
+    ) -> Tensor:
+        """Compute it; the symbols are the formula's."""
+        if sublayer is not None:
+            added = sublayer.to(x.dtype)
+            x = x + (added if draws is None else drop(added, draws, p))  # type: ignore[arg-type]
+        y = self.formula(x, **symbols)
+        y = y if residual is None else y + residual
+        return y if self.activation is None else self.activation(y)
+
+
+class Company(NamedTuple):
+    """What a layer is computed with in one pass, see `Composed`.
+
+    Attributes:
+        activation: a function, entry by entry; two that do the same are equal.
+        tensors: "sublayer" and "residual", of the input's shape and type; neither, or any of them.
+        p: the probability of dropping an entry of the sublayer.
+        draws: where the numbers of that are; None where nothing is dropped.
+    """
+
+    activation: Callable[[Tensor], Tensor] | None = None
+    tensors: Mapping[str, Tensor] = {}
+    p: float = 0.0
+    draws: nested.Draws | None = None
+
+
+ALONE = Company()
 
 
 # Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
@@ -121,6 +168,18 @@ def _along_axes(
     return results if observed else results[:1]
 
 
+class _Call(NamedTuple):
+    """The arguments of `nested.run`."""
+
+    recipe: nested.Recipe
+    tensors: tuple[Tensor, ...]
+    axes: Callable[..., nested.Axes]
+    reference: Callable[..., tuple[Tensor, ...]]
+    numbers: tuple[float, ...]
+    draws: nested.Draws | None
+    kind: tuple[Any, ...]
+
+
 @functools.lru_cache(maxsize=256)
 def _recipe(
     name: str,
@@ -130,10 +189,12 @@ def _recipe(
     constants: tuple[tuple[str, float], ...],
     centred: bool,
     observed: bool,
+    drawn: bool,
 ) -> nested.Recipe:
-    options = (formula, (*tensors, *numbers), constants, centred, observed)
+    options = (formula, (*tensors, *numbers, *(("draws",) if drawn else ())), constants, centred, observed)
     results = ("y", "mu", "var") if centred and observed else ("y",)
-    return nested.Recipe(f"nn.{name}", _along_axes, options, tensors, numbers, results=results)
+    draws = ("draws",) if drawn else ()
+    return nested.Recipe(f"nn.{name}", _along_axes, options, tensors, numbers, draws, results)
 
 
 class NormalizationFamily(Running, Component, torch.nn.Module):
@@ -286,20 +347,38 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         """Run torch's operator where it suits; None where it has none that tells how far the input is from 0."""
         return None
 
+    def with_company(self, input: Tensor, company: Company) -> Tensor | None:
+        """Compute in one pass what stands around the layer too; None where that has no kernel."""
+        self._check_once(input)
+        return self._by_kernel(input, None, company)
+
+    def kernel_with(self, input: Tensor, company: Company) -> str | None:
+        """The text of the kernel that `with_company` runs; None where it has none."""
+        call = self._call(input, None, self._observes(), company)
+        return None if call is None else nested.text_of(call.recipe, call.tensors, call.axes, call.kind)
+
     # -- the formula --------------------------------------------------------------------------------------------
 
-    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
-        results = self._results(input, real, self._observes())
+        results = self._results(input, real, self._observes(), company)
         self._was_run_by("torch" if results is None else "c")
         if results is not None and len(results) > 1:
             self._remember(self.average(input, real), input, *results[1:])
         return None if results is None else results[0]
 
-    def _results(self, input: Tensor, real: Tensor | None, observed: bool) -> tuple[Tensor, ...] | None:
+    def _results(
+        self, input: Tensor, real: Tensor | None, observed: bool, company: Company = ALONE
+    ) -> tuple[Tensor, ...] | None:
         """The kernel's result, and if they are to be observed the averages of the batch."""
+        call = self._call(input, real, observed, company)
+        return None if call is None else nested.run(*call)
+
+    def _call(self, input: Tensor, real: Tensor | None, observed: bool, company: Company) -> _Call | None:
+        """The formula as `nested.run` takes it; None where it has no kernel."""
         symbols = self._symbols(input) | self._remembered(input)
-        given = {name: value for name, value in symbols.items() if isinstance(value, Tensor)}
+        own = {name: value for name, value in symbols.items() if isinstance(value, Tensor)}
+        given = own | dict(company.tensors)
         if real is not None:
             given["real"] = real
         tensors = (input, *given.values())
@@ -307,28 +386,39 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}
+        drawn = company.draws is not None
+        if drawn:
+            numbers["p"] = company.p
         centred = self.centred and "running_mean" not in given
-        recipe = _recipe(type(self).__name__, self.formula, ("x", *given), tuple(numbers), constants, centred, observed)
+        formula = self.formula if company is ALONE else Composed(self.formula, company.activation)
+        name = type(self).__name__
+        recipe = _recipe(name, formula, ("x", *given), tuple(numbers), constants, centred, observed, drawn)
 
         def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             tensors = dict(zip(given, others, strict=True))
             padding = tensors.pop("real", None)
-            values = symbols | tensors
+            beside: dict[str, Any] = {name: tensors.pop(name) for name in company.tensors}
+            if company.draws is not None:
+                beside |= {"draws": company.draws.tensor("draws", x.shape), "p": company.p}
+            values = self._spread_all(symbols | tensors, x) | beside
             taken = functools.partial(self.average, real=padding)
-            return normalized(self.formula, taken, x, padding, self._spread_all(values, x), centred)
+            return normalized(formula, taken, x, padding, values, centred)
 
-        spread = functools.partial(self._in_axes, tuple(given))
-        return nested.run(recipe, tensors, spread, again, tuple(numbers.values()), kind=self._kind())
+        spread = functools.partial(self._in_axes, tuple(given), drawn)
+        return _Call(recipe, tensors, spread, again, tuple(numbers.values()), company.draws, self._kind())
 
-    def _in_axes(self, names: Sequence[str], x: Tensor, *others: Tensor) -> nested.Axes:
+    def _in_axes(self, names: Sequence[str], drawn: bool, x: Tensor, *others: Tensor) -> nested.Axes:
         """How the input and what the formula reads beside it lie along its axes."""
         whole = self._grouped(x.detach())
         views = [nested.View(whole.stride())]
         for name, value in zip(names, others, strict=True):
-            spread = self._grouped(value if name == "real" else self._spread(value.detach(), x))
+            alike = name in ("real", "sublayer", "residual")
+            spread = self._grouped(value.detach() if alike else self._spread(value.detach(), x))
             missing = (None,) * (whole.ndim - spread.ndim)
             steps = (None if size == 1 else step for size, step in zip(spread.shape, spread.stride(), strict=True))
             views.append(nested.View((*missing, *steps)))
+        if drawn:
+            views.append(nested.View(torch.empty(whole.shape, device="meta").stride()))
         averaged = () if "running_mean" in names else self._averaged_when_grouped(x)
         return nested.Axes(tuple(whole.shape), averaged, tuple(views))
 
@@ -491,9 +581,9 @@ class Normalization(NormalizationFamily):
         y = self._by_kernel(input, None)
         return self._by_formula(input, None) if y is None else y
 
-    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         places = [axis % input.ndim for axis in self.affine_axes]
-        return super()._by_kernel(input, real) if places == sorted(places) else None
+        return super()._by_kernel(input, real, company) if places == sorted(places) else None
 
     def _kind(self) -> tuple[Any, ...]:
         return (Normalization, self.averaged, self.affine_axes)

@@ -25,7 +25,7 @@ from pellucid.errors import label, shape_text
 from pellucid.kernel.autocast import no_autocast
 from pellucid.nn.averages import Average, Grouped
 from pellucid.nn.component import Component
-from pellucid.nn.normalization import Normalization
+from pellucid.nn.normalization import ALONE, Company, Normalization
 from pellucid.nn.windowed import AXES
 
 __all__ = [
@@ -66,8 +66,8 @@ class WeightStandardization(Normalization):
         """Return the average over what reaches one output: of its group, where there are several."""
         return super().average(x, real) if self.groups == 1 else Grouped(self.groups, real, axis=0)
 
-    def _by_kernel(self, input: Tensor, real: Tensor | None) -> Tensor | None:
-        return super()._by_kernel(input, real) if self.groups == 1 else None
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
+        return super()._by_kernel(input, real, company) if self.groups == 1 else None
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned as the one to standardize."""

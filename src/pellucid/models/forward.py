@@ -1,0 +1,351 @@
+"""What a module's forward does with the modules inside, as a graph that holds as long as what decided it stays.
+
+The forward is run once on proxies, by a copy of the module that notes what it reads of it. No other module, and nothing
+of torch, behaves differently meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import inspect
+import operator
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from pellucid.keeping import HELD, MISSING
+
+HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
+CONSTANT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type)
+RECORDER = "_pellucid_recorder"
+
+
+class Untraceable(Exception):
+    """A forward is more than a graph; the message says why."""
+
+
+class Like(NamedTuple):
+    """A tensor of a shape."""
+
+    shape: torch.Size
+
+
+@dataclass
+class Forward:
+    """A forward as a graph: its placeholders are the tensors among its arguments, in order.
+
+    ``reads`` are what it read of the module and of those inside: path, name and value; ``inside`` the names and classes
+    of modules, by the path of what holds them.
+    """
+
+    graph: fx.Graph
+    reads: dict[tuple[str, str], Any]
+    inside: dict[str, tuple[tuple[str, type], ...]]
+
+    def holds(self, module: torch.nn.Module) -> bool:
+        """Whether the module is still as it was."""
+        for path, names in self.inside.items():
+            if _inside(at(module, path)) != names:
+                return False
+        for (path, name), value in self.reads.items():
+            now = functools.reduce(_read, name.split("."), at(module, path))
+            if now is not value and (type(now) is not type(value) or now != value):
+                return False
+        return True
+
+
+def trace(
+    module: torch.nn.Module,
+    forward: Callable[..., Any],
+    args: Sequence[Any],
+    named: Mapping[str, Any],
+    training: bool | None = None,
+) -> Forward:
+    """Run ``forward`` on the arguments, of which those that are `Tensor` itself stand for a tensor each.
+
+    Those that are `Like` stand for a tensor of that shape, which may decide the way. ``training`` is the mode that
+    module and all inside are taken to be in; by default each in its own.
+
+    Raises:
+        Untraceable: its way depends on numbers in tensors or on chance, it changes the module, or does more than a
+            graph says.
+    """
+    recorder = _Recorder(module, training)
+    values = [recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for a in args]
+    options = {name: recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for name, a in named.items()}
+    chance = _chance()
+    try:
+        result = forward(recorder.twin, *values, **options)
+        recorder.graph.output(recorder.create_arg(result))
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(
+            f"its forward is no fixed graph: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    finally:
+        moved = _reset(chance)
+    if moved:
+        raise Untraceable("its forward draws random numbers itself")
+    inside = dict(_structure(module, ""))
+    for node in recorder.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            *names, _ = node.target.split(".")
+            for count in range(len(names) + 1):
+                path = ".".join(names[:count])
+                inside[path] = _inside(at(module, path))
+    return Forward(recorder.graph, recorder.reads, inside)
+
+
+class _Recorder(fx.proxy.GraphAppendingTracer):
+    """Writes the graph, and what is read of the module."""
+
+    def __init__(self, module: torch.nn.Module, training: bool | None) -> None:
+        super().__init__(fx.Graph())
+        self.mode = {} if training is None else {"training": training}
+        self.reads: dict[tuple[str, str], Any] = {}
+        self.around = _surroundings()
+        self.twin = self.copy(module, "", {})
+
+    def copy(self, module: torch.nn.Module, path: str, known: dict[torch.nn.Module, Any]) -> Any:
+        """A copy of a module, and of those inside, which tells what is read of it."""
+        if module in known:
+            return known[module]
+        try:
+            kind: Any = type(module)
+            twin = known[module] = object.__new__(_recorded(kind))
+        except TypeError as error:
+            raise Untraceable(f"{type(module).__name__} cannot be looked into") from error
+        held = {
+            "_modules": {
+                name: None if child is None else self.copy(child, _join(path, name), known)
+                for name, child in module._modules.items()
+            },
+            "_parameters": _Live(self, path, module._parameters),
+            "_buffers": _Live(self, path, module._buffers),
+        }
+        object.__getattribute__(twin, "__dict__").update({**vars(module), **held, **self.mode, RECORDER: (self, path)})
+        return twin
+
+    def placeholder(self, like: Any) -> fx.Proxy:
+        """A tensor of the caller's."""
+        node = self.graph.placeholder(f"given_{len(self.graph.nodes)}")
+        return _Shaped(node, self, like.shape) if isinstance(like, Like) else _Given(node, self)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The value of an operation."""
+        return _Value(node, self)
+
+    def create_node(self, *args: Any, **named: Any) -> fx.Node:
+        """Write an operation, unless a context around it says more than the graph can."""
+        if _surroundings() != self.around:
+            raise Untraceable("its forward changes torch's modes on the way")
+        return super().create_node(*args, **named)
+
+    def create_arg(self, a: Any) -> Any:
+        """Write an argument, or what the forward returns; of a class of its own only what is sure to be made again."""
+        kind = type(a)
+        if (
+            isinstance(a, (fx.Proxy, *CONSTANT))
+            or kind in (tuple, list, dict, slice, range)
+            or hasattr(kind, "_fields")
+        ):
+            return super().create_arg(a)
+        if dataclasses.is_dataclass(a) and all(f.init for f in dataclasses.fields(a)):
+            given = {f.name: self.create_arg(getattr(a, f.name)) for f in dataclasses.fields(a)}
+            return self.create_node("call_function", kind, (), given)
+        raise Untraceable(f"its forward hands a {kind.__name__} on")
+
+    def call(self, path: str, args: tuple[Any, ...], named: dict[str, Any]) -> fx.Proxy:
+        """A call of a module inside."""
+        return self.create_proxy("call_module", path, args, named)
+
+    def note(self, path: str, name: str, value: Any) -> Any:
+        """Something was read that decides the way; of an object, what is read of it."""
+        if _is_constant(value):
+            self.reads[path, name] = value
+            return value
+        if isinstance(value, (Tensor, Collection)) or callable(value) or not hasattr(value, "__dict__"):
+            raise Untraceable(f"its forward reads {name!r}, a {type(value).__name__}, which may change unseen")
+        return _Seen(self, path, name, value)
+
+
+class _Value(fx.Proxy):
+    """A value on the way, of any type. What writes to it is told from what makes another one."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise Untraceable("its forward depends on the type of a value on the way")
+
+
+def _in_place(name: str) -> Callable[..., fx.Proxy]:
+    function = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    setattr(_Value, f"__i{_name}__", _in_place(f"i{_name}"))
+
+
+class _Given(_Value):
+    """A tensor that the forward was called with."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return Tensor
+
+
+class _Shaped(_Given):
+    """A tensor whose shape is known."""
+
+    def __init__(self, node: fx.Node, tracer: _Recorder, shape: torch.Size) -> None:
+        super().__init__(node, tracer)
+        self.shape, self.ndim = shape, len(shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size along an axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.ndim
+
+    def numel(self) -> int:
+        """The number of entries."""
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+class _Seen:
+    """An object that a module refers to, such as its configuration: attributes may be read."""
+
+    def __init__(self, *what: Any) -> None:
+        object.__setattr__(self, "_pellucid_seen", what)
+
+    def __getattribute__(self, name: str) -> Any:
+        recorder, path, own, value = object.__getattribute__(self, "_pellucid_seen")
+        return recorder.note(path, f"{own}.{name}", getattr(value, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise Untraceable(f"its forward sets {name!r} of what it refers to")
+
+
+class _Live(dict[str, Any]):
+    """Parameters or buffers, read when the graph runs."""
+
+    def __init__(self, recorder: _Recorder, path: str, found: dict[str, Any]) -> None:
+        super().__init__(found)
+        self.recorder, self.path = recorder, path
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            self.recorder.note(self.path, name, None)
+            return None
+        return self.recorder.create_proxy("get_attr", _join(self.path, name), (), {})
+
+
+@functools.cache
+def _recorded(kind: Any) -> Any:
+    """A class whose objects tell what is read of them, and that they were called."""
+
+    def read(self: Any, name: str) -> Any:
+        own = object.__getattribute__(self, "__dict__")
+        if name == "__class__":
+            return kind
+        value = object.__getattribute__(self, name)
+        if name.startswith("__") or name in (RECORDER, *HELD) or RECORDER not in own:
+            return value
+        recorder, path = own[RECORDER]
+        fixed = inspect.getattr_static(kind, name, MISSING)
+        method = isinstance(fixed, (property, staticmethod, classmethod)) or callable(fixed)
+        if name in own or not method:
+            return recorder.note(path, name, value)
+        return value
+
+    def read_held(self: Any, name: str) -> Any:
+        try:
+            return kind.__getattr__(self, name)
+        except AttributeError:
+            if RECORDER in (own := object.__getattribute__(self, "__dict__")):
+                recorder, path = own[RECORDER]
+                recorder.reads[path, name] = MISSING
+            raise
+
+    def write(self: Any, name: str, value: Any) -> None:
+        raise Untraceable(f"its forward sets {name!r}")
+
+    def call(self: Any, *args: Any, **named: Any) -> fx.Proxy:
+        recorder, path = object.__getattribute__(self, "__dict__")[RECORDER]
+        return recorder.call(path, args, named)
+
+    methods = {"__getattribute__": read, "__getattr__": read_held, "__setattr__": write, "__call__": call}
+    return type(kind.__name__, (kind,), methods)
+
+
+def _read(value: Any, name: str) -> Any:
+    return getattr(value, name, MISSING)
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return isinstance(value, CONSTANT) or inspect.isroutine(value)
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """The modes of torch that a context manager may have set."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+        torch._C._len_torch_function_stack(),
+        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None,
+    )
+
+
+def _chance() -> tuple[Any, ...]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _reset(before: tuple[Any, ...]) -> bool:
+    """Set the generators back; whether one had moved."""
+    now = _chance()
+    same = torch.equal(before[0], now[0]) and before[1] == now[1]
+    same = same and all(np.array_equal(a, b) for a, b in zip(before[2], now[2], strict=True))
+    if not same:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+    return not same
+
+
+def _structure(module: torch.nn.Module, path: str) -> Iterator[tuple[str, tuple[tuple[str, type], ...]]]:
+    """The names and classes of the modules inside, and of those in lists of them."""
+    yield path, _inside(module)
+    for name, child in module._modules.items():
+        if isinstance(child, HOLDERS):
+            yield from _structure(child, _join(path, name))
+
+
+def _inside(module: Any) -> tuple[tuple[str, type], ...]:
+    return () if module is MISSING else tuple([(name, type(child)) for name, child in module._modules.items()])
+
+
+def at(module: Any, path: str) -> Any:
+    """The module at a path; `MISSING` where there is none."""
+    for name in path.split(".") if path else ():
+        module = module._modules.get(name, MISSING) if module is not MISSING else module
+    return module
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

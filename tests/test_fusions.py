@@ -1,0 +1,728 @@
+"""Layers computed as one after ``swap(model, fuse=True)``: the same numbers, nothing else changed, and undone."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import json
+import logging
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import parametrizations
+
+import pellucid
+from pellucid.benchmark.zoo import ZOO
+from pellucid.models import fusions, verification
+from pellucid.nn import fused
+from recipe_commands import run
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch):
+    monkeypatch.setattr(verification, "TIMED_SECONDS", 0)
+    monkeypatch.setattr(verification, "SAMPLES", 1)
+
+
+class Residual(torch.nn.Module):
+    """A block of a residual network: the norm's result is added to in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.bn = torch.nn.BatchNorm2d(4)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.last = torch.nn.BatchNorm2d(4)
+        self.shortcut = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn(self.conv(x)))
+        y = self.last(y)
+        y += self.shortcut(x)
+        return self.relu(y)
+
+
+class Output(torch.nn.Module):
+    """What a sublayer of a transformer ends with."""
+
+    def __init__(self, norm: torch.nn.Module | None = None, p: float = 0.3) -> None:
+        super().__init__()
+        self.dense, self.dropout = torch.nn.Linear(6, 6), torch.nn.Dropout(p)
+        self.norm = torch.nn.LayerNorm(6) if norm is None else norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.dense(x)) + x)
+
+
+class Functional(torch.nn.Module):
+    """A norm and a function of the user's choice."""
+
+    def __init__(self, norm: torch.nn.Module, function) -> None:
+        super().__init__()
+        self.norm, self.function = norm, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.norm(x))
+
+
+def picture(*shape: int) -> Tensor:
+    return torch.randn(shape or (2, 3, 6, 6), generator=torch.Generator().manual_seed(1))
+
+
+def ready(model: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    """A model whose norms have parameters and statistics that say something."""
+    generator = torch.Generator().manual_seed(2)
+    for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+        tensor.data.add_(torch.rand(tensor.shape, generator=generator) * 0.5)
+    return model.to(dtype)
+
+
+def results(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradients and buffers."""
+    x = x.detach().requires_grad_()
+    torch.manual_seed(3)
+    y = model(x)
+    ramp = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    gradients = torch.autograd.grad(y, [x, *model.parameters()], ramp)
+    return [y.detach(), *gradients, *(b.detach().clone() for b in model.buffers() if b.is_floating_point())]
+
+
+def far(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference, relative to the largest entry of all: some gradients are 0 but for rounding."""
+    scale = max(map(verification.largest, theirs))
+    return max(verification.difference(a, b, scale) for a, b in zip(ours, theirs, strict=True))
+
+
+def follows(model: torch.nn.Module, training: bool) -> bool:
+    """Whether a module has a plan for this mode, and runs by it."""
+    plans = [
+        plan for m in model.modules() if "_fused_plans" in vars(m) for plan in vars(m)["_fused_plans"].known.items()
+    ]
+    return any(key[0] is training and plan.run is not None for key, plan in plans)
+
+
+def kinds(report) -> list[str]:
+    return [group.before for group in report.fused]
+
+
+# -- the numbers ------------------------------------------------------------------------------------------------------
+
+S, R = torch.nn.Sequential, torch.nn.ReLU
+MODELS = {
+    "conv, norm, relu6": (S(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU6()), picture()),
+    "strided depthwise": (
+        S(torch.nn.Conv2d(3, 3, 3, 2, "valid", 1, 3, False), torch.nn.BatchNorm2d(3), torch.nn.Hardswish()),
+        picture(),
+    ),
+    "conv1d, norm without γ": (
+        S(torch.nn.Conv1d(3, 4, 3, padding=1), torch.nn.BatchNorm1d(4, affine=False)),
+        picture(2, 3, 7),
+    ),
+    "residual block": (Residual(), picture()),
+    "group norm": (S(torch.nn.GroupNorm(2, 4), torch.nn.SiLU()), picture(2, 4, 5, 3)),
+    "instance norm": (S(torch.nn.InstanceNorm2d(3, affine=True), torch.nn.LeakyReLU(0.2)), picture()),
+    "function": (Functional(torch.nn.BatchNorm1d(5), lambda x: F.hardtanh(x, 0, max_val=0.5)), picture(4, 5)),
+    "method": (Functional(torch.nn.RMSNorm(6), lambda x: x.relu_()), picture(3, 4, 6)),
+    "layer norm": (Output(), picture(3, 4, 6)),
+    "rms norm": (Output(torch.nn.RMSNorm(6)), picture(3, 4, 6)),
+    "without γ": (Output(torch.nn.LayerNorm(6, elementwise_affine=False)), picture(3, 4, 6)),
+    "no dropout": (Output(p=0.0), picture(3, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_numbers(name):
+    model, x = MODELS[name]
+    model = ready(copy.deepcopy(model))
+    one_by_one = copy.deepcopy(model)
+    pellucid.swap(one_by_one)
+    state = list(model.state_dict())
+    values = dict(model.named_parameters())
+    report = pellucid.swap(model, fuse=True)
+    assert report.fused
+    assert report.unfused == ()
+    with pellucid.backend("c"):  # one pass, whatever is faster
+        for training in (True, False):
+            ours, theirs = (results(m.train(training), x.double()) for m in (model, one_by_one))
+            assert far(ours, theirs) < 1e-10
+            assert follows(model, training)
+    assert list(model.state_dict()) == state
+    assert all(value is values[name] for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", fused.LAYERS)
+def test_every_activation(kind):
+    model = ready(S(torch.nn.LayerNorm(6), kind()))
+    reference = copy.deepcopy(model)
+    x = 4 * picture(5, 6).double()
+    assert pellucid.swap(model, fuse=True).fused
+    with pellucid.backend("c"):
+        assert far(results(model, x), results(reference, x)) < 1e-10
+        assert model[0].backend == "c"
+
+
+def test_float32_and_half():
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+        model = ready(S(torch.nn.BatchNorm2d(3), R()), dtype)
+        reference = copy.deepcopy(model).float()
+        pellucid.swap(model, fuse=True)
+        with pellucid.backend("c"):
+            found = results(model, picture().to(dtype))
+        assert found[0].dtype == dtype
+        assert far([t.float() for t in found], results(reference, picture().to(dtype).float())) < tolerance
+
+
+@pytest.mark.parametrize("name", ["conv, norm, relu6", "residual block", "layer norm", "instance norm"])
+def test_gradients_of_gradients(name):
+    model, x = MODELS[name]
+    model = ready(copy.deepcopy(model)).eval()
+    pellucid.swap(model, fuse=True)
+    smooth = {"conv, norm, relu6": torch.nn.SiLU, "residual block": torch.nn.Tanh}.get(name)
+    for path, child in list(model.named_children()):
+        if smooth and type(child) in fused.LAYERS:
+            setattr(model, path, smooth())
+    x = x.double()[:2, :, :3, :3].clone().requires_grad_() if x.ndim == 4 else x.double()[:1].clone().requires_grad_()
+    with pellucid.backend("c"):
+        assert torch.autograd.gradcheck(model, x, fast_mode=True)
+        assert torch.autograd.gradgradcheck(model, x, fast_mode=True)
+
+
+def test_what_is_dropped_is_that_of_the_layers():
+    model = Output()
+    pellucid.swap(model, fuse=True)
+    one_by_one = copy.deepcopy(model)
+    fusions.unfuse(one_by_one)
+    x = picture(40, 6)
+    with pellucid.backend("c"):
+        for m in (model, one_by_one):
+            torch.manual_seed(5)
+            m.drawn = torch.cat([m(x), m(x)])
+        assert torch.allclose(model.drawn, one_by_one.drawn, atol=1e-6)
+        assert not torch.allclose(*model.drawn.chunk(2))
+        assert pellucid.monte_carlo(model.eval(), x, 8, seed=0).spread.min() > 0
+        assert torch.equal(model(x), model(x))
+
+
+def test_an_unknown_place_far_from_zero_keeps_its_digits():
+    model = S(torch.nn.LayerNorm(64), R())
+    x = picture(8, 64) + 1e4
+    expected = F.relu(F.layer_norm(x.double(), (64,)))
+    pellucid.swap(model, fuse=True)
+    with pellucid.backend("c"):
+        assert (model(x) - expected).abs().max() < 1e-5
+
+
+# -- what changes later is seen ---------------------------------------------------------------------------------------
+
+
+def test_a_hook_lets_the_layers_run_one_by_one():
+    model = ready(copy.deepcopy(MODELS["residual block"][0]))
+    pellucid.swap(model, fuse=True)
+    x, seen = picture().double(), []
+    with pellucid.backend("c"):
+        for training in (True, False):
+            model.train(training)
+            expected = model(x)
+            handles = [
+                getattr(model, path).register_forward_hook(lambda layer, args, y: seen.append(layer))
+                for path in ("conv", "bn", "relu", "last")
+            ]
+            assert torch.allclose(model(x), expected)
+            assert seen == [model.conv, model.bn, model.relu, model.last, model.relu]
+            for handle in handles:
+                handle.remove()
+            model(x)
+            assert len(seen) == 5
+            seen.clear()
+
+
+class Choosing(torch.nn.Module):
+    """What the forward does depends on attributes, its own and those of what it refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.other = torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Tanh()
+        self.config = type("Config", (), {})()
+        self.config.slope = 0.0
+        self.scale = 1.0
+
+    def forward(self, x: Tensor, negative: bool = False, more: Tensor | None = None) -> Tensor:
+        y = self.norm(x)
+        if self.training and self.scale > 0:
+            y = self.act(y)
+        elif not self.training:
+            y = self.other(y) + self.config.slope * x
+        y = -y if negative else y
+        return y * self.scale if more is None else y + more
+
+
+def test_what_the_forward_reads_may_change():
+    model = Choosing()
+    assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → ReLU"]
+    reference = copy.deepcopy(model)
+    fusions.unfuse(reference)
+    x = picture(6, 5)
+
+    def agree(*args, **named):
+        ours, theirs = model(x, *args, **named), reference(x, *args, **named)
+        assert torch.allclose(ours, theirs, atol=1e-5)
+        return ours
+
+    with pellucid.backend("c"):
+        first = agree()
+        agree(True)
+        agree(negative=True)
+        agree(False, x)
+        agree(more=x)
+        for m in (model, reference):
+            m.scale = -2.0
+        assert not torch.allclose(agree(), first)
+        for m in (model, reference):
+            m.eval()
+        agree()
+        for m in (model, reference):
+            m.config.slope = 3.0
+        agree()
+        for m in (model, reference):
+            m.other = torch.nn.Sigmoid()
+        agree()
+        for m in (model, reference):
+            m.norm = torch.nn.Identity()
+        agree()
+        for m in (model, reference):
+            m.forward = lambda x: x + 1
+        agree()
+
+
+def test_options_of_the_layers_may_change():
+    model = S(torch.nn.BatchNorm1d(5), torch.nn.LeakyReLU(0.1), torch.nn.Linear(5, 6), Output())
+    model = model.double()
+    pellucid.swap(model, fuse=True)
+    reference = copy.deepcopy(model)
+    for m in reference.modules():
+        fusions.unfuse(m)
+    x = picture(6, 5).double()
+    with pellucid.backend("c"):
+        for step in range(4):
+            for m in (model, reference):
+                if step == 1:
+                    m[1].negative_slope, m[0].eps = 0.7, 0.1
+                elif step == 2:
+                    m[3].dropout.p = 0.9
+                elif step == 3:
+                    m.append(torch.nn.BatchNorm1d(6))
+                    m.append(torch.nn.ReLU())
+                    m.double()
+            assert far(results(model, x), results(reference, x)) < 1e-10
+
+
+def test_a_forward_that_never_reads_the_same_is_given_up(monkeypatch):
+    model = Choosing()
+    pellucid.swap(model, fuse=True)
+    traced = []
+    real = fusions.trace
+    monkeypatch.setattr(fusions, "trace", lambda *args: traced.append(1) or real(*args))
+    for step in range(40):
+        model.scale = 1.0 + step
+        model(picture(6, 5))
+    assert len(traced) == fusions.MOST_TRACES
+
+
+def test_a_parametrized_layer():
+    model = ready(S(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), R()))
+    parametrizations.weight_norm(model[0])
+    pellucid.swap(model, fuse=True)
+    reference = copy.deepcopy(model)
+    fusions.unfuse(reference)
+    with pellucid.backend("c"):
+        for training in (False, True):
+            ours, theirs = (results(m.train(training), picture().double()) for m in (model, reference))
+            assert far(ours, theirs) < 1e-10
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+class Own(torch.nn.BatchNorm1d):
+    pass
+
+
+class Body(torch.nn.Module):
+    """A forward of one's own around a norm, a function, a dropout and a convolution."""
+
+    body = staticmethod(lambda self, x: x)
+
+    def __init__(self, body, **layers: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.norm, self.act, self.dropout = torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Dropout(0.5)
+        self.layer = torch.nn.LayerNorm(5)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def twice(self, x):
+    y = self.norm(x)
+    return self.act(y) + y
+
+
+def in_place_between(self, x):
+    y = self.norm(x)
+    x.mul_(2)
+    return self.act(y)
+
+
+def drawing_between(self, x):
+    y = self.dropout(x)
+    z = self.other(x)
+    return self.layer(x + y) + z
+
+
+def hidden_sum(self, x):
+    x += self.dropout(x)
+    return self.layer(x)
+
+
+def deciding(self, x):
+    return self.act(self.norm(x)) if x.sum() > 0 else x
+
+
+def by_chance(self, x):
+    return self.act(self.norm(x)) if random.random() > 0.5 else x
+
+
+def keeping(self, x):
+    self.last = self.act(self.norm(x))
+    return self.last
+
+
+def reading(self, x):
+    return self.act(self.norm(x)) * self.table["scale"]
+
+
+def within_a_context(self, x):
+    with torch.no_grad():
+        x = self.act(self.norm(x))
+    return x
+
+
+def hooked() -> torch.nn.Module:
+    layer = torch.nn.BatchNorm1d(5)
+    layer.register_forward_pre_hook(lambda *_: None)
+    return layer
+
+
+def table(model: torch.nn.Module) -> torch.nn.Module:
+    model.table = {"scale": 2.0}
+    return model
+
+
+def looking(self, x):
+    y = self.norm(x)
+    return self.act(y) if isinstance(y, Tensor) else y
+
+
+REFUSED = {
+    "looking": (Body(looking), "depends on the type of a value"),
+    "used twice": (Body(twice), "what norm gives is used elsewhere too"),
+    "in place between": (Body(in_place_between), "mul_ works in place between them"),
+    "drawing between": (Body(drawing_between, other=torch.nn.Dropout(0.1)), "might draw random numbers before"),
+    "own class": (Body(lambda self, x: self.act(self.norm(x)), norm=Own(5)), "Own, not pellucid's layer"),
+    "hooked": (Body(lambda self, x: self.act(self.norm(x)), norm=hooked()), "norm has a hook"),
+    "deciding": (Body(deciding), "no fixed graph"),
+    "by chance": (Body(by_chance), "draws random numbers itself"),
+    "keeping": (Body(keeping), "sets 'last'"),
+    "reading": (table(Body(reading)), "reads 'table', a dict, which may change unseen"),
+    "context": (Body(within_a_context), "changes torch's modes on the way"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_left_one_by_one_and_why(name):
+    model, words = REFUSED[name]
+    model = copy.deepcopy(model)
+    reference = copy.deepcopy(model)
+    report = pellucid.swap(model, fuse=True)
+    assert report.fused == ()
+    assert words in report.unfused[0].reason
+    assert type(model) is Body
+    with pellucid.backend("c"):
+        found = []
+        for m in (model.eval(), reference.eval()):
+            random.seed(1)
+            found.append(m(picture(6, 5)))
+        assert torch.allclose(*found, atol=1e-6)
+
+
+def test_a_sum_in_place_changes_the_callers_tensor_still():
+    model = Body(hidden_sum).eval()
+    assert pellucid.swap(model, fuse=True).fused == ()
+    x = picture(6, 5)
+    y = 2 * x
+    model(x)
+    assert torch.equal(x, y)
+
+
+def test_a_tensor_is_taken_for_one():
+    def asking(self, x):
+        return self.act(self.norm(x)) if isinstance(x, Tensor) else x[0]
+
+    assert kinds(pellucid.swap(Body(asking), fuse=True)) == ["BatchNorm1d → ReLU"]
+
+
+def test_what_can_be_fused_is_though_its_neighbour_cannot():
+    def shared(self, x):
+        z = x + 2 * x
+        return torch.relu(self.layer(z)) + F.silu(self.norm(z)) + z
+
+    model = Body(shared, act=torch.nn.Identity()).double()
+    reference = copy.deepcopy(model)
+    assert kinds(pellucid.swap(model, fuse=True)) == ["LayerNorm → relu", "BatchNorm1d → silu"]
+    with pellucid.backend("c"):
+        assert far(results(model, picture(6, 5).double()), results(reference, picture(6, 5).double())) < 1e-10
+
+
+def test_torchs_own_blocks():
+    model = torch.nn.TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True).double()
+    reference = copy.deepcopy(model)
+    assert kinds(pellucid.swap(model, fuse=True)) == ["Dropout → add → LayerNorm"] * 3
+    x = picture(2, 3, 8).double()
+    with pellucid.backend("c"):
+        assert torch.allclose(model(x, x), reference(x, x), atol=1e-10)
+
+
+def test_only_says_which_norms():
+    model = S(torch.nn.BatchNorm1d(5), R(), torch.nn.LayerNorm(5), R())
+    report = pellucid.swap(model, only=torch.nn.LayerNorm, fuse=True)
+    assert [group.paths for group in report.fused] == [("2",)]
+    assert [(left.paths, left.kind) for left in report.unfused] == [(("0",), "BatchNorm1d → ReLU")]
+    assert "torch.nn.BatchNorm1d, not pellucid's" in report.unfused[0].reason
+
+
+def test_nothing_is_fused_unless_asked_for():
+    model = S(torch.nn.BatchNorm1d(5), R())
+    report = pellucid.swap(model)
+    assert report.fused == report.unfused == ()
+    assert type(model) is S
+
+
+def test_an_inner_layer_that_cannot_be_run_fused_says_what_it_says():
+    model = S(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), R()).eval()
+    pellucid.swap(model, fuse=True)
+    with pellucid.backend("c"), pytest.raises(RuntimeError, match=r"in_channels is 3\. Build it with in_channels=5"):
+        model(picture(2, 5, 6, 6))
+    one = S(torch.nn.InstanceNorm2d(3), R())
+    pellucid.swap(one, fuse=True)
+    with pellucid.backend("c"), pytest.raises(ValueError, match="more than 1 spatial element"):
+        one(picture(2, 3, 1, 1))
+
+
+# -- copies, files, transforms ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def block():
+    torch.manual_seed(0)
+    model = S(Residual(), torch.nn.Flatten(), torch.nn.Linear(144, 6), Output(p=0.0))
+    original = copy.deepcopy(model)
+    report = pellucid.swap(model, fuse=True)
+    assert len(report.fused) == 3
+    return original.eval(), model.eval()
+
+
+def test_copies_and_files(block):
+    original, model = block
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(model), copy.copy(model), torch.load(stream, weights_only=False)):
+        assert isinstance(other[0], fusions.Fused)
+        with pellucid.backend("c"):
+            assert torch.allclose(other(picture()), original(picture()), atol=1e-5)
+        assert any(plan.run is not None for plan in other[0]._fused_plans.known.values())
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].bn.weight.mul_(2)
+        with pellucid.backend("c"):
+            assert not torch.allclose(other(picture()), model(picture()))
+    assert type(model[0]).__name__ == "Residual"
+    assert isinstance(model[0], Residual)
+    assert list(inspect.signature(model[0].forward).parameters) == ["x"]
+    assert repr(model[0]).startswith("Residual(")
+
+
+def test_compiled_exported_and_transformed(block):
+    original, model = block
+    x, expected = picture(), original(picture())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), expected, atol=1e-5)
+    assert torch.allclose(torch.export.export(model, (x,)).module()(x), expected, atol=1e-5)
+    with pellucid.backend("c"):
+        called = torch.func.functional_call(model, dict(original.named_parameters()), (x,))
+        assert torch.allclose(called, expected, atol=1e-5)
+        mapped = torch.func.vmap(model)(torch.stack([x, 2 * x]))
+        assert torch.allclose(mapped[0], expected, atol=1e-5)
+
+
+def test_restored(block):
+    original, model = block
+    model = copy.deepcopy(model)
+    report = pellucid.restore(model)
+    assert kinds(report) == ["Conv2d → BatchNorm2d → ReLU", "BatchNorm2d → add → ReLU", "Dropout → add → LayerNorm"]
+    assert "3 groups of layers are no longer computed as one." in report.summary
+    assert [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
+    assert not any("_fused_plans" in vars(m) for m in model.modules())
+    assert torch.equal(model(picture()), original(picture()))
+
+
+def test_swapped_once_more(block):
+    _, model = block
+    model = copy.deepcopy(model)
+    report = pellucid.swap(model, fuse=True)
+    assert len(report.fused) == 3
+    assert type(model[0]).__mro__.count(fusions.Fused) == 1
+    assert type(model[0])._fused_kind is Residual
+
+
+def test_a_loaded_state_and_an_optimizer(block):
+    original, model = block
+    model, original = copy.deepcopy(model).train(), copy.deepcopy(original).train()
+    model.load_state_dict(original.state_dict())
+    for m in (model, original):
+        optimizer = torch.optim.SGD(m.parameters(), 0.1)
+        with pellucid.backend("c"):
+            for _ in range(2):
+                optimizer.zero_grad()
+                m(picture()).square().mean().backward()
+                optimizer.step()
+    pairs = zip(model.parameters(), original.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+
+
+# -- the faster way ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_the_faster_way_is_taken(monkeypatch, wins):
+    asked = []
+    monkeypatch.setattr(fused, "_chosen", {})
+    monkeypatch.setattr(fused, "LEAST", 0)
+
+    def faster(question, kernel, usual, other):
+        asked.append(question)
+        usual()
+        other()
+        return wins
+
+    monkeypatch.setattr(fused, "faster", faster)
+    calls: list[int] = []
+    layers = fused.one_by_one
+    monkeypatch.setattr(fused, "one_by_one", lambda *args: calls.append(1) or layers(*args))
+    model = S(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), R(), Residual(), torch.nn.Flatten(2), Output())
+    model[3].conv, model[3].shortcut = torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 1)
+    model[5].norm, model[5].dense = torch.nn.LayerNorm(16), torch.nn.Linear(16, 16)
+    reference = copy.deepcopy(model)
+    pellucid.swap(model, fuse=True)
+    for training, questions in ((True, 3), (False, 4 if wins else 5)):
+        asked.clear()
+        for m in (model, reference):
+            m.train(training)
+            m[5].dropout.training = False
+        assert far(results(model, picture()), results(reference, picture())) < 1e-5
+        assert len(asked) == questions
+        calls.clear()
+        torch.manual_seed(0)
+        state = torch.get_rng_state()
+        for m in (model, reference):
+            m(picture().requires_grad_())
+        assert len(asked) == questions  # of the same size, so known
+        assert bool(calls) is not wins
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- real models, the report and the command --------------------------------------------------------------------------
+
+GROUPS = {"ResNet-18": 12, "MobileNetV2": 52, "EfficientNet-B0": 24, "BERT": 5}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("known", [pytest.param(known, id=known.name) for known in ZOO if known.name in GROUPS])
+def test_a_real_model_computes_the_same(known, monkeypatch):
+    if not known.is_here:
+        pytest.skip(f"{known.needs} is not installed")
+    monkeypatch.setattr(fused, "_chosen", {})
+    monkeypatch.setattr(fused, "LEAST", 0)
+    monkeypatch.setattr(fused, "faster", lambda *_: True)  # one pass everywhere
+    model, inputs = known.make(tiny=True)
+    model.double()
+    inputs = verification.mapped(lambda x: x.double() if x.is_floating_point() else x, inputs)
+    types, state = [type(m) for m in model.modules()], list(model.state_dict())
+    report = pellucid.swap(model, verify=inputs, fuse=True)
+    assert len(report.fused) == GROUPS[known.name]
+    assert report.verification is not None
+    assert report.verification.modes == ("eval", "train")
+    assert max(report.verification.outputs, report.verification.gradients or 0) < 1e-10
+    assert list(model.state_dict()) == state
+    assert len(pellucid.restore(model).fused) == GROUPS[known.name]
+    assert [type(m) for m in model.modules()] == types
+
+
+def test_a_wrong_result_is_refused_and_all_undone(monkeypatch):
+    model = S(torch.nn.BatchNorm1d(5), R())
+    layers = fused.one_by_one
+    monkeypatch.setattr(fused, "one_by_one", lambda *args: layers(*args) + 1e-3)
+    with pytest.raises(pellucid.VerificationError, match=r"an output by.*without fuse= all run one by one"):
+        pellucid.swap(model, verify=picture(6, 5), fuse=True)
+    assert [type(m) for m in model.modules()] == [S, torch.nn.BatchNorm1d, R]
+
+
+def test_a_forward_that_asks_for_the_shape_needs_an_example():
+    def asking(self, x):
+        return self.act(self.norm(x)) if x.shape[0] > 1 else x
+
+    model = Body(asking)
+    assert "no fixed graph" in pellucid.swap(model, fuse=True).unfused[0].reason
+    assert pellucid.swap(model, verify=picture(6, 5), fuse=True).fused
+    model.eval()
+    assert torch.equal(model(picture(1, 5)), picture(1, 5))
+    assert not torch.equal(model(picture(6, 5)), picture(6, 5))
+
+
+def test_the_report_tells_what_is_fused():
+    shared = Residual()
+    model = S(shared, Body(twice), S(torch.nn.Identity(), torch.nn.LayerNorm(5), torch.nn.GELU()))
+    model.again = shared
+    report = pellucid.swap(model, fuse=True)
+    text, markdown, found = str(report), report.markdown(), json.loads(report.json())
+    assert "3 groups of layers are computed as one." in text
+    assert "| Conv2d → BatchNorm2d → ReLU | eval: one convolution; training: one pass behind it | 1 |" in markdown
+    assert "0.bn = again.bn" in markdown
+    assert "| BatchNorm1d → ReLU | what norm gives is used elsewhere too | 1 | 1.norm |" in markdown
+    assert found["fused"][2] == {
+        "paths": ["2.1"],
+        "layers": ["1", "2"],
+        "before": "LayerNorm → GELU",
+        "after": "one pass",
+    }
+    assert found["unfused"][0]["paths"] == ["1.norm"]
+    assert max(map(len, text.splitlines())) <= 120
+    assert "No longer fused" in str(pellucid.restore(model))
+
+
+def test_the_command(tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text("import torch\nnet = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.ReLU())\n")
+    result = run("swap", f"{file}:net", "--input", "4x5", "--fuse")
+    assert result.exit_code == 0, result.output
+    assert "1 group of layers is computed as one." in result.output
+    assert "BatchNorm1d → ReLU" in result.output
+    assert "computed as one" not in run("swap", f"{file}:net").output
