@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C import _TorchDispatchModeKey as _ModeKey
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pellucid.kernel import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.autocast import no_autocast
@@ -41,11 +43,12 @@ def recurrence(
         division: whether the sequence is taken in chunks.
 
     Returns:
-        Output (time, batch, features), the last state, and the name of the backend that ran ("" where a compiler asks).
+        Output (time, batch, features), the last state, and the name of the backend that ran ("" where none ran: a
+        compiler asks, an exporter or a tracer).
     """
     tensors = [x, *states, *parameters]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if torch.compiler.is_compiling():
+    differentiable = (torch.is_grad_enabled() or torch._C._is_tracing()) and any(t.requires_grad for t in tensors)
+    if _recorded(tensors):
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
@@ -85,6 +88,17 @@ def _plain(
         return run.forward(x, states, parameters, lengths, seed, reverse, start=start)
 
     return plainly(forward, division, x, states, lengths, reverse)
+
+
+def _recorded(tensors: Sequence[Tensor]) -> bool:
+    """Whether a call becomes a node of a graph: a compiler, an exporter or a tracer asks, or the tensors are fake."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._get_dispatch_mode(_ModeKey.PROXY) is not None
+        or torch._C._get_dispatch_mode(_ModeKey.FAKE) is not None
+        or FakeTensor in map(type, tensors)
+    )
 
 
 def _transformed() -> bool:
