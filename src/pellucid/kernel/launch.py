@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from pellucid.kernel import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.chunks import WHOLE, Division, divided, plainly
-from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner
+from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner, warn_of_unrolling
 
 Tensor = torch.Tensor
 
@@ -49,6 +49,10 @@ def recurrence(
     tensors = [x, *states, *parameters]
     differentiable = (torch.is_grad_enabled() or torch._C._is_tracing()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
+        if _for_onnx():
+            warn_of_unrolling(text)
+            run = reference(text, training, x.dtype, x.device.type)
+            return *_plain(run, division, x, states, parameters, lengths, seed, reverse), ""
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
@@ -99,6 +103,13 @@ def _recorded(tensors: Sequence[Tensor]) -> bool:
         or torch._C._get_dispatch_mode(_ModeKey.FAKE) is not None
         or FakeTensor in map(type, tensors)
     )
+
+
+def _for_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # dynamo by itself takes it to be false
 
 
 def _transformed() -> bool:
