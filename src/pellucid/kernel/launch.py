@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,10 +50,8 @@ def recurrence(
     tensors = [x, *states, *parameters]
     differentiable = (torch.is_grad_enabled() or torch._C._is_tracing()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
-        if _for_onnx():
-            warn_of_unrolling(text)
-            run = reference(text, training, x.dtype, x.device.type)
-            return *_plain(run, division, x, states, parameters, lengths, seed, reverse), ""
+        if _has_no_operator(text):
+            return *_unrolled(text, training, reverse, x, list(states), list(parameters), lengths, seed, *division), ""
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
@@ -105,11 +104,36 @@ def _recorded(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _for_onnx() -> bool:
-    return torch.onnx.is_in_onnx_export()
+def _has_no_operator(text: str) -> bool:
+    """Whether a graph cannot have the operator: a transform is compiled too, or the graph is for ONNX."""
+    for_onnx = torch.onnx.is_in_onnx_export()
+    if for_onnx:
+        warn_of_unrolling(text)
+    if not (for_onnx or _transformed()):
+        return False
+    if "torch._dynamo" in sys.modules:  # to import it takes 1.3 s; where it is not loaded, nothing compiles
+        torch._dynamo.allow_in_graph(_unrolled)
+    return True
 
 
-_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # dynamo by itself takes it to be false
+_has_no_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]  # it is called, not compiled
+
+
+def _unrolled(
+    text: str,
+    training: bool,
+    reverse: bool,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    checkpoint_every: int,
+    truncate: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
+    run = reference(text, training, x.dtype, x.device.type)
+    return _plain(run, Division(checkpoint_every, truncate), x, states, parameters, lengths, seed, reverse)
 
 
 def _transformed() -> bool:
