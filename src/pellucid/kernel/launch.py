@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C import _TorchDispatchModeKey as _ModeKey
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pellucid.kernel import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.chunks import WHOLE, Division, divided, plainly
-from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner
+from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner, warn_of_unrolling
 
 Tensor = torch.Tensor
 
@@ -41,11 +44,14 @@ def recurrence(
         division: whether the sequence is taken in chunks.
 
     Returns:
-        Output (time, batch, features), the last state, and the name of the backend that ran ("" where a compiler asks).
+        Output (time, batch, features), the last state, and the name of the backend that ran ("" where none ran: a
+        compiler asks, an exporter or a tracer).
     """
     tensors = [x, *states, *parameters]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if torch.compiler.is_compiling():
+    differentiable = (torch.is_grad_enabled() or torch._C._is_tracing()) and any(t.requires_grad for t in tensors)
+    if _recorded(tensors):
+        if _has_no_operator(text):
+            return *_unrolled(text, training, reverse, x, list(states), list(parameters), lengths, seed, *division), ""
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
@@ -85,6 +91,49 @@ def _plain(
         return run.forward(x, states, parameters, lengths, seed, reverse, start=start)
 
     return plainly(forward, division, x, states, lengths, reverse)
+
+
+def _recorded(tensors: Sequence[Tensor]) -> bool:
+    """Whether a call becomes a node of a graph: a compiler, an exporter or a tracer asks, or the tensors are fake."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._get_dispatch_mode(_ModeKey.PROXY) is not None
+        or torch._C._get_dispatch_mode(_ModeKey.FAKE) is not None
+        or FakeTensor in map(type, tensors)
+    )
+
+
+def _has_no_operator(text: str) -> bool:
+    """Whether a graph cannot have the operator: a transform is compiled too, or the graph is for ONNX."""
+    for_onnx = torch.onnx.is_in_onnx_export()
+    if for_onnx:
+        warn_of_unrolling(text)
+    if not (for_onnx or _transformed()):
+        return False
+    if "torch._dynamo" in sys.modules:  # to import it takes 1.3 s; where it is not loaded, nothing compiles
+        torch._dynamo.allow_in_graph(_unrolled)
+    return True
+
+
+_has_no_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]  # it is called, not compiled
+
+
+def _unrolled(
+    text: str,
+    training: bool,
+    reverse: bool,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    checkpoint_every: int,
+    truncate: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
+    run = reference(text, training, x.dtype, x.device.type)
+    return _plain(run, Division(checkpoint_every, truncate), x, states, parameters, lengths, seed, reverse)
 
 
 def _transformed() -> bool:

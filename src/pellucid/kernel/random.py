@@ -78,7 +78,9 @@ def uniform(
     keys = round_keys(seed & WORD, (seed >> 32) & WORD)
     bits = min(32, 1 - round(math.log2(torch.finfo(dtype).eps)))
     count = math.prod(shape)
-    first, last = offset // 4, (offset + count + 3) // 4
+    known = isinstance(count, int)
+    # Of an unknown size one block more: a number of blocks that is 1 in an example would be 1 in a graph for ever.
+    first, last = offset // 4, (offset + count + (3 if known else 7)) // 4
 
     def words(start: int, stop: int) -> tuple[Tensor, ...]:
         block = torch.arange(start, stop, device=device)
@@ -93,8 +95,10 @@ def uniform(
         for start in range(first, last, step):
             for lane, word in enumerate(words(start, min(start + step, last))):
                 drawn[start - first : start - first + step, lane] = word
-    drawn = drawn.mul_(2.0**-bits).flatten()
-    return drawn[offset - 4 * first :][:count].reshape(tuple(shape))
+    drawn, begin = drawn.mul_(2.0**-bits).flatten(), offset - 4 * first
+    if not known:  # torch.export cannot see that a slice ends where there are numbers
+        return drawn[begin + torch.arange(count, device=device)].reshape(tuple(shape))
+    return drawn[begin:][:count].reshape(tuple(shape))
 
 
 def in_plain_python(*values: Any) -> bool:

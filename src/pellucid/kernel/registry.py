@@ -170,6 +170,16 @@ def warn_of_fallback(what: str, error: Unsupported | BuildError, language: str =
     _warn_once(f"{what} runs stepwise, in plain torch and slower, because {reason}")
 
 
+def warn_of_unrolling(text: str) -> None:
+    """Say once that a cell has no operator in a graph for ONNX, and how there may be one."""
+    if chosen_backend() in ("auto", "c"):
+        _warn_once(
+            f"cell {json.loads(text)[0].split(':')[-1]} is written out step by step for ONNX, which has no operator "
+            f"for it: the file reads sequences of as many steps as the example has. pellucid.restore(model) first "
+            f"makes it a layer of torch.nn where there is one; an LSTM of ONNX reads any length"
+        )
+
+
 @functools.cache
 def _warn_once(message: str) -> None:
     cure = 'Nothing is wrong with the result; with pellucid.backend("stepwise"): asks for it without this warning.'

@@ -90,7 +90,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
         if not self.training or self.p == 0 or input.numel() == 0:
             return input
         numbers, formula = self.sequence(), self.formula
-        if input.numel() < SMALL and formula is drop and input.dtype == torch.float32 and in_plain_python(input):
+        if in_plain_python(input) and input.numel() < SMALL and formula is drop and input.dtype == torch.float32:
             scale = kept(self.drawn_shape(input), *numbers, self.p, 1 / (1 - self.p))
             if scale is not None:
                 self._was_run_by("c")

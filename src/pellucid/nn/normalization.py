@@ -332,7 +332,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _plain(self, input: Tensor) -> Tensor:
         """Normalize what has no padding."""
         y = None
-        if self._suits_operator(input) and nested.runs(input):
+        if nested.runs(input) and self._suits_operator(input):  # in this order: a compiler would guard the size
             self._was_run_by("torch")
             y = self._by_operator(input)
         if y is None:
