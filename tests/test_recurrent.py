@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import formulas
 import pellucid
 from pellucid import nn
+from pellucid.nn import torch_recurrence
 
 
 def pair(name, *args, **kwargs):
@@ -297,3 +298,83 @@ def test_results_may_be_changed_in_place(name, lengths):
             )
 
     torch.testing.assert_close(list(gradients(True)), list(gradients(False)))
+
+
+# -- torch's own operator, where it is faster -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_is_faster(monkeypatch):
+    """Let torch's operator be taken wherever it can be."""
+    monkeypatch.setattr(torch_recurrence, "faster", lambda *_: True)
+    monkeypatch.setattr(torch_recurrence, "_chosen", {})
+    monkeypatch.setattr(torch_recurrence, "LEAST_WEIGHTS", 0)
+
+
+@pytest.mark.usefixtures("torch_is_faster")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("RNN", {"nonlinearity": "relu", "bias": False}),
+        ("GRU", {"bidirectional": True, "batch_first": True}),
+        ("LSTM", {"num_layers": 2, "bidirectional": True}),
+        ("LSTM", {"num_layers": 2, "dropout": 0.5}),
+    ],
+    ids=str,
+)
+def test_torchs_operator_computes_the_same(name, options):
+    layer = getattr(nn, name)(4, 5, **options).eval()
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    weights = [x, *layer.parameters()]
+    found = []
+    for backend in ("auto", "c"):
+        with pellucid.backend(backend):
+            output, last = layer(x)
+            assert layer.backend == ("torch" if backend == "auto" else "c")
+            loss = output.square().sum() + sum(s.sum() for s in (last if name == "LSTM" else [last]))
+            plain = torch.autograd.grad(loss, weights, retain_graph=True)
+            first = torch.autograd.grad(loss, weights, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), weights)
+            with torch.no_grad():
+                silent = layer(x)[0]
+            found.append([output, last, first, second, plain, silent])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("torch_is_faster")
+def test_torchs_operator_is_left_alone_where_it_cannot_do_it():
+    """Lengths, records, chunks, many rows, dropout between levels, weights that are computed, double precision."""
+
+    def ran(layer, x, **options):
+        layer(x, **options)
+        return layer.backend
+
+    layer, x = nn.LSTM(4, 5), torch.randn(3, 2, 4)
+    assert ran(layer, x) == "torch"
+    for options in {"lengths": [3, 1]}, {"record": ["i"]}, {"checkpoint_every": 1}, {"truncate": 2}:
+        assert ran(layer, x, **options) == "c"
+    assert ran(layer, torch.randn(3, 9, 4)) == "c"
+    assert ran(layer.double(), x.double()) == "c"
+    assert ran(nn.LSTM(4, 5, 2, dropout=0.5), x) == "c"
+    assert ran(nn.LSTM(4, 5, proj_size=3), x) == "c"
+    computed = torch.nn.utils.parametrizations.weight_norm(nn.LSTM(4, 5), "weight_hh_l0")
+    assert ran(computed, x) == "c"
+    torch.nn.utils.parametrize.remove_parametrizations(computed, "weight_hh_l0")
+    assert ran(computed, x) == "torch"
+    found = computed(x)
+    with pellucid.backend("c"):
+        torch.testing.assert_close(computed(x), found)
+
+
+def test_which_operator_is_faster_is_measured(monkeypatch):
+    """On the first steps, with the gradients that the call has, and once."""
+    asked = []
+    monkeypatch.setattr(torch_recurrence, "faster", lambda *given: asked.append(given) or False)
+    monkeypatch.setattr(torch_recurrence, "_chosen", {})
+    layer = nn.GRU(130, 120)
+    for steps in (100, 100, 5):
+        layer(torch.randn(steps, 1, 130))
+    assert layer.backend == "c"
+    assert [given[0].split("[")[1] for given in asked] == ["64, 1, 256] 4 gradients", "8, 1, 256] 4 gradients"]
+    for compute in asked[0][2:4]:
+        assert compute().shape == (64, 1, 120)

@@ -13,10 +13,12 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from pellucid.kernel.build import BuildError, processor, usable_cache, write
 
@@ -29,21 +31,40 @@ _measured: dict[str, dict[str, dict[str, float]]] = {}  # by kernel, then by que
 _read: set[str] = set()
 
 
-def faster(question: str, kernel: str, usual: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Whether the other way takes clearly less time than the usual one.
+def faster(
+    question: str, kernel: str, usual: Callable[[], Tensor], other: Callable[[], Tensor], leaves: Sequence[Tensor] = ()
+) -> bool:
+    """Whether the other way takes clearly less time than the usual one, with all that autograd and Python add to it.
 
     Args:
         question: what is asked: the kind of work, its sizes and types.
         kernel: the text of the other way's kernel.
-        usual: does the work once; so does ``other``.
+        usual: computes the result once; so does ``other``.
+        leaves: of what the gradient is computed too.
     """
     key = f"{question}; {torch.get_num_threads()} threads"
     place = _place(kernel)
     times = _known(place).get(key)
     if not isinstance(times, dict) or not all(isinstance(times.get(way), float) for way in ("usual", "other")):
-        times = _measure({"usual": usual, "other": other})
+        with torch.set_grad_enabled(bool(leaves)), saved_tensors_hooks(_as_it_is, _as_it_is):  # and not the user's
+            times = _measure({"usual": _step(usual, leaves), "other": _step(other, leaves)})
         _keep(place, key, times)
     return times["other"] < MARGIN * times["usual"]
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _step(compute: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], None]:
+    """Compute, and the gradients of leaves if there are any."""
+
+    def step() -> None:
+        y = compute()
+        if leaves:
+            torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return step
 
 
 def _measure(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:

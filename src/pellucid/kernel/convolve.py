@@ -111,23 +111,19 @@ def _try_to_bind(
     return kernel if kernel.fits and _is_faster(kernel, x, weight, bias, needed) else None
 
 
-@torch.no_grad()
 def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> bool:
     """Measure the kernel beside torch's operators."""
-    dy = kernel.laid_out(torch.ones(kernel.result, dtype=x.dtype))
+    given = [t if t is None else t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
+    tensors = [t for t in given if t is not None]
 
-    def ours() -> None:
-        best = kernel.forward(x, weight, bias, any(needed))[1]
-        if any(needed):
-            kernel.backward(x, weight, dy, needed, best)
+    def ours() -> Tensor:
+        return _Convolution.apply(kernel, *tensors) if any(needed) else kernel.forward(*given)[0]  # type: ignore[arg-type]
 
-    def usual() -> None:
-        found = kernel.forward_by_torch(x, weight, bias)
-        if any(needed):
-            kernel.backward_by_torch(x, weight, dy, needed, found)
+    def usual() -> Tensor:
+        return kernel.forward_by_torch(*given)[0]  # type: ignore[arg-type]
 
     names = [name for name, need in zip(("input", "weight", "bias"), needed, strict=True) if need]
-    work = f"gradients of {', '.join(names)}" if names else "no gradient"
+    work = f"with gradients of {', '.join(names)}" if names else "without gradient"
     shapes = (
         f"{rounded((x.shape[0], *x.shape[2:]))} {list(weight.shape)} {kernel.groups} groups {list(kernel.geometry)}"
     )
@@ -135,7 +131,8 @@ def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | No
         shapes += f" greatest of {list(kernel.patch)}"
     if channels_last(x, weight.dim() - 2):
         shapes += " channels last"
-    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours)
+    leaves = [t for t in tensors if t.requires_grad]
+    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours, leaves)
 
 
 class _Convolution(torch.autograd.Function):

@@ -73,21 +73,20 @@ def _try_to_bind(
 
 def _is_faster(kernel: Pool, x: Tensor, wanted: bool, reference: Reference) -> bool:
     """Measure the kernel beside torch's operators."""
-    given, dy = x.requires_grad_(wanted), torch.ones(kernel.result, dtype=x.dtype)
+    x = x.requires_grad_(wanted)
 
-    def usual() -> None:
-        y = reference(given)
-        if wanted:
-            torch.autograd.grad(y, given, dy)
+    def ours() -> Tensor:
+        return _Pool.apply(kernel, reference, x) if wanted else kernel.forward(x, False)[0]
 
-    def ours() -> None:
-        best = kernel.forward(given, wanted)[1]
-        if wanted:
-            kernel.backward(dy, best)
-
-    kind, work = "sum" if kernel.sums else "maximum", "gradient" if wanted else "no gradient"
+    kind, work = "sum" if kernel.sums else "maximum", "with gradient" if wanted else "without gradient"
     shapes = f"{rounded((x.shape[0] * x.shape[1], *x.shape[2:]))} {list(kernel.geometry)}"
-    return faster(f"pooling {kind} {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours)
+    return faster(
+        f"pooling {kind} {str(x.dtype)[6:]} {shapes} {work}",
+        text(x.dtype, NAME),
+        lambda: reference(x),
+        ours,
+        [x] * wanted,
+    )
 
 
 class _Pool(torch.autograd.Function):

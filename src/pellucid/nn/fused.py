@@ -237,7 +237,7 @@ def _measured(norm: NormalizationFamily, x: Tensor, company: Company, question: 
             return False
         candidates = (x, *beside.values(), norm.weight, norm.bias)
         leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
-        return faster(str(question), text, _step(usual, leaves), _step(in_one_pass, leaves))
+    return faster(str(question), text, usual, in_one_pass, leaves)
 
 
 def _scratch(norm: Any) -> Any:
@@ -246,17 +246,6 @@ def _scratch(norm: Any) -> Any:
     buffers = {name: None if b is None else b.detach().clone() for name, b in norm._buffers.items()}
     made.__dict__ = dict(vars(norm)) | {"_buffers": buffers}
     return made
-
-
-def _step(compute: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], None]:
-    """Compute, and the gradients of leaves if there are any."""
-
-    def step() -> None:
-        y = compute()
-        if leaves:
-            torch.autograd.grad(y, leaves, torch.ones_like(y))
-
-    return step
 
 
 # -- convolution and BatchNorm ----------------------------------------------------------------------------------------
@@ -317,10 +306,14 @@ def _folding_is_faster(convolution: Any, norm: BatchNormFamily, x: Tensor, kind:
     x.requires_grad_("x" in wanted)
     candidates = (x, convolution.weight, convolution.bias, norm.weight, norm.bias)
     leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
-    usual = _step(lambda: norm.forward(convolution.forward(x)), leaves)
-    other = _step(lambda: convolution._conv_forward(x, *folded(convolution, norm)), leaves)
+
+    def usual() -> Tensor:
+        return norm.forward(convolution.forward(x))
+
+    def as_one() -> Tensor:
+        return convolution._conv_forward(x, *folded(convolution, norm))
+
     layout = "" if x.is_contiguous() else "channels last "
     lies = " ".join(map(str, kind[1:-1]))
     question = f"{type(convolution).__name__} and BatchNorm in eval {rounded(x.shape)} {layout}{lies}"
-    with torch.set_grad_enabled(bool(wanted)):
-        return faster(question, inspect.getsource(folded), usual, other)
+    return faster(question, inspect.getsource(folded), usual, as_one, leaves)

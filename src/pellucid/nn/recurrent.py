@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import label, shape_text
-from pellucid.nn import cells
+from pellucid.kernel.chunks import WHOLE
+from pellucid.nn import cells, torch_recurrence
 from pellucid.nn.cell import Cell
 from pellucid.nn.lengths import Lengths
-from pellucid.nn.sequence import SequenceLayer, State
+from pellucid.nn.sequence import Options, SequenceLayer, State
 
 
 class _TorchLayout(SequenceLayer):
@@ -46,6 +48,25 @@ class _TorchLayout(SequenceLayer):
     ) -> Any:
         """Read sequences: as torch.nn's layer of this name; what comes after ``hx`` is as in `Recurrent.forward`."""
         return self.run(input, hx, lengths, record, checkpoint_every, truncate)
+
+    def _levels(
+        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        if lengths is not None or options.record or options.division != WHOLE:
+            return super()._levels(x, states, lengths, options)
+        found = torch_recurrence.run(self, functools.partial(self._by_kernels, options), x, states)
+        if found is None:
+            return super()._levels(x, states, lengths, options)
+        self._was_run_by("torch")
+        return found[0], found[1:], {}
+
+    def _by_kernels(self, options: Options, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Output and last state as pellucid computes them, of the input, the states and torch's weights."""
+        count = len(self._state_sizes)
+        twin = object.__new__(type(self))  # whose weights are these
+        twin.__dict__ = {**vars(self), "_parameters": dict(zip(self._flat_weights_names, tensors[count:], strict=True))}
+        output, last, _ = SequenceLayer._levels(twin, x, tensors[:count], None, options)
+        return output, *last
 
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's: U = weight_ihᵀ, W = weight_hhᵀ, b = bias_ih + bias_hh."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 State = Tensor | tuple[Tensor, ...]
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """What a call asks for beside output and last state."""
 
     record: tuple[str, ...]
@@ -107,7 +107,7 @@ class SequenceLayer(Running, torch.nn.Module):
         further: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the layer; the forward of every subclass. ``further`` are the inputs after the first, by name."""
-        options = _Options(self._recorded(record), self._division(checkpoint_every, truncate))
+        options = Options(self._recorded(record), self._division(checkpoint_every, truncate))
         if isinstance(x, PackedSequence):
             return self._run_packed(x, state, lengths, options, further or {})
         if x.dim() not in (2, 3):
@@ -140,7 +140,7 @@ class SequenceLayer(Running, torch.nn.Module):
         x: PackedSequence,
         state: State | None,
         lengths: real.Lengths | None,
-        options: _Options,
+        options: Options,
         further: Mapping[str, Any],
     ) -> tuple[PackedSequence, State]:
         if options.record:
@@ -164,7 +164,7 @@ class SequenceLayer(Running, torch.nn.Module):
         return result, last[0] if len(last) == 1 else last
 
     def _levels(
-        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: _Options
+        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """All levels and directions; x is (time, batch, features), the inputs side by side."""
         x, states, cast = self._autocast(x, states)
@@ -202,7 +202,7 @@ class SequenceLayer(Running, torch.nn.Module):
         reverse: bool,
         lengths: Tensor | None,
         cast: torch.dtype | None,
-        options: _Options,
+        options: Options,
     ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
         values = self.symbol_values(level, reverse)
         parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]

@@ -1,0 +1,129 @@
+"""torch's own operator in the place of a recurrent layer's kernels, for the few rows with which it may be faster.
+
+With a row or two the products of a step read the whole recurrent matrix for little arithmetic, and torch's LSTM of
+oneDNN is sometimes ahead. Which one is faster is measured when such work is met for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.choice import faster
+from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.text_c import headers
+from pellucid.kernel.window import remembered, rounded
+
+MOST_ROWS = 8
+LEAST_WEIGHTS = 2**16  # entries of a layer; less is in the first caches whoever computes
+MEASURED_STEPS = 64
+
+Results = tuple[Tensor, ...]
+_chosen: dict[Any, bool] = {}
+
+
+def _usable(layer: Any, tensors: Sequence[Tensor]) -> bool:
+    """Whether torch's operator can do a layer's work, and may be faster.
+
+    Args:
+        layer: of the layout of torch.nn.
+        tensors: input (time, batch, features), states and weights.
+    """
+    x = tensors[0]
+    return (
+        x.shape[1] <= MOST_ROWS
+        and chosen_backend() == "auto"
+        and x.dtype == torch.float32
+        and not layer.proj_size  # which oneDNN has not
+        and x.numel() > 0
+        and not (layer.training and layer.dropout > 0 and layer.num_layers > 1)  # other masks would be drawn
+        and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS
+        and in_plain_python(*tensors)
+        and autocast_dtype(x) is None
+    )
+
+
+def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Tensor]) -> Results | None:
+    """Output and last state by torch's operator, differentiable as often as ours; None where ours is to run.
+
+    Args:
+        layer: of the layout of torch.nn.
+        ours: the same of pellucid, of x, the states and the weights.
+        x: (time, batch, features).
+        states: (layers · directions, batch, size) each.
+    """
+    known, names = layer._parameters, layer._flat_weights_names
+    if any(known.get(name) is None for name in names):  # some are computed
+        return None
+    tensors = (x, *states, *[known[name] for name in names])
+    if not _usable(layer, tensors):
+        return None
+    count = len(states)
+
+    def by_torch(x: Tensor, *rest: Tensor) -> Results:
+        state = rest[0] if count == 1 else rest[:count]
+        options = (layer.bias, layer.num_layers, 0.0, layer.training, layer.bidirectional, False)
+        return getattr(torch._VF, layer.mode.lower())(x, state, rest[count:], *options)
+
+    grad = torch.is_grad_enabled()
+    wanted = tuple([grad and t.requires_grad for t in tensors])
+    options = (layer.mode, layer.hidden_size, layer.num_layers, layer.bidirectional, layer.bias)
+    key = (options, layer.training, x.shape, wanted, torch.get_num_threads())
+    if not remembered(_chosen, key, lambda: _is_faster(by_torch, ours, tensors, wanted, options)):
+        return None
+    if not any(wanted):
+        return by_torch(*tensors)
+    return _ByTorch.apply(by_torch, ours, *tensors)
+
+
+def _is_faster(
+    by_torch: Callable[..., Results],
+    ours: Callable[..., Results],
+    tensors: Sequence[Tensor],
+    wanted: Sequence[bool],
+    options: Sequence[Any],
+) -> bool:
+    x, *rest = (t.detach() for t in tensors)
+    given = [t.requires_grad_(w) for t, w in zip((x[:MEASURED_STEPS].clone(), *rest), wanted, strict=True)]
+    leaves = [t for t in given if t.requires_grad]
+    question = f"recurrence {' '.join(map(str, options))} {rounded(given[0].shape)} {len(leaves)} gradients"
+
+    def usual() -> Tensor:
+        return ours(*given)[0]
+
+    def other() -> Tensor:
+        return _ByTorch.apply(by_torch, ours, *given)[0] if leaves else by_torch(*given)[0]
+
+    return faster(question, headers(), usual, other, leaves)
+
+
+class _ByTorch(torch.autograd.Function):
+    """torch's operator, whose own gradient cannot always be differentiated again: then ours is."""
+
+    @staticmethod
+    def forward(ctx: Any, by_torch: Callable[..., Results], ours: Callable[..., Results], *tensors: Tensor) -> Any:
+        inner = [t.detach().requires_grad_(n) for t, n in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
+        with torch.enable_grad():
+            ctx.results = by_torch(*inner)
+        ctx.inner, ctx.ours = inner, ours
+        ctx.save_for_backward(*tensors)
+        return tuple(result.detach() for result in ctx.results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        again = torch.is_grad_enabled()
+        given, results = ctx.inner, ctx.results
+        if again:
+            given = ctx.saved_tensors
+            results = ctx.ours(*given)
+        needed = ctx.needs_input_grad[2:]
+        wanted = [t for t, n in zip(given, needed, strict=True) if n]
+        found = iter(
+            torch.autograd.grad(results, wanted, gradients, create_graph=again, retain_graph=True, allow_unused=True)
+        )
+        return None, None, *(next(found) if n else None for n in needed)
