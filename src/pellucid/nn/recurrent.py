@@ -63,8 +63,9 @@ class _TorchLayout(SequenceLayer):
     def _by_kernels(self, options: Options, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Output and last state as pellucid computes them, of the input, the states and torch's weights."""
         count = len(self._state_sizes)
+        names: Any = self._flat_weights_names
         twin = object.__new__(type(self))  # whose weights are these
-        twin.__dict__ = {**vars(self), "_parameters": dict(zip(self._flat_weights_names, tensors[count:], strict=True))}
+        twin.__dict__ = {**vars(self), "_parameters": dict(zip(names, tensors[count:], strict=True))}
         output, last, _ = SequenceLayer._levels(twin, x, tensors[:count], None, options)
         return output, *last
 
