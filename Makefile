@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One process a core: a test is one thread. PYTEST_ARGS= runs them in one process.
 PYTEST_ARGS ?= -n auto --dist worksteal
-PIP_ARGS := --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it first imports it: pip need not compile those that nobody does.
+PIP_ARGS := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test install lint format bench clean

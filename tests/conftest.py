@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
-if "PELLUCID_CACHE" not in os.environ:  # what the tests compile stays out of the user's cache
+if "PELLUCID_CACHE" not in os.environ:  # what the tests compile stays out of the user's cache, and serves all workers
     _folder = tempfile.TemporaryDirectory(prefix="pellucid-kernels-")
     os.environ["PELLUCID_CACHE"] = _folder.name
 if not torch.cuda.is_available():

@@ -56,7 +56,7 @@ def adaptive(draw_):
     return f"{kind}Pool{spatial}d", arguments, (*lead, *(draw_(size) for _ in range(spatial)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(spec=sliding() | adaptive())
 def test_property_torch_nn_and_the_formula(spec):
     name, arguments, shape = spec

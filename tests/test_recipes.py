@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 
+import pellucid
 from pellucid.files import write_json, write_whole
 from pellucid.recipes.batches import SeriesBatches, collate
 from pellucid.recipes.cells import known_cells, recurrent_layer
@@ -200,7 +201,8 @@ def test_every_known_cell_makes_a_network():
     assert {"rnn", "gru", "lstm", "leaky", "layernorm_lstm"} <= set(known_cells())
     for name in set(known_cells()) - {"lstm_projected"}:  # its size of the projection has no default
         ids = torch.ones(3, 2, 2, dtype=torch.int64)
-        assert RecurrentReader(5, name, 4, 4)(ids, torch.tensor([3, 1])).shape == (2,)
+        with pellucid.backend("stepwise"):  # nothing to compile
+            assert RecurrentReader(5, name, 4, 4)(ids, torch.tensor([3, 1])).shape == (2,)
 
 
 def test_cell_that_needs_more_is_refused():

@@ -146,8 +146,8 @@ def test_edges():
 
 @IN_INTERPRETER
 def test_double_backward():
-    layer = make(cells.leaky, 2, 3)
-    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    layer = make(cells.leaky, 1, 2)
+    x = torch.randn(2, 1, 1, dtype=torch.float64, requires_grad=True)
     with pellucid.backend("triton"):
         assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
         assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
@@ -227,7 +227,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import test_triton as tests
-for name, dtype, hidden in (("lstm", "bfloat16", 64), ("layernorm_rnn", "float32", 24), ("noisy", "float64", 16)):
+for name, dtype, hidden in (("lstm", "bfloat16", 64), ("noisy", "float64", 16)):
     cell = tests.CELLS.get(name) or getattr(tests.formulas, name)
     for shared in tests.compiled(tests.make(cell, 8, hidden, getattr(torch, dtype)), getattr(torch, dtype)):
         print(shared)
@@ -282,7 +282,7 @@ def test_gpus_can_have_it(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     shared = [int(line) for line in done.stdout.split()]
-    assert len(shared) == 3 * 2
+    assert len(shared) == 2 * 2
     assert max(shared) <= MOST_SHARED
 
 

@@ -94,11 +94,16 @@ def _plain(
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:
-    """Whether a call becomes a node of a graph: a compiler, an exporter or a tracer asks, or the tensors are fake."""
+    """Whether a call becomes a node of a graph: a compiler, an exporter or a tracer asks, or the tensors are fake.
+
+    With fake tensors a backend of plain operations that is asked for shows them.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    if chosen_backend() in ("naive", "stepwise"):
+        return False
     return (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._get_dispatch_mode(_ModeKey.PROXY) is not None
+        torch._C._get_dispatch_mode(_ModeKey.PROXY) is not None
         or torch._C._get_dispatch_mode(_ModeKey.FAKE) is not None
         or FakeTensor in map(type, tensors)
     )

@@ -36,14 +36,14 @@ def _usable(layer: Any, tensors: Sequence[Tensor]) -> bool:
     """
     x = tensors[0]
     return (
-        x.shape[1] <= MOST_ROWS
+        in_plain_python(*tensors)  # first: a compiler would keep to the sizes that it sees compared
+        and x.shape[1] <= MOST_ROWS
         and chosen_backend() == "auto"
         and x.dtype == torch.float32
         and not layer.proj_size  # which oneDNN has not
         and x.numel() > 0
         and not (layer.training and layer.dropout > 0 and layer.num_layers > 1)  # other masks would be drawn
         and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS
-        and in_plain_python(*tensors)
         and autocast_dtype(x) is None
     )
 
