@@ -24,7 +24,7 @@ from pellucid.kernel.build import BuildError, processor, usable_cache, write
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 BUDGET = 0.1  # seconds after which no further round is begun
-MARGIN = 0.95  # of the time of the usual way; what is hardly faster is not taken
+MARGIN = 0.9  # of the time of the usual way; what is hardly faster is not taken
 
 _lock = threading.Lock()
 _measured: dict[str, dict[str, dict[str, float]]] = {}  # by kernel, then by question
