@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pellucid
+from explaining import quietly
 from pellucid.benchmark.zoo import ZOO, ZooModel
 from pellucid.models import verification
 from pellucid.models.verification import Trial, arguments, mapped
@@ -67,6 +68,23 @@ def test_a_real_model_computes_the_same(known: ZooModel, monkeypatch):
         found = results(model, inputs, training)
         for ours, theirs in zip(found.outputs + found.gradients, expected.outputs + expected.gradients, strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("known", [pytest.param(known, id=known.name) for known in ZOO])
+def test_a_real_model_is_explained(known: ZooModel):
+    """As it stands and swapped, with the same counts."""
+    if not known.is_here:
+        pytest.skip(f"{known.needs} is not installed")
+    model, inputs = known.make(tiny=True)
+    counts = []
+    for _ in range(2):
+        report = quietly(model.eval(), **inputs, runs=0)
+        counts.append([(row.path, row.parameters, row.macs) for row in report.rows()])
+        pellucid.swap(model)
+    assert counts[0] == counts[1]
+    assert report.row("").parameters == sum(p.numel() for p in model.parameters())
+    assert report.row("").macs > 0
 
 
 def test_the_zoo_is_whole():

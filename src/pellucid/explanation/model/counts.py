@@ -15,7 +15,7 @@ from pellucid.explanation.cost import NOTHING, Tally, count
 from pellucid.explanation.reading import Reading
 from pellucid.nn.component import Component
 from pellucid.nn.dropout import DropoutFamily
-from pellucid.nn.exchange import has_twin, twin_of
+from pellucid.nn.exchange import has_twin, kind_of, twin_of
 from pellucid.nn.sequence import SequenceLayer
 
 
@@ -84,7 +84,7 @@ def _of_component(layer: Any, args: tuple[Any, ...], options: Mapping[str, Any])
     theirs: Any = next(
         (k for k in type(layer).__mro__ if k.__module__.startswith("torch.nn.modules.")), torch.nn.Module
     )
-    if theirs.__name__ == type(layer).__name__:
+    if theirs.__name__ == kind_of(layer).__name__:
         return count(functools.partial(theirs.forward, layer), args, options)
     if isinstance(layer, DropoutFamily) and not layer.training:
         return NOTHING  # it hands its input on
