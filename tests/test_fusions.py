@@ -617,7 +617,7 @@ def test_the_faster_way_is_taken(monkeypatch, wins):
     monkeypatch.setattr(fused, "_chosen", {})
     monkeypatch.setattr(fused, "LEAST", 0)
 
-    def faster(question, kernel, usual, other):
+    def faster(question, kernel, usual, other, leaves):
         asked.append(question)
         usual()
         other()

@@ -49,26 +49,6 @@ class _TorchLayout(SequenceLayer):
         """Read sequences: as torch.nn's layer of this name; what comes after ``hx`` is as in `Recurrent.forward`."""
         return self.run(input, hx, lengths, record, checkpoint_every, truncate)
 
-    def _levels(
-        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
-    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        if lengths is not None or options.record or options.division != WHOLE:
-            return super()._levels(x, states, lengths, options)
-        found = torch_recurrence.run(self, functools.partial(self._by_kernels, options), x, states)
-        if found is None:
-            return super()._levels(x, states, lengths, options)
-        self._was_run_by("torch")
-        return found[0], found[1:], {}
-
-    def _by_kernels(self, options: Options, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Output and last state as pellucid computes them, of the input, the states and torch's weights."""
-        count = len(self._state_sizes)
-        names: Any = self._flat_weights_names
-        twin = object.__new__(type(self))  # whose weights are these
-        twin.__dict__ = {**vars(self), "_parameters": dict(zip(names, tensors[count:], strict=True))}
-        output, last, _ = SequenceLayer._levels(twin, x, tensors[:count], None, options)
-        return output, *last
-
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's: U = weight_ihᵀ, W = weight_hhᵀ, b = bias_ih + bias_hh."""
         suffix = f"_l{level}{'_reverse' if reverse else ''}"
@@ -90,11 +70,35 @@ def _rows(layer: Any, suffix: str) -> dict[str, Tensor]:
     return {**values, "b": of_input + of_state}
 
 
+class _TorchLayer(_TorchLayout):
+    """Levels and directions over sequences, for which torch has one operator."""
+
+    def _levels(
+        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        if lengths is not None or options.record or options.division != WHOLE:
+            return super()._levels(x, states, lengths, options)
+        found = torch_recurrence.run(self, functools.partial(self._by_kernels, options), x, states)
+        if found is None:
+            return super()._levels(x, states, lengths, options)
+        self._was_run_by("torch")
+        return found[0], found[1:], {}
+
+    def _by_kernels(self, options: Options, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Output and last state as pellucid computes them, of the input, the states and torch's weights."""
+        count = len(self._state_sizes)
+        names: Any = self._flat_weights_names
+        twin = object.__new__(type(self))  # whose weights are these
+        twin.__dict__ = {**vars(self), "_parameters": dict(zip(names, tensors[count:], strict=True))}
+        output, last, _ = SequenceLayer._levels(twin, x, tensors[:count], None, options)
+        return output, *last
+
+
 # torch.compile refuses instances of torch.nn.RNN, GRU and LSTM themselves, so these are siblings, not subclasses: the
 # same base, hence the same parameters, initialisation and text.
 
 
-class RNN(_TorchLayout, RNNBase):
+class RNN(_TorchLayer, RNNBase):
     """Elman network with tanh or ReLU: the arguments and results of ``torch.nn.RNN``, and ``lengths``."""
 
     def __init__(
@@ -120,7 +124,7 @@ class RNN(_TorchLayout, RNNBase):
         return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
 
 
-class GRU(_TorchLayout, RNNBase):
+class GRU(_TorchLayer, RNNBase):
     """Gated recurrent units: the arguments and results of ``torch.nn.GRU``, and ``lengths``."""
 
     def __init__(
@@ -142,7 +146,7 @@ class GRU(_TorchLayout, RNNBase):
         return cells.gru
 
 
-class LSTM(_TorchLayout, RNNBase):
+class LSTM(_TorchLayer, RNNBase):
     """Long short-term memory: the arguments and results of ``torch.nn.LSTM`` with ``proj_size``, and ``lengths``."""
 
     def __init__(
