@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from array import array
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pellucid.kernel import build, matmul, memory
 from pellucid.kernel.emit_c import emit
-from pellucid.kernel.fused import Fused, FusedLoop
+from pellucid.kernel.fused import Fused, FusedLoop, Steps
 from pellucid.kernel.plan import Loop
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values
@@ -58,24 +57,17 @@ class _Loop(FusedLoop):
         history: Sequence[Tensor],
         outputs: dict[str, Tensor],
         slots: Sequence[int],
-        time: int,
-        batch: int,
-        backwards: bool,
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        start: int,
+        steps: Steps,
     ) -> None:
-        layout = self.layout
+        layout, (time, batch, backwards, lengths, seed, start) = self.layout, steps
         matrices = [values[name] for name in layout.matrices]
         real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
         threads, block, together = self._division(batch, time)
         blocks = -(-batch // block)
-        totals = {
-            name: torch.zeros((blocks, math.prod(meta.shape)), dtype=self.real) for name, meta in layout.totals.items()
-        }
+        totals = self._parts(blocks, history[0].device)
         direct = layout.direct and time * batch <= DIRECT and all(1 in matrix.stride() for matrix in matrices)
-        steps = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.number / (batch * layout.operations)))
-        chunk = min(time, steps, max(1, (AHEAD_TOGETHER if together else AHEAD) // max(1, block * layout.ahead)))
+        count = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.number / (batch * layout.operations)))
+        chunk = min(time, count, max(1, (AHEAD_TOGETHER if together else AHEAD) // max(1, block * layout.ahead)))
         size = self._work(block, chunk, min(threads.number, blocks))
         work = memory.empty((size + memory.ALIGNMENT,), torch.uint8)
         places = [values[name].contiguous() for name in layout.inputs]
@@ -98,8 +90,8 @@ class _Loop(FusedLoop):
             ),
         )
         address = call.buffer_info()[0]
-        for begin in range(0, time, steps):
-            call[BEGIN], call[END] = begin, min(begin + steps, time)
+        for begin in range(0, time, count):
+            call[BEGIN], call[END] = begin, min(begin + count, time)
             self._run(address)
         self._add_totals(outputs, totals)
 

@@ -26,8 +26,6 @@ from pellucid.kernel.values import Unsupported, Value
 HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
 DEPTH_BLOCK = 32  # rows of a larger matrix that are read at a time
 
-Piece = tuple[Value, int, int]  # a value's columns: from which, and how many
-
 
 @dataclass(frozen=True)
 class Kernel:
@@ -86,11 +84,10 @@ class _Function(Pieces):
         self.taken: set[str] = set()
         self.parameters = {name: self._fresh(name) for name in self._parameters()}
         self.carried = {(s, start): self._fresh(f"{s}_{start}") for s in work.states for start, _ in self._tiles(s)}
-        lengths = {(s, start): length for s in work.states for start, length in self._tiles(s)}
         self.names: dict[Any, str] = {
-            (self.old[state], start, lengths[state, start]): name
-            for (state, start), name in self.carried.items()
-            if state in self.old
+            (old, start, length): self.carried[state, start]
+            for state, old in self.old.items()
+            for start, length in self._tiles(state)
         }
         self.before: list[str] = []  # the loop
         self.lines: list[str] = []  # of a step

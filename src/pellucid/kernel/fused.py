@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pellucid.kernel import memory
-from pellucid.kernel.layout import Layout
+from pellucid.kernel.layout import Layout, real_of
 from pellucid.kernel.products import apart
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values, after_loop, fixed_values, folded_inputs, gradients, real_gradient
+
+
+class Steps(NamedTuple):
+    """The steps that a loop takes, with what decides them: see `stepwise.Stepwise.forward`."""
+
+    time: int
+    batch: int
+    backwards: bool
+    lengths: Tensor | None
+    seed: Tensor | None
+    start: int
 
 
 class Fused:
@@ -71,11 +84,12 @@ class Fused:
             else:  # padded steps are 0 in the output alone; what backward reads is not the user's to change in place
                 outputs["output"] = loop.empty((time, batch, states[output_state].shape[-1]), x.dtype, x.device)
         slots = [time + 1 if state in whole else 2 for state in program.states]
-        history, last = loop.run(values, states, outputs, slots, time, batch, reverse, lengths, seed, start)
+        steps = Steps(time, batch, reverse, lengths, seed, start)
+        history, last = loop.run(values, states, outputs, slots, steps)
         output = outputs.get("output", outputs.get(program.output))  # its steps that are not real are 0, a state's stay
-        for state, new, steps in zip(program.states, program.new_states, history, strict=True):
-            if steps.shape[0] == time + 1:
-                older, newer = steps[:-1], steps[1:]
+        for state, new, kept in zip(program.states, program.new_states, history, strict=True):
+            if kept.shape[0] == time + 1:
+                older, newer = kept[:-1], kept[1:]
                 outputs[state], outputs[new] = (newer, older) if reverse else (older, newer)
         if output is None:
             output = outputs[program.output]
@@ -107,7 +121,8 @@ class Fused:
         values |= self._before.run(time * batch, values, self._by_step)
         outputs: dict[str, Tensor] = {}
         slots = [2] * len(program.states)
-        _, last = loop.run(values, state_gradients, outputs, slots, time, batch, not reverse, lengths, seed, start)
+        steps = Steps(time, batch, not reverse, lengths, seed, start)
+        _, last = loop.run(values, state_gradients, outputs, slots, steps)
         values |= outputs
         values |= apart(after_loop(program, parameters, needed)).run(time * batch, values, self._by_step)
         of_input, of_parameters = gradients(program, values, needed, x)
@@ -119,7 +134,7 @@ class FusedLoop:
 
     def __init__(self, layout: Layout, program: Program, dtype: torch.dtype) -> None:
         self.layout = layout
-        self.real = torch.float64 if dtype == torch.float64 else torch.float32
+        self.real = getattr(torch, real_of(dtype))
         self.state_dtype = getattr(torch, layout.state_storage)
         self.state_of = dict(zip(program.new_states, program.states, strict=True))
         self._outputs = [(name, axes, getattr(torch, kind)) for name, (axes, kind) in layout.outputs.items()]
@@ -130,29 +145,24 @@ class FusedLoop:
         states: Sequence[Tensor],
         outputs: dict[str, Tensor],
         slots: Sequence[int],
-        time: int,
-        batch: int,
-        backwards: bool,
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        start: int,
+        steps: Steps,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Add the outputs to those that have their memory; return the slots of every state, and the last states."""
-        device = states[0].device
+        device, (time, batch, backwards, *_) = states[0].device, steps
         for name, axes, dtype in self._outputs:
             outputs[name] = self.empty((time, batch, *axes), dtype, device)
         history = [self.empty((n, *s.shape), self.state_dtype, device) for n, s in zip(slots, states, strict=True)]
         first, last = (time, 0) if backwards else (0, time)
-        for steps, state, n in zip(history, states, slots, strict=True):
-            steps[first % n].copy_(state)
+        for kept, state, n in zip(history, states, slots, strict=True):
+            kept[first % n].copy_(state)
         if time and batch:
-            self._fill(values, history, outputs, slots, time, batch, backwards, lengths, seed, start)
+            self._fill(values, history, outputs, slots, steps)
         else:
             outputs |= {
                 name: torch.zeros(meta.shape, dtype=meta.dtype, device=device)
                 for name, meta in self.layout.totals.items()
             }
-        return history, [steps[last % n].clone() for steps, n in zip(history, slots, strict=True)]
+        return history, [kept[last % n].clone() for kept, n in zip(history, slots, strict=True)]
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for what the loop writes."""
@@ -164,18 +174,20 @@ class FusedLoop:
         history: Sequence[Tensor],
         outputs: dict[str, Tensor],
         slots: Sequence[int],
-        time: int,
-        batch: int,
-        backwards: bool,
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        start: int,
+        steps: Steps,
     ) -> None:
         """Run all steps: write the outputs, and the states to their slots."""
         raise NotImplementedError
 
+    def _parts(self, blocks: int, device: torch.device) -> dict[str, Tensor]:
+        """Memory for the parts of the sums over all rows, one a block of rows."""
+        return {
+            name: torch.zeros((blocks, math.prod(meta.shape)), dtype=self.real, device=device)
+            for name, meta in self.layout.totals.items()
+        }
+
     def _add_totals(self, outputs: dict[str, Tensor], totals: Mapping[str, Tensor]) -> None:
-        """Make the sums over all rows of their parts, one a block of rows."""
+        """Make the sums over all rows of their parts."""
         for name, parts in totals.items():
             total, meta = parts[0] if len(parts) == 1 else parts.sum(0), self.layout.totals[name]
             outputs[name] = total.to(meta.dtype).reshape(meta.shape)

@@ -6,9 +6,8 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,14 @@ from torch import Tensor
 
 from pellucid.kernel.build import BuildError, usable_cache, write
 from pellucid.kernel.emit_triton import HELD_BYTES, Kernel, emit
-from pellucid.kernel.fused import Fused, FusedLoop
+from pellucid.kernel.fused import Fused, FusedLoop, Steps
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values
 
 ROWS = 16  # of a block: the fewest that a product takes
+
+
+_Launched = tuple[Kernel, Any]  # what is known of a kernel, and its function
 
 
 class Jitted(Fused):
@@ -35,25 +37,27 @@ class Jitted(Fused):
 
     def _build(self, training: bool) -> Mapping[str, _Loop]:
         _check(self.device)
-        return {name: _Loop(kernels, self.program, self.dtype) for name, kernels in self._kernels(training).items()}
+        streamed = functools.cache(functools.partial(self._kernels, training, 0))
+        return {
+            name: _Loop(kernel, functools.partial(_one, streamed, name), self.program, self.dtype)
+            for name, kernel in self._kernels(training, HELD_BYTES).items()
+        }
 
-    def _kernels(self, training: bool) -> Mapping[str, list[tuple[Kernel, Any]]]:
-        """The kernels of every loop: one that holds its matrices if they are small enough, and one that does not."""
-        found: dict[str, list[tuple[Kernel, Any]]] = {}
-        for most_held in (HELD_BYTES, 0):
-            written = emit(self.program, self.dtype, training, most_held)
-            module = load(written.text)
-            for name, kernel in written.loops.items():
-                found.setdefault(name, []).append((kernel, getattr(module, name)))
-        return found
+    def _kernels(self, training: bool, most_held: int) -> dict[str, _Launched]:
+        written = emit(self.program, self.dtype, training, most_held)
+        module = load(written.text)
+        return {name: (kernel, getattr(module, name)) for name, kernel in written.loops.items()}
 
 
 class _Loop(FusedLoop):
-    """One loop, and the kernels that run it: the next one where a GPU has too little shared memory for the first."""
+    """One loop as a kernel; ``streamed`` makes one that holds no matrices, for a GPU with too little shared memory."""
 
-    def __init__(self, kernels: list[tuple[Kernel, Any]], program: Program, dtype: torch.dtype) -> None:
-        super().__init__(kernels[0][0].layout, program, dtype)
-        self._kernels = kernels
+    def __init__(
+        self, launched: _Launched, streamed: Callable[[], _Launched], program: Program, dtype: torch.dtype
+    ) -> None:
+        super().__init__(launched[0].layout, program, dtype)
+        self._launched = launched
+        self._streamed: Callable[[], _Launched] | None = streamed
 
     def _fill(
         self,
@@ -61,19 +65,11 @@ class _Loop(FusedLoop):
         history: Sequence[Tensor],
         outputs: dict[str, Tensor],
         slots: Sequence[int],
-        time: int,
-        batch: int,
-        backwards: bool,
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        start: int,
+        steps: Steps,
     ) -> None:
-        layout, device = self.layout, history[0].device
+        layout, device, (time, batch, backwards, lengths, seed, start) = self.layout, history[0].device, steps
         blocks = -(-batch // ROWS)
-        totals = {
-            name: torch.zeros((blocks, math.prod(meta.shape)), dtype=self.real, device=device)
-            for name, meta in layout.totals.items()
-        }
+        totals = self._parts(blocks, device)
         given: list[Any] = [values[name].contiguous() for name in layout.inputs]
         given += [*history, *(outputs[name] for name in layout.outputs), *totals.values()]
         given.append(outputs.get("output", history[0]))
@@ -84,15 +80,15 @@ class _Loop(FusedLoop):
         options = {"BACKWARDS": backwards, "LENGTHS": lengths is not None, "OUTPUT": "output" in outputs}
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             while True:
-                kernel, function = self._kernels[0]
+                kernel, function = self._launched
                 scratch = torch.empty((blocks * ROWS, kernel.scratch), dtype=self.real, device=device)
                 try:
                     self._launch(function, blocks, (*given, scratch, *behind, time, batch, start), options, kernel)
                     break
                 except out_of_resources():
-                    if len(self._kernels) == 1:
+                    if self._streamed is None:
                         raise
-                    del self._kernels[0]
+                    self._launched, self._streamed = self._streamed(), None
         self._add_totals(outputs, totals)
 
     def _launch(
@@ -101,6 +97,10 @@ class _Loop(FusedLoop):
         tf32 = torch.backends.cuda.matmul.allow_tf32
         constants = {**options, "ROWS": ROWS, "INTERPRETED": interpreted(), "TF32": tf32}
         function[(blocks,)](*given, **constants, num_warps=warps(kernel.columns))
+
+
+def _one(kernels: Callable[[], dict[str, _Launched]], name: str) -> _Launched:
+    return kernels()[name]
 
 
 def out_of_resources() -> type[Exception]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,26 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
-@click.command("swap", epilog=EPILOG)
-@click.argument("name", metavar="FILE.PY:MODEL")
-@click.option(
+input_option = functools.partial(
+    click.option,
     "--input",
     "inputs",
     metavar="[NAME=]SHAPE[:TYPE[:BELOW]]",
     multiple=True,
     help="What the model reads, of random numbers; once for each input. Integers are from 0 to BELOW - 1, default 2.",
 )
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Decides weights and inputs.")
+
+
+@click.command("swap", epilog=EPILOG)
+@click.argument("name", metavar="FILE.PY:MODEL")
+@input_option()
 @click.option("--only", metavar="PATH", multiple=True, help="Only a module and what is inside, or a pattern: 'enc.*'.")
 @click.option(
     "--fuse", is_flag=True, help="Let layers that follow each other be computed as one, where that is faster."
 )
 @click.option("--eval", "evaluate", is_flag=True, help="Time inference; by default a forward and backward pass.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides weights and inputs.")
+@seed_option
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pellucid.explanation.texts import lang_of_locale, languages
-from pellucid.models.command import Refusal, load_model, parse_inputs
+from pellucid.models.command import Refusal, input_option, load_model, parse_inputs, seed_option
 
 EPILOG = """\b
 Examples
@@ -29,19 +29,12 @@ def parse_lengths(context: click.Context, option: click.Parameter, text: str | N
 
 @click.command("check", epilog=EPILOG)
 @click.argument("name", metavar="FILE.PY:MODEL")
-@click.option(
-    "--input",
-    "inputs",
-    metavar="[NAME=]SHAPE[:TYPE[:BELOW]]",
-    multiple=True,
-    required=True,
-    help="What the model reads, of random numbers; once for each input. Integers are from 0 to BELOW - 1, default 2.",
-)
+@input_option(required=True)
 @click.option(
     "--lengths", metavar="N,N,...", callback=parse_lengths, help="How many steps of each sample are real; for padding."
 )
 @click.option("--batch-axis", type=int, help="The axis of the first input that counts samples. Default: found out.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides weights and inputs.")
+@seed_option
 @click.option("--lang", metavar="LANG", help=f"The language: {', '.join(languages())}. Default: that of the locale.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
