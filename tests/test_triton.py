@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import subprocess
@@ -16,7 +17,7 @@ import formulas
 import pellucid
 from explaining import GOLDEN
 from pellucid.kernel import emit_triton, jitted, layout, registry
-from pellucid.nn import cells
+from pellucid.nn import cells, torch_recurrence
 from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -46,17 +47,6 @@ def test_every_cell_is_the_reference(name):
     layer = make(CELLS[name], size, hidden, dtype, bidirectional=turned, num_layers=1 if turned else 2)
     lengths = [(TIME - i) % (TIME + 1) for i in range(batch)] if number % 3 else None
     _compare(layer, lengths, batch, dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("hidden", [7, 64, 200])
-@pytest.mark.parametrize("name", CELLS)
-def test_every_cell_is_the_reference_on_the_gpu(name, hidden, dtype):
-    _compare(
-        make(CELLS[name], 20, hidden, dtype, bidirectional=True), [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda"
-    )
 
 
 def _compare(layer, lengths, batch, dtype, device="cpu"):
@@ -207,6 +197,118 @@ def test_double_backward():
     with pellucid.backend("triton"):
         assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
         assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(test):
+    """A test that a GPU is needed for, which is exact there."""
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @functools.wraps(test)
+    def exactly(*arguments, **named):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            test(*arguments, **named)
+
+    return exactly
+
+
+@on_gpu
+@pytest.mark.parametrize(("hidden", "dtype"), [(7, torch.float64), (64, torch.float32), (200, torch.float32)], ids=str)
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_the_reference_on_the_gpu(name, hidden, dtype):
+    """Of 200 units the columns are shared among blocks."""
+    layer = make(CELLS[name], 20, hidden, dtype, bidirectional=hidden == 7)
+    _compare(layer, [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda")
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["lstm", "layernorm_gru", "noisy"])
+def test_float64_of_many_units_on_the_gpu(name):
+    cell = CELLS.get(name) or getattr(formulas, name)
+    layer = make(cell, 20, 200)
+    given = inputs(layer, TIME, 19)
+    expected = run(layer, given, None, "stepwise", torch.float64)
+    torch.testing.assert_close(run(layer, given, None, "triton", torch.float64, device="cuda"), expected)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("name", "hidden"), [("lstm", 128), ("gru", 512), ("rnn", 300), ("layernorm_lstm", 64)])
+def test_sixteen_bits_on_the_gpu(name, hidden, dtype):
+    layer = make(CELLS[name], 20, hidden, dtype)
+    given = inputs(layer, TIME, 33)
+    expected = run(layer, given, None, "stepwise", torch.float64)
+    allowed = amplified(layer, given, None, expected, dtype)
+    check(layer, given, None, expected, {n: 2 * limit for n, limit in allowed.items()}, "triton", "cuda")
+
+
+@on_gpu
+def test_tf32_is_torchs_switch_for_recurrent_layers():
+    layer = make(cells.lstm, 20, 128, torch.float32).cuda()
+    x = torch.randn(50, 33, 20, device="cuda")
+    with pellucid.backend("stepwise"):
+        exact = layer(x)[0]
+    differences = []
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed), pellucid.backend("triton"):
+            differences.append((layer(x)[0] - exact).abs().max().item())
+    assert differences[0] < 1e-5 < differences[1] < 1e-2
+
+
+@on_gpu
+@pytest.mark.parametrize("by_torch", [False, True], ids=["ours", "torch"])
+def test_the_choice_on_the_gpu(by_torch, monkeypatch):
+    """`auto` takes Triton for cells of one's own, and the faster of Triton and cuDNN for layers of torch.nn."""
+    monkeypatch.setattr(torch_recurrence, "faster", lambda *_: by_torch)
+    monkeypatch.setattr(torch_recurrence, "_chosen", {})
+    torch.manual_seed(0)
+    theirs = torch.nn.GRU(5, 9, 2, device="cuda", dtype=torch.float64)
+    ours = pellucid.nn.GRU(5, 9, 2, device="cuda", dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(7, 3, 5, device="cuda", dtype=torch.float64)
+    results = []
+    for layer in (theirs, ours):
+        given = x.clone().requires_grad_()
+        y, h = layer(given)
+        (y.square().sum() + h.sum()).backward()
+        results.append([y, h, given.grad, *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+    assert ours.backend == ("torch" if by_torch else "triton")
+    own = cells.leaky(5, 9, device="cuda")
+    own(x.float())
+    assert own.backend == "triton"
+
+
+@on_gpu
+def test_graphs_and_streams_of_the_gpu():
+    """A step that a graph has recorded is the step; a layer computes on the current stream."""
+    layer = make(cells.lstm, 8, 200, torch.float32).cuda()
+    x = torch.randn(20, 5, 8, device="cuda")
+
+    def step():
+        for parameter in layer.parameters():
+            parameter.grad = None
+        y = layer(x)[0]
+        y.square().sum().backward()
+        return [y.detach().clone(), *(p.grad.clone() for p in layer.parameters())]
+
+    with pellucid.backend("triton"):
+        expected = step()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.testing.assert_close(step(), expected, rtol=0, atol=0)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            recorded = step()
+        for tensor in recorded:
+            tensor.zero_()
+        graph.replay()
+        torch.testing.assert_close(recorded, expected, rtol=0, atol=0)
 
 
 # -- functions --------------------------------------------------------------------------------------------------------

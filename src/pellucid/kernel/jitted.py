@@ -145,6 +145,13 @@ class _Loop(FusedLoop):
 
 
 @functools.cache
+def sources() -> str:
+    """What kernels of the recurrence are made by: with other sources they are other kernels."""
+    folder = Path(__file__).parent
+    return "".join((folder / name).read_text() for name in ("emit_triton.py", "triton_functions.py", "jitted.py"))
+
+
+@functools.cache
 def processors(device: torch.device) -> int:
     """How many blocks run together for certain: the multiprocessors of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
