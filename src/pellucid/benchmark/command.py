@@ -154,6 +154,7 @@ def bench(
     bandwidth     Layers without time on 64 Mi entries: the share of the rate of a copy of bfloat16, 256 MiB long,
                   measured first. "torch.compile" is that of torch.nn's layer, compiled before it is timed; below the
                   table stands why where it cannot be. AddNorm counts as one pass over its tensors.
+                  "peers" are Liger-Kernel and apex, and in recurrence flashrnn's Triton, where they are installed.
     convolution   A causal depthwise Conv1d; torch.nn's is padded at both ends and cut.
 
     \b

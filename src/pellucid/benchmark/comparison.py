@@ -31,6 +31,11 @@ class Failed(Exception):
     """A row that should have been measured and broke; the text says how."""
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The largest differences from the opponent in float64, relative to the largest entry of a tensor.
@@ -142,10 +147,10 @@ def agree(
     exact = compute(copy.deepcopy(theirs).double(), *doubled, by=by)
     in_double = compute(copy.deepcopy(ours).double(), *doubled, **options)
     rounded, opponent = compute(ours, *inputs, **options), compute(theirs, *inputs, by=by)
-    return Agreement(*(_difference(results, exact) for results in (in_double, rounded, opponent)))
+    return Agreement(*(difference(results, exact) for results in (in_double, rounded, opponent)))
 
 
-def _difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+def difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The largest difference of any tensor, relative to its largest entry; NaN, which no bound admits, stays."""
     pairs = zip(results, exact, strict=True)
     return float(torch.stack([(a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30) for a, b in pairs]).max())

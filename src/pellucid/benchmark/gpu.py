@@ -17,8 +17,21 @@ from torch import Tensor
 
 import pellucid
 from pellucid import nn
-from pellucid.benchmark.comparison import EXACT, ROUNDING, Agreement, Failed, Figure, Row, Run, Skipped, agree, times
+from pellucid.benchmark.comparison import (
+    EXACT,
+    ROUNDING,
+    Agreement,
+    Failed,
+    Figure,
+    Row,
+    Run,
+    Skipped,
+    agree,
+    reason,
+    times,
+)
 from pellucid.benchmark.convolution import WindowedRow
+from pellucid.benchmark.peers import PEERS, installed
 from pellucid.benchmark.rows import ADD_NORM, DROPOUT, LayerRow, PostNorm
 from pellucid.benchmark.speed import layernorm_lstm
 from pellucid.benchmark.twins import SEED, TwinRow, makers, ran, step
@@ -117,7 +130,7 @@ def _kept_going(measure: Callable[[Any, Run], F]) -> Callable[[Any, Run], F]:
             raise
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            raise Failed(_line(error)) from error
+            raise Failed(reason(error)) from error
 
     return guarded
 
@@ -131,10 +144,6 @@ def _same(agreement: Close) -> Close:
     if not agreement.passed:
         raise Failed(agreement.differing())
     return agreement
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 # -- recurrence -------------------------------------------------------------------------------------------------------
@@ -227,9 +236,11 @@ class RecurrentRow:
     ) -> tuple[Any, ...]:
         """The fields of the figure; opponents are layers with their backends."""
         agreement = _same(compared(layer))
-        backend = ran(layer)
+        backend, forced = ran(layer), None
         sides = {"ours": (layer, "auto"), **opponents}
-        missing, forced = {}, None
+        theirs, _ = opponents.get(NN, (layer, ""))
+        peers, missing = installed(PEERS.get(self.kind, ()), theirs, given, agreement, self.precision.unit)
+        sides |= {name: (peer, "auto") for name, peer in peers.items()}
         if backend != TRITON:
             other = Forced(layer)
             try:
@@ -269,7 +280,7 @@ def _forced(layer: Forced, compared: Callable[[torch.nn.Module], Close]) -> Clos
             found = compared(layer)
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            raise Skipped(_line(error)) from error
+            raise Skipped(reason(error)) from error
     if ran(layer.layer) != TRITON:
         reasons = [str(w.message) for w in told if issubclass(w.category, pellucid.PellucidWarning)]
         raise Skipped(next(iter(reasons), f"runs as {ran(layer.layer)} there too"))
@@ -329,11 +340,12 @@ class BandwidthRow:
         layer, theirs, given = self.twin.prepare(run.device)
         unit = torch.finfo(self.twin.dtype).eps
         agreement = _same(Close(**asdict(self.twin.agree(layer, theirs, *given)), unit=unit))
-        sides, missing = {"ours": layer, NN: theirs}, {}
+        peers, missing = installed(PEERS.get(self.twin.kind, ()), theirs, given, agreement, unit)
+        sides = {"ours": layer, NN: theirs, **peers}
         try:
             sides[COMPILED] = compiled(theirs, given)
         except Exception as error:
-            missing[COMPILED] = _line(error)
+            missing[COMPILED] = reason(error)
         calls = {name: functools.partial(step, side, *given) for name, side in sides.items()}
         found = {name: 1e3 * seconds for name, seconds in times(calls, run.rounds, run.device).items()}
         ours, floors = found.pop("ours"), _given_floors({COMPILED: self.compile_floor})

@@ -14,6 +14,7 @@ from pellucid.benchmark.convolution import StepSpeed
 from pellucid.benchmark.gpu import COMPILED, CUDNN_LSTM, LOOP, NN, TRITON, Bandwidth, Beside, OwnCell, Recurrence
 from pellucid.benchmark.models import ModelSpeed
 from pellucid.benchmark.networks import NetworkSpeed
+from pellucid.benchmark.peers import APEX, FLASHRNN, LIGER
 from pellucid.benchmark.processes import FirstResult, Memory
 from pellucid.benchmark.recipe import Recipe
 from pellucid.benchmark.speed import Speed, Timed
@@ -59,6 +60,11 @@ def _times(name: str) -> Callable[[Beside], str | Text]:
         return _promised(factor, f"{figure.floors[name]:g}", figure.short_of(name)) if name in figure.floors else factor
 
     return write
+
+
+def _peers(figure: Beside) -> str:
+    """Other libraries that are installed."""
+    return ", ".join(f"{name} {_beside(name)(figure)}" for name in (LIGER, APEX, FLASHRNN) if name in figure.others_ms)
 
 
 def _share(figure: Beside) -> str | Text:
@@ -125,7 +131,7 @@ BESIDE: Columns = {
     "pellucid": lambda f: f"{f.ours_ms:.3f}",
     "triton": _beside(TRITON),
 }
-RECURRENCE: Columns = {**BESIDE, "torch.nn": _beside(NN), "× nn": _times(NN)}
+RECURRENCE: Columns = {**BESIDE, "torch.nn": _beside(NN), "× nn": _times(NN), "peers": _peers}
 OWN_CELL: Columns = {
     **BESIDE,
     "loop": _beside(LOOP),
@@ -140,6 +146,7 @@ BANDWIDTH: Columns = {
     "× nn": _times(NN),
     "torch.compile": _beside(COMPILED),
     "× compile": _times(COMPILED),
+    "peers": _peers,
 }
 TABLES: Mapping[type, tuple[str, Columns]] = {
     Speed: ("forward + backward, float32, ms · share of the machine's limit", SPEED),
