@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
+import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,8 +18,9 @@ import torch
 from click.testing import CliRunner
 
 from pellucid import nn, timing
-from pellucid.benchmark import command, comparison, gpu, limit
-from pellucid.benchmark.comparison import Failed, Run
+from pellucid.benchmark import apart, command, comparison, gpu, limit
+from pellucid.benchmark.apart import Apart
+from pellucid.benchmark.comparison import Failed, Run, Skipped
 from pellucid.benchmark.convolution import WindowedRow
 from pellucid.benchmark.gpu import (
     BANDWIDTH,
@@ -41,6 +45,7 @@ from pellucid.benchmark.gpu import (
 )
 from pellucid.benchmark.limit import Rates, measure_rates
 from pellucid.benchmark.peers import LIGER, PEERS, Peer, installed
+from pellucid.benchmark.report import Report
 from pellucid.benchmark.rows import LayerRow
 from pellucid.benchmark.twins import makers, twins
 from pellucid.cli import main
@@ -115,11 +120,12 @@ def test_a_recurrent_layer_is_compared_and_timed_beside_torch_and_under_triton_w
     assert missed.shortfall() == f"{figure.factor(NN):.2f}× as fast as torch.nn, the floor is 1e+09×"
 
 
-def test_an_own_cell_is_compared_with_its_loop_and_timed_beside_a_plain_lstm():
+def test_an_own_cell_is_compared_with_its_loop_and_timed_beside_a_plain_lstm(monkeypatch):
+    monkeypatch.setattr(gpu, "ran", lambda layer: TRITON)  # nothing has to be forced
     figure = CELL.measure(RUN)
     assert isinstance(figure, OwnCell)
     assert all(agreement.passed for agreement in figure.agreements)
-    assert figure.others_ms.keys() - {TRITON} == {LOOP, CUDNN_LSTM}
+    assert figure.others_ms.keys() == {LOOP, CUDNN_LSTM}
     assert figure.floors == {LOOP: 20, CUDNN_LSTM: 0.5}
 
 
@@ -321,6 +327,11 @@ def bench(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(command, "measure_rates", lambda device, dtype: Rates(1e15, 3e12, str(dtype)))
 
+    def in_this_process(suite, run):
+        return contextlib.nullcontext(lambda row: row.measure(run))
+
+    monkeypatch.setattr(command, "_measuring", in_this_process)
+
     def invoke(rows, *arguments):
         monkeypatch.setitem(command.SUITES, "gpu", rows)
         return CliRunner().invoke(main, ["bench", "gpu", *arguments])
@@ -421,6 +432,67 @@ def test_rows_of_a_gpu_do_not_run_on_the_cpu():
     result = CliRunner().invoke(main, ["bench", "gpu", "--device", "cpu"])
     assert result.exit_code == 2
     assert "--device cpu: the rows of gpu are for a GPU" in result.output
+
+
+# -- rows in another process ------------------------------------------------------------------------------------------
+
+
+class Odd(Done):
+    """A row that does something to the process which measures it."""
+
+    def __init__(self, name, then=lambda: None):
+        super().__init__(replace(RNN_FIGURE, row=name), then=then)
+
+
+def refuse():
+    raise Skipped("not here")
+
+
+ODD = [
+    Odd("first"),
+    Odd("gone", lambda: os._exit(3)),
+    Odd("second"),
+    Odd("endless", lambda: time.sleep(60)),
+    Odd("skipped", refuse),
+    Odd("last"),
+]
+
+
+def odd(called):
+    return next(row for row in ODD if f"recurrence: {row.name}" == called)
+
+
+def test_a_row_that_ends_its_process_or_does_not_end_costs_its_own_figure_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(apart, "_sound", lambda device: True)
+    report = Report({}, RUN.rates, tmp_path / "f.json")
+    with Apart(odd, replace(RUN, device="cuda"), seconds=1.0, method="fork") as other:
+        report.measure(ODD, other.measure, lambda: None, lambda called: None)
+        process = other.process
+    assert [figure.row for figure in report.figures["recurrence"]] == ["first", "second", "last"]
+    assert report.failed == {
+        "recurrence: gone": "its process ended with exit status 3",
+        "recurrence: endless": "was given up after 1 s",
+    }
+    assert report.left_out == {"recurrence: skipped": "not here"}
+    assert not process.is_alive()
+
+
+def test_a_process_whose_gpu_is_broken_is_not_asked_again(monkeypatch):
+    class Broken:
+        def synchronize(self):
+            raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "cuda", Broken())
+    with Apart(odd, replace(RUN, device="cuda"), method="fork") as other:
+        assert other.measure(ODD[0]).row == "first"
+        assert other.process is None
+        assert other.measure(ODD[2]).row == "second"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_rows_of_the_suite_are_found_in_a_new_process():
+    with command._measuring("gpu", replace(RUN, device="cuda")) as measure, pytest.raises(Failed, match="CUDA|NVIDIA"):
+        measure(GPU[0])
 
 
 # -- the time on a GPU ------------------------------------------------------------------------------------------------

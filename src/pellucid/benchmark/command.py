@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -9,7 +11,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 import pellucid
-from pellucid.benchmark.comparison import Row, Run
+from pellucid.benchmark.apart import Apart
+from pellucid.benchmark.comparison import Figure, Row, Run
 from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING
 from pellucid.benchmark.gpu import GPU
 from pellucid.benchmark.limit import measure_rates
@@ -143,8 +146,9 @@ def bench(
     The sections of `gpu`, which implies --device cuda; its floors are those of a GPU, and with --budget 240 no row
     begins later than four minutes after the start. Rows are called as above, with the type that input, parameters and
     output have. TF32 is float32 whose products may be rounded to it, in cuDNN and elsewhere alike; in rows of float32
-    none are. The largest difference in the measured type is at most twice the opponent's own and a unit of that type,
-    or 1e-4, relative to the largest entry:
+    none are. A row that breaks the GPU's context or takes longer than 90 s is given up, and the others are measured in
+    a new process. The largest difference in the measured type is at most twice the opponent's own and a unit of that
+    type, or 1e-4, relative to the largest entry:
 
     \b
     recurrence    Beside torch.nn, which is cuDNN. "triton" is the same layer under pellucid.backend("triton"), where
@@ -214,7 +218,8 @@ def bench(
         rates = measure_rates(device, torch.bfloat16 if suite == "gpu" else torch.float32)
         run = Run(rounds, torch.get_num_threads(), device, rates)
         report = Report(machine(run), rates, path, table)
-        report.measure(rows, run, late, lambda called: progress.update(task, advance=1, description=called))
+        with _measuring(suite, run) as measure:
+            report.measure(rows, measure, late, lambda called: progress.update(task, advance=1, description=called))
     for laid_out in tables(report.figures):
         console.print(laid_out)
     complaints = report.complaints(check)
@@ -231,6 +236,20 @@ def bench(
         )
     if complaints:
         raise click.ClickException("\n  ".join([failed, *complaints]))
+
+
+@contextlib.contextmanager
+def _measuring(suite: str, run: Run) -> Iterator[Callable[[Row], Figure]]:
+    """What measures the rows of a suite; those of a GPU in another process, for kernels may break or not end there."""
+    if suite == "gpu":
+        with Apart(functools.partial(_row, suite), run) as apart:
+            yield apart.measure
+    else:
+        yield lambda row: row.measure(run)
+
+
+def _row(suite: str, called: str) -> Row:
+    return next(row for row in SUITES[suite] if f"{row.section}: {row.name}" == called)
 
 
 def _device(suite: str, asked: str | None, check: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
+from pellucid.benchmark.comparison import Failed, Figure, Row, Skipped
 from pellucid.benchmark.gpu import Beside
 from pellucid.benchmark.limit import Rates
 from pellucid.benchmark.table import markdown
@@ -30,13 +30,17 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
 
     def measure(
-        self, rows: Sequence[Row], run: Run, late: Callable[[], str | None], begin: Callable[[str], Any]
+        self,
+        rows: Sequence[Row],
+        measure: Callable[[Row], Figure],
+        late: Callable[[], str | None],
+        begin: Callable[[str], Any],
     ) -> None:
         """Measure rows one after the other, and write what is known after each.
 
         Args:
             rows: they come in tables by their sections.
-            run: what they share.
+            measure: what measures a row; it raises `Skipped` or `Failed` where that cannot be.
             late: why no further row is begun; None while one is.
             begin: is told every row that begins.
         """
@@ -48,7 +52,7 @@ class Report:
                 reason = late()
                 if reason:
                     raise Skipped(reason)
-                self.figures[row.section].append(row.measure(run))
+                self.figures[row.section].append(measure(row))
             except Skipped as skipped:
                 self.left_out[called] = str(skipped)
             except Failed as failure:
