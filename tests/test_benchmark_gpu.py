@@ -26,6 +26,7 @@ from pellucid.benchmark.gpu import (
     BANDWIDTH,
     BFLOAT16,
     COMPILED,
+    CUDNN,
     CUDNN_LSTM,
     FLOAT32,
     GPU,
@@ -44,7 +45,7 @@ from pellucid.benchmark.gpu import (
     compiled,
 )
 from pellucid.benchmark.limit import Rates, measure_rates
-from pellucid.benchmark.peers import LIGER, PEERS, Peer, installed
+from pellucid.benchmark.peers import APEX, LIGER, PEERS, Peer, installed
 from pellucid.benchmark.report import Report
 from pellucid.benchmark.rows import LayerRow
 from pellucid.benchmark.twins import makers, twins
@@ -116,6 +117,7 @@ def test_a_recurrent_layer_is_compared_and_timed_beside_torch_and_under_triton_w
     assert (TRITON in figure.others_ms) != (TRITON in figure.missing)
     assert min(figure.ours_ms, *figure.others_ms.values()) > 0
     assert figure.shortfall() is None
+    assert figure.missing[CUDNN] == "torch.nn.LSTM does not run it here"
     missed = replace(figure, floors={NN: 1e9})
     assert missed.shortfall() == f"{figure.factor(NN):.2f}× as fast as torch.nn, the floor is 1e+09×"
 
@@ -127,6 +129,21 @@ def test_an_own_cell_is_compared_with_its_loop_and_timed_beside_a_plain_lstm(mon
     assert all(agreement.passed for agreement in figure.agreements)
     assert figure.others_ms.keys() == {LOOP, CUDNN_LSTM}
     assert figure.floors == {LOOP: 20, CUDNN_LSTM: 0.5}
+
+
+def test_whether_torch_takes_cudnn_is_read_off_its_graph():
+    class CudnnRnn(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, dy):
+            return 2 * dy
+
+    x = torch.ones(3, 3, requires_grad=True)
+    assert gpu.by_cudnn(CudnnRnn.apply(x).transpose(0, 1) + x)
+    assert not gpu.by_cudnn(torch.nn.LSTM(3, 4)(x)[0])
 
 
 def test_what_triton_computes_is_compared_too(monkeypatch):
@@ -316,7 +333,7 @@ RNN_FIGURE = Recurrence("RNN", TRITON, EXACT, 2.0, {NN: 5.0}, {NN: 1.5}, {})
 GRU_FIGURE = Recurrence("GRU", "stepwise", EXACT, 5.0, {NN: 4.0, TRITON: 2.0}, {NN: 1.5}, {}, EXACT)
 CELL_FIGURE = OwnCell("mine", TRITON, EXACT, 2.0, {LOOP: 90.0, CUDNN_LSTM: 0.5}, {LOOP: 20.0, CUDNN_LSTM: 0.5}, {})
 NORM_FIGURE = Bandwidth(
-    "norm", "torch", EXACT, 2.0, {NN: 5.0, LIGER: 2.5}, {COMPILED: 1.0}, {COMPILED: "no"}, None, 1.6, 0.75
+    "norm", "torch", EXACT, 2.0, {NN: 5.0, LIGER: 2.5, APEX: 4.0}, {COMPILED: 1.0}, {COMPILED: "no"}, None, 1.6, 0.75
 )
 
 
@@ -361,6 +378,7 @@ def test_the_tables_of_a_gpu(bench, tmp_path):
     table = (tmp_path / "f.md").read_text()
     assert "| RNN | triton | 0e+00 | 2.000 |  | 5.000 | 2.50 ≥ 1.5 |  |" in table.splitlines()
     assert "- left out: bandwidth: norm: torch.compile: no" in table.splitlines()
+    assert "Liger-Kernel 2.500 · 64%, apex 4.000 · 40% |" in table
 
 
 def test_the_floors_of_a_gpu_may_be_checked(bench):
@@ -491,7 +509,7 @@ def test_a_process_whose_gpu_is_broken_is_not_asked_again(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_rows_of_the_suite_are_found_in_a_new_process():
-    with command._measuring("gpu", replace(RUN, device="cuda")) as measure, pytest.raises(Failed, match="CUDA|NVIDIA"):
+    with command._measuring("gpu", replace(RUN, device="cuda")) as measure, pytest.raises(Failed, match=r"CUDA|NVIDIA"):
         measure(GPU[0])
 
 

@@ -151,8 +151,9 @@ def bench(
     type, or 1e-4, relative to the largest entry:
 
     \b
-    recurrence    Beside torch.nn, which is cuDNN. "triton" is the same layer under pellucid.backend("triton"), where
-                  the backend in the second column, which `auto` took, is another one.
+    recurrence    Beside torch.nn, which is cuDNN; where it is not, that is said below the table. "triton" is the same
+                  layer under pellucid.backend("triton"), where the backend in the second column, which `auto` took,
+                  is another one.
     own cell      A layer-normalised LSTM beside the Python loop of the same cell, with which it is compared, and
                   beside cuDNN's plain LSTM, which computes something else.
     bandwidth     Layers without time on 64 Mi entries: the share of the rate of a copy of bfloat16, 256 MiB long,

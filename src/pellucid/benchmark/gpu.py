@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +37,7 @@ from pellucid.benchmark.speed import layernorm_lstm
 from pellucid.benchmark.twins import SEED, TwinRow, makers, ran, step
 
 NN, COMPILED, LOOP, CUDNN_LSTM, TRITON = "torch.nn", "torch.compile", "the Python loop", "torch.nn.LSTM", "triton"
+CUDNN = "cuDNN"
 LEAST_SHARE = 0.75  # of the rate of a copy
 TF32_UNIT = 2.0**-10  # of TF32, whose fractions have ten bits
 
@@ -218,7 +219,8 @@ class RecurrentRow:
             theirs.load_state_dict(layer.state_dict())
             given = self._given(run.device)
             compared = functools.partial(_close, self.precision, theirs, given)
-            return Recurrence(*self._beside(run, layer, given, compared, {NN: (theirs, "auto")}, {NN: self.floor}))
+            found = self._beside(run, layer, given, compared, {NN: (theirs, "auto")}, {NN: self.floor})
+            return _without_cudnn(Recurrence(*found), theirs, given[0])
 
     def _given(self, device: str) -> list[Tensor]:
         """The input, and the gradient of the output."""
@@ -255,6 +257,28 @@ class RecurrentRow:
         found = {name: 1e3 * seconds for name, seconds in times(calls, run.rounds, run.device).items()}
         ours = found.pop("ours")
         return self.name, backend, agreement, ours, found, _given_floors(floors), missing, forced
+
+
+def _without_cudnn(figure: Beside, theirs: torch.nn.Module, x: Tensor) -> Beside:
+    """Say so where torch.nn's layer does not run cuDNN."""
+    if by_cudnn(theirs(x)[0]):
+        return figure
+    return replace(figure, missing={**figure.missing, CUDNN: f"torch.nn.{type(theirs).__name__} does not run it here"})
+
+
+def by_cudnn(output: Tensor) -> bool:
+    """Whether the graph of an output has cuDNN's recurrence; not every torch takes it for bfloat16."""
+    seen: set[Any] = set()
+    nodes: list[Any] = [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith("CudnnRnn"):
+            return True
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def _given_floors(floors: Mapping[str, float | None]) -> dict[str, float]:
@@ -309,9 +333,12 @@ class OwnCellRow(RecurrentRow):
             layer = layernorm_lstm(*self.sizes).to(**made)
             loop, given = copy.deepcopy(layer), self._given(run.device)
             compared = functools.partial(_close, self.precision, loop, given, by="naive")
-            opponents = {LOOP: (loop, "naive"), CUDNN_LSTM: (torch.nn.LSTM(*self.sizes, **made), "auto")}
+            plain = torch.nn.LSTM(*self.sizes, **made)
+            opponents: Any = {LOOP: (loop, "naive"), CUDNN_LSTM: (plain, "auto")}
             floors = {LOOP: self.floor, CUDNN_LSTM: self.plain_floor}
-            return OwnCell(*self._beside(run, layer, given, compared, opponents, floors))
+            return _without_cudnn(
+                OwnCell(*self._beside(run, layer, given, compared, opponents, floors)), plain, given[0]
+            )
 
 
 # -- what moves memory ------------------------------------------------------------------------------------------------

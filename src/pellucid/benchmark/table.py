@@ -63,8 +63,8 @@ def _times(name: str) -> Callable[[Beside], str | Text]:
 
 
 def _peers(figure: Beside) -> str:
-    """Other libraries that are installed."""
-    return ", ".join(f"{name} {_beside(name)(figure)}" for name in (LIGER, APEX, FLASHRNN) if name in figure.others_ms)
+    """Other libraries that are installed, a line each."""
+    return "\n".join(f"{name} {_beside(name)(figure)}" for name in (LIGER, APEX, FLASHRNN) if name in figure.others_ms)
 
 
 def _share(figure: Beside) -> str | Text:
@@ -183,9 +183,13 @@ def markdown(sections: Mapping[str, Sequence[Figure]]) -> str:
     written = []
     for title, names, rows in _laid_out(sections):
         ruled = ["---"] * TEXTS + ["---:"] * (len(names) - TEXTS)
-        lines = [f"| {' | '.join([str(cell) for cell in cells])} |" for cells in [names, ruled, *rows]]
+        lines = [_line(cells) for cells in [names, ruled, *rows]]
         written.append("\n".join([f"### {title}", "", *lines, ""]))
     return "\n".join(written)
+
+
+def _line(cells: Sequence[str | Text]) -> str:
+    return f"| {' | '.join([', '.join(str(cell).splitlines()) for cell in cells])} |"
 
 
 def _laid_out(
