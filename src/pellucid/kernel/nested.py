@@ -92,7 +92,7 @@ def runs(*tensors: Tensor) -> bool:
 def torch_has_to(gradient: Tensor) -> bool:
     """Whether torch has to compute with a gradient: it is differentiated again, mapped, or a compiler looks on."""
     batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
-    return torch.is_grad_enabled() or batched or not in_plain_python(gradient)
+    return torch.is_grad_enabled() or batched or not in_plain_python(gradient, gpu=gradient.is_cuda)
 
 
 def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:

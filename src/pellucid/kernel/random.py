@@ -101,8 +101,11 @@ def uniform(
     return drawn[begin:][:count].reshape(tuple(shape))
 
 
-def in_plain_python(*values: Any) -> bool:
-    """Whether tensors are plain ones on the CPU, and no compiler, transform or mode looks on: C may read and write."""
+def in_plain_python(*values: Any, gpu: bool = False) -> bool:
+    """Whether tensors are plain ones on the CPU, or on a GPU, and no compiler, transform or mode looks on.
+
+    Then a kernel may read and write their memory.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -111,8 +114,8 @@ def in_plain_python(*values: Any) -> bool:
         or torch._C._is_tracing()
     ):
         return False
-    for value in values:  # noqa: SIM110 (a generator would take longer than the checks)
-        if isinstance(value, Tensor) and not (type(value) in _PLAIN and value.is_cpu):
+    for value in values:  # a generator would take longer than the checks
+        if isinstance(value, Tensor) and not (type(value) in _PLAIN and (value.is_cuda if gpu else value.is_cpu)):
             return False
     return True
 
