@@ -87,7 +87,8 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     """The same in Triton; tensors are cast as autocast does."""
     cast = autocast_dtype(x)
     if cast is not None:
-        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(cast) for t in (x, weight, bias))
+        x, weight = (t if t.dtype == torch.float64 else t.to(cast) for t in (x, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(cast)
     kernel = triton_depthwise.bound(x, weight, bias, geometry)
     if kernel is None:
         return None

@@ -192,10 +192,16 @@ def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr, LAST: 
 
 
 @triton.jit
-def begin(tensor, sample, batch, channel, row, LAST: tl.constexpr):
+def begin(tensor, sample, batch, channel, row, UNIT: tl.constexpr, LAST: tl.constexpr):
     """Where the channels of a sample begin."""
-    at = tensor + tl.cast(sample, tl.int64) * batch
-    return at + channel if LAST else at + channel.to(tl.int64) * row
+    at = tensor + tl.cast(sample, tl.int64) * batch * UNIT
+    return at + channel if LAST else at + channel.to(tl.int64) * row * UNIT
+
+
+@triton.jit
+def distance_of(row, UNIT: tl.constexpr, LAST: tl.constexpr):
+    """Between two entries along time."""
+    return tl.cast(row, tl.int64) * UNIT if LAST else 1
 
 
 @triton.jit
@@ -254,9 +260,9 @@ def forward(
         span, tile, sample = number % spans, number // spans % tiles, number // spans // tiles
     channel = along_channels(tile * ROWS + tl.arange(0, ROWS), LAST)
     real, first = channel < channels, span * STEPS * SIDE
-    given = begin(x, sample, x_batch * UNIT, channel // MULTIPLIER if MULTIPLIER > 1 else channel, x_row * UNIT, LAST)
-    result = begin(y, sample, y_batch * UNIT, channel, y_row * UNIT, LAST)
-    x_distance, y_distance = x_row * UNIT if LAST else 1, y_row * UNIT if LAST else 1
+    given = begin(x, sample, x_batch, channel // MULTIPLIER if MULTIPLIER > 1 else channel, x_row, UNIT, LAST)
+    result = begin(y, sample, y_batch, channel, y_row, UNIT, LAST)
+    x_distance, y_distance = distance_of(x_row, UNIT, LAST), distance_of(y_row, UNIT, LAST)
     totals = zeros(ROWS, STEPS, SIDE, LAST, REAL)
     if BIAS:
         totals = added(totals, tl.load(b + channel, mask=real, other=0.0).to(REAL), (1.0,) * SIDE, SIDE)
@@ -368,19 +374,19 @@ def backward(
     SHARED: tl.constexpr = MULTIPLIER if WEIGHT else 1  # channels of the tile that read one in channel
     channel = along_channels(tile * ROWS + tl.arange(0, ROWS), LAST)
     real = channel < channels
-    x_distance = x_row * UNIT if LAST else 1
-    dy_distance = dy_row * UNIT if LAST else 1
-    dx_distance = dx_row * UNIT if LAST else 1
+    x_distance = distance_of(x_row, UNIT, LAST)
+    dy_distance = distance_of(dy_row, UNIT, LAST)
+    dx_distance = distance_of(dx_row, UNIT, LAST)
     sums = zeros(ROWS, STEPS, TAPS + 1 if WEIGHT else 0, LAST, REAL)
     for unit in range(part * share, tl.minimum(part * share + share, units)):
         sample, first = unit // spans, unit % spans * STEPS * SIDE
         if WEIGHT:
-            given = begin(x, sample, x_batch * UNIT, channel // SHARED if SHARED > 1 else channel, x_row * UNIT, LAST)
+            given = begin(x, sample, x_batch, channel // SHARED if SHARED > 1 else channel, x_row, UNIT, LAST)
             entries = read(given, real, first, 0, 0, x_distance, length, 1, 1, ROWS, STEPS, SIDE, LAST, REAL)
         totals = zeros(ROWS, STEPS, SIDE, LAST, REAL)
         for j in tl.static_range(EACH):
             out = channel * EACH + j
-            gradient = begin(dy, sample, dy_batch * UNIT, out, dy_row * UNIT, LAST)
+            gradient = begin(dy, sample, dy_batch, out, dy_row, UNIT, LAST)
             for chunk in range(0, LOOPED, CHUNK):
                 for i in tl.static_range(CHUNK):
                     weight = weight_of(w, chunk + i, out, real, channels * EACH, KERNEL, LAST, REAL)
@@ -435,7 +441,7 @@ def backward(
                         total += steps[s]
                 sums = found + (total,)
         if INPUT:
-            result = begin(dx, sample, dx_batch * UNIT, channel, dx_row * UNIT, LAST)
+            result = begin(dx, sample, dx_batch, channel, dx_row, UNIT, LAST)
             write(result, real, first, dx_distance, length, totals, STEPS, SIDE, LAST)
     if WEIGHT:
         channel = tile * ROWS + tl.arange(0, ROWS)

@@ -265,11 +265,15 @@ class Depthwise(ByTorch):
         numbers: Sequence[int],
         options: dict[str, Any],
     ) -> None:
-        kernels = _kernels()
-        real = kernels.tl.float64 if self.real == torch.float64 else kernels.tl.float32
-        fixed = self._fixed | {"SIDE": tile.side, "ROWS": tile.rows, "STEPS": tile.steps, "REAL": real} | options
         with _on(self.device):
-            getattr(kernels, name)[grid](*tensors, *numbers, **fixed, num_warps=tile.warps)
+            kernel = getattr(_kernels(), name)[grid]
+            kernel(*tensors, *numbers, **self.constants(tile), **options, num_warps=tile.warps)
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        tl = _kernels().tl
+        real = tl.float64 if self.real == torch.float64 else tl.float32
+        return self._fixed | {"SIDE": tile.side, "ROWS": tile.rows, "STEPS": tile.steps, "REAL": real}
 
     def _read(self, x: Tensor) -> Tensor:
         return x.contiguous() if self._copied else x
