@@ -29,7 +29,7 @@ VECTOR = 16  # bytes that a thread reads at once
 WARP, MOST_WARPS = 32, 4
 MOST_UNROLLED = 32  # taps; more are a loop
 CHUNK = 8  # taps of a turn of that loop: a multiple of every vector's entries
-REGISTERS = 96  # of a thread
+REGISTERS, MOST_EACH = 96, 8  # of a thread: numbers, and groups
 ENOUGH = 528  # programs: four for every multiprocessor of a large GPU
 PARTED = 8192  # programs with sums, which go on with the next unit until their share is done
 LEAST_SHARE = 4  # units, so that the sums at the end are little beside them
@@ -73,10 +73,33 @@ def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | N
         return None
     try:
         check(x.device.type)
+        _try(x.device)
     except BuildError as error:
         warn_of_fallback("a depthwise convolution", error)
         return None
     return Depthwise(x, weight, geometry)
+
+
+@functools.cache
+def _fault(device: torch.device) -> Exception | None:
+    """What happens when the smallest kernel is compiled and run."""
+    parts, dw = torch.zeros(2, device=device), torch.empty(1, device=device)
+    try:
+        with _on(device):
+            _kernels().add_parts[(1,)](parts, dw, dw, 1, 2, KERNEL=1, BIAS=False, ROWS=1, COLUMNS=2)
+    except Exception as error:
+        return error
+    return None
+
+
+def _try(device: torch.device) -> None:
+    """Raise a BuildError, which says why, where Triton is installed and does not work."""
+    fault = _fault(device)
+    if fault is not None:
+        raise BuildError(
+            f"Triton cannot compile or run a kernel on {device} ({type(fault).__name__}: {fault}). It needs a C "
+            f"compiler, found as gcc, clang or $CC, and a GPU of compute capability 7.0 or above"
+        ) from fault
 
 
 class Tile(NamedTuple):
@@ -97,6 +120,15 @@ class Tile(NamedTuple):
     warps: int
     tiles: int
     spans: int
+
+
+class Call(NamedTuple):
+    """What a launch has beside tensors: the kernel, its programs, the numbers behind the tensors, the constants."""
+
+    name: str
+    grid: tuple[int, ...]
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]
 
 
 class Depthwise(ByTorch):
@@ -136,6 +168,7 @@ class Depthwise(ByTorch):
         self._units = self.batch * self._of_weight.spans
         self._share = -(-self._units // self._most_parts())
         self._parts = -(-self._units // self._share)
+        self._forward_call, self._backward_call = functools.cache(self._of_forward), functools.cache(self._of_backward)
 
     def _most_parts(self) -> int:
         """Into how many parts the sums are cut: always the same for a shape, so that they are too."""
@@ -169,20 +202,17 @@ class Depthwise(ByTorch):
         Where channels lie side by side a thread has a vector of them and one group; else it has so many groups that
         its numbers fill about REGISTERS.
         """
-        groups = -(-length // side)
-        each = (
-            1
-            if self.last
-            else min(8, _power(max(1, REGISTERS // (self.real.itemsize // 4 * (taps + 3 * side))) + 1) // 2)
-        )
-        lanes = self.unit if self.last else 1
-        count = WARP * MOST_WARPS * each * lanes
+        groups, each, lanes = -(-length // side), 1, 1
         if self.last:
+            lanes = self.unit
             rows = min(_power(channels), max(8 * lanes, WARP))
-            steps = min(_power(groups), count // rows)
+            steps = min(_power(groups), WARP * MOST_WARPS * lanes // rows)
         else:
-            steps = min(_power(groups), count)
-            rows = min(_power(channels), count // steps)
+            numbers = self.real.itemsize // 4 * (taps + 3 * side)  # of a group
+            while each < MOST_EACH and 2 * each * numbers <= REGISTERS:
+                each *= 2
+            steps = min(_power(groups), WARP * MOST_WARPS * each)
+            rows = min(_power(channels), WARP * MOST_WARPS * each // steps)
         while rows * steps > WARP * lanes and self.batch * -(-channels // rows) * -(-groups // steps) < ENOUGH:
             if steps > 1 and (self.last or rows == 1):
                 steps //= 2
@@ -194,16 +224,8 @@ class Depthwise(ByTorch):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, save: bool = False) -> tuple[Tensor, None]:
         """The result, (batch, out channels, positions), laid out as the input is; nothing else is saved."""
         y = self._empty(self.out, self.results, self._result)
-        tile, (given, _, result) = self._forward, self._distances
-        sizes = (self._width(self.out), self._long(self.length), self._long(self.results))
-        self._launch(
-            "forward",
-            (self.batch * tile.tiles * tile.spans,),
-            tile,
-            (self._read(x), self._weights(weight), y if bias is None else bias.contiguous(), y),
-            (*self._in_units(given, result), *sizes, tile.tiles, tile.spans),
-            {"BIAS": bias is not None},
-        )
+        call = self._forward_call(bias is not None)
+        self._launch(call, self._read(x), self._weights(weight), y if bias is None else bias.contiguous(), y)
         return y, None
 
     def backward(
@@ -213,67 +235,52 @@ class Depthwise(ByTorch):
         x, weight = self._read(x), self._weights(weight)
         if dy.stride() != self._result or dy.data_ptr() % VECTOR:
             dy = self._empty(self.out, self.results, self._result).copy_(dy)
+        sums = needed[1] or needed[2]
+        at_once = sums and self._at_once
         dx = self._empty(self.channels, self.length, self._input) if needed[0] else None
-        if not (needed[1] or needed[2]):
-            self._backward(x, weight, dy, dx, None, False)
+        if dx is not None and not at_once:
+            self._launch(self._backward_call(True, False, False), x, weight, dy, dx, weight)
+        if not sums:
             return dx, None, None
         parts = torch.empty((self._parts, self.out * (self.kernel + 1)), dtype=self.real, device=self.device)
-        if dx is not None and not self._at_once:
-            self._backward(x, weight, dy, dx, None, False)
-        self._backward(x, weight, dy, dx if self._at_once else None, parts, needed[2])
+        call = self._backward_call(at_once and needed[0], True, needed[2])
+        self._launch(call, x, weight, dy, x if dx is None else dx, parts)
         dw = torch.empty(self._weight, dtype=self.dtype, device=self.device)
         db = torch.empty(self.out, dtype=self.dtype, device=self.device) if needed[2] else None
-        self._add(parts, dw, db)
+        self._launch(self._added(needed[2]), parts, dw, dw if db is None else db)
         return dx, dw, db
 
-    def _backward(
-        self, x: Tensor, weight: Tensor, dy: Tensor, dx: Tensor | None, parts: Tensor | None, bias: bool
-    ) -> None:
+    def _of_forward(self, bias: bool) -> Call:
+        tile, (given, _, result) = self._forward, self._distances
+        numbers = (*self._in_units(given, result), *self._sizes(self.out), tile.tiles, tile.spans)
+        grid = (self.batch * tile.tiles * tile.spans,)
+        return Call("forward", grid, numbers, {"BIAS": bias} | self._constants(tile))
+
+    def _of_backward(self, input: bool, weight: bool, bias: bool) -> Call:
         """The gradient of the input, sums of parts, or both."""
-        tile, share, taps = self._of_weight, self._share, self._taps
-        if parts is None:
-            tile, share, taps = self._of_input, 1, self.kernel  # all of them
-        units = self.batch * tile.spans
-        given, dense, result = self._distances
-        channels = self.channels if parts is None else self.out
-        sizes = (self._width(channels), self._long(self.length), self._long(self.results))
-        grouped = taps < self.kernel
-        options = {"INPUT": dx is not None, "WEIGHT": parts is not None, "BIAS": bias, "TAPS": taps}
-        self._launch(
-            "backward",
-            (-(-units // share) * tile.tiles, -(-self.kernel // taps)),
-            tile,
-            (x, weight, dy, x if dx is None else dx, weight if parts is None else parts),
-            (*self._in_units(given, result, dense), *sizes, tile.tiles, tile.spans, units, share),
-            options | {"GROUPED": grouped},
-        )
+        tile, share, taps, channels = self._of_input, 1, self.kernel, self.channels
+        if weight:
+            tile, share, taps, channels = self._of_weight, self._share, self._taps, self.out
+        units, (given, dense, result) = self.batch * tile.spans, self._distances
+        numbers = (*self._in_units(given, result, dense), *self._sizes(channels), tile.tiles, tile.spans, units, share)
+        options = {"INPUT": input, "WEIGHT": weight, "BIAS": bias, "TAPS": taps, "GROUPED": taps < self.kernel}
+        grid = (-(-units // share) * tile.tiles, -(-self.kernel // taps))
+        return Call("backward", grid, numbers, options | self._constants(tile))
 
-    def _add(self, parts: Tensor, dw: Tensor, db: Tensor | None) -> None:
-        count, columns = parts.shape
-        fixed = {"KERNEL": self.kernel, "BIAS": db is not None, "ROWS": ADDED_ROWS, "COLUMNS": ADDED_COLUMNS}
-        with _on(self.device):
-            _kernels().add_parts[(-(-columns // ADDED_COLUMNS),)](
-                parts, dw, dw if db is None else db, count, columns, **fixed, num_warps=4
-            )
+    def _added(self, bias: bool) -> Call:
+        columns = self.out * (self.kernel + 1)
+        constants = {"KERNEL": self.kernel, "BIAS": bias, "ROWS": ADDED_ROWS, "COLUMNS": ADDED_COLUMNS}
+        return Call("add_parts", (-(-columns // ADDED_COLUMNS),), (self._parts, columns), constants)
 
-    def _launch(
-        self,
-        name: str,
-        grid: tuple[int, ...],
-        tile: Tile,
-        tensors: Sequence[Tensor],
-        numbers: Sequence[int],
-        options: dict[str, Any],
-    ) -> None:
-        with _on(self.device):
-            kernel = getattr(_kernels(), name)[grid]
-            kernel(*tensors, *numbers, **self.constants(tile), **options, num_warps=tile.warps)
-
-    def constants(self, tile: Tile) -> dict[str, Any]:
-        """What a kernel is compiled for."""
+    def _constants(self, tile: Tile) -> dict[str, Any]:
         tl = _kernels().tl
         real = tl.float64 if self.real == torch.float64 else tl.float32
-        return self._fixed | {"SIDE": tile.side, "ROWS": tile.rows, "STEPS": tile.steps, "REAL": real}
+        of_tile = {"SIDE": tile.side, "ROWS": tile.rows, "STEPS": tile.steps, "REAL": real, "num_warps": tile.warps}
+        return self._fixed | of_tile
+
+    def _launch(self, call: Call, *tensors: Tensor) -> None:
+        with _on(self.device):
+            getattr(_kernels(), call.name)[call.grid](*tensors, *call.numbers, **call.constants)
 
     def _read(self, x: Tensor) -> Tensor:
         return x.contiguous() if self._copied else x
@@ -288,11 +295,11 @@ class Depthwise(ByTorch):
     def _in_units(self, *distances: tuple[int, int]) -> list[int]:
         return [n // self.unit for pair in distances for n in pair]
 
-    def _width(self, channels: int) -> int:
-        return channels // self.unit if self.last else channels
-
-    def _long(self, length: int) -> int:
-        return length if self.last else length // self.unit
+    def _sizes(self, channels: int) -> tuple[int, int, int]:
+        """Channels, length and positions; what lies side by side is in units."""
+        if self.last:
+            return channels // self.unit, self.length, self.results
+        return channels, self.length // self.unit, self.results // self.unit
 
 
 def _power(number: int) -> int:
