@@ -359,11 +359,11 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 @pytest.mark.gpu
 @ON_GPU
 @pytest.mark.parametrize("last", [TIME, CHANNELS], ids=["time", "channels"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_is_the_convolution_on_the_gpu(dtype, last):
     for channels, length, arguments, options in (
         (200, 1000, (4,), {"padding": "causal"}),
-        (33, 777, (31,), {"padding": 15}),
+        (33, 777, (9,), {"padding": 4}),
         (24, 500, (63,), {"padding": "causal", "dilation": 2}),
         (40, 301, (5, 2), {"padding": 3, "multiplier": 2}),
     ):
