@@ -40,7 +40,7 @@ class Jitted(Fused):
         self.device = device
 
     def _build(self, training: bool) -> Mapping[str, _Loop]:
-        _check(self.device)
+        check(self.device)
         return {work.name: _Loop(self.program, work, self.dtype) for work in works(self.program, self.dtype, training)}
 
 
@@ -190,7 +190,8 @@ def warps(kernel: Kernel, rows: int) -> int:
     return max(4 if kernel.division.splits > 1 else 1, min(8, kernel.columns * rows // 256))
 
 
-def _check(device: str) -> None:
+def check(device: str) -> None:
+    """Raise a BuildError, which says what is missing, where Triton cannot run."""
     if importlib.util.find_spec("triton") is None:
         raise BuildError("Triton is not installed: pip install triton")
     if device != "cuda" and not interpreted():
