@@ -8,6 +8,7 @@ of rows after the other is read at every step, out of the second cache.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ import torch
 
 from pellucid.kernel.layout import Layout, Work, layout, real_of, works
 from pellucid.kernel.lower import lower
-from pellucid.kernel.pieces import Pieces
 from pellucid.kernel.program import Program
 from pellucid.kernel.text_c import indented
-from pellucid.kernel.text_triton import ARITHMETIC, GIVEN, HEADER, OPTIONS, REDUCTIONS, identifier, number_text, padded
-from pellucid.kernel.values import Unsupported, Value
+from pellucid.kernel.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIONS, number_text, padded
+from pellucid.kernel.tiles import Home, Tiles, part_of
+from pellucid.kernel.values import Value
 
 HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
 DEPTH_BLOCK = 32  # rows of a larger matrix that are read at a time
@@ -66,7 +67,7 @@ def emit(program: Program, dtype: torch.dtype, training: bool, most_held: int = 
     return Text(text + "\n", {function.work.name: function.kernel() for function in functions})
 
 
-class _Function(Pieces):
+class _Function(Tiles):
     """The Triton of one loop."""
 
     def __init__(self, work: Work, program: Program, most_held: int) -> None:
@@ -138,7 +139,7 @@ class _Function(Pieces):
         elif value.kind == "slice":
             self._visit(value.values[0], start + value.start, length)
         elif value.kind == "cat":
-            self._visit(*_part(value, start), length)
+            self._visit(*part_of(value, start), length)
         else:
             for operand in value.values:
                 self._visit(operand, *((start, length) if operand.width > 1 else (0, 1)))
@@ -277,24 +278,10 @@ class _Function(Pieces):
 
     # -- values ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, value: Value, start: int, length: int) -> str:
-        """The name of the tile of a value's columns, written where it is new."""
-        if value.width == 1:
-            start, length = 0, 1
-        if value.kind == "slice":
-            return self._evaluate(value.values[0], start + value.start, length)
-        if value.kind == "spread":
-            return self._evaluate(value.values[0], 0, 1)
-        if value.kind == "cat":
-            return self._evaluate(*_part(value, start), length)
-        key = (value, start, length)
-        if key not in self.names:
-            text = self._expression(value, start, length)
-            self.names[key] = self._fresh(value.name if not start else f"{value.name}_{start}")
-            (self.before if _is_fixed(value) else self.lines).append(f"{self.names[key]} = {text}")
-        return self.names[key]
+    def _home(self, value: Value) -> Home:
+        return self.names, self.before if _is_fixed(value) else self.lines
 
-    def _expression(self, value: Value, start: int, length: int) -> str:
+    def _read(self, value: Value, start: int, length: int) -> str:
         if value.kind == "memory":
             row, inside = ("at", "inside") if value.rows else ("0", "")
             text = self._load(f"{value.name}_all", row, value.width, start, length, inside)
@@ -306,21 +293,7 @@ class _Function(Pieces):
             return f"functions.uniform(key, {site}, {element}).to(REAL)"
         if value.kind == "product":
             return self._product(value, start, length)
-        if value.kind == "reduce":
-            return self._reduced(value)
-        if value.operation not in ARITHMETIC:
-            raise Unsupported(f"{value.operation} of a tile")
-        text = ARITHMETIC[value.operation]
-        alone = value.operation == "constant" or text.startswith("functions.") or not value.values
-        operands = [
-            self._evaluate(o, start, length)
-            if isinstance(o, Value)
-            else f"tl.full([1, 1], {number_text(o)}, REAL)"
-            if alone
-            else number_text(o)
-            for o in value.operands
-        ]
-        return text.format(*operands)
+        return self._reduced(value)
 
     def _masked(self, value: Value, start: int, length: int, neutral: float) -> str:
         """A tile with what is neutral beyond its real columns."""
@@ -330,12 +303,8 @@ class _Function(Pieces):
     def _reduced(self, value: Value) -> str:
         operand = value.values[0]
         neutral, text = REDUCTIONS[value.operation]
-        parts = [text.format(self._masked(operand, *piece, neutral)) for piece in self._pieces(operand)]
-        whole = parts[0]
-        for part in parts[1:]:
-            joined = {"sum": "{} + {}", "product": "{} * {}", "largest": "functions.maximum({}, {})"}
-            whole = joined.get(value.operation, "functions.minimum({}, {})").format(whole, part)
-        return whole
+        parts = [text.format(self._masked(operand, *piece, neutral), 1) for piece in self._pieces(operand)]
+        return functools.reduce(JOINED[value.operation].format, parts)
 
     def _product(self, value: Value, start: int, length: int) -> str:
         """Some columns of a product: of tiles that are held, or of rows of the matrix that are read at every step."""
@@ -383,23 +352,6 @@ class _Function(Pieces):
         text = f"tl.load({begin} + {along} * {inner} + {self._columns(padded(length))} * {outer}{mask})"
         held = self._hoisted((matrix, rows, columns), f"{matrix}_{first}_{start}", text)
         return f"functions.product({tile}, {held}, INTERPRETED, TF32)"
-
-    def _fresh(self, name: str) -> str:
-        """A name that is not taken."""
-        name = identifier(name)
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
-
-
-def _part(value: Value, column: int) -> tuple[Value, int]:
-    """The part of a concatenation in which a column lies, and which of its columns that is."""
-    for part in value.values:
-        if column < part.width:
-            return part, column
-        column -= part.width
-    raise AssertionError(f"{value.name} has no column {column}")
 
 
 def _is_fixed(value: Value) -> bool:

@@ -36,7 +36,7 @@ class Jitted(Fused):
         self.device = device
 
     def _build(self, training: bool) -> Mapping[str, _Loop]:
-        _check(self.device)
+        check(self.device)
         streamed = functools.cache(functools.partial(self._kernels, training, 0))
         return {
             name: _Loop(kernel, functools.partial(_one, streamed, name), self.program, self.dtype)
@@ -115,7 +115,8 @@ def warps(columns: int) -> int:
     return max(1, min(8, columns // 16))
 
 
-def _check(device: str) -> None:
+def check(device: str) -> None:
+    """Raise BuildError where Triton cannot run."""
     if importlib.util.find_spec("triton") is None:
         raise BuildError("Triton is not installed: pip install triton")
     if device != "cuda" and not interpreted():

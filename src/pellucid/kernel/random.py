@@ -103,6 +103,11 @@ def uniform(
 
 def in_plain_python(*values: Any) -> bool:
     """Whether tensors are plain ones on the CPU, and no compiler, transform or mode looks on: C may read and write."""
+    return unseen(*values) and all(value.is_cpu for value in values if isinstance(value, Tensor))
+
+
+def unseen(*values: Any) -> bool:
+    """Whether tensors are plain ones on a CPU or GPU, and no compiler, transform or mode looks on."""
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -111,8 +116,8 @@ def in_plain_python(*values: Any) -> bool:
         or torch._C._is_tracing()
     ):
         return False
-    for value in values:  # noqa: SIM110 (a generator would take longer than the checks)
-        if isinstance(value, Tensor) and not (type(value) in _PLAIN and value.is_cpu):
+    for value in values:
+        if isinstance(value, Tensor) and not (type(value) in _PLAIN and (value.is_cpu or value.is_cuda)):
             return False
     return True
 
