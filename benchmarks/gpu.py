@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROCESSES = 8  # which share the GPU: tests spend most of their time on compiling
+PROCESSES = 15  # which share the GPU: tests spend most of their time on compiling
 PATIENCE = 15.0  # seconds in which what is stopped may write what it knows
 LAST_ROW = 30.0  # seconds that the last row of the benchmark may take
 
