@@ -30,6 +30,7 @@ WARP, MOST_WARPS = 32, 4
 MOST_UNROLLED = 32  # taps; more are a loop
 CHUNK = 8  # taps of a turn of that loop: a multiple of every vector's entries
 REGISTERS, MOST_EACH = 96, 8  # of a thread: numbers, and groups
+SIDE, SIDE_WITH_SUMS = 4, 4  # steps of a group of few taps where channels lie side by side; fewer of many
 ENOUGH = 528  # programs: four for every multiprocessor of a large GPU
 PARTED = 8192  # programs with sums, which go on with the next unit until their share is done
 LEAST_SHARE = 4  # units, so that the sums at the end are little beside them
@@ -158,12 +159,12 @@ class Depthwise(ByTorch):
         self._fixed = fixed | {"LAST": self.last, "UNIT": self.unit}
         many = self.kernel > MOST_UNROLLED
         taps = CHUNK if many else self.kernel
-        self._forward = self._tile(self.out, self.results, self._side(4 if taps <= CHUNK else 2), taps)
+        self._forward = self._tile(self.out, self.results, self._side(SIDE if taps <= CHUNK else SIDE // 2), taps)
         self._of_input = self._tile(self.channels, self.length, self._forward.side, taps)
         most = CHUNK if many or self.last else MOST_UNROLLED
         self._taps = min(self.kernel, most)  # of a program with sums
         self._at_once = self.kernel <= most and self.out == self.channels
-        side = self._side(2 if self._taps <= CHUNK // 2 else 1)
+        side = self._side(SIDE_WITH_SUMS if self._taps <= CHUNK // 2 else 1)
         self._of_weight = self._tile(self.out, max(self.length, self.results), side, self._taps)
         self._units = self.batch * self._of_weight.spans
         self._share = -(-self._units // self._most_parts())
