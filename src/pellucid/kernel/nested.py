@@ -18,7 +18,7 @@ from pellucid.kernel.build import BuildError
 from pellucid.kernel.emit_nest import Layout, emit
 from pellucid.kernel.layout import STORAGE
 from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
-from pellucid.kernel.random import in_plain_python, uniform
+from pellucid.kernel.random import in_plain_python, uniform, unseen
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.threads import useful
 from pellucid.kernel.values import Unsupported
@@ -92,7 +92,7 @@ def runs(*tensors: Tensor) -> bool:
 def torch_has_to(gradient: Tensor) -> bool:
     """Whether torch has to compute with a gradient: it is differentiated again, mapped, or a compiler looks on."""
     batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
-    return torch.is_grad_enabled() or batched or not in_plain_python(gradient, gpu=gradient.is_cuda)
+    return torch.is_grad_enabled() or batched or not unseen(gradient)
 
 
 def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:

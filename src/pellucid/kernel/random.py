@@ -101,11 +101,13 @@ def uniform(
     return drawn[begin:][:count].reshape(tuple(shape))
 
 
-def in_plain_python(*values: Any, gpu: bool = False) -> bool:
-    """Whether tensors are plain ones on the CPU, or on a GPU, and no compiler, transform or mode looks on.
+def in_plain_python(*values: Any) -> bool:
+    """Whether tensors are plain ones on the CPU, and no compiler, transform or mode looks on: C may read and write."""
+    return unseen(*values) and all(value.is_cpu for value in values if isinstance(value, Tensor))
 
-    Then a kernel may read and write their memory.
-    """
+
+def unseen(*values: Any) -> bool:
+    """Whether tensors are plain ones on a CPU or GPU, and no compiler, transform or mode looks on."""
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -114,8 +116,8 @@ def in_plain_python(*values: Any, gpu: bool = False) -> bool:
         or torch._C._is_tracing()
     ):
         return False
-    for value in values:  # a generator would take longer than the checks
-        if isinstance(value, Tensor) and not (type(value) in _PLAIN and (value.is_cuda if gpu else value.is_cpu)):
+    for value in values:
+        if isinstance(value, Tensor) and not (type(value) in _PLAIN and (value.is_cpu or value.is_cuda)):
             return False
     return True
 

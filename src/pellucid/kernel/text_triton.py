@@ -31,15 +31,26 @@ ARITHMETIC: dict[str, str] = {
 }
 # The neutral number of each reduction, and how it is written for a tile.
 REDUCTIONS = {
-    "sum": (0.0, "tl.sum({}, 1, keep_dims=True)"),
-    "product": (1.0, "tl.reduce({}, 1, functions.multiplied, keep_dims=True)"),
-    "largest": (-math.inf, "tl.max({}, 1, keep_dims=True)"),
-    "smallest": (math.inf, "tl.min({}, 1, keep_dims=True)"),
+    "sum": (0.0, "tl.sum({}, 0, keep_dims=True)"),
+    "product": (1.0, "tl.reduce({}, 0, functions.multiplied, keep_dims=True)"),
+    "largest": (-math.inf, "tl.max({}, 0, keep_dims=True)"),
+    "smallest": (math.inf, "tl.min({}, 0, keep_dims=True)"),
 }
-GIVEN = ("scratch", "lengths", "seed", "time", "batch", "begin")  # parameters of every kernel, behind its pointers
-OPTIONS = ("BACKWARDS", "LENGTHS", "OUTPUT", "ROWS", "INTERPRETED", "TF32")  # known when it is compiled
-_OTHERS = "tl triton functions range float forward backward REAL rows inside ends key step t at counted"
-RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split()}
+# Parameters of every kernel, behind its pointers.
+GIVEN = ("scratch", "exchange", "meetings", "lengths", "seed", "time", "batch", "begin", "first_block", "first_split")
+OPTIONS = (
+    "BACKWARDS",
+    "LENGTHS",
+    "OUTPUT",
+    "WIDE",
+    "ROWS",
+    "EXCHANGED",
+    "INTERPRETED",
+    "TF32",
+)  # known when it is compiled
+_OTHERS = "tl triton functions range float forward backward REAL origin block split rows inside ends key meeting"
+_OF_A_STEP = "step turn t at ahead counted"
+RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split(), *_OF_A_STEP.split()}
 LEAST = 16  # columns of a tile that a product takes
 
 

@@ -21,7 +21,7 @@ from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.jitted import check
 from pellucid.kernel.layout import STORAGE
-from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.window import Geometry, remembered
 
@@ -46,7 +46,7 @@ def asked(x: Tensor, weight: Tensor, groups: int) -> bool:
         weight: (out channels, 1, kernel).
         groups: of channels.
     """
-    if not isinstance(x, Tensor) or not in_plain_python(x, weight, gpu=x.is_cuda):
+    if not isinstance(x, Tensor) or not unseen(x, weight):
         return False
     backend = chosen_backend()
     if backend != "triton" and not (backend == "auto" and x.is_cuda):
