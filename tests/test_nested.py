@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pellucid
 from pellucid import nn
-from pellucid.kernel import memory, nested, random
+from pellucid.kernel import memory, nested, nested_c, random
 from pellucid.nn import dropout, normalization
 from pellucid.nn.batch_norm import BatchNormFamily
 from pellucid.nn.layer_norm import GroupNorm
@@ -44,13 +44,13 @@ class Ran(list):
 @pytest.fixture
 def ran(monkeypatch) -> Ran:
     """Let kernels take small inputs and those whose channels lie side by side, and note which ran."""
-    found, call = Ran(), nested._Kernel.__call__
+    found, call = Ran(), nested_c.Kernel.run
 
     def noted(self, *args, **options):
         found.append(self.layout.name)
         return call(self, *args, **options)
 
-    monkeypatch.setattr(nested._Kernel, "__call__", noted)
+    monkeypatch.setattr(nested_c.Kernel, "run", noted)
     monkeypatch.setattr(normalization, "SMALL", 0)
     monkeypatch.setattr(dropout, "SMALL", 0)
     for family in (NormalizationFamily, BatchNormFamily, GroupNorm):
@@ -575,7 +575,7 @@ def by_definition(layer, x: torch.Tensor, seed: int, call: int, shared: tuple[in
 def test_a_mask_is_the_reference_s(ran, threads, monkeypatch, name, options, shape, shared, dtype):
     """For every number of threads, layout and backend, in forward and backward."""
     monkeypatch.setattr("pellucid.kernel.threads.OPERATIONS_FOR_A_THREAD", 1)
-    monkeypatch.setattr(nested, "ENTRIES_OF_A_PART", 64)
+    monkeypatch.setattr(nested_c, "ENTRIES_OF_A_PART", 64)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     wanted = by_definition(getattr(nn, name)(0.3, **options), x.double(), 5, 0, shared, 0.3)
     scale = by_definition(getattr(nn, name)(0.3, **options), x.double() + 1, 5, 0, shared, 0.3) - wanted
@@ -681,7 +681,7 @@ def test_independence_by_chi_square(monkeypatch, p, small):
 )
 def test_the_same_bits_for_every_number_of_threads(ran, threads, monkeypatch, make, shape):
     monkeypatch.setattr("pellucid.kernel.threads.OPERATIONS_FOR_A_THREAD", 1)
-    monkeypatch.setattr(nested, "ENTRIES_OF_A_PART", 512)
+    monkeypatch.setattr(nested_c, "ENTRIES_OF_A_PART", 512)
     layer = trained(make())
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -730,7 +730,7 @@ def test_several_python_threads(ran):
 FORKED = """
 import os, numpy, torch
 from pellucid import nn
-from pellucid.kernel import nested
+from pellucid.kernel import nested_c
 from pellucid.nn import normalization, dropout
 normalization.SMALL = dropout.SMALL = 0
 torch.set_num_threads(2)
@@ -740,7 +740,7 @@ def run():
     y = nn.Dropout(0.3, seed=1)(layer(x))
     return [t.detach().numpy() for t in (y, *torch.autograd.grad(y, [x, *layer.parameters()], gradient))]
 found = run()
-assert nested.useful(1e9).number == 2
+assert nested_c.useful(1e9).number == 2
 pid = os.fork()
 if not pid:
     os._exit(0 if all(map(numpy.array_equal, run(), found)) else 3)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernel.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
-from pellucid.kernel.nest import Lowered, Nest, all_values
+from pellucid.kernel.nest import Layout, Lowered, Nest, all_values, laid_out
 from pellucid.kernel.plan import AS_CHEAP_AS_READING, compared, cost_of
 from pellucid.kernel.text_c import broken, identifier, indented, preamble
 from pellucid.kernel.values import Unsupported, Value
@@ -21,20 +21,6 @@ from pellucid.kernel.values import Unsupported, Value
 IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a caller of an emitted nest must know."""
-
-    name: str
-    operands: tuple[str, ...]  # inputs that lie in memory or are random, then outputs: the order of the places
-    inputs: tuple[str, ...]
-    outputs: tuple[tuple[str, tuple[int, ...], int, str], ...]  # axes, columns, storage; of totals not
-    totals: tuple[tuple[str, tuple[int, ...], int], ...]
-    inner: frozenset[int]  # axes that are looped over inside a row
-    fixed: bool  # whether the columns are as many as the formula says
-    operations: int  # of an entry, about
 
 
 @dataclass(frozen=True)
@@ -51,7 +37,7 @@ def emit(lowered: Lowered, title: str, real: str) -> Text:
     body = "\n".join(function.text() for function in functions)
     body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
     head = f"// {title}: written by pellucid from the formula.\n"
-    return Text(head + preamble(real) + "\n" + body, tuple(function.layout() for function in functions))
+    return Text(head + preamble(real) + "\n" + body, tuple(map(laid_out, lowered.nests)))
 
 
 _Task = tuple[Value, Any, int]  # what is computed; a reduction, a total or None for a store; from which column
@@ -67,9 +53,8 @@ class _Function(Columns):
         self.across = self.last in nest.inner  # a row's columns are reduced
         self.loops = [axis for axis in sorted(nest.inner) if axis != self.last]
         self.rows = [axis for axis in range(nest.axes - 1) if axis not in nest.inner]
-        inputs = [v for v in nest.inputs.values() if v.kind != "number"]
-        self.operands = [v.name for v in inputs] + [f"{name} to" for name in nest.outputs]
-        self.draws = [v for v in inputs if v.kind == "draws"]
+        self.operands = laid_out(nest).operands
+        self.draws = [v for v in nest.inputs.values() if v.kind == "draws"]
         self.names = {identifier(v.name) for v in self.values} | {identifier(n) for n in self.operands}
         self.names |= {f"i_{axis}" for axis in range(nest.axes)}
         self.targets: dict[Value, list[str]] = defaultdict(list)  # the outputs that a value is
@@ -84,26 +69,6 @@ class _Function(Columns):
         self.row = Scope()
         self.inside: list[Scope] = []
         self._plan()
-
-    def layout(self) -> Layout:
-        """What the caller must know."""
-        outputs, totals = [], []
-        for name, value in self.nest.outputs.items():
-            axes = tuple(sorted(value.axes))
-            if value.kind == "total":
-                totals.append((name, axes, value.width))
-            else:
-                outputs.append((name, axes, value.width, self.nest.storage[name]))
-        return Layout(
-            self.nest.name,
-            tuple(self.operands),
-            tuple(self.nest.inputs),
-            tuple(outputs),
-            tuple(totals),
-            self.nest.inner,
-            self.nest.columns is not None,
-            sum(20 if value.kind == "draws" else value.kind in ("math", "reduce", "total") for value in self.values),
-        )
 
     # -- the plan -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ the second cache.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ import torch
 
 from pellucid.kernel.layout import Layout, Work, layout, real_of
 from pellucid.kernel.lower import lower
-from pellucid.kernel.pieces import Pieces
 from pellucid.kernel.program import Program
 from pellucid.kernel.text_c import indented
-from pellucid.kernel.text_triton import ARITHMETIC, GIVEN, HEADER, OPTIONS, REDUCTIONS, identifier, number_text, padded
-from pellucid.kernel.values import Unsupported, Value
+from pellucid.kernel.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIONS, number_text, padded
+from pellucid.kernel.tiles import Home, Tiles, part_of
+from pellucid.kernel.values import Value
 
 DEPTH_BLOCK = 32  # rows of a matrix that are read at a time where it is not held
 
@@ -87,7 +88,7 @@ def bytes_of_matrices(program: Program, work: Work, splits: int) -> int:
     return sum(padded(d) * padded(-(-w // splits)) * sizes[name] for name, (d, w) in matrices.items())
 
 
-class _Function(Pieces):
+class _Function(Tiles):
     """The Triton of one loop."""
 
     def __init__(self, work: Work, program: Program, division: Division) -> None:
@@ -156,7 +157,7 @@ class _Function(Pieces):
         elif value.kind == "slice":
             self._visit(value.values[0], start + value.start, length)
         elif value.kind == "cat":
-            self._visit(*_part(value, start), length)
+            self._visit(*part_of(value, start), length)
         else:
             for operand in value.values:
                 self._visit(operand, *((start, length) if operand.width > 1 else (0, 1)))
@@ -346,26 +347,12 @@ class _Function(Pieces):
 
     # -- values ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, value: Value, start: int, length: int) -> str:
-        """The name of the tile of a value's columns, written where it is new."""
-        if value.width == 1:
-            start, length = 0, 1
-        if value.kind == "slice":
-            return self._evaluate(value.values[0], start + value.start, length)
-        if value.kind == "spread":
-            return self._evaluate(value.values[0], 0, 1)
-        if value.kind == "cat":
-            return self._evaluate(*_part(value, start), length)
-        if (value, start, length) not in self.names:
-            text = self._expression(value, start, length)
-            name = self._fresh(f"{value.name}_{start}" if start else value.name)
-            (self.before if _is_fixed(value) else self.lines).append(f"{name} = {text}")
-            self.names[value, start, length] = name
-        return self.names[value, start, length]
+    def _home(self, value: Value) -> Home:
+        return self.names, self.before if _is_fixed(value) else self.lines
 
-    def _expression(self, value: Value, start: int, length: int) -> str:
+    def _read(self, value: Value, start: int, length: int) -> str:
         if value.kind == "memory":
-            return f"{self._read(value, start, length)}{' != 0' if value.mask else '.to(REAL)'}"
+            return f"{self._input(value, start, length)}{' != 0' if value.mask else '.to(REAL)'}"
         if value.kind == "draws":
             site, width, shared = self.sites[value.name]
             row = "(origin + rows)" if shared else "(begin * batch + at + rows)"
@@ -373,23 +360,9 @@ class _Function(Pieces):
             return f"functions.uniform(key, {site}, {element}).to(REAL)"
         if value.kind == "product":
             return self._product(value, start, length)
-        if value.kind == "reduce":
-            return self._reduced(value)
-        if value.operation not in ARITHMETIC:
-            raise Unsupported(f"{value.operation} of a tile")
-        text = ARITHMETIC[value.operation]
-        alone = value.operation == "constant" or text.startswith("functions.") or not value.values
-        operands = [
-            self._evaluate(o, start, length)
-            if isinstance(o, Value)
-            else f"tl.full([1, 1], {number_text(o)}, REAL)"
-            if alone
-            else number_text(o)
-            for o in value.operands
-        ]
-        return text.format(*operands)
+        return self._reduced(value)
 
-    def _read(self, value: Value, start: int, length: int) -> str:
+    def _input(self, value: Value, start: int, length: int) -> str:
         """A tile of an input. It was asked for a step before: memory takes as long as a step."""
         if not value.rows:
             return self._load(f"{value.name}_all", "0", value.width, start, length, "")
@@ -409,11 +382,8 @@ class _Function(Pieces):
     def _reduced(self, value: Value) -> str:
         operand = value.values[0]
         neutral, text = REDUCTIONS[value.operation]
-        parts = [text.format(self._masked(operand, *piece, neutral)) for piece in self._pieces(operand)]
-        whole = parts[0]
-        for part in parts[1:]:
-            joined = {"sum": "{} + {}", "product": "{} * {}", "largest": "functions.maximum({}, {})"}
-            whole = joined.get(value.operation, "functions.minimum({}, {})").format(whole, part)
+        parts = [text.format(self._masked(operand, *piece, neutral), 0) for piece in self._pieces(operand)]
+        whole = functools.reduce(JOINED[value.operation].format, parts)
         if self.splits == 1 or operand.width == 1:
             return whole
         number = self.exchanged.setdefault(value, len(self.exchanged))
@@ -421,7 +391,7 @@ class _Function(Pieces):
         self.lines.append(f"tl.store({place} + split), {whole})")
         self._meet()
         others = f"tl.load({place} + {self._along(self.splits)}), cache_modifier='.cg')"
-        return text.format(others)
+        return text.format(others, 0)
 
     def _meet(self) -> None:
         """Wait until all that take part have written what is to be read now."""
@@ -494,23 +464,6 @@ class _Function(Pieces):
         text = f"tl.load({begin} + {along} * {inner} + {self._columns(length)} * {outer}{mask})"
         held = self._hoisted((matrix, rows, columns), f"{matrix}_{first}_{start}", text)
         return f"functions.product({held}, {tile}, INTERPRETED, TF32)"
-
-    def _fresh(self, name: str) -> str:
-        """A name that is not taken."""
-        name = identifier(name)
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
-
-
-def _part(value: Value, column: int) -> tuple[Value, int]:
-    """The part of a concatenation in which a column lies, and which of its columns that is."""
-    for part in value.values:
-        if column < part.width:
-            return part, column
-        column -= part.width
-    raise AssertionError(f"{value.name} has no column {column}")
 
 
 def _is_fixed(value: Value) -> bool:

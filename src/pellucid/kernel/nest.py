@@ -92,9 +92,47 @@ class Lowered:
     saved: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a caller of an emitted nest must know."""
+
+    name: str
+    operands: tuple[str, ...]  # inputs that lie in memory or are random, then outputs: the order of the places
+    inputs: tuple[str, ...]
+    outputs: tuple[tuple[str, tuple[int, ...], int, str], ...]  # axes, columns, storage; of totals not
+    totals: tuple[tuple[str, tuple[int, ...], int], ...]
+    inner: frozenset[int]  # axes that are looped over inside a row
+    fixed: bool  # whether the columns are as many as the formula says
+    operations: int  # of an entry, about
+
+
+def laid_out(nest: Nest) -> Layout:
+    """Lay out a nest."""
+    outputs, totals = [], []
+    for name, value in nest.outputs.items():
+        axes = tuple(sorted(value.axes))
+        if value.kind == "total":
+            totals.append((name, axes, value.width))
+        else:
+            outputs.append((name, axes, value.width, nest.storage[name]))
+    inputs = [value.name for value in nest.inputs.values() if value.kind != "number"]
+    values = all_values(nest.outputs.values())
+    return Layout(
+        nest.name,
+        (*inputs, *(f"{name} to" for name in nest.outputs)),
+        tuple(nest.inputs),
+        tuple(outputs),
+        tuple(totals),
+        nest.inner,
+        nest.columns is not None,
+        sum(20 if value.kind == "draws" else value.kind in ("math", "reduce", "total") for value in values),
+    )
+
+
 GRADIENT = "gradient"  # the placeholder of the first result's
 
 
+@functools.lru_cache(maxsize=256)
 def lower(form: Form) -> Lowered:
     """Trace and lower a form.
 

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pellucid.kernel import build, memory
+from pellucid.kernel import memory, nested_c, nested_triton
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.emit_nest import Layout, emit
+from pellucid.kernel.direction import Direction, Draws
 from pellucid.kernel.layout import STORAGE
 from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
-from pellucid.kernel.random import in_plain_python, uniform, unseen
+from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.threads import useful
 from pellucid.kernel.values import Unsupported
 
-ENTRIES_OF_A_PART = 2**15  # of the work that a thread takes at a time
-MOST_PARTS = 64
-UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
-BYTES_OF_TOTALS = 2**24
-ENTRIES_PAST_CACHES = 2**22  # of results that no cache holds
-LEAST_TILE, TILE = 64, 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
 MOST_BOUND = 1024  # shapes that are remembered
-# Places in struct nest of c/nest.h.
-PLACES, NUMBERS, OFFSETS, SEED, STREAM, TOTALS, WORK, THREADS, PARALLEL = 2, 3, 4, 5, 6, 12, 15, 16, 17
 
 
 class View(NamedTuple):
@@ -47,18 +36,6 @@ class Axes(NamedTuple):
     sizes: tuple[int, ...]
     averaged: tuple[int, ...]
     views: tuple[View, ...]
-
-
-class Draws(NamedTuple):
-    """The sequence of a call's random numbers, and the first element of every random operand in it."""
-
-    seed: int
-    stream: int
-    offsets: Mapping[str, int]
-
-    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        """The numbers of one random operand."""
-        return uniform(shape, self.seed, stream=self.stream, offset=self.offsets[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +58,30 @@ class Recipe:
 
 def runs(*tensors: Tensor) -> bool:
     """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
-    if not in_plain_python(*tensors) or chosen_backend() not in ("auto", "c"):
-        return False
-    for t in tensors:  # noqa: SIM110 (a generator would take longer than the checks)
-        if t.dtype not in STORAGE or t.numel() == 0:
-            return False
-    return True
+    return language(*tensors) == "c"
+
+
+def language(*tensors: Tensor) -> str | None:
+    """In which language a kernel may compute on tensors as they are: "c" on the CPU, "triton" on a GPU.
+
+    None where they are no plain ones on one device, or a transform or compiler looks on. On the CPU Triton runs in its
+    interpreter, where it is asked for.
+    """
+    if not unseen(*tensors):  # before all else: a compiler cannot look into it
+        return None
+    wanted = chosen_backend()
+    if wanted not in ("auto", "c", "triton"):
+        return None
+    device = tensors[0].device
+    for t in tensors:
+        if t.dtype not in STORAGE or t.numel() == 0 or t.device != device:
+            return None
+    return None if wanted == "c" and device.type != "cpu" else language_for(tensors[0])
+
+
+def language_for(x: Tensor) -> str:
+    """The language of a kernel that computes on a tensor."""
+    return "c" if x.is_cpu and chosen_backend() != "triton" else "triton"
 
 
 def torch_has_to(gradient: Tensor) -> bool:
@@ -156,12 +151,20 @@ _bound: dict[Any, _Bound | None] = {}
 def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], kind: Any) -> _Bound | None:
     """The recipe for tensors of these shapes, remembered."""
     grad = torch.is_grad_enabled()
-    key = (recipe, kind, *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors])
+    x = tensors[0]
+    written = language_for(x)
+    key = (
+        recipe,
+        kind,
+        written,
+        x.device,
+        *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors],
+    )
     bound = _bound.get(key)
     if bound is None:
         if len(_bound) >= MOST_BOUND:
             _bound.clear()
-        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[2:]))
+        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[4:]), written)
     return bound
 
 
@@ -240,27 +243,25 @@ def _follows(size: int, outer: int | None, inner: int | None) -> bool:
 
 
 def _try_to_bind(
-    recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool]
+    recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool], written: str
 ) -> _Bound | None:
     try:
-        return _Bound(recipe, tensors, axes, wanted)
+        return _Bound(recipe, tensors, axes, wanted, written)
     except (Unsupported, BuildError) as error:
-        warn_of_fallback(recipe.name, error)
+        warn_of_fallback(recipe.name, error, written)
         return None
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(form: Form, name: str) -> tuple[list[Layout], ctypes.CDLL, tuple[str, ...], str]:
-    lowered = lower(form)
-    written = emit(lowered, name, "float64" if form.dtype == torch.float64 else "float32")
-    return list(written.layouts), build.load(written.text), lowered.saved, written.text
 
 
 class _Bound:
     """A recipe for tensors of certain shapes."""
 
     def __init__(
-        self, recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool]
+        self,
+        recipe: Recipe,
+        tensors: Sequence[Tensor],
+        axes: Callable[..., Axes],
+        wanted: Sequence[bool],
+        written: str,
     ) -> None:
         given = axes(*tensors)
         order = _order(given, recipe.fixed) if all(t.is_contiguous() for t in tensors[1:]) else None
@@ -275,14 +276,20 @@ class _Bound:
         self.templates = [(t.shape, t.dtype) for t in tensors]
         self.wanted = [i for i, want in enumerate(wanted) if want]
         form = self._form(given, tensors, wanted)
-        layouts, library, saved, self.text = _compiled(form, recipe.name)
+        saved, self.device = lower(form).saved, tensors[0].device
         names = (*recipe.tensors, *recipe.draws)
         views: dict[str, Sequence[int]] = {
             name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)
         }
         x, result = tensors[0], recipe.results[0]
         sizes, self.real = [axis.size for axis in order], form.dtype
-        kernel = self._forward = _Kernel(layouts[0], library, sizes, form.dtype, views, names[0])
+
+        def direction(number: int) -> Direction:
+            if written == "c":
+                return nested_c.kernel(form, recipe.name, number, sizes, views)
+            return nested_triton.kernel(form, recipe.name, number, sizes, views, self.device)
+
+        kernel = self._forward = direction(0)
         shape = (*x.shape[:-1], kernel.widths[result]) if recipe.fixed else x.shape
         like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
         self._result = (tuple(shape), like.stride(), getattr(torch, kernel.storage[result]))
@@ -295,11 +302,12 @@ class _Bound:
         tensor_places = {name: i for i, name in enumerate(recipe.tensors)}
         placed = tensor_places | {f"{result} to": len(tensors)}
         self._forward_slots = kernel.slots(placed, {f"{name} to": start for name, start in starts.items()})
+        self.text = kernel.text
         self.read: list[int] = []
         if self.wanted:
             views |= {name: kernel.strides[name] for name in saved}
             views[GRADIENT] = kernel.strides[result]
-            back = self._backward = _Kernel(layouts[1], library, sizes, form.dtype, views, names[0])
+            back = self._backward = direction(1)
             self.read = [i for name, i in tensor_places.items() if name in back.layout.inputs]
             of = {f"{recipe.tensors[i]}_gradient": i for i in self.wanted}
             self._whole = [i for name, i in of.items() if name not in back.starts]
@@ -345,8 +353,8 @@ class _Bound:
         self, tensors: Sequence[Tensor], numbers: array[float], draws: Draws | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The results, and what backward reads of them, one after the other."""
-        y, rest = _allocate(*self._result), torch.empty(self._rest, dtype=self.real)
-        self._forward(self._forward_slots, (*tensors, y), rest, numbers, draws)
+        y, rest = _allocate(*self._result, self.device), torch.empty(self._rest, dtype=self.real, device=self.device)
+        self._forward.run(self._forward_slots, (*tensors, y), rest, numbers, draws)
         if not self._extras:
             return (y,), rest
         return (y, *(rest.as_strided(*place).to(dtype) for place, dtype in self._extras)), rest
@@ -358,21 +366,18 @@ class _Bound:
         kernel = self._backward
         shape, strides, dtype = self._result
         if gradient.stride() != strides or gradient.dtype != dtype:
-            gradient = _allocate(shape, strides, dtype).copy_(gradient)
+            gradient = _allocate(shape, strides, dtype, self.device).copy_(gradient)
         found: list[Tensor | None] = [None] * len(self.templates)
         places = [*read, gradient]
         for i in self._whole:
-            found[i] = made = _allocate(*self._input) if i == 0 else memory.empty(*self.templates[i])
+            found[i] = made = (
+                _allocate(*self._input, self.device) if i == 0 else _empty(*self.templates[i], self.device)
+            )
             places.append(made)
-        if not kernel.total:
-            kernel(self._backward_slots, places, saved, numbers, draws)
-            return found
-        totals = torch.empty(kernel.parts * kernel.total, dtype=self.real)
-        kernel(self._backward_slots, places, saved, numbers, draws, totals)
-        pieces = totals.split_with_sizes(kernel.total_sizes)
-        for i, piece in zip(self._totalled, pieces, strict=False):
+        totals = kernel.run(self._backward_slots, places, saved, numbers, draws)
+        for i, total in zip(self._totalled, totals, strict=True):
             shape, dtype = self.templates[i]
-            found[i] = piece.view(shape).to(dtype, copy=kernel.parts > 1)
+            found[i] = total.view(shape).to(dtype, copy=kernel.lent)
         return found
 
     def differentiable_backward(
@@ -382,7 +387,7 @@ class _Bound:
 
         A tensor that no gradient depends on has not been kept; there any value does.
         """
-        tensors = [torch.zeros((), dtype=dtype).expand(shape) for shape, dtype in self.templates]
+        tensors = [torch.zeros((), dtype=dtype, device=self.device).expand(shape) for shape, dtype in self.templates]
         for i, tensor in zip(self.read, read, strict=True):
             tensors[i] = tensor
         for i in self.wanted:
@@ -399,123 +404,11 @@ class _Bound:
         return found
 
 
-def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a tensor without gaps, whatever the order of its axes."""
-    tensor = memory.empty(shape, dtype)
+    tensor = _empty(shape, dtype, device)
     return tensor if tensor.stride() == strides else tensor.as_strided_(shape, strides)
 
 
-class _Kernel:
-    """One direction of a program, for axes of certain sizes."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        library: ctypes.CDLL,
-        sizes: Sequence[int],
-        real: torch.dtype,
-        views: Mapping[str, Sequence[int]],
-        first: str,
-    ) -> None:
-        self.layout = layout
-        self._run = getattr(library, layout.name)
-        self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
-        self.storage: dict[str, str] = {}
-        self.widths: dict[str, int] = {}
-        self.counts: dict[str, int] = {}  # entries of an output
-        self.starts: dict[str, int] = {}  # of the totals, which stand one after the other
-        self.strides: dict[str, Sequence[int]] = {}
-        self.total, last = 0, len(sizes) - 1
-        for name, axes, width, storage in (*layout.outputs, *((n, a, w, "real") for n, a, w in layout.totals)):
-            self.storage[name] = str(real).split(".")[-1] if storage == "real" else storage
-            self.widths[name] = width
-            strides, count = [0] * len(sizes), 1
-            for axis in sorted([*axes, last] if width > 1 else axes, reverse=True):
-                strides[axis] = count
-                count *= width if axis == last and layout.fixed else sizes[axis]
-            of_tensor = name.removesuffix("_gradient")
-            self.strides[name] = views[of_tensor] if of_tensor in views and of_tensor != first else strides
-            self.counts[name] = count
-        for name, _, _ in layout.totals:
-            self.starts[name] = self.total
-            self.total += self.counts[name]
-        self._bytes = real.itemsize
-        self._strides, self._sizes = array("q"), array("q", sizes)
-        for operand in layout.operands:
-            name = operand.removesuffix(" to")
-            written = name != operand
-            self._strides.extend(self.strides[name] if written else views[name])
-            self._strides.append(self.total if written and name in self.starts else 0)
-        self._divide(sizes, library)
-        self.total_sizes = [*(self.counts[name] for name in self.starts), (self.parts - 1) * self.total]
-
-    def _divide(self, sizes: Sequence[int], library: ctypes.CDLL) -> None:
-        """Cut the work into parts: always the same ones, for any number of threads, so that sums are too."""
-        layout, last = self.layout, len(sizes) - 1
-        entries, columns = math.prod(sizes), sizes[-1]
-        rows = math.prod(size for axis, size in enumerate(sizes[:-1]) if axis not in layout.inner)
-        tile = columns
-        if last not in layout.inner and not layout.fixed:
-            shares = -(-torch.get_num_threads() // rows) if layout.inner else 1  # of few rows with loops inside
-            tile = min(TILE, -(-columns // (shares * LEAST_TILE)) * LEAST_TILE)
-        tile = min(tile, columns)
-        tiles = -(-columns // tile)
-        units = rows * tiles
-        parts = max(min(entries // ENTRIES_OF_A_PART, MOST_PARTS), units // UNITS_OF_A_TOTAL)
-        if self.total:
-            parts = min(parts, max(1, BYTES_OF_TOTALS // (8 * self.total)))
-        self.parts = max(1, min(units, parts))
-        self._operations = entries * layout.operations
-        scratch = getattr(library, f"{layout.name}_scratch")
-        scratch.argtypes, scratch.restype = [ctypes.c_int64], ctypes.c_int64
-        self._scratch = scratch(tile)
-        past = entries * len(layout.outputs) >= ENTRIES_PAST_CACHES
-        division = (rows, tiles, tile, self.parts, self.total, 0, int(past), self._scratch)
-        sizes_at, strides_at = self._sizes.buffer_info()[0], self._strides.buffer_info()[0]
-        self._blank = [0] * len(layout.operands)
-        self._call = (sizes_at, strides_at, 0, 0, 0, 0, 0, *division, 0, 1, 0)  # struct nest of c/nest.h
-
-    def slots(
-        self, placed: Mapping[str, int], starts: Mapping[str, int]
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
-        """Where the addresses of operands stand in a call: those of tensors, of what lies in the rest, of totals."""
-        numbers = {name: i for i, name in enumerate(self.layout.operands)}
-        return (
-            [(numbers[name], i) for name, i in placed.items() if name in numbers],
-            [(numbers[name], start * self._bytes) for name, start in starts.items() if name in numbers],
-            [(numbers[f"{name} to"], start * self._bytes) for name, start in self.starts.items()],
-        )
-
-    def __call__(
-        self,
-        slots: Any,
-        tensors: Sequence[Tensor],
-        rest: Tensor,
-        numbers: array[float],
-        draws: Draws | None,
-        totals: Tensor | None = None,
-    ) -> None:
-        """Run on tensors, and on what lies in the rest, at `slots`; totals are there for every part."""
-        of_tensors, of_rest, of_totals = slots
-        pointers = array("q", self._blank)
-        for slot, i in of_tensors:
-            pointers[slot] = tensors[i].data_ptr()
-        if of_rest:
-            begin = rest.data_ptr()
-            for slot, start in of_rest:
-                pointers[slot] = begin + start
-        call = array("q", self._call)
-        call[PLACES], call[NUMBERS] = pointers.buffer_info()[0], numbers.buffer_info()[0]
-        if draws is not None:
-            offsets = array("q", [draws.offsets.get(name, 0) for name in self.layout.operands])
-            call[OFFSETS], call[SEED], call[STREAM] = offsets.buffer_info()[0], draws.seed, draws.stream
-        if totals is not None:
-            call[TOTALS] = begin = totals.data_ptr()
-            for slot, start in of_totals:
-                pointers[slot] = begin + start
-        threads = useful(self._operations)
-        call[THREADS], call[PARALLEL] = threads
-        if self._scratch:
-            buffer = memory.empty((self._scratch * threads.number + memory.ALIGNMENT,), torch.uint8)
-            call[WORK] = memory.aligned(buffer)
-        self._run(call.buffer_info()[0])
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)

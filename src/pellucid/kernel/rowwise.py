@@ -144,7 +144,7 @@ class _Part:
         """The part's value, None where it has no kernel."""
         if draws is not None and self.draws:
             draws = draws._replace(offsets=self.offsets(tensors[0].shape[0]))
-        if not nested.runs(*tensors):
+        if nested.language(*tensors) is None:
             return None
         results = nested.run(self.recipe, tensors, self._axes, functools.partial(self._again, draws), draws=draws)
         return None if results is None else results[0]
@@ -165,7 +165,8 @@ class _Part:
     def _again(self, draws: nested.Draws | None, *tensors: Tensor) -> tuple[Tensor, ...]:
         rows = tensors[0].shape[0]
         sizes = zip(self.draws, self.columns, strict=True)
-        drawn = [] if draws is None else [draws.tensor(n.name, (rows, columns)) for n, columns in sizes]
+        device = tensors[0].device
+        drawn = [] if draws is None else [draws.tensor(n.name, (rows, columns), device) for n, columns in sizes]
         return self.function(*tensors, *drawn)
 
 

@@ -29,12 +29,19 @@ ARITHMETIC: dict[str, str] = {
     **{"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "{0} == 0"},
     **{"where": "tl.where({0}, {1}, {2})", "from_mask": "{0}.to(REAL)"},
 }
-# The neutral number of each reduction, and how it is written for a tile.
+# The neutral number of each reduction, and how it is written for a tile and an axis of it.
 REDUCTIONS = {
-    "sum": (0.0, "tl.sum({}, 0, keep_dims=True)"),
-    "product": (1.0, "tl.reduce({}, 0, functions.multiplied, keep_dims=True)"),
-    "largest": (-math.inf, "tl.max({}, 0, keep_dims=True)"),
-    "smallest": (math.inf, "tl.min({}, 0, keep_dims=True)"),
+    "sum": (0.0, "tl.sum({}, {}, keep_dims=True)"),
+    "product": (1.0, "tl.reduce({}, {}, functions.multiplied, keep_dims=True)"),
+    "largest": (-math.inf, "tl.max({}, {}, keep_dims=True)"),
+    "smallest": (math.inf, "tl.min({}, {}, keep_dims=True)"),
+}
+# How two results of it are taken together.
+JOINED = {
+    "sum": "{} + {}",
+    "product": "{} * {}",
+    "largest": "functions.maximum({}, {})",
+    "smallest": "functions.minimum({}, {})",
 }
 # Parameters of every kernel, behind its pointers.
 GIVEN = ("scratch", "exchange", "meetings", "lengths", "seed", "time", "batch", "begin", "first_block", "first_split")

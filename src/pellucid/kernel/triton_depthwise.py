@@ -20,9 +20,8 @@ from torch import Tensor
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.jitted import check
-from pellucid.kernel.layout import STORAGE
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend, warn_of_fallback
+from pellucid.kernel.nested import language
+from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.window import Geometry, remembered
 
 VECTOR = 16  # bytes that a thread reads at once
@@ -46,19 +45,14 @@ def asked(x: Tensor, weight: Tensor, groups: int) -> bool:
         weight: (out channels, 1, kernel).
         groups: of channels.
     """
-    if not isinstance(x, Tensor) or not unseen(x, weight):
-        return False
-    backend = chosen_backend()
-    if backend != "triton" and not (backend == "auto" and x.is_cuda):
+    if not isinstance(x, Tensor) or language(x, weight) != "triton":
         return False
     return x.dim() == weight.dim() == 3 and 1 < groups == x.shape[1] and weight.shape[1] == 1
 
 
 def bound(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Depthwise | None:
     """The kernels for tensors of these shapes, remembered; None, perhaps with a warning, where torch has to do it."""
-    if weight.dtype != x.dtype or weight.device != x.device:
-        return None
-    if bias is not None and (bias.dtype != x.dtype or bias.device != x.device):
+    if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.device != x.device)):
         return None
     key = (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % VECTOR, weight.shape, geometry)
     return remembered(_bound, key, lambda: _try_to_bind(x, weight, geometry))
@@ -68,7 +62,7 @@ _bound: dict[Any, Depthwise | None] = {}
 
 
 def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | None:
-    if x.dtype not in STORAGE or x.numel() == 0 or min(geometry.results(x.shape[2:])) <= 0:
+    if min(geometry.results(x.shape[2:])) <= 0:
         return None
     if weight.shape[0] % x.shape[1] or weight.shape[2] != geometry.kernel[0]:
         return None

@@ -160,17 +160,57 @@ def multiplied(a, b):
 
 
 @triton.jit
-def uniform(seed, site: tl.constexpr, element):
-    """The number of an element of a site's sequence, the same bits as `random.uniform` on any device.
+def words(low, high, LIES: tl.constexpr):
+    """The two halves of a number of 64 bits: given apart, or, where it ``LIES`` in memory, read from the first."""
+    if LIES:
+        whole = tl.load(low)
+        return whole.to(tl.uint32), (whole >> 32).to(tl.uint32)
+    else:
+        return low.to(tl.uint32), high.to(tl.uint32)
 
-    A block of Philox-4x32-10 gives the numbers of four elements.
-    """
-    block, place = element // 4, element % 4
-    zero = (element * 0).to(tl.uint32)
-    low, high = (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32)
-    a, b, c, d = tl.philox(seed, low, high, zero + site, zero)
-    word = tl.where(place == 0, a, tl.where(place == 1, b, tl.where(place == 2, c, d)))
+
+@triton.jit
+def number(low, high, REAL: tl.constexpr):
+    """A number of each call: that of float64 comes as the halves of its bits, any other as ``low``."""
+    if tl.float64 == REAL:
+        return ((high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)).to(tl.float64, bitcast=True)
+    else:
+        return low
+
+
+@triton.jit
+def philox(key, key_high, stream, stream_high, block):
+    """The four words of blocks of Philox-4x32-10, as in `random`."""
+    zero = (block * 0).to(tl.uint32)
+    high = zero if block.dtype == tl.int32 else (block >> 32).to(tl.uint32)
+    return tl.philox_impl(block.to(tl.uint32), high, zero + stream, zero + stream_high, key, key_high)
+
+
+@triton.jit
+def fraction(word):
+    """A word as a number in [0, 1)."""
     return (word >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def uniform_of(key, key_high, stream, stream_high, element):
+    """The numbers of elements of a stream, the same bits as `random.uniform` on any device."""
+    place = element % 4
+    a, b, c, d = philox(key, key_high, stream, stream_high, element // 4)
+    return fraction(tl.where(place == 0, a, tl.where(place == 1, b, tl.where(place == 2, c, d))))
+
+
+@triton.jit
+def uniform_in_fours(key, key_high, stream, stream_high, element):
+    """The numbers of elements and of the three behind each, side by side; elements are multiples of four."""
+    a, b, c, d = philox(key, key_high, stream, stream_high, element // 4)
+    return tl.interleave(tl.interleave(fraction(a), fraction(c)), tl.interleave(fraction(b), fraction(d)))
+
+
+@triton.jit
+def uniform(seed, site: tl.constexpr, element):
+    """The numbers of elements of a site's stream."""
+    return uniform_of(seed.to(tl.uint32), (seed >> 32).to(tl.uint32), site, 0, element)
 
 
 @triton.jit

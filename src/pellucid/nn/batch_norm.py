@@ -80,6 +80,7 @@ class BatchNormFamily(Remembering):
         RuntimeError: another number of channels than ``num_features``.
     """
 
+    cast_by_autocast = False
     spaces: tuple[int, ...]  # how many axes of space there may be
 
     def axes(self, x: Tensor) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ class BatchNormFamily(Remembering):
         factor = self._count_batch()
         if count is None:
             entries = x.numel() // x.shape[1]
-            self._move(mu, var, float(factor), entries / (entries - 1))
+            self._move(mu, var, factor, entries / (entries - 1))
             return
         unbiased = var * (count / (count - 1).clamp(min=1))
         seen = (count > 1).flatten()
@@ -159,14 +160,20 @@ class BatchNormFamily(Remembering):
         self._was_run_by("c")
         return results[0]
 
-    def _move(self, mu: Tensor, var: Tensor, factor: float, unbiased: float) -> None:
+    def _move(self, mu: Tensor, var: Tensor, factor: float | Tensor, unbiased: float) -> None:
         """Move both running statistics towards those of a batch without padding."""
         with torch.no_grad():
             if self.running_mean is not None:
-                self.running_mean.lerp_(mu.flatten().to(self.running_mean.dtype), factor)
+                dtype = self.running_mean.dtype
+                weight = factor.to(dtype) if isinstance(factor, Tensor) else factor
+                self.running_mean.lerp_(mu.flatten().to(dtype), weight)
             if self.running_var is not None:
                 seen = var.flatten().to(self.running_var.dtype)
-                self.running_var.mul_(1 - factor).add_(seen, alpha=factor * unbiased)
+                self.running_var.mul_(1 - factor)
+                if isinstance(factor, Tensor):
+                    self.running_var.add_(seen * factor.to(seen.dtype), alpha=unbiased)
+                else:
+                    self.running_var.add_(seen, alpha=factor * unbiased)
 
 
 class BatchNorm1d(BatchNormFamily, torch.nn.BatchNorm1d):

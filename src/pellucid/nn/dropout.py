@@ -90,25 +90,28 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
         if not self.training or self.p == 0 or input.numel() == 0:
             return input
         numbers, formula = self.sequence(), self.formula
-        if in_plain_python(input) and input.numel() < SMALL and formula is drop and input.dtype == torch.float32:
+        if self._is_small(input) and formula is drop and input.dtype == torch.float32:
             scale = kept(self.drawn_shape(input), *numbers, self.p, 1 / (1 - self.p))
             if scale is not None:
                 self._was_run_by("c")
                 return input.mul_(scale) if self.inplace else input * scale
         y = None
-        if self.entrywise and nested.runs(input):
+        if self.entrywise and nested.language(input) is not None:
             y = self._by_kernel(input, numbers)
-        self._was_run_by("torch" if y is None else "c")
+        self._was_run_by("torch" if y is None else nested.language_for(input))
         if y is None:
             (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
             y = formula(**self._symbol_values(input, draws, self.p))
         return input.copy_(y) if self.inplace else y
 
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether a mask that C makes and a product are as fast as a kernel."""
+        return in_plain_python(x) and x.numel() < SMALL and nested.language_for(x) == "c"
+
     def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
         """Run the formula as one kernel that draws in place; None where it has none."""
         formula, p = self.formula, self.p
-        seed, stream = numbers
-        draws = nested.Draws(int(seed), int(stream), {"draws": 0})
+        draws = nested.Draws.of(*numbers, {"draws": 0})
         shape = self.drawn_shape(input)
 
         def axes(x: Tensor) -> nested.Axes:
@@ -117,7 +120,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
             return nested.Axes(tuple(x.shape), (), (nested.View(x.stride()), nested.View(drawn)))
 
         def again(x: Tensor) -> tuple[Tensor, ...]:
-            return _by_formula((), formula, x, p, draws.tensor("draws", shape))
+            return _by_formula((), formula, x, p, draws.tensor("draws", shape, x.device))
 
         results = nested.run(_recipe(type(self).__name__, formula), (input,), axes, again, (p,), draws, shape)
         return None if results is None else results[0]

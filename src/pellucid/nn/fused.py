@@ -123,7 +123,7 @@ def _in_one_pass(
     activation: Behind,
 ) -> Tensor | None:
     """The same by one kernel; None where that is not possible, or not faster."""
-    forced = chosen_backend() == "c"
+    forced = chosen_backend() in ("c", "triton") or x.is_cuda  # on a GPU one pass is always the faster way
     if x.numel() < LEAST and not forced:
         return None
     function = activation_of(activation) if isinstance(activation, torch.nn.Module) else activation
@@ -139,9 +139,8 @@ def _in_one_pass(
     if not forced and not remembered(_chosen, question, lambda: _measured(norm, x, company, question)):
         return None
     if drops is not None:
-        seed, stream = drops.sequence()
-        company = company._replace(draws=nested.Draws(int(seed), int(stream), {"draws": 0}))
-        drops._was_run_by("c")
+        company = company._replace(draws=nested.Draws.of(*drops.sequence(), {"draws": 0}))
+        drops._was_run_by(nested.language_for(x))
     return norm.with_company(x, company)
 
 
@@ -169,7 +168,7 @@ def fits(
         return False
     if dropout is not None and (dropout.inplace or not 0 <= dropout.p < 1):
         return False
-    if not nested.runs(x, *beside.values()) or torch.is_autocast_enabled("cpu"):
+    if nested.language(x, *beside.values()) is None or torch.is_autocast_enabled(x.device.type):
         return False
     return not beside or (
         x.is_contiguous()
@@ -283,7 +282,13 @@ def folded(convolution: Any, norm: BatchNormFamily) -> tuple[Tensor, Tensor]:
 
 def _folds(convolution: Any, norm: BatchNormFamily, x: Tensor) -> bool:
     """Whether the norm is to become a part of the convolution for this call."""
-    if norm.training or norm.running_mean is None or norm.running_var is None or not fits(x, {}, (convolution, norm)):
+    if (
+        not nested.runs(x)
+        or norm.training
+        or norm.running_mean is None
+        or norm.running_var is None
+        or not fits(x, {}, (convolution, norm))
+    ):
         return False
     weight = convolution.weight
     if x.dtype != weight.dtype or norm.running_mean.dtype != x.dtype or weight.shape[0] != norm.num_features:

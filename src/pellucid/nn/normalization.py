@@ -204,15 +204,17 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     ``mask`` (bool, True = real) broadcasts to the input without its feature axis. Padding does not enter the
     statistics nor the gradients, may hold anything, NaN too, and comes out as 0.
 
-    On the CPU the formula runs as one kernel, as far as there is a compiler. Torch's own operators run on other devices
-    and in what torch.compile and torch.func see, unless padding is among what is averaged: then the formula runs in
-    plain torch. They run, too, where they are as fast: on inputs of fewer than 524,288 entries, and where the channels
-    of BatchNorm or of small groups lie side by side, unless the input is so far from 0 that they would lose digits.
+    The formula runs as one kernel, on the CPU as far as there is a compiler, on a GPU as far as there is Triton.
+    Torch's own operators run on other devices and in what torch.compile and torch.func see, unless padding is among
+    what is averaged: then the formula runs in plain torch. They run, too, where autocast on a GPU would have them in
+    float32, and on the CPU where they are as fast: on inputs of fewer than 524,288 entries, and where the channels of
+    BatchNorm or of small groups lie side by side, unless the input is so far from 0 that they would lose digits.
     """
 
     added = (*Running.added, "_right")
     formula = staticmethod(normalize)
     centred = True  # whether the formula moves the input by its mean
+    cast_by_autocast = True  # whether autocast on a GPU runs torch's operator of that name in float32
     weight: Any
     bias: Any
     eps: Any
@@ -362,7 +364,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
         results = self._results(input, real, self._observes(), company)
-        self._was_run_by("torch" if results is None else "c")
+        self._was_run_by("torch" if results is None else nested.language_for(input))
         if results is not None and len(results) > 1:
             self._remember(self.average(input, real), input, *results[1:])
         return None if results is None else results[0]
@@ -382,7 +384,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         if real is not None:
             given["real"] = real
         tensors = (input, *given.values())
-        if not nested.runs(*tensors) or (real is not None and real.numel() == 1):
+        if self._is_cast(input) or nested.language(*tensors) is None or (real is not None and real.numel() == 1):
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}
@@ -399,13 +401,17 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
             padding = tensors.pop("real", None)
             beside: dict[str, Any] = {name: tensors.pop(name) for name in company.tensors}
             if company.draws is not None:
-                beside |= {"draws": company.draws.tensor("draws", x.shape), "p": company.p}
+                beside |= {"draws": company.draws.tensor("draws", x.shape, x.device), "p": company.p}
             values = self._spread_all(symbols | tensors, x) | beside
             taken = functools.partial(self.average, real=padding)
             return normalized(formula, taken, x, padding, values, centred)
 
         spread = functools.partial(self._in_axes, tuple(given), drawn)
         return _Call(recipe, tensors, spread, again, tuple(numbers.values()), company.draws, self._kind())
+
+    def _is_cast(self, x: Tensor) -> bool:
+        """Whether torch's operator would have its input cast by autocast: on a GPU, to float32."""
+        return self.cast_by_autocast and x.is_cuda and torch.is_autocast_enabled("cuda")
 
     def _in_axes(self, names: Sequence[str], drawn: bool, x: Tensor, *others: Tensor) -> nested.Axes:
         """How the input and what the formula reads beside it lie along its axes."""

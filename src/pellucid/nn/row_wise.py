@@ -14,7 +14,7 @@ from pellucid.errors import label, shape_text
 from pellucid.formula.graph import step, undrawn_step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.nested import Draws, runs
+from pellucid.kernel.nested import Draws, language, language_for
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 
@@ -161,10 +161,10 @@ class RowWise(Running, Component, Drawing):
         given = [*inputs, *(getattr(self, symbol.name) for symbol in self.layer.source.parameters)]
         numbers = self.sequence() if self.training and self._solution.sites else None
         y = None
-        if runs(*given) and autocast_dtype(given[0]) is None:
+        if language(*given) is not None and autocast_dtype(given[0]) is None:
             program = self.layer.program(*self._key, self.training, given[0].dtype)
-            y = program.run(given, None if numbers is None else Draws(int(numbers[0]), int(numbers[1]), {}))
-        self._was_run_by("stepwise" if y is None else "c")
+            y = program.run(given, None if numbers is None else Draws.of(*numbers, {}))
+        self._was_run_by("stepwise" if y is None else language_for(given[0]))
         return self._evaluate(**self._values(inputs, numbers)) if y is None else y
 
     def _values(self, inputs: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:

@@ -1,0 +1,394 @@
+"""Programs of nested loops in Triton: cut into tiles for axes of certain sizes, launched on the current stream."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import struct
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.kernel import jitted
+from pellucid.kernel.direction import Direction, Draws
+from pellucid.kernel.emit_nest_triton import Text, Tile, along, emit, owned_axes
+from pellucid.kernel.nest import Form, Nest, all_values, laid_out, lower
+from pellucid.kernel.values import Unsupported, Value
+
+TARGET = 4096  # entries of a tile, where the axes let it be chosen
+REGISTERS = 3 * 2**14  # numbers that a block keeps at most: of every operand, and of every sum over rows
+MOST_SPLITS = 128  # programs that share what is reduced: each later one reads the parts of all of them
+FEWEST_COLUMNS = 32  # of a tile: what one access to memory brings
+ENTRIES_OF_A_WARP, MOST_WARPS = 512, 16
+WARPS = 32  # of a multiprocessor, that a grid is to keep busy
+LEAST_TURNS = 2  # tiles that a program takes at least of what several share
+INTERPRETED_PROCESSORS = 2  # what the interpreter stands for
+MOST_COLUMNS = 2**15  # of a formula that cuts them: they are all in one tile
+FARTHEST = 2**31 - 2**24  # place in memory that 32 bits reach
+
+
+def kernel(
+    form: Form,
+    name: str,
+    number: int,
+    sizes: Sequence[int],
+    views: Mapping[str, Sequence[int]],
+    device: torch.device,
+) -> Kernel:
+    """The direction of this number of a program.
+
+    Raises:
+        Unsupported: there is no such kernel. BuildError: nor Triton.
+    """
+    jitted.check(device.type)
+    return Kernel(form, name, number, sizes, views, device)
+
+
+class Kernel(Direction):
+    """One direction of a program in Triton: a kernel, and more where its sums over rows are made apart."""
+
+    def __init__(
+        self,
+        form: Form,
+        name: str,
+        number: int,
+        sizes: Sequence[int],
+        views: Mapping[str, Sequence[int]],
+        device: torch.device,
+    ) -> None:
+        nest = lower(form).nests[number]
+        super().__init__(laid_out(nest), sizes, form.dtype, views, form.operands[0].name)
+        self._nest, self._title, self._device = nest, name, device
+        self._plans = _plans(nest, self.sizes, _processors(device))
+        self._launches: list[_Launch] = []
+        self._scratch = 0
+        self._apart: dict[str, slice] = {}  # totals that lie there
+
+    @property
+    def text(self) -> str:
+        """The text of all kernels."""
+        return "\n".join(launch.text.text for launch in self._launches)
+
+    def slots(self, placed: Mapping[str, int], starts: Mapping[str, int]) -> Any:
+        """The kernels to be launched, whose arguments are known but for those of a call."""
+        places: dict[str, tuple[str, int]] = {name: ("tensor", i) for name, i in placed.items()}
+        places |= {name: ("rest", start) for name, start in starts.items()}
+        strides = {**self.views, **{f"{name} to": of_output for name, of_output in self.strides.items()}}
+        main, *others = self._plans
+        for plan in others:  # what is made apart, and what the first kernel leaves for it
+            for name in plan.nest.outputs:
+                places[f"{name} to"] = ("scratch", self._scratch)
+                self._apart[name] = slice(self._scratch, self._scratch + self.counts[name])
+                self._scratch += self.counts[name]
+            for name in main.nest.outputs.keys() & plan.nest.inputs.keys() - places.keys():
+                value = main.nest.outputs[name]
+                steps, count = self.contiguous(sorted(value.axes), value.width)
+                strides[name] = strides[f"{name} to"] = steps
+                places[name] = places[f"{name} to"] = ("scratch", self._scratch)
+                self._scratch += count
+        for plan in self._plans:
+            wide = max(self._extent(strides[name]) for name in laid_out(plan.nest).operands) > FARTHEST
+            apart = frozenset(name for name, (kind, _) in places.items() if kind != "tensor")
+            tile = dataclasses.replace(plan.tile, wide=wide, apart=apart & set(laid_out(plan.nest).operands))
+            tile = dataclasses.replace(tile, factors=self._factors(plan.nest, strides))
+            text = emit(plan.nest, tile, str(self.real).split(".")[-1], self._title)
+            self._launches.append(_Launch(plan, text, self, places, strides))
+        return self._launches
+
+    def _factors(self, nest: Nest, strides: Mapping[str, Sequence[int]]) -> tuple[tuple[str, int], ...]:
+        """What sizes and distances are multiples of, where Triton does not see it: it looks for multiples of 16."""
+        numbers = {f"size_{axis}": size for axis, size in enumerate(self.sizes)}
+        for operand in laid_out(nest).operands:
+            key = operand.replace(" to", "_to")
+            numbers |= {f"{key}_{axis}": stride for axis, stride in enumerate(strides[operand])}
+        factors = {key: math.gcd(number, 16) for key, number in numbers.items()}
+        return tuple((key, factor) for key, factor in factors.items() if 1 < factor < 16 and numbers[key])
+
+    def _extent(self, strides: Sequence[int]) -> int:
+        return sum((size - 1) * stride for size, stride in zip(self.sizes, strides, strict=True))
+
+    def run(
+        self, slots: Any, tensors: Sequence[Tensor], rest: Tensor, numbers: array[float], draws: Draws | None
+    ) -> list[Tensor]:
+        """Run on tensors, and on what lies in the rest; return the totals, flat."""
+        scratch = torch.empty(self._scratch, dtype=self.real, device=self._device) if self._scratch else rest
+        found = {name: scratch[place] for name, place in self._apart.items()}
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+            for launch in slots:
+                found |= launch(tensors, rest, scratch, numbers, draws)
+        return [found[name] for name in self.starts]
+
+
+# -- how a nest is cut ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A nest, its tile, and its grid: blocks, programs that share a block, programs that share what is reduced."""
+
+    nest: Nest
+    tile: Tile
+    owned: int  # blocks along the axes outside along which totals vary
+    programs: int  # of each of them, which share the blocks along the other axes outside
+    splits: int
+    warps: int
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _plans(nest: Nest, sizes: Sequence[int], processors: int) -> list[_Plan]:
+    """The kernels of a nest: the first, then those of sums over rows that it cannot have beside it."""
+    first = _plan(nest, sizes, processors)
+    totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
+    last = nest.axes - 1
+    if first.tile.whole:
+        apart: list[str] = []
+    elif first.splits > 1:
+        apart = list(totals)
+    else:  # what varies along all that is reduced would be made for every row
+        apart = [n for n, v in totals.items() if along(v, last) & nest.inner and not v.over & nest.inner]
+    if not apart:
+        return [first]
+    main, others = _divided(nest, apart)
+    plans = [_plan(main, sizes, processors)] if main.outputs else []
+    return [*plans, *(_plan(other, sizes, processors, absent) for other, absent in others)]
+
+
+def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[int] = frozenset()) -> _Plan:
+    """Choose the tile and the grid of a nest."""
+    last, fixed = nest.axes - 1, nest.columns is not None
+    sizes = [1 if axis in absent else size for axis, size in enumerate(sizes)]
+    inner = [axis for axis in range(last, -1, -1) if axis in nest.inner and axis not in absent]
+    outside = [axis for axis in range(last, -1, -1) if axis not in nest.inner and axis not in absent]
+    blocks = [1] * nest.axes
+    totals = [value for value in nest.outputs.values() if value.kind == "total"]
+    read = [value for value in all_values(nest.outputs.values()) if value.kind in ("memory", "draws")]
+    beside = [axis for axis in outside if not inner or axis > min(inner)]  # lie between entries that are reduced
+
+    def tile_of(value: Value) -> int:
+        """Entries of a tile, were it to hold all that is reduced."""
+        return math.prod(_power(sizes[axis]) for axis in inner if axis in along(value, last))
+
+    entries = math.prod(_power(sizes[axis]) for axis in inner)
+    held = sum(map(tile_of, read)) + sum(tile_of(total.values[0]) for total in totals)
+    least = min(math.prod(_power(sizes[axis]) for axis in beside), FEWEST_COLUMNS) if inner else 1
+    whole = fixed or max(held, 2 * entries) * least <= REGISTERS
+    if fixed and sizes[last] > MOST_COLUMNS:
+        raise Unsupported(f"a formula that cuts {sizes[last]} columns")
+
+    def grow(axes: Iterable[int], target: int, fewest: int = 0) -> None:
+        """Let a tile have more entries, as long as there are enough tiles."""
+        nonlocal entries
+        for axis in axes:
+            while blocks[axis] < _power(sizes[axis]) and 2 * entries <= target:
+                if fewest and _count(sizes, blocks, outside) < 2 * fewest:
+                    return
+                blocks[axis], entries = 2 * blocks[axis], 2 * entries
+
+    if whole:
+        for axis in inner:
+            blocks[axis] = 1 if fixed and axis == last else _power(sizes[axis])
+        grow(beside, max(entries * least, TARGET if not inner else 0))
+        grow(outside, TARGET, fewest=processors)
+    else:
+        entries = 1
+        if last in inner:
+            grow([last], FEWEST_COLUMNS)
+        grow(beside, FEWEST_COLUMNS)
+        grow(inner, TARGET)
+    warps = max(1, min(MOST_WARPS, entries // ENTRIES_OF_A_WARP))
+    programs = processors * max(1, WARPS // warps)  # that the GPU runs at a time
+    units = _count(sizes, blocks, outside)
+    splits = 1
+    if not whole and units < processors:
+        splits = max(1, min(_count(sizes, blocks, inner) // LEAST_TURNS, programs // units, MOST_SPLITS))
+    owned = _count(sizes, blocks, [axis for axis in outside if axis in owned_axes(nest)]) if totals else 1
+    shares = min(units // owned, max(1, programs // owned)) if totals else units
+    if not whole and any(along(total, last) & nest.inner for total in totals):
+        shares = units // owned
+    exact = frozenset(axis for axis in range(nest.axes) if sizes[axis] % blocks[axis] == 0)
+    tile = Tile(tuple(blocks), exact, absent, whole, splits > 1)
+    return _Plan(nest, tile, owned, shares, splits, warps)
+
+
+def _power(size: int) -> int:
+    """The power of two that is not less."""
+    return 1 << (size - 1).bit_length()
+
+
+def _count(sizes: Sequence[int], blocks: Sequence[int], axes: Iterable[int]) -> int:
+    """Blocks along some axes."""
+    return math.prod(-(-sizes[axis] // blocks[axis]) for axis in axes)
+
+
+def _divided(nest: Nest, apart: Sequence[str]) -> tuple[Nest, list[tuple[Nest, frozenset[int]]]]:
+    """A nest without some of its totals, and nests of these, with the axes along which nothing in them varies.
+
+    A total is a reduction there; the statistics that it is made of are further results of the first nest.
+    """
+    shared: dict[str, Value] = {}
+    copies: dict[Value, Value] = {}
+
+    def copy(value: Value) -> Value:
+        if value not in copies:
+            if value.kind == "reduce":
+                shared[value.name] = value
+                made = Value("memory", value.name, value.width, axes=value.axes)
+            else:
+                made = dataclasses.replace(
+                    value, operands=tuple(copy(o) if isinstance(o, Value) else o for o in value.operands)
+                )
+                made.axes = value.axes
+            copies[value] = made
+        return copies[value]
+
+    groups: dict[tuple[frozenset[int], frozenset[int]], dict[str, Value]] = {}
+    last = nest.axes - 1
+    for name in apart:
+        total = nest.outputs[name]
+        operand = copy(total.values[0])
+        key = total.over, frozenset(range(nest.axes)) - along(operand, last)
+        reduction = dataclasses.replace(total, kind="reduce", operands=(operand,))
+        groups.setdefault(key, {})[name] = reduction
+    outputs = {name: value for name, value in nest.outputs.items() if name not in apart} | {
+        name: value for name, value in shared.items() if name not in nest.outputs
+    }
+    storage = dict(nest.storage) | dict.fromkeys([*shared, *apart], "real")
+    main = _nest_of(nest, nest.name, outputs, storage, nest.inner)
+    others = [
+        (_nest_of(nest, f"{nest.name}_of_{'_'.join(found)}", found, storage, over), absent)
+        for (over, absent), found in groups.items()
+    ]
+    return main, others
+
+
+def _nest_of(
+    nest: Nest, name: str, outputs: Mapping[str, Value], storage: Mapping[str, str], inner: frozenset[int]
+) -> Nest:
+    used = all_values(outputs.values())
+    inputs = {value.name: value for value in used if value.kind in ("memory", "draws", "number")}
+    inputs |= {v.values[0].name: v.values[0] for v in used if v.kind == "first"}
+    return dataclasses.replace(nest, name=name, outputs=outputs, storage=storage, inner=inner, inputs=inputs)
+
+
+# -- launches ---------------------------------------------------------------------------------------------------------
+
+
+class _Launch:
+    """The stages of an emitted nest, and what they are given: numbers that do not change, and places for the rest."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        text: Text,
+        direction: Kernel,
+        places: Mapping[str, tuple[str, int]],
+        strides: Mapping[str, Sequence[int]],
+    ) -> None:
+        self.plan, self.text = plan, text
+        nest, tile, sizes = plan.nest, text.tile, direction.sizes
+        module = jitted.load(text.text)
+        units = plan.owned * plan.programs
+        self._stages = [(getattr(module, name), units * (plan.splits if passes else 1)) for name, passes in text.stages]
+        self._totals = {name: direction.counts[name] for name, v in nest.outputs.items() if v.kind == "total"}
+        outside = [axis for axis in range(nest.axes) if axis not in nest.inner | tile.absent]
+        entries = math.prod(sizes[axis] for axis in outside)
+        self._parts = text.parts * plan.splits * entries if tile.split else 0
+        self._real, self._device = direction.real, direction._device
+        known: dict[str, int] = {f"size_{axis}": size for axis, size in enumerate(sizes)}
+        known |= {"total_entries": sum(self._totals.values()), "programs": plan.programs}
+        known |= {"units": entries, "splits": plan.splits}
+        begin, self._filled = 0, {kind: [] for kind in ("tensor", "rest", "scratch")}  # type: ignore[var-annotated]
+        numbers = {key: place for place, key in enumerate(text.parameters)}
+        for operand in laid_out(nest).operands:
+            key = operand.replace(" to", "_to")
+            known |= {f"{key}_{axis}": stride for axis, stride in enumerate(strides[operand])}
+            kind, start = places.get(operand, ("", 0))
+            if operand[:-3] in self._totals:
+                known[f"{key}_begin"], begin = begin, begin + self._totals[operand[:-3]]
+            elif kind in ("rest", "scratch"):
+                known[f"{key}_begin"] = start
+            if key in numbers:
+                self._filled[kind].append((numbers[key], start))
+        for key, factor in tile.factors:
+            known[key] //= factor
+        self._blank = [known.get(key, 0) for key in text.parameters]
+        self._numbers = [numbers[f"{name}_low"] for name in nest.numbers]
+        draws = [value.name for value in nest.inputs.values() if value.kind == "draws"]
+        self._begins = [(name, numbers[f"{name}_begin"]) for name in draws]
+        last = nest.axes - 1
+        self._aligned = all(s % 4 == 0 for name in draws for axis, s in enumerate(strides[name]) if axis != last)
+        self._seeds = [numbers[name] for name in ("seed", "seed_high", "stream", "stream_high") if name in numbers]
+        self._memory = [numbers.get(name) for name in ("totals", "parts")]
+        self._constants: dict[str, Any] = {"num_warps": plan.warps}
+        if tile.split:
+            self._constants["SPLITS"] = _power(plan.splits)
+
+    def __call__(
+        self,
+        tensors: Sequence[Tensor],
+        rest: Tensor,
+        scratch: Tensor,
+        numbers: array[float],
+        draws: Draws | None,
+    ) -> dict[str, Tensor]:
+        """Launch all stages; return the totals."""
+        given: list[Any] = self._blank.copy()
+        for place, i in self._filled["tensor"]:
+            given[place] = tensors[i]
+        for kind, held in (("rest", rest), ("scratch", scratch)):
+            for place, _ in self._filled[kind]:
+                given[place] = held
+        for place, number in zip(self._numbers, numbers, strict=True):
+            if self._real == torch.float64:
+                given[place], given[place + 1] = struct.unpack("<ii", struct.pack("<d", number))
+            else:
+                given[place] = float(number)
+        constants = self._constants
+        if self._seeds:
+            assert draws is not None
+            constants = constants | self._draw(given, draws)
+        totals, parts = self._memory
+        sums = None
+        if totals is not None:
+            shape = (self.plan.programs, sum(self._totals.values()))
+            given[totals] = sums = torch.empty(shape, dtype=self._real, device=self._device)
+        if parts is not None:
+            given[parts] = torch.empty(self._parts, dtype=self._real, device=self._device)
+        for function, blocks in self._stages:
+            function[(blocks,)](*given, **constants)
+        if sums is None:
+            return {}
+        whole = sums[0] if len(sums) == 1 else sums.sum(0)
+        return dict(zip(self._totals, whole.split_with_sizes(list(self._totals.values())), strict=True))
+
+    def _draw(self, given: list[Any], draws: Draws) -> dict[str, bool]:
+        """Say where random numbers come from; a seed on the GPU is read there."""
+        aligned = self._aligned
+        for name, place in self._begins:
+            given[place] = offset = draws.offsets[name]
+            aligned = aligned and offset % 4 == 0
+        seed, seed_high, stream, stream_high = self._seeds
+        lies = isinstance(draws.seed, Tensor)
+        given[seed], given[seed_high] = (
+            (draws.seed.to(self._device), 0) if isinstance(draws.seed, Tensor) else _halves(draws.seed)
+        )
+        given[stream], given[stream_high] = _halves(draws.stream)
+        return {"SEED_LIES": lies, "ALIGNED": aligned}
+
+
+def _halves(number: int) -> tuple[int, int]:
+    """The lower and the upper 32 bits, each as a number of 32 bits with a sign."""
+    low, high = struct.unpack("<ii", struct.pack("<Q", number % 2**64))
+    return low, high
