@@ -20,9 +20,8 @@ from torch import Tensor
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.jitted import check
-from pellucid.kernel.layout import STORAGE
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend, warn_of_fallback
+from pellucid.kernel.nested import language
+from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.window import Geometry, remembered
 
 VECTOR = 16  # bytes that a thread reads at once
@@ -30,6 +29,7 @@ WARP, MOST_WARPS = 32, 4
 MOST_UNROLLED = 32  # taps; more are a loop
 CHUNK = 8  # taps of a turn of that loop: a multiple of every vector's entries
 REGISTERS, MOST_EACH = 96, 8  # of a thread: numbers, and groups
+SIDE, SIDE_WITH_SUMS = 4, 4  # steps of a group of few taps where channels lie side by side; fewer of many
 ENOUGH = 528  # programs: four for every multiprocessor of a large GPU
 PARTED = 8192  # programs with sums, which go on with the next unit until their share is done
 LEAST_SHARE = 4  # units, so that the sums at the end are little beside them
@@ -45,19 +45,14 @@ def asked(x: Tensor, weight: Tensor, groups: int) -> bool:
         weight: (out channels, 1, kernel).
         groups: of channels.
     """
-    if not isinstance(x, Tensor) or not unseen(x, weight):
-        return False
-    backend = chosen_backend()
-    if backend != "triton" and not (backend == "auto" and x.is_cuda):
+    if not isinstance(x, Tensor) or language(x, weight) != "triton":
         return False
     return x.dim() == weight.dim() == 3 and 1 < groups == x.shape[1] and weight.shape[1] == 1
 
 
 def bound(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Depthwise | None:
     """The kernels for tensors of these shapes, remembered; None, perhaps with a warning, where torch has to do it."""
-    if weight.dtype != x.dtype or weight.device != x.device:
-        return None
-    if bias is not None and (bias.dtype != x.dtype or bias.device != x.device):
+    if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.device != x.device)):
         return None
     key = (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % VECTOR, weight.shape, geometry)
     return remembered(_bound, key, lambda: _try_to_bind(x, weight, geometry))
@@ -67,7 +62,7 @@ _bound: dict[Any, Depthwise | None] = {}
 
 
 def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | None:
-    if x.dtype not in STORAGE or x.numel() == 0 or min(geometry.results(x.shape[2:])) <= 0:
+    if min(geometry.results(x.shape[2:])) <= 0:
         return None
     if weight.shape[0] % x.shape[1] or weight.shape[2] != geometry.kernel[0]:
         return None
@@ -158,12 +153,12 @@ class Depthwise(ByTorch):
         self._fixed = fixed | {"LAST": self.last, "UNIT": self.unit}
         many = self.kernel > MOST_UNROLLED
         taps = CHUNK if many else self.kernel
-        self._forward = self._tile(self.out, self.results, self._side(4 if taps <= CHUNK else 2), taps)
+        self._forward = self._tile(self.out, self.results, self._side(SIDE if taps <= CHUNK else SIDE // 2), taps)
         self._of_input = self._tile(self.channels, self.length, self._forward.side, taps)
         most = CHUNK if many or self.last else MOST_UNROLLED
         self._taps = min(self.kernel, most)  # of a program with sums
         self._at_once = self.kernel <= most and self.out == self.channels
-        side = self._side(2 if self._taps <= CHUNK // 2 else 1)
+        side = self._side(SIDE_WITH_SUMS if self._taps <= CHUNK // 2 else 1)
         self._of_weight = self._tile(self.out, max(self.length, self.results), side, self._taps)
         self._units = self.batch * self._of_weight.spans
         self._share = -(-self._units // self._most_parts())

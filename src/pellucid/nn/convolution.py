@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
 from pellucid.kernel import triton_depthwise
-from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.nested import language_for
 from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
@@ -181,7 +181,7 @@ class Convolution(Running, Windowed, _ConvNd):
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
         y = kernel.run(x, weight, bias, geometry, self.groups, patch)
         if y is not None:
-            self._was_run_by("triton" if x.is_cuda or chosen_backend() == "triton" else "c")
+            self._was_run_by(language_for(x))
         return y
 
     def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:
