@@ -381,9 +381,9 @@ def test_streams_and_graphs_on_the_gpu():
 
     def step():
         y = layer(x)
-        return y, *torch.autograd.grad(y, leaves, torch.ones_like(y))
+        return y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))
 
-    first, whole = step(), layer(x)
+    first, whole = step(), layer(x).detach()  # a node of a graph that still lives would bind a capture to its stream
     stream(layer, x.detach(), [1, 255])
     torch.cuda.set_sync_debug_mode("error")
     try:

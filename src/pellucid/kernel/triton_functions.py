@@ -88,7 +88,7 @@ def sinh(x):
     """Of expm1: nothing cancels near 0."""
     e = expm1(tl.abs(x))
     y = 0.5 * (e + e / (e + 1.0))
-    y = tl.where(e - e == 0, y, e)
+    y = tl.where(e < float("inf"), y, e)
     return tl.where(x < 0, -y, y)
 
 
@@ -130,7 +130,7 @@ def hypot(a, b):
     """The length of (a, b), whose squares may be too large or too small."""
     a, b = tl.abs(a), tl.abs(b)
     most = tl.maximum(a, b)
-    scale = tl.where((most == 0) | (most - most != 0), 1.0, most)
+    scale = tl.where((most == 0) | (most == float("inf")), 1.0, most)
     a, b = a / scale, b / scale
     return scale * tl.sqrt(a * a + b * b)
 
@@ -241,8 +241,8 @@ def leading_bits(x):
 
 @triton.jit
 def trailing_bits(x, leading):
-    """What is left of x; nothing of an infinite one."""
-    return tl.where(x - x == 0, x - leading, 0.0)
+    """What is left of x; nothing of an infinite one. (x - x would not be 0 where x is a product: it is fused.)"""
+    return tl.where(tl.abs(x) < float("inf"), x - leading, 0.0)
 
 
 @triton.jit
