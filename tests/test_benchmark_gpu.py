@@ -43,6 +43,7 @@ from pellucid.benchmark.gpu import (
     Recurrence,
     RecurrentRow,
     compiled,
+    recorded,
 )
 from pellucid.benchmark.limit import Rates, measure_rates
 from pellucid.benchmark.peers import APEX, LIGER, PEERS, Peer, installed
@@ -333,7 +334,17 @@ RNN_FIGURE = Recurrence("RNN", TRITON, EXACT, 2.0, {NN: 5.0}, {NN: 1.5}, {})
 GRU_FIGURE = Recurrence("GRU", "stepwise", EXACT, 5.0, {NN: 4.0, TRITON: 2.0}, {NN: 1.5}, {}, EXACT)
 CELL_FIGURE = OwnCell("mine", TRITON, EXACT, 2.0, {LOOP: 90.0, CUDNN_LSTM: 0.5}, {LOOP: 20.0, CUDNN_LSTM: 0.5}, {})
 NORM_FIGURE = Bandwidth(
-    "norm", "torch", EXACT, 2.0, {NN: 5.0, LIGER: 2.5, APEX: 4.0}, {COMPILED: 1.0}, {COMPILED: "no"}, None, 1.6, 0.75
+    "norm",
+    "torch",
+    EXACT,
+    2.0,
+    {NN: 5.0, LIGER: 2.5, APEX: 4.0},
+    {COMPILED: 1.0},
+    {COMPILED: "no"},
+    None,
+    1.6,
+    0.75,
+    {"ours": 2.1, NN: 5.2},
 )
 
 
@@ -368,7 +379,8 @@ def test_the_tables_of_a_gpu(bench, tmp_path):
     assert cells(result.output, "GRU") == "stepwise 0e+00 5.000 2.000 4.000 0.80 < 1.5".split()
     assert cells(result.output, "mine") == "triton 0e+00 2.000 90.000 45.00 ≥ 20 0.500 0.25 < 0.5".split()
     assert (
-        cells(result.output, "norm") == "torch 0e+00 2.000 80% ≥ 75% 5.000 · 32% 2.50 Liger-Kernel 2.500 · 64%".split()
+        cells(result.output, "norm")
+        == "torch 0e+00 2.000 80% ≥ 75% 5.000 · 32% 2.50 2.100 / 5.200 Liger-Kernel 2.500 · 64%".split()
     )
     assert "left out: bandwidth: norm: torch.compile: no" in result.output
     assert "3000.0 GB/s in a copy, torch.bfloat16" in result.output
@@ -541,6 +553,17 @@ def test_a_rate_is_measured_in_the_type_that_moves():
     rates = measure_rates("cpu", torch.bfloat16)
     assert rates.dtype == "bfloat16"
     assert min(rates.flops, rates.bytes) > 0
+
+
+@pytest.mark.gpu
+@ON_A_GPU
+def test_a_recorded_step_is_the_step():
+    layer = torch.nn.Linear(3, 4, device="cuda")
+    x, results = torch.randn(2, 3, device="cuda"), []
+    replay = recorded(lambda: results.append(layer(x).detach()), "cuda")
+    expected = layer(x.neg_()).detach()
+    replay()
+    torch.testing.assert_close(results[-1], expected)
 
 
 @pytest.mark.gpu
