@@ -224,7 +224,7 @@ class _Function(Tiles):
         if self.stage in (None, self.most):
             self._store_all([name for name, value in self.outputs.items() if not self._is_wide(value)])
         for name, total in self.totals.items():
-            if not self._is_wide(total.values[0]):
+            if not self._goes_over(total):
                 self._add(total, sums[name], STEP)
         for name, of_total in sums.items():
             self.behind += self._parts_of_total(name, self.totals[name], of_total)
@@ -256,17 +256,23 @@ class _Function(Tiles):
     def _along(self, value: Value) -> frozenset[int]:
         return along(value, self.last) - self.tile.absent
 
+    def _span(self, value: Value) -> frozenset[int]:
+        """The axes of what a reduction takes together: equal entries, too, as often as they are met."""
+        return self._along(value.values[0]) | (value.over - self.tile.absent)
+
     def _is_wide(self, value: Value) -> bool:
         """Whether a value changes along what is reduced, and a tile does not hold all of that."""
         return not self.tile.whole and bool(self._along(value) & self.nest.inner)
 
+    def _goes_over(self, total: Value) -> bool:
+        """Whether a total is made of what changes along what is reduced."""
+        return not self.tile.whole and bool(self._span(total) & self.nest.inner)
+
     def _of_level(self, level: int) -> list[Value]:
         """What a pass over what is reduced is for."""
         found = [value for value in self.reduces if self.levels[value.values[0]] == level]
-        for value in self.nest.outputs.values():
-            operand = value.values[0] if value.kind == "total" else value
-            if self.levels[operand] == level and self._is_wide(operand):
-                found.append(value)
+        found += [v for v in self.totals.values() if self.levels[v.values[0]] == level and self._goes_over(v)]
+        found += [v for v in self.outputs.values() if self.levels[v] == level and self._is_wide(v)]
         return found
 
     def _turns_slowly(self, total: Value) -> bool:
@@ -319,31 +325,30 @@ class _Function(Tiles):
         neutral = number_text(REDUCTIONS[value.operation][0])
         for start, length in self._pieces(operand):
             name = self._fresh(f"{value.name}_sum_{start}" if start else f"{value.name}_sum")
-            lines.append(f"{name} = tl.full({self._shape(self._along(operand), length)}, {neutral}, REAL)")
+            lines.append(f"{name} = tl.full({self._shape(self._span(value), length)}, {neutral}, REAL)")
             found.append(((start, length), name))
         return found
 
     def _add(self, value: Value, sums: Sums, scope: int) -> None:
         """Take a tile of the operand into a reduction; once where it is the same for several tiles."""
-        operand = value.values[0]
-        looped = [*self.shared, *(self.inner if scope == PASS else [])]
-        once = [f"(start_{axis} == 0)" for axis in looped if axis not in self._along(operand)]
+        looped = [*(self.shared if value.kind == "total" else []), *(self.inner if scope == PASS else [])]
+        once = [f"(start_{axis} == 0)" for axis in looped if axis not in self._span(value)]
         for piece, name in sums:
             tile = self._masked(value, piece, once)
             self.scopes[scope].lines.append(f"{name} = {JOINED[value.operation].format(name, tile)}")
 
     def _masked(self, value: Value, piece: tuple[int, int], once: Sequence[str] = ()) -> str:
         """A tile of a reduction's operand, with what is neutral where there are no entries to take."""
-        operand = value.values[0]
-        tile = f"tl.broadcast_to({self._evaluate(operand, *piece)}, {self._shape(self._along(operand), piece[1])})"
-        masks = [*once, *self._masks(self._along(operand) & value.over, piece[1])]
+        tile = self._evaluate(value.values[0], *piece)
+        tile = f"tl.broadcast_to({tile}, {self._shape(self._span(value), piece[1])})"
+        masks = [*once, *self._masks(value.over - self.tile.absent, piece[1])]
         neutral = number_text(REDUCTIONS[value.operation][0])
         return f"tl.where({' & '.join(masks)}, {tile}, {neutral})" if masks else tile
 
     def _together(self, value: Value, tiles: Sequence[str]) -> str:
         """The result of a reduction, of its tiles."""
         text, found = REDUCTIONS[value.operation][1], list(tiles)
-        for axis in sorted(value.over & self._along(value.values[0]), reverse=True):
+        for axis in sorted(value.over, reverse=True):
             if axis in self.tiled:
                 found = [text.format(tile, self.tiled.index(axis)) for tile in found]
         return functools.reduce(JOINED[value.operation].format, found)

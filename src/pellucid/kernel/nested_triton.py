@@ -258,7 +258,7 @@ def _divided(nest: Nest, apart: Sequence[str]) -> tuple[Nest, list[tuple[Nest, f
     for name in apart:
         total = nest.outputs[name]
         operand = copy(total.values[0])
-        key = total.over, frozenset(range(nest.axes)) - along(operand, last)
+        key = total.over, frozenset(range(nest.axes)) - along(operand, last) - total.over
         reduction = dataclasses.replace(total, kind="reduce", operands=(operand,))
         groups.setdefault(key, {})[name] = reduction
     outputs = {name: value for name, value in nest.outputs.items() if name not in apart} | {
