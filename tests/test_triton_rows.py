@@ -199,7 +199,7 @@ def test_places_beyond_32_bits(cut, monkeypatch):
     torch.testing.assert_close(found, nn.Dropout(0.4, seed=3)(x))
 
 
-# -- dropouts -----------------------------------------------------------------------------------------------------------
+# -- dropouts ---------------------------------------------------------------------------------------------------------
 
 DROPOUTS = {
     "Dropout": (nn.Dropout, (5, 64), lambda x: x),
@@ -238,11 +238,11 @@ def drops_as_on_the_cpu(name, dtype, seed, device="cpu"):
 @IN_INTERPRETER
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_masks_are_those_of_the_cpu(cut, name):
-    cut("looped" if len(name) % 2 else "whole")
+    cut("looped" if name in ("Dropout last", "Dropout1d", "DropPath") else "whole")
     drops_as_on_the_cpu(name, DTYPES[len(name) % 4], (-1) ** len(name) * (2**40 + len(name)))
 
 
-# -- formulas of rows ---------------------------------------------------------------------------------------------------
+# -- formulas of rows -------------------------------------------------------------------------------------------------
 
 
 @pellucid.layer
@@ -317,7 +317,7 @@ def test_what_cannot_be_written_runs_in_plain_torch():
     torch.testing.assert_close(found, layer(x))
 
 
-# -- what stands around a norm ------------------------------------------------------------------------------------------
+# -- what stands around a norm ----------------------------------------------------------------------------------------
 
 
 @IN_INTERPRETER
@@ -362,7 +362,89 @@ def test_sums_over_rows_are_the_same_every_time(cut):
     assert torch.equal(*gradients)
 
 
-# -- without the interpreter --------------------------------------------------------------------------------------------
+# -- on a GPU -----------------------------------------------------------------------------------------------------------
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+LARGE = {  # beside the small ones: several blocks, rows that no block holds, few channels of many entries
+    "layer 1024": (lambda: nn.LayerNorm(1024), (300, 1024), lambda x: x),
+    "layer 40000": (lambda: nn.LayerNorm(40000), (9, 40000), lambda x: x),
+    "rms 1000": (lambda: nn.RMSNorm(1000), (77, 1000), lambda x: x),
+    "group large": (lambda: nn.GroupNorm(4, 32), (5, 32, 57, 60), lambda x: x),
+    "group large last": (lambda: nn.GroupNorm(4, 32), (5, 32, 57, 60), last),
+    "batch large": (lambda: nn.BatchNorm2d(8), (70, 8, 48, 48), lambda x: x),
+    "batch large last": (lambda: nn.BatchNorm2d(8), (70, 8, 48, 48), last),
+}
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*NORMS, *LARGE])
+def test_every_norm_on_the_gpu(name, dtype):
+    make, shape, lay = (NORMS | LARGE)[name]
+    compare(make(), lay(torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1), dtype, "cuda", "auto")
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_masks_on_the_gpu(monkeypatch, name):
+    monkeypatch.setattr(dropout, "SMALL", 0)
+    drops_as_on_the_cpu(name, DTYPES[len(name) % 4], 2**40 + len(name), "cuda")
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("name", ROWS)
+def test_formulas_of_rows_on_the_gpu(name):
+    rows_are_the_formula(name, 300, DTYPES[len(name) % 2], "cuda")
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_streams_graphs_and_autocast_on_the_gpu():
+    """Another stream is kept to; a graph replays, with masks of a generator on the GPU; autocast is torch's."""
+    layer, x = nn.LayerNorm(256, device="cuda"), torch.randn(1000, 256, device="cuda")
+    wanted, stream = layer(x), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = layer(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(found, wanted)
+    drop = nn.Dropout(0.5, generator=torch.Generator("cuda"))
+    drop(layer(x))
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(drop.generator)
+    with torch.cuda.graph(graph):
+        y = drop(layer(x))
+    masks = []
+    for _ in range(2):
+        graph.replay()
+        masks.append(y != 0)
+    assert not torch.equal(*masks)
+    torch.testing.assert_close(y, torch.where(masks[-1], 2 * wanted, 0))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert layer(x.bfloat16()).dtype == torch.nn.functional.layer_norm(x.bfloat16(), (256,)).dtype
+        assert nn.Dropout(0.5).cuda()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_nothing_waits_for_the_gpu():
+    """No call fetches a number from the GPU, in forward or backward."""
+    layer = torch.nn.Sequential(nn.LayerNorm(64), nn.Dropout(0.3), nn.BatchNorm1d(64, momentum=None))
+    layer.cuda()
+    x = torch.randn(500, 64, device="cuda", requires_grad=True)
+    layer(x).sum().backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# -- without the interpreter ------------------------------------------------------------------------------------------
 
 COMPILE = """
 import sys

@@ -3,8 +3,11 @@
 Where a block can hold all that is reduced, the data is read once and every statistic is made of what stands in
 registers. Otherwise a block goes over what is reduced once for every level, the number of reductions before a value;
 where there are fewer blocks than the GPU can run, several share what is reduced: each level is then a kernel of its
-own, which leaves parts of its sums in memory for the next. Sums over rows are added up by a fixed number of programs,
-each of which takes its share of the rows and stores a part: no order depends on chance.
+own, which leaves parts of its sums in memory for the next. A sum of squared deviations from a mean needs no pass of its
+own: it is made beside the mean (Welford, "Note on a method for calculating corrected sums of squares and products",
+Technometrics 1962), and its parts are put together as in Chan, Golub and LeVeque, "Updating formulae and a pairwise
+algorithm for computing sample variances", 1979. Sums over rows are added up by a fixed number of programs, each of
+which takes its share of the rows and stores a part: no order depends on chance.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
     Raises:
         Unsupported: an operation has no Triton.
     """
-    count = 1 + max(_levels(nest).values()) if tile.split else 1
+    count = 1 + max(_levels(nest, _deviations(nest)).values()) if tile.split else 1
     functions = [_Function(nest, tile, real, stage if tile.split else None) for stage in range(count)]
     header = HEADER.format(title=f"{title}: written by pellucid from the formula.", real=real)
     first = functions[0]
@@ -100,16 +103,39 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
         tuple(first.options),
         tuple(first.owned),
         tuple(first.shared),
-        len(first.reduces),
+        len(first.reduces) + len(first.deviations),
     )
 
 
-def _levels(nest: Nest) -> dict[Value, int]:
-    """How many reductions come before each value."""
+def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
+    """How many reductions come before each value; sums of squared deviations are made beside those of the means."""
     levels: dict[Value, int] = {}
     for value in all_values(nest.outputs.values()):
         levels[value] = max((levels[v] for v in value.values), default=0) + (value.kind == "reduce")
+        levels[value] = levels.get(deviations.get(value), levels[value])  # type: ignore[arg-type]
     return levels
+
+
+def _deviations(nest: Nest) -> dict[Value, Value]:
+    """The sums of squared deviations from a mean, and the sum that the mean is made of."""
+    found: dict[Value, Value] = {}
+    for value in all_values(nest.outputs.values()):
+        square = value.operands[0] if value.kind == "reduce" and value.operation == "sum" else None
+        if square is None or square.operation != "square" or square.operands[0].operation != "sub":
+            continue
+        entry, mean = square.operands[0].operands
+        if not isinstance(mean, Value) or mean.operation != "mul":
+            continue
+        total, reciprocal = mean.operands
+        if not (isinstance(total, Value) and total.kind == "reduce" and total.operation == "sum"):
+            continue
+        counts = isinstance(reciprocal, Value) and reciprocal.operation == "reciprocal"
+        size = reciprocal.operands[0] if counts else None
+        if size is None or size.kind != "size" or total.operands[0] is not entry or total in found.values():
+            continue
+        if total.over == value.over == size.over:
+            found[value] = total
+    return found
 
 
 @dataclass
@@ -130,7 +156,9 @@ class _Function(Tiles):
         self.nest, self.tile, self.stage, self.last = nest, tile, stage, nest.axes - 1
         self.name = nest.name if stage is None else f"{nest.name}_{stage}"
         self.float64 = real == "float64"
-        self.values, self.levels = all_values(nest.outputs.values()), _levels(nest)
+        self.values = all_values(nest.outputs.values())
+        self.deviations = {} if tile.whole else _deviations(nest)
+        self.levels = _levels(nest, self.deviations)
         self.reduces = [value for value in self.values if value.kind == "reduce"]
         self.outputs = {name: value for name, value in nest.outputs.items() if value.kind != "total"}
         self.totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
@@ -270,7 +298,7 @@ class _Function(Tiles):
 
     def _of_level(self, level: int) -> list[Value]:
         """What a pass over what is reduced is for."""
-        found = [value for value in self.reduces if self.levels[value.values[0]] == level]
+        found = [value for value in self.reduces if self.levels[value] == level + 1]
         found += [v for v in self.totals.values() if self.levels[v.values[0]] == level and self._goes_over(v)]
         found += [v for v in self.outputs.values() if self.levels[v] == level and self._is_wide(v)]
         return found
@@ -290,10 +318,15 @@ class _Function(Tiles):
         turn, inside = self.scopes[TURN:] = _Scope(), _Scope()
         self._start(self.slow, "turn", turn.lines)
         self._start(fast, "part", inside.lines)
-        sums = {value: self._sums(value, step) for value in found if value.kind == "reduce"}
+        beside = {self.deviations[value]: value for value in found if value in self.deviations}
+        moments = {value: self._moments(value, step) for value in beside}
+        apart = (*moments, *beside.values())
+        sums = {value: self._sums(value, step) for value in found if value.kind == "reduce" and value not in apart}
         parts = {name: self._sums(total, turn.lines) for name, total in slow.items()}
         for value, of_value in sums.items():
             self._add(value, of_value, PASS)
+        for value, names in moments.items():
+            self._add_to_moments(value, *names)
         for name, value in self.outputs.items():
             if value in found and self._is_wide(value):
                 stores = self._stores(name, value)
@@ -309,15 +342,58 @@ class _Function(Tiles):
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines
         for value, of_value in sums.items():
-            result = self._together(value, [name for _, name in of_value])
-            if self.tile.split:
-                place, mask = self._part(value, "split")
-                shape = self._shape(frozenset(self.outside))
-                step.append(f"tl.store({place}, tl.broadcast_to({result}, {shape}){mask})")
-            else:
-                key = (value, 0, value.width)
-                name = self.scopes[STEP].names[key] = self._fresh(value.name)
-                step.append(f"{name} = {result}")
+            self._keep(value, self.reduces.index(value), self._together(value, [name for _, name in of_value]))
+        for value, (count, mean, squares) in moments.items():
+            self._keep_moments(value, beside[value], count, mean, squares)
+
+    def _keep(self, value: Value, slot: int, result: str) -> str:
+        """Name the result of a reduction, and store it where it is a part."""
+        step = self.scopes[STEP]
+        name = step.names[value, 0, value.width] = self._fresh(value.name)
+        step.lines.append(f"{name} = {result}")
+        if self.tile.split:
+            place, mask = self._part(slot, "split")
+            shape = self._shape(frozenset(self.outside))
+            step.lines.append(f"tl.store({place}, tl.broadcast_to({name}, {shape}){mask})")
+        return name
+
+    def _moments(self, total: Value, lines: list[str]) -> tuple[str, str, str]:
+        """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares."""
+        count, mean, squares = (self._fresh(f"{total.name}_{what}") for what in ("count", "mean", "squares"))
+        shape = self._shape(self._span(total))
+        lines += [f"{name} = tl.full({shape}, 0.0, REAL)" for name in (count, mean, squares)]
+        return count, mean, squares
+
+    def _add_to_moments(self, total: Value, count: str, mean: str, squares: str) -> None:
+        inside, piece = self.scopes[PASS].lines, (0, total.values[0].width)
+        tile = f"tl.broadcast_to({self._evaluate(total.values[0], *piece)}, {self._shape(self._span(total))})"
+        masks = " & ".join([*self._once(total, PASS), *self._masks(total.over - self.tile.absent)])
+        entry, moved = self._fresh(f"{total.name}_entry"), self._fresh(f"{total.name}_moved")
+        inside += [
+            f"{entry} = {tile}",
+            f"{count} = {count} + " + (f"tl.where({masks}, 1.0, 0.0).to(REAL)" if masks else "1.0"),
+            f"{moved} = " + (f"tl.where({masks}, {entry} - {mean}, 0.0)" if masks else f"{entry} - {mean}"),
+            f"{mean} = {mean} + {moved} / "
+            + (f"functions.maximum({count}, tl.full({self.ones}, 1.0, REAL))" if masks else count),
+            f"{squares} = {squares} + {moved} * ({entry} - {mean})",
+        ]
+
+    def _keep_moments(self, total: Value, deviation: Value, count: str, mean: str, squares: str) -> None:
+        """Put together what was counted entry by entry."""
+        step = self.scopes[STEP].lines
+        whole = self._keep(total, self.reduces.index(total), self._together(total, [f"{count} * {mean}"]))
+        all_of_them = self._fresh(f"{total.name}_counted")
+        step.append(f"{all_of_them} = {self._together(total, [count])}")
+        centre = f"{whole} / functions.maximum({all_of_them}, tl.full({self.ones}, 1.0, REAL))"
+        squares = f"{squares} + {count} * functions.square({mean} - {centre})"
+        self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
+        if self.tile.split:
+            place, mask = self._part(self._slot_of_count(deviation), "split")
+            shape = self._shape(frozenset(self.outside))
+            step.append(f"tl.store({place}, tl.broadcast_to({all_of_them}, {shape}){mask})")
+
+    def _slot_of_count(self, deviation: Value) -> int:
+        return len(self.reduces) + list(self.deviations).index(deviation)
 
     def _sums(self, value: Value, lines: list[str]) -> Sums:
         """The tiles in which a reduction is taken together, one for each piece of columns."""
@@ -331,11 +407,15 @@ class _Function(Tiles):
 
     def _add(self, value: Value, sums: Sums, scope: int) -> None:
         """Take a tile of the operand into a reduction; once where it is the same for several tiles."""
-        looped = [*(self.shared if value.kind == "total" else []), *(self.inner if scope == PASS else [])]
-        once = [f"(start_{axis} == 0)" for axis in looped if axis not in self._span(value)]
+        once = self._once(value, scope)
         for piece, name in sums:
             tile = self._masked(value, piece, once)
             self.scopes[scope].lines.append(f"{name} = {JOINED[value.operation].format(name, tile)}")
+
+    def _once(self, value: Value, scope: int) -> list[str]:
+        """What is true for one of the tiles that have the same entries of a reduction."""
+        looped = [*(self.shared if value.kind == "total" else []), *(self.inner if scope == PASS else [])]
+        return [f"(start_{axis} == 0)" for axis in looped if axis not in self._span(value)]
 
     def _masked(self, value: Value, piece: tuple[int, int], once: Sequence[str] = ()) -> str:
         """A tile of a reduction's operand, with what is neutral where there are no entries to take."""
@@ -464,8 +544,8 @@ class _Function(Tiles):
             lines.append(f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})")
         return lines
 
-    def _part(self, value: Value, split: str) -> tuple[str, str]:
-        """The place of a statistic's part, and its mask."""
+    def _part(self, slot: int, split: str) -> tuple[str, str]:
+        """The place of a part of the statistic of this number, and its mask."""
         scope, p = self.scopes[STEP], self.parameters
         if "unit" not in scope.names:
             unit = "0"
@@ -479,7 +559,7 @@ class _Function(Tiles):
             scope.names["unit"] = self._fresh("unit")
             scope.lines.append(f"{scope.names['unit']} = {unit} + {origin}")
         masks = self._masks(self.outside)
-        begin = f"({self.reduces.index(value)} * {p['splits']} + {split}) * {p['units']}"
+        begin = f"({slot} * {p['splits']} + {split}) * {p['units']}"
         return f"{p['parts']} + {begin} + {scope.names['unit']}", f", mask={' & '.join(masks)}" if masks else ""
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -543,14 +623,21 @@ class _Function(Tiles):
         if self.tile.whole:
             return self._together(value, [self._masked(value, piece) for piece in self._pieces(value.values[0])])
         neutral, text = REDUCTIONS[value.operation]
-        splits = f"tl.reshape(tl.arange(0, SPLITS), {[*['SPLITS'], *[1] * len(self.tiled)]})".replace("'", "")
+        shape = self._shape(frozenset(self.outside))
+        parts = self._all_parts(self.reduces.index(value), neutral)
+        if value in self.deviations:
+            counts = self._all_parts(self._slot_of_count(value), 0.0)
+            sums = self._all_parts(self.reduces.index(self.deviations[value]), 0.0)
+            return f"tl.reshape(functions.squares_of_all({parts}, {sums}, {counts}), {shape})"
+        return f"tl.reshape({text.format(parts, 0)}, {shape})"
+
+    def _all_parts(self, slot: int, neutral: float) -> str:
+        """The parts of a statistic, along an axis before the tile's own."""
+        splits = f"tl.reshape(tl.arange(0, SPLITS), [{', '.join(['SPLITS', *['1'] * len(self.tiled)])}])"
         splits = self._hoisted("all_splits", splits)
-        place, mask = self._part(value, splits)
-        within = " & ".join(
-            [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
-        )
-        parts = f"tl.load({place}, mask={within}, other={number_text(neutral)})"
-        return f"tl.reshape({text.format(parts, 0)}, {self._shape(frozenset(self.outside))})"
+        place, mask = self._part(slot, splits)
+        masks = [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
+        return f"tl.load({place}, mask={' & '.join(masks)}, other={number_text(neutral)})"
 
 
 Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name
