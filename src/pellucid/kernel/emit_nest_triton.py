@@ -244,14 +244,13 @@ class _Function(Tiles):
         if self.totals:
             step.append("rest = step")
         self._start(self.shared, "rest" if self.totals else "program", step)
-        sums = {
-            name: self._sums(total, program) for name, total in self.totals.items() if not self._turns_slowly(total)
-        }
+        here = {n: t for n, t in self.totals.items() if self.stage in (None, self.levels[t.values[0]])}
+        sums = {name: self._sums(total, program) for name, total in here.items() if not self._is_wide(total)}
         for level in self.passes:
             self._pass(level, sums)
         if self.stage in (None, self.most):
             self._store_all([name for name, value in self.outputs.items() if not self._is_wide(value)])
-        for name, total in self.totals.items():
+        for name, total in here.items():
             if not self._goes_over(total):
                 self._add(total, sums[name], STEP)
         for name, of_total in sums.items():
@@ -303,14 +302,10 @@ class _Function(Tiles):
         found += [v for v in self.outputs.values() if self.levels[v] == level and self._is_wide(v)]
         return found
 
-    def _turns_slowly(self, total: Value) -> bool:
-        """Whether a total varies along a part of what is reduced, and no tile holds that: it is made for each step."""
-        return self._is_wide(total)
-
     def _pass(self, level: int, sums_of_totals: Mapping[str, Sums]) -> None:
-        """Go once over what is reduced; where totals are made for each step in turns, one for each of their tiles."""
+        """Go once over what is reduced, in turns where totals vary along a part of it: one for each of their tiles."""
         step, found = self.scopes[STEP].lines, self._of_level(level)
-        slow = {name: total for name, total in self.totals.items() if total in found and self._turns_slowly(total)}
+        slow = {name: total for name, total in self.totals.items() if total in found and self._is_wide(total)}
         varying = frozenset().union(*(self._along(total) for total in slow.values()))
         self.slow = [axis for axis in self.inner if axis in varying]
         fast = [axis for axis in self.inner if axis not in varying]
@@ -531,7 +526,8 @@ class _Function(Tiles):
         """The pointers of a tile of an operand, and their mask."""
         pointer = self.parameters.get(key)
         if pointer is None:
-            pointer = f"{self.parameters['totals']} + program * {self.parameters['total_entries']}"
+            part = f"(program * {self.parameters['splits']} + split)" if self.tile.split else "program"
+            pointer = f"{self.parameters['totals']} + {part} * {self.parameters['total_entries']}"
         masks = self._masks(axes, length)
         return f"{pointer} + {self._offset(key, axes, start, length)}", f", mask={' & '.join(masks)}" if masks else ""
 
