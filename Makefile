@@ -8,7 +8,12 @@ PYTEST_ARGS ?= -n auto --dist worksteal
 PIP_ARGS := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test install lint format bench clean
+# `make gpu GPU_PYTHON=python3` is for a machine whose Python has torch, pytest and what pellucid needs: nothing is
+# installed there.
+GPU_PYTHON ?= $(BIN)/python
+GPU_OUT ?= runs/gpu
+
+.PHONY: demo test install lint format bench gpu clean
 
 install: $(STAMP)
 
@@ -36,6 +41,9 @@ format: install
 
 bench: install
 	$(BIN)/pellucid bench
+
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)
+	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT) $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

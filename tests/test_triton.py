@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import formulas
 import pellucid
 from explaining import GOLDEN
 from pellucid.kernel import emit_triton, jitted, layout, registry
-from pellucid.nn import cells
+from pellucid.nn import cells, torch_recurrence
 from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -47,17 +49,6 @@ def test_every_cell_is_the_reference(name):
     _compare(layer, lengths, batch, dtype)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("hidden", [7, 64, 200])
-@pytest.mark.parametrize("name", CELLS)
-def test_every_cell_is_the_reference_on_the_gpu(name, hidden, dtype):
-    _compare(
-        make(CELLS[name], 20, hidden, dtype, bidirectional=True), [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda"
-    )
-
-
 def _compare(layer, lengths, batch, dtype, device="cpu"):
     """Triton may be off by eight times what rounding does, as C."""
     given = inputs(layer, TIME, batch)
@@ -74,17 +65,69 @@ def _compare(layer, lengths, batch, dtype, device="cpu"):
 @pytest.mark.parametrize("name", ["lstm", "layernorm_gru", "lstm_projected", "cfc"])
 def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
     """So does a kernel for which the GPU has too little shared memory: the next one is taken, for good."""
-    layer, launch, scratches = make(CELLS[name], 5, 41, torch.float64), jitted._Loop._launch, []
+    layer, launch, launched = make(CELLS[name], 5, 41, torch.float64), jitted._Loop._launch, []
 
-    def small(loop, function, blocks, given, options, kernel):
-        if not kernel.scratch:
+    def small(loop, *arguments):
+        launched.append(loop._kernel.division.held)
+        if launched[-1]:
             raise jitted.out_of_resources()(200_000, 100_000, "shared memory")
-        scratches.append(kernel.scratch)
-        launch(loop, function, blocks, given, options, kernel)
+        launch(loop, *arguments)
 
     monkeypatch.setattr(jitted._Loop, "_launch", small)
+    registry._fused.cache_clear()
+    registry._ready.cache_clear()
     _compare(layer, [3, 2, 1, 0], 4, torch.float64)
-    assert len(scratches) >= 2
+    assert launched.count(False) >= 2
+    assert launched.count(True) == 2
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize(
+    ("cell", "dtype", "held", "batch"),
+    [
+        (cells.lstm, torch.float64, True, 18),
+        (cells.gru, torch.float64, False, 3),
+        (cells.layernorm_gru, torch.float64, True, 3),
+        (cells.lstm_projected, torch.bfloat16, True, 3),
+        (formulas.noisy, torch.float64, True, 3),
+        (formulas.concatenated, torch.float64, False, 3),
+    ],
+    ids=lambda value: value.source.name if isinstance(value, pellucid.Cell) else str(value),
+)
+def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
+    """Each block is a process: they wait for each other, which the interpreter's blocks, one by one, cannot."""
+    monkeypatch.setattr(jitted, "divisions", lambda program, work: [jitted.Division(4 if batch > 16 else 2, held)])
+    monkeypatch.setattr(jitted._Loop, "_launch", _in_processes)
+    registry._fused.cache_clear()
+    registry._ready.cache_clear()
+    layer = make(cell, 3, 21 if cell is not formulas.concatenated else 6, dtype)
+    compare = _as_defined if dtype == torch.float64 else _within_rounding
+    compare(layer, [(i + 1) % (TIME + 1) for i in range(batch)], batch)
+    registry._fused.cache_clear()
+    registry._ready.cache_clear()
+
+
+def _in_processes(loop, blocks, given, constants, rows):
+    tensors = [value for value in given if isinstance(value, torch.Tensor)]
+    shared = {t.data_ptr(): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).share_memory_() for t in tensors}
+    for tensor in tensors:
+        shared[tensor.data_ptr()].copy_(tensor)
+    given = [shared[value.data_ptr()] if isinstance(value, torch.Tensor) else value for value in given]
+    children = []
+    for block, split in itertools.product(range(blocks), range(loop._kernel.division.splits)):
+        child = os.fork()
+        if not child:
+            failed = 1
+            try:
+                loop._function[(1, 1)](*given[:-2], given[-2] + block, split, **constants)
+                failed = 0
+            finally:
+                os._exit(failed)
+        children.append(child)
+    failed = [os.waitpid(child, 0)[1] for child in children]
+    assert not any(failed)
+    for tensor in tensors:
+        tensor.copy_(shared[tensor.data_ptr()])
 
 
 @IN_INTERPRETER
@@ -92,10 +135,13 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "layernorm_lstm"])
 def test_sixteen_bits(name, dtype):
     """Operands of products are rounded to 16 bits, sums and states have 32: within what torch's rounding does."""
-    layer, lengths = make(CELLS[name], 5, 21, dtype), [3, 2, 1, 0, 3, 3, 3]
-    given = inputs(layer, TIME, 7)
+    _within_rounding(make(CELLS[name], 5, 21, dtype), [3, 2, 1, 0, 3, 3, 3], 7)
+
+
+def _within_rounding(layer, lengths, batch):
+    given = inputs(layer, TIME, batch)
     expected = run(layer, given, lengths, "stepwise", torch.float64)
-    allowed = amplified(layer, given, lengths, expected, dtype)
+    allowed = amplified(layer, given, lengths, expected, next(layer.parameters()).dtype)
     check(layer, given, lengths, expected, {n: 2 * limit for n, limit in allowed.items()}, "triton")
 
 
@@ -153,6 +199,120 @@ def test_double_backward():
         assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
 
 
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(test):
+    """A test that a GPU is needed for, which is exact there."""
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @functools.wraps(test)
+    def exactly(*arguments, **named):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            test(*arguments, **named)
+
+    return exactly
+
+
+@on_gpu
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_the_reference_on_the_gpu(name, many):
+    """Of many units the columns are shared among blocks."""
+    few = [(7, torch.float64), (64, torch.float32)][list(CELLS).index(name) % 2]
+    hidden, dtype = (200, torch.float32) if many else few
+    layer = make(CELLS[name], 20, hidden, dtype, bidirectional=hidden == 7)
+    _compare(layer, [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda")
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["lstm", "layernorm_gru", "noisy"])
+def test_float64_of_many_units_on_the_gpu(name):
+    cell = CELLS.get(name) or getattr(formulas, name)
+    layer = make(cell, 20, 200)
+    given = inputs(layer, TIME, 19)
+    expected = run(layer, given, None, "stepwise", torch.float64)
+    torch.testing.assert_close(run(layer, given, None, "triton", torch.float64, device="cuda"), expected)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("name", "hidden"), [("lstm", 128), ("gru", 512), ("rnn", 300), ("layernorm_lstm", 64)])
+def test_sixteen_bits_on_the_gpu(name, hidden, dtype):
+    layer = make(CELLS[name], 20, hidden, dtype)
+    given = inputs(layer, TIME, 33)
+    expected = run(layer, given, None, "stepwise", torch.float64)
+    allowed = amplified(layer, given, None, expected, dtype)
+    check(layer, given, None, expected, {n: 2 * limit for n, limit in allowed.items()}, "triton", "cuda")
+
+
+@on_gpu
+def test_tf32_is_torchs_switch_for_recurrent_layers():
+    layer = make(cells.lstm, 20, 128, torch.float32).cuda()
+    x = torch.randn(50, 33, 20, device="cuda")
+    with pellucid.backend("stepwise"):
+        exact = layer(x)[0]
+    differences = []
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed), pellucid.backend("triton"):
+            differences.append((layer(x)[0] - exact).abs().max().item())
+    assert differences[0] < 1e-5 < differences[1] < 1e-2
+
+
+@on_gpu
+@pytest.mark.parametrize("by_torch", [False, True], ids=["ours", "torch"])
+def test_the_choice_on_the_gpu(by_torch, monkeypatch):
+    """`auto` takes Triton for cells of one's own, and the faster of Triton and cuDNN for layers of torch.nn."""
+    monkeypatch.setattr(torch_recurrence, "faster", lambda *_: by_torch)
+    monkeypatch.setattr(torch_recurrence, "_chosen", {})
+    torch.manual_seed(0)
+    theirs = torch.nn.GRU(5, 9, 2, device="cuda", dtype=torch.float64)
+    ours = pellucid.nn.GRU(5, 9, 2, device="cuda", dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(7, 3, 5, device="cuda", dtype=torch.float64)
+    results = []
+    for layer in (theirs, ours):
+        given = x.clone().requires_grad_()
+        y, h = layer(given)
+        (y.square().sum() + h.sum()).backward()
+        results.append([y, h, given.grad, *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+    assert ours.backend == ("torch" if by_torch else "triton")
+    own = cells.leaky(5, 9, device="cuda")
+    own(x.float())
+    assert own.backend == "triton"
+
+
+@on_gpu
+def test_graphs_and_streams_of_the_gpu():
+    """A step that a graph has recorded is the step; a layer computes on the current stream."""
+    layer = make(cells.lstm, 8, 200, torch.float32).cuda()
+    x = torch.randn(20, 5, 8, device="cuda")
+
+    def step():
+        for parameter in layer.parameters():
+            parameter.grad = None
+        y = layer(x)[0]
+        y.square().sum().backward()
+        return [y.detach().clone(), *(p.grad.clone() for p in layer.parameters())]
+
+    with pellucid.backend("triton"):
+        expected = step()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.testing.assert_close(step(), expected, rtol=0, atol=0)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            recorded = step()
+        for tensor in recorded:
+            tensor.zero_()
+        graph.replay()
+        torch.testing.assert_close(recorded, expected, rtol=0, atol=0)
+
+
 # -- functions --------------------------------------------------------------------------------------------------------
 
 
@@ -190,15 +350,17 @@ def test_functions(name):
 # -- the text ---------------------------------------------------------------------------------------------------------
 
 
-def _text(layer, dtype=torch.float64):
+def _written(layer, dtype, splits=1):
+    """Both loops of a layer."""
     program = registry.program(layer._keys[0], True, dtype, "cpu", fused=True, products=False)
-    return emit_triton.emit(program, dtype, training=True).text
+    division = jitted.Division(splits, held=True)
+    return [(work, emit_triton.emit(program, work, dtype, division)) for work in layout.works(program, dtype, True)]
 
 
 @pytest.mark.parametrize("name", ["rnn", "layernorm_lstm"])
 def test_golden(name):
     """The whole text; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
-    text = _text(make(CELLS[name], 40, 24, torch.float32), torch.float32)
+    text = "\n".join(written.text for _, written in _written(make(CELLS[name], 40, 24, torch.float32), torch.float32))
     path = GOLDEN / f"{name}.triton.txt"
     if os.environ.get("PELLUCID_GOLDEN") == "write":
         path.write_text(text, encoding="utf-8")
@@ -227,31 +389,29 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import test_triton as tests
-for name, dtype, hidden in (("lstm", "bfloat16", 64), ("noisy", "float64", 16)):
+for name, dtype, hidden, splits in (("lstm", "bfloat16", 64, 1), ("noisy", "float32", 64, 2)):
     cell = tests.CELLS.get(name) or getattr(tests.formulas, name)
-    for shared in tests.compiled(tests.make(cell, 8, hidden, getattr(torch, dtype)), getattr(torch, dtype)):
+    for shared in tests.compiled(tests.make(cell, 8, hidden, getattr(torch, dtype)), getattr(torch, dtype), splits):
         print(shared)
 """
 
 
-def compiled(layer, dtype):
+def compiled(layer, dtype, splits=1):
     """Compile both loops of a layer for a GPU: the bytes of shared memory that each takes."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    program = registry.program(layer._keys[0], True, dtype, "cpu", fused=True, products=False)
-    written = emit_triton.emit(program, dtype, training=True)
-    module = jitted.load(written.text)
-    for work in layout.works(program, dtype, True):
-        function = getattr(module, work.name)
-        flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward"}
-        flags |= {"ROWS": jitted.ROWS, "INTERPRETED": False, "TF32": False}
-        types = _types(work, written.loops[work.name].layout, dtype)
+    for work, written in _written(layer, dtype, splits):
+        function, kernel = getattr(jitted.load(written.text), work.name), written.kernel
+        flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward", "EXCHANGED": kernel.exchanged}
+        flags |= {"WIDE": False, "ROWS": jitted.LEAST_ROWS, "INTERPRETED": False, "TF32": False}
+        types = _types(work, kernel.layout, dtype)
         rest = dict.fromkeys(function.arg_names[len(types) :], "i32") | dict.fromkeys(flags, "constexpr")
-        rest |= {"scratch": _pointer(layout.real_of(dtype)), "lengths": "*i64", "seed": "*i64"}
+        rest |= {"scratch": _pointer(kernel.passed_storage), "exchange": _pointer(layout.real_of(dtype))}
+        rest |= {"meetings": "*i32", "lengths": "*i64", "seed": "*i64"}
         source = ASTSource(function, dict(zip(function.arg_names, types, strict=False)) | rest, flags)
-        options = {"num_warps": jitted.warps(written.loops[work.name].columns)}
+        options = {"num_warps": jitted.warps(kernel, jitted.LEAST_ROWS)}
         yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=options).metadata.shared
 
 

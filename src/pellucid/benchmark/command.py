@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 import pellucid
-from pellucid.benchmark.comparison import Failed, Figure, Row, Run, Skipped
+from pellucid.benchmark.apart import Apart
+from pellucid.benchmark.comparison import Figure, Row, Run
 from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING
+from pellucid.benchmark.gpu import GPU
 from pellucid.benchmark.limit import measure_rates
 from pellucid.benchmark.models import MEAN_FLOOR, MODELS, ModelSpeed, geometric_mean
 from pellucid.benchmark.networks import NETWORKS
 from pellucid.benchmark.processes import FIRST_RESULT, MEMORY, ROWS_MEMORY
 from pellucid.benchmark.recipe import RECIPE
+from pellucid.benchmark.report import Report
 from pellucid.benchmark.rows import ROWS
 from pellucid.benchmark.speed import RECURRENT
 from pellucid.benchmark.streaming import STREAMING
@@ -36,7 +41,9 @@ SUITES: dict[str, Sequence[Row]] = {
     "rows": [*ROWS, *ROWS_MEMORY],
     "conv": [*CONVOLUTION, *NETWORKS, *POOLING, *FORMATS, *CAUSAL],
     "models": MODELS,
+    "gpu": GPU,
 }
+CPU_INSTEAD = "To measure the CPU: pellucid bench recurrent, rows, conv or models, without --device."
 PLAIN_WIDTH = 140  # columns where there is no terminal
 
 
@@ -49,23 +56,46 @@ PLAIN_WIDTH = 140  # columns where there is no terminal
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice.")
 @click.option(
-    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where the layers run."
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where the layers run; by default on the CPU, those of `gpu` with CUDA.",
+)
+@click.option(
+    "--budget",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    help="Begin no row later than this after the start, and say which are left out.",
 )
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+@click.option(
+    "--markdown", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables to this file."
+)
 def bench(
-    suite: str, wanted: str | None, check: bool, rounds: int, threads: int | None, device: str, path: Path | None
+    suite: str,
+    wanted: str | None,
+    check: bool,
+    rounds: int,
+    threads: int | None,
+    device: str | None,
+    budget: float | None,
+    path: Path | None,
+    table: Path | None,
 ) -> None:
     """Time pellucid's layers beside torch.nn's and beside what the machine can do, in one run.
 
-    There are four suites: `recurrent`, which is the usual one; `rows`, layers without time: norms, dropout and
-    formulas of one's own; `conv`, layers that read their input through windows: convolution and pooling; and `models`,
-    whole models as people have them.
+    There are five suites: `recurrent`, which is the usual one; `rows`, layers without time: norms, dropout and
+    formulas of one's own; `conv`, layers that read their input through windows: convolution and pooling; `models`,
+    whole models as people have them; and `gpu`, what is promised of a GPU.
 
     Every row first compares values and gradients with the opponent's in float64 and in the type that is measured,
     float32 unless the row says otherwise: Δ is the largest difference in float64, relative to the largest entry. A row
     that differs gets no figure, and the command ends with exit status 1. Then both sides take turns, and medians are
     shown; a call that is over in less than half a millisecond is timed with others of its kind. "2.03 < 2.2" is a row
-    that misses its floor of 2.2. Floors are promises for two threads of a CPU.
+    that misses its floor of 2.2. Floors are promises for two threads of a CPU, those of `gpu` for a GPU.
+
+    With --device cuda CUDA events stand before and behind every sample, of as many calls as take 10 ms: the gaps
+    between launches count as they do for a user, no graph is replayed, and no cache is emptied between calls. The
+    files of --json and --markdown are replaced after every row: a run that is stopped leaves what it measured.
 
     The sections of `recurrent`, about two and a half minutes on two cores; rows are called by batch, steps,
     input→hidden:
@@ -113,6 +143,25 @@ def bench(
                   is missing: pip install transformers. "12 of 31" layers were replaced. All outputs and gradients
                   are compared, without dropouts; gradients relative to the largest entry of all of them.
 
+    The sections of `gpu`, which implies --device cuda; its floors are those of a GPU, and with --budget 240 no row
+    begins later than four minutes after the start. Rows are called as above, with the type that input, parameters and
+    output have. TF32 is float32 whose products may be rounded to it, in cuDNN and elsewhere alike; in rows of float32
+    none are. A row that breaks the GPU's context or takes longer than 90 s is given up, and the others are measured in
+    a new process. The largest difference in the measured type is at most twice the opponent's own and a unit of that
+    type, or 1e-4, relative to the largest entry:
+
+    \b
+    recurrence    Beside torch.nn, which is cuDNN; where it is not, that is said below the table. "triton" is the same
+                  layer under pellucid.backend("triton"), where the backend in the second column, which `auto` took,
+                  is another one.
+    own cell      A layer-normalised LSTM beside the Python loop of the same cell, with which it is compared, and
+                  beside cuDNN's plain LSTM, which computes something else.
+    bandwidth     Layers without time on 64 Mi entries: the share of the rate of a copy of bfloat16, 256 MiB long,
+                  measured first. "torch.compile" is that of torch.nn's layer, compiled before it is timed; below the
+                  table stands why where it cannot be. AddNorm counts as one pass over its tensors.
+                  "peers" are Liger-Kernel and apex, and in recurrence flashrnn's Triton, where they are installed.
+    convolution   A causal depthwise Conv1d; torch.nn's is padded at both ends and cut.
+
     \b
     What is compared of a layer that throws coins:
       A run in float64 shows which entries are kept: those whose input has a gradient. How many they are must lie
@@ -137,6 +186,7 @@ def bench(
         models: FLOPs = 6 × multiply-accumulates of forward, as pellucid.explain counts them
         bytes = 4 × those of the parameters (backward writes their gradient; SGD reads both and writes the parameters)
         streaming: FLOPs = 2 × multiply-accumulates of a step, bytes = those of x, y and the parameters
+      gpu: bandwidth and convolution: bytes / rate of a copy, the bytes as in rows and conv, BatchNorm's 5 passes too
     Both rates are measured first, with the same threads, and stand below the tables. A share above 100% says that
     the machine was busy then, or that the data of a small row stays in a cache faster than memory: repeat the run.
 
@@ -151,55 +201,35 @@ def bench(
       pellucid bench rows --rows "speed dropout"
       pellucid bench conv --rows depthwise
       pellucid bench models --check
+      pellucid bench gpu --budget 240 --json gpu.json --markdown gpu.md
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise click.ClickException("--device cuda: torch finds no GPU here. Leave the option out to measure the CPU.")
-    if device == "cuda" and check:
-        raise click.UsageError("--check: the floors are those of the CPU. Leave --check or --device cuda out.")
+    start = time.perf_counter()
+    device = _device(suite, device, check)
     rows = _pick(suite, wanted)
     if threads:
         torch.set_num_threads(threads)
+
+    def late() -> str | None:
+        spent = time.perf_counter() - start
+        return f"{spent:.0f} s had gone by, --budget is {budget:g} s" if budget is not None and spent > budget else None
+
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    figures: dict[str, list[Figure]] = {row.section: [] for row in rows}
-    left_out: dict[str, str] = {}
-    complaints: list[str] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("the machine's limit", total=len(rows) + 1)
-        run = Run(rounds, torch.get_num_threads(), device, measure_rates(device))
-        for row in rows:
-            called = f"{row.section}: {row.name}"
-            progress.update(task, advance=1, description=called)
-            try:
-                figures[row.section].append(row.measure(run))
-            except Skipped as skipped:
-                left_out[called] = str(skipped)
-            except Failed as failure:
-                complaints.append(f"{called}: {failure}")
-    for section, found in figures.items():
-        for figure in found:
-            shortfall = figure.shortfall() if check else None
-            if not figure.agreement.passed:
-                shortfall = f"values or gradients differ: {_differences(figure)}"
-            if shortfall:
-                complaints.append(f"{section}: {figure.row}: {shortfall}")
-    speeds = [f for f in figures.get("models", ()) if isinstance(f, ModelSpeed) and f.agreement.passed]
+        rates = measure_rates(device, torch.bfloat16 if suite == "gpu" else torch.float32)
+        run = Run(rounds, torch.get_num_threads(), device, rates)
+        report = Report(machine(run), rates, path, table)
+        with _measuring(suite, run) as measure:
+            report.measure(rows, measure, late, lambda called: progress.update(task, advance=1, description=called))
+    for laid_out in tables(report.figures):
+        console.print(laid_out)
+    complaints = report.complaints(check)
+    speeds = [f for f in report.figures.get("models", ()) if isinstance(f, ModelSpeed) and f.agreement.passed]
     mean = geometric_mean(speeds) if speeds else None
-    where = machine(run)
-    for table in tables(figures):
-        console.print(table)
     if mean is not None:
         console.print(f"geometric mean of {len(speeds)} models: {mean:.2f}× as fast", highlight=False)
-    for called, reason in left_out.items():
-        console.print(f"left out: {called}: {reason}", highlight=False, markup=False)
-    console.print(
-        f"measured limit: {run.rates.flops / 1e9:.0f} GFLOP/s in a matrix product, {run.rates.bytes / 1e9:.1f} GB/s "
-        f"in a copy\n{', '.join(f'{name} {value}' for name, value in where.items())}",
-        highlight=False,
-    )
-    if path:
-        written = {section: [asdict(f) for f in found] for section, found in figures.items()}
-        content = {"machine": where, "rates": asdict(run.rates), "figures": written, "left out": left_out}
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for line in [*report.notes(), report.where()]:
+        console.print(line, highlight=False, markup=False)
     failed = f"{len(complaints)} of {len(rows)} rows fail"
     if check and mean is not None and wanted is None and mean < MEAN_FLOOR:
         complaints.append(
@@ -207,6 +237,48 @@ def bench(
         )
     if complaints:
         raise click.ClickException("\n  ".join([failed, *complaints]))
+
+
+@contextlib.contextmanager
+def _measuring(suite: str, run: Run) -> Iterator[Callable[[Row], Figure]]:
+    """What measures the rows of a suite; those of a GPU in another process, for kernels may break or not end there."""
+    if suite == "gpu":
+        with Apart(functools.partial(_row, suite), run) as apart:
+            yield apart.measure
+    else:
+        yield lambda row: row.measure(run)
+
+
+def _row(suite: str, called: str) -> Row:
+    return next(row for row in SUITES[suite] if f"{row.section}: {row.name}" == called)
+
+
+def _device(suite: str, asked: str | None, check: bool) -> str:
+    """Where a suite runs."""
+    device = asked or ("cuda" if suite == "gpu" else "cpu")
+    if suite == "gpu" and device == "cpu":
+        raise click.UsageError(
+            "--device cpu: the rows of gpu are for a GPU. Leave --device out, or take another suite."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        what = "the suite gpu" if asked is None else "--device cuda"
+        raise click.ClickException(f"{what}: torch finds no GPU here: {_lacking()}. {CPU_INSTEAD}")
+    if device == "cuda" and check and suite != "gpu":
+        raise click.UsageError("--check: the floors are those of the CPU. Leave --check or --device cuda out.")
+    return device
+
+
+def _lacking() -> str:
+    """What there must be for torch to find a GPU."""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA. "
+            "Install a build that has it on a machine with an NVIDIA GPU: https://pytorch.org/get-started"
+        )
+    return (
+        f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, but has no driver or no device. "
+        "nvidia-smi must list a GPU, and CUDA_VISIBLE_DEVICES must not hide it"
+    )
 
 
 def _pick(suite: str, wanted: str | None) -> list[Row]:
@@ -220,11 +292,6 @@ def _pick(suite: str, wanted: str | None) -> list[Row]:
     return found
 
 
-def _differences(figure: Figure) -> str:
-    a = figure.agreement
-    return f"{a.difference:.0e} in float64, {a.rounding:.0e} in float32 (the opponent's {a.opponent_rounding:.0e})"
-
-
 def machine(run: Run) -> dict[str, Any]:
     """Where the figures come from."""
     cpu = platform.processor() or platform.machine()
@@ -234,7 +301,7 @@ def machine(run: Run) -> dict[str, Any]:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        **({"gpu": torch.cuda.get_device_name()} if run.device == "cuda" else {}),
+        **(_gpu() if run.device == "cuda" else {}),
         "threads": run.threads,
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
@@ -242,3 +309,10 @@ def machine(run: Run) -> dict[str, Any]:
         "pellucid": pellucid.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """What of the GPU's machine decides a figure there."""
+    cudnn = torch.backends.cudnn.version()
+    triton = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None
+    return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "cudnn": cudnn, "triton": triton}

@@ -19,7 +19,7 @@ from pellucid.timing import clock
 EXACT = 1e-10  # largest difference in float64, relative to the largest entry
 ROUNDING = 1e-4  # the same in float32; a cell that is chaotic may round as badly as its opponent, up to tenfold
 TIMED_SECONDS = 0.5  # a short run is repeated until so much time has gone by
-SAMPLE_SECONDS = 5e-4  # what the timer is started and stopped for, in as many calls as it takes
+SAMPLE_SECONDS = {"cpu": 5e-4, "cuda": 1e-2}  # what the timer is started and stopped for, in so many calls
 WARM_SECONDS = 0.02  # in which the length of a call is found
 
 
@@ -29,6 +29,11 @@ class Skipped(Exception):
 
 class Failed(Exception):
     """A row that should have been measured and broke; the text says how."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ class Agreement:
         """Whether both sides compute the same; a row where they do not has no figure."""
         return self.difference <= EXACT and self.rounding <= max(ROUNDING, 10 * self.opponent_rounding)
 
+    def differing(self) -> str:
+        """By how much both sides differ."""
+        return (
+            f"values or gradients differ: {self.difference:.0e} in float64, {self.rounding:.0e} in the measured type "
+            f"(the opponent's {self.opponent_rounding:.0e})"
+        )
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -56,6 +68,11 @@ class Figure:
     row: str
     backend: str
     agreement: Agreement
+
+    @property
+    def agreements(self) -> Sequence[Agreement]:
+        """All comparisons that the row made; it fails where one of them does."""
+        return (self.agreement,)
 
     def shortfall(self) -> str | None:
         """Say what is missing to the floor; None where it is reached or there is none."""
@@ -130,10 +147,10 @@ def agree(
     exact = compute(copy.deepcopy(theirs).double(), *doubled, by=by)
     in_double = compute(copy.deepcopy(ours).double(), *doubled, **options)
     rounded, opponent = compute(ours, *inputs, **options), compute(theirs, *inputs, by=by)
-    return Agreement(*(_difference(results, exact) for results in (in_double, rounded, opponent)))
+    return Agreement(*(difference(results, exact) for results in (in_double, rounded, opponent)))
 
 
-def _difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+def difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The largest difference of any tensor, relative to its largest entry; NaN, which no bound admits, stays."""
     pairs = zip(results, exact, strict=True)
     return float(torch.stack([(a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30) for a, b in pairs]).max())
@@ -142,7 +159,8 @@ def _difference(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 def times(runs: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
     """Median seconds of a call of each, after a warm-up, from at least ``rounds`` samples.
 
-    They take turns, in either order. A sample is so many calls that the timer's own time does not matter.
+    They take turns, in either order. A sample is so many calls that the timer's own time does not matter, nor, on a
+    GPU, that nothing is launched ahead of the first.
     """
     for run in runs.values():
         run()
@@ -162,4 +180,4 @@ def _calls(run: Callable[[], Any], device: str) -> int:
     begin, fastest = time.perf_counter(), clock(run, device)
     while time.perf_counter() - begin < WARM_SECONDS:
         fastest = min(fastest, clock(run, device))
-    return max(1, round(SAMPLE_SECONDS / fastest))
+    return max(1, round(SAMPLE_SECONDS[device] / fastest))

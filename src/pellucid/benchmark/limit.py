@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +11,25 @@ from torch import Tensor
 
 import pellucid
 from pellucid.explanation.cost import count
+from pellucid.timing import clock
 
 PRODUCT = 2048  # rows and columns of the matrices whose product is timed
-COPIED = 2**26  # entries of the buffer whose copy is timed: 256 MiB, more than any cache
+ON_GPU = 4  # times as many there: fewer leave multiprocessors idle
+COPIED = 2**28  # bytes of the buffer whose copy is timed: 256 MiB, more than any cache
+CALLS = {"cpu": 1, "cuda": 10}  # of a sample: on a GPU the next call is launched while one runs
 REPEATS = 20  # the best counts: a rate is what the machine can do, not what it did beside something else
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured in float32 with the threads of the run: FLOPs of ``torch.mm`` and bytes of a copy, a second.
+    """Measured with the threads of the run: FLOPs of ``torch.mm`` in a type and bytes of a copy, a second.
 
     A copy of N bytes reads N and writes N: 2·N bytes.
     """
 
     flops: float
     bytes: float
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -41,27 +44,23 @@ class Work:
         return max(self.flops / rates.flops, self.bytes / rates.bytes)
 
 
-def measure_rates(device: str) -> Rates:
+def measure_rates(device: str, dtype: torch.dtype = torch.float32) -> Rates:
     """Time a large matrix product and a copy between two buffers that have been touched."""
-    a, b = torch.randn(2, PRODUCT, PRODUCT, device=device)
+    size = PRODUCT * (ON_GPU if device == "cuda" else 1)
+    a, b = torch.randn((2, size, size), device=device, dtype=dtype)
     product = torch.empty_like(a)
-    source, target = torch.ones(COPIED, device=device), torch.zeros(COPIED, device=device)
-    return Rates(
-        flops=2 * PRODUCT**3 / _best(lambda: torch.mm(a, b, out=product), device),
-        bytes=2 * 4 * COPIED / _best(lambda: target.copy_(source), device),
-    )
+    copied = COPIED // dtype.itemsize
+    source, target = (fill(copied, device=device, dtype=dtype) for fill in (torch.ones, torch.zeros))
 
-
-def _best(run: Callable[[], Any], device: str) -> float:
-    def once() -> float:
-        start = time.perf_counter()
+    def best(run: Callable[[], Any]) -> float:
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return min(clock(run, device, CALLS[device]) for _ in range(REPEATS))
 
-    once()
-    return min(once() for _ in range(REPEATS))
+    return Rates(
+        flops=2 * size**3 / best(lambda: torch.mm(a, b, out=product)),
+        bytes=2 * source.nbytes / best(lambda: target.copy_(source)),
+        dtype=str(dtype).removeprefix("torch."),
+    )
 
 
 def work(layer: Any, x: Tensor) -> Work:

@@ -89,12 +89,12 @@ class SpeedRow:
         return Speed(self.name, backend, agreement, *ours, torch_nn, 1e3 * loop)
 
 
-def _layernorm_lstm() -> torch.nn.Module:
+def layernorm_lstm(input_size: int = 256, hidden_size: int = 128) -> torch.nn.Module:
     """With γ = 1 this cell is chaotic: one ulp of the input grows 10⁵-fold in 128 steps, and a comparison says nothing.
 
     γ = 0.1 is Cooijmans et al. 2016, Recurrent batch normalization, arXiv:1603.09025; the work is the same.
     """
-    layer = cells.layernorm_lstm(256, 128)
+    layer = cells.layernorm_lstm(input_size, hidden_size)
     with torch.no_grad():
         for name, value in layer.named_parameters():
             if name.startswith("gamma"):
@@ -127,7 +127,7 @@ RECURRENT = [
         for name, floor in zip(("RNN", "GRU", "LSTM"), floors, strict=True)
     ),
     _drop_in("LSTM", "16, 64, 64→64", 1.5, 2, note=", 2 layers, bidirectional", bidirectional=True),
-    _own("layernorm_lstm", _layernorm_lstm, 1, 20),
-    _own("layernorm_lstm", _layernorm_lstm, 32, 5),
+    _own("layernorm_lstm", layernorm_lstm, 1, 20),
+    _own("layernorm_lstm", layernorm_lstm, 32, 5),
     _own("leaky", lambda: cells.leaky(256, 128), 32, None),
 ]

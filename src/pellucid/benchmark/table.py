@@ -1,4 +1,4 @@
-"""The figures laid out for the terminal, a table for each section."""
+"""The figures laid out for the terminal and as Markdown, a table for each section."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.text import Text
 
 from pellucid.benchmark.comparison import Figure
 from pellucid.benchmark.convolution import StepSpeed
+from pellucid.benchmark.gpu import COMPILED, CUDNN_LSTM, LOOP, NN, TRITON, Bandwidth, Beside, OwnCell, Recurrence
 from pellucid.benchmark.models import ModelSpeed
 from pellucid.benchmark.networks import NetworkSpeed
+from pellucid.benchmark.peers import APEX, FLASHRNN, LIGER
 from pellucid.benchmark.processes import FirstResult, Memory
 from pellucid.benchmark.recipe import Recipe
 from pellucid.benchmark.speed import Speed, Timed
@@ -29,8 +31,47 @@ def _factor(figure: Timed, opponent_ms: float | None) -> str | Text:
     factor = f"{opponent_ms / figure.ours_ms:.2f}"
     if figure.floor is None or opponent_ms != figure.opponent[1]:
         return factor
-    short = figure.shortfall() is not None
-    return Text(f"{factor} {'<' if short else '≥'} {figure.floor:g}", style="red" if short else "green")
+    return _promised(factor, f"{figure.floor:g}", figure.shortfall() is not None)
+
+
+def _promised(value: str, floor: str, short: bool) -> Text:
+    return Text(f"{value} {'<' if short else '≥'} {floor}", style="red" if short else "green")
+
+
+def _beside(name: str) -> Callable[[Beside], str]:
+    """The milliseconds of an opponent, and its share of the rate of a copy where that is what counts."""
+
+    def write(figure: Beside) -> str:
+        milliseconds = figure.others_ms.get(name)
+        if milliseconds is None or figure.limit_ms is None:
+            return "" if milliseconds is None else f"{milliseconds:.3f}"
+        return f"{milliseconds:.3f} · {figure.share(milliseconds):.0%}"
+
+    return write
+
+
+def _times(name: str) -> Callable[[Beside], str | Text]:
+    """How many times as fast as an opponent, and the floor where there is one."""
+
+    def write(figure: Beside) -> str | Text:
+        if name not in figure.others_ms:
+            return ""
+        factor = f"{figure.factor(name):.2f}"
+        return _promised(factor, f"{figure.floors[name]:g}", figure.short_of(name)) if name in figure.floors else factor
+
+    return write
+
+
+def _peers(figure: Beside) -> str:
+    """Other libraries that are installed, a line each."""
+    return "\n".join(f"{name} {_beside(name)(figure)}" for name in (LIGER, APEX, FLASHRNN) if name in figure.others_ms)
+
+
+def _share(figure: Beside) -> str | Text:
+    share = f"{figure.share(figure.ours_ms):.0%}"
+    if figure.least_share is None:
+        return share
+    return _promised(share, f"{figure.least_share:.0%}", figure.short_of_share())
 
 
 def _ms(milliseconds: float | None, limit: float) -> str:
@@ -86,6 +127,27 @@ RECIPE: Columns = {
     "× nn": lambda f: f"{f.factor:.2f}",
     "steps": lambda f: str(f.steps),
 }
+BESIDE: Columns = {
+    "pellucid": lambda f: f"{f.ours_ms:.3f}",
+    "triton": _beside(TRITON),
+}
+RECURRENCE: Columns = {**BESIDE, "torch.nn": _beside(NN), "× nn": _times(NN), "peers": _peers}
+OWN_CELL: Columns = {
+    **BESIDE,
+    "loop": _beside(LOOP),
+    "× loop": _times(LOOP),
+    "torch.nn.LSTM": _beside(CUDNN_LSTM),
+    "× LSTM": _times(CUDNN_LSTM),
+}
+BANDWIDTH: Columns = {
+    "pellucid": lambda f: f"{f.ours_ms:.3f}",
+    "of a copy": _share,
+    "torch.nn": _beside(NN),
+    "× nn": _times(NN),
+    "torch.compile": _beside(COMPILED),
+    "× compile": _times(COMPILED),
+    "peers": _peers,
+}
 TABLES: Mapping[type, tuple[str, Columns]] = {
     Speed: ("forward + backward, float32, ms · share of the machine's limit", SPEED),
     RowSpeed: ("forward + backward, share of the machine's limit", ROWS),
@@ -95,28 +157,54 @@ TABLES: Mapping[type, tuple[str, Columns]] = {
     Streaming: ("inference one step at a time, batch 1, float32, µs a step", STREAMING),
     FirstResult: ("seconds from @pellucid.cell to the end of a training step", FIRST_RESULT),
     Memory: ("peak of a training step above what the process held", MEMORY),
+    Recurrence: ("forward + backward, ms, beside cuDNN", RECURRENCE),
+    OwnCell: ("forward + backward, ms, beside a Python loop and cuDNN's plain LSTM", OWN_CELL),
+    Bandwidth: ("forward + backward, ms · share of the rate of a copy", BANDWIDTH),
     Recipe: ("a whole training step of `pellucid train sentiment`, float32, ms", RECIPE),
 }
+TEXTS = 2  # the first columns, which say what was measured
 
 
 def tables(sections: Mapping[str, Sequence[Figure]]) -> Iterable[Table]:
     """Lay out every section that has figures; a row whose comparison fails shows its differences alone."""
+    for title, names, rows in _laid_out(sections):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
+        for name in names[:TEXTS]:
+            table.add_column(name)
+        for name in names[TEXTS:]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def markdown(sections: Mapping[str, Sequence[Figure]]) -> str:
+    """The same tables as Markdown."""
+    written = []
+    for title, names, rows in _laid_out(sections):
+        ruled = ["---"] * TEXTS + ["---:"] * (len(names) - TEXTS)
+        lines = [_line(cells) for cells in [names, ruled, *rows]]
+        written.append("\n".join([f"### {title}", "", *lines, ""]))
+    return "\n".join(written)
+
+
+def _line(cells: Sequence[str | Text]) -> str:
+    return f"| {' | '.join([', '.join(str(cell).splitlines()) for cell in cells])} |"
+
+
+def _laid_out(
+    sections: Mapping[str, Sequence[Figure]],
+) -> Iterable[tuple[str, Sequence[str], Sequence[Sequence[str | Text]]]]:
+    """The title, the names of the columns and the rows of every section."""
     for section, figures in sections.items():
         if figures:
             title, columns = TABLES[type(figures[0])]
-            yield _table(f"{section}: {title}", columns, figures)
+            yield f"{section}: {title}", ["row", "backend", "Δ", *columns], [_row(columns, f) for f in figures]
 
 
-def _table(title: str, columns: Columns, figures: Sequence[Any]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1))
-    table.add_column("row")
-    table.add_column("backend")
-    for name in ("Δ", *columns):
-        table.add_column(name, justify="right", no_wrap=True)
-    for f in figures:
-        if f.agreement.passed:
-            shown = [write(f) for write in columns.values()]
-        else:
-            shown = [Text("differs", style="red"), *[""] * (len(columns) - 1)]
-        table.add_row(f.row, f.backend, f"{f.agreement.difference:.0e}", *shown)
-    return table
+def _row(columns: Columns, figure: Figure) -> list[str | Text]:
+    if figure.agreement.passed:
+        shown = [write(figure) for write in columns.values()]
+    else:
+        shown = [Text("differs", style="red"), *[""] * (len(columns) - 1)]
+    return [figure.row, figure.backend, f"{figure.agreement.difference:.0e}", *shown]

@@ -64,18 +64,22 @@ class TwinRow:
 
     def measure(self, run: Run) -> RowSpeed:
         """Compare, then time forward + backward, both taking turns."""
-        torch.manual_seed(SEED)
-        layer, theirs = twins(self.make, self.opponent, run.device)
-        given = [self._random(self.shape, run.device) for _ in range(self.inputs)]
-        with torch.no_grad():
-            output = copy.deepcopy(theirs)(*given)
-        given.append(self._random(output.shape, run.device))
+        layer, theirs, given = self.prepare(run.device)
         agreement = self.agree(layer, theirs, *given)
         limit = self.work(theirs, *given).seconds(run.rates)
         sides = {"ours": lambda: step(layer, *given), "torch": lambda: step(theirs, *given)}
         found = times(sides, run.rounds, run.device)
         figures = (1e3 * limit, 1e3 * found["ours"], self.floor, 1e3 * found["torch"])
         return RowSpeed(self.name, ran(layer), agreement, *figures)
+
+    def prepare(self, device: str) -> tuple[torch.nn.Module, torch.nn.Module, list[Tensor]]:
+        """Make pellucid's layer, torch's, the inputs and, last, the gradient of the output."""
+        torch.manual_seed(SEED)
+        layer, theirs = twins(self.make, self.opponent, device)
+        given = [self._random(self.shape, device) for _ in range(self.inputs)]
+        with torch.no_grad():
+            output = copy.deepcopy(theirs)(*given)
+        return layer, theirs, [*given, self._random(output.shape, device)]
 
     def _random(self, shape: tuple[int, ...], device: str) -> Tensor:
         """Far from 0 on average: the relative error of a mean says something."""

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.kernel import memory
+from pellucid.kernel import memory, triton_depthwise
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
+from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.choice import faster
 from pellucid.kernel.nested import runs, torch_has_to
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
@@ -41,12 +41,10 @@ from pellucid.kernel.window import (
 )
 from pellucid.kernel.window import lanes as vector_lanes
 
-aten = torch.ops.aten
 LEAST_TASKS = 16  # of a backward pass: groups times parts of the batch
 MOST_IN_ROW = 40  # entries; a longer row fills its vectors by itself
 MOST_BESIDE = 2**18  # entries of samples that lie beside each other; more would not stay in the second cache
 NAME = "convolve"
-MAXIMA: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def run(
@@ -66,10 +64,11 @@ def run(
         patch: how windows over the result lie; then the greatest of each is the result, as of max pooling.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
+    if triton_depthwise.asked(x, weight, groups):
+        return None if patch is not None else _run_depthwise(x, weight, bias, geometry)
     if not runs(*tensors) or autocast_dtype(x) is not None:
         return None
-    grad = torch.is_grad_enabled()
-    wanted = tuple([grad and t.requires_grad for t in tensors])
+    wanted = _wanted(tensors)
     forced = chosen_backend() == "c"
     lies = (geometry, groups, patch)
     key = (x.shape, x.stride(), x.dtype, weight.shape, lies, wanted, forced, torch.get_num_threads())
@@ -77,6 +76,24 @@ def run(
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
     return _Convolution.apply(kernel, *tensors) if any(wanted) else kernel.forward(x, weight, bias)[0]
+
+
+def _wanted(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
+    grad = torch.is_grad_enabled()
+    return tuple([grad and t.requires_grad for t in tensors])
+
+
+def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor | None:
+    """The same in Triton; tensors are cast as autocast does."""
+    cast = autocast_dtype(x)
+    if cast is not None:
+        x, weight = (t if t.dtype == torch.float64 else t.to(cast) for t in (x, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(cast)
+    kernel = triton_depthwise.bound(x, weight, bias, geometry)
+    if kernel is None:
+        return None
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return _Convolution.apply(kernel, *tensors) if any(_wanted(tensors)) else kernel.forward(x, weight, bias)[0]
 
 
 _bound: dict[Any, Convolution | None] = {}
@@ -139,7 +156,13 @@ class _Convolution(torch.autograd.Function):
     """The kernel with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        ctx: Any,
+        kernel: Convolution | triton_depthwise.Depthwise,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         y, best = kernel.forward(x, weight, bias, save=True)
         ctx.save_for_backward(x, weight, bias, best)
         ctx.kernel = kernel
@@ -167,7 +190,7 @@ def _samples_beside(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) 
     return 1 if few or row > MOST_IN_ROW or entries > MOST_BESIDE else lanes
 
 
-class Convolution(Windows):
+class Convolution(ByTorch, Windows):
     """The passes for tensors of certain shapes.
 
     An input whose channels lie side by side is brought into planes and its result back: two copies are little beside
@@ -191,8 +214,9 @@ class Convolution(Windows):
         parts = min(-(-x.shape[0] // lanes), max(1, -(-LEAST_TASKS // groups)))
         self._last = channels_last(x, len(geometry.kernel))
         x = x.contiguous() if self._last else x
-        super().__init__(x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes, patch)
-        self._weight, self._zeros, self.patch = weight.shape, (0,) * len(geometry.kernel), patch
+        ByTorch.__init__(self, geometry, groups, patch)
+        Windows.__init__(self, x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes, patch)
+        self._weight = weight.shape
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False
@@ -225,39 +249,3 @@ class Convolution(Windows):
             return dx, None, None
         total = (dw.sum(0) if self.parts > 1 else dw[0]).to(self.dtype)
         return dx, total[:size].view(self._weight), total[size:]
-
-    def forward_by_torch(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The same by torch's operators, and of a patch where its greatest entry is, as torch counts."""
-        padded, padding = self._padded(x)
-        stride, dilation = self.geometry.stride, self.geometry.dilation
-        y = aten.convolution(padded, weight, bias, stride, padding, dilation, False, self._zeros, self.groups)
-        if self.patch is None:
-            return y, None
-        return MAXIMA[len(self._zeros)](y, self.patch.kernel, self.patch.stride, return_indices=True)
-
-    def backward_by_torch(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        dy: Tensor,
-        needed: Sequence[bool],
-        found: tuple[Tensor, Tensor | None] | None = None,
-    ) -> Any:
-        """The gradients by torch's operator, which may be differentiated again; ``found`` is what forward gave."""
-        if found is not None and found[1] is not None:
-            whole = self.geometry.results(x.shape[2:])
-            flat = dy.new_zeros(*dy.shape[:2], math.prod(whole))
-            dy = flat.scatter_add(-1, found[1].flatten(2), dy.flatten(2)).unflatten(-1, whole)
-        padded, padding = self._padded(x)
-        geometry = self.geometry
-        options = (geometry.stride, padding, geometry.dilation, False, self._zeros, self.groups, list(needed))
-        dx, dw, db = aten.convolution_backward(dy, padded, weight, weight.shape[:1], *options)
-        uneven = geometry.before != geometry.after
-        return F.pad(dx, [-n for n in geometry.margins]) if uneven and needed[0] else dx, dw, db
-
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The input, and the padding that torch is to add: the same on both sides, or what is there already."""
-        geometry = self.geometry
-        if geometry.before == geometry.after:
-            return x, geometry.before
-        return F.pad(x, geometry.margins), self._zeros

@@ -1,22 +1,26 @@
 """Triton text of a fused program: every loop over time is one kernel, whose blocks each take some rows through it.
 
-The rows of a block are tiles in registers: the state stays there from step to step, and so does every value of a step.
-A tile has as many columns as the next power of two; what lies beyond the real ones is never stored, and is 0 where
-columns are added up. A matrix whose tiles fit into shared memory is loaded once for all steps; of a larger one a block
-of rows after the other is read at every step, out of the second cache.
+The rows of a block are tiles in registers, with columns from top to bottom and rows side by side, so that few rows
+make small products. The state stays there from step to step, and so does every value of a step. A tile has as many
+columns as the next power of two; what lies beyond the real ones is never stored, and is 0 where columns are added up.
+
+A matrix stays in shared memory for all steps. One that is too large is shared among ``splits`` blocks: each has the
+columns of its own share of every value, and what whole rows are needed for, products and reductions, the blocks
+exchange through memory, where they wait for each other. One that is too large even so is read at every step, out of
+the second cache.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pellucid.kernel.layout import Layout, Work, layout, real_of, works
+from pellucid.kernel.layout import Layout, Work, layout, real_of
 from pellucid.kernel.lower import lower
 from pellucid.kernel.program import Program
 from pellucid.kernel.text_c import indented
@@ -24,54 +28,71 @@ from pellucid.kernel.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIO
 from pellucid.kernel.tiles import Home, Tiles, part_of
 from pellucid.kernel.values import Value
 
-HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
-DEPTH_BLOCK = 32  # rows of a larger matrix that are read at a time
+DEPTH_BLOCK = 32  # rows of a matrix that are read at a time where it is not held
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a loop is divided: among how many blocks the columns, and whether these hold their part of the matrices."""
+
+    splits: int
+    held: bool
 
 
 @dataclass(frozen=True)
 class Kernel:
     """An emitted loop: what its caller must know.
 
-    ``scratch`` is how many columns of its rows a block writes for itself, ``columns`` those of the widest tile.
+    ``columns`` are those of the widest tile of a block's own columns. ``passed`` is how many columns of its rows a
+    block writes for its products to read, in ``passed_storage``; ``exchanged`` how many numbers of a row the blocks
+    exchange.
     """
 
     layout: Layout
-    scratch: int
+    division: Division
     columns: int
+    passed: int
+    passed_storage: str
+    exchanged: int
 
 
 @dataclass(frozen=True)
 class Text:
-    """The Triton text of a program, a Python module, and the loops in it."""
+    """The Triton text of a loop, a Python module, and what is in it."""
 
     text: str
-    loops: Mapping[str, Kernel]
+    kernel: Kernel
 
 
-def emit(program: Program, dtype: torch.dtype, training: bool, most_held: int = HELD_BYTES) -> Text:
-    """Write a fused program: the loop "forward", and with ``training`` what it saves and the loop "backward".
+def emit(program: Program, work: Work, dtype: torch.dtype, division: Division) -> Text:
+    """Write one loop of a fused program, of which `works` tells.
 
     Args:
-        program: what is written.
+        program: what the loop is of.
+        work: the loop.
         dtype: the type of the input.
-        training: whether backward follows.
-        most_held: bytes of matrices that a block may keep for all steps.
+        division: how the loop is divided.
 
     Raises:
         Unsupported: an operation has no Triton.
     """
-    functions = [_Function(work, program, most_held) for work in works(program, dtype, training)]
+    function = _Function(work, program, division)
     title = f"{program.name}: written by pellucid from the cell's formula."
-    header = HEADER.format(title=title, real=real_of(dtype))
-    text = "\n\n".join([header, *(function.text() for function in functions)])
-    return Text(text + "\n", {function.work.name: function.kernel() for function in functions})
+    return Text(f"{HEADER.format(title=title, real=real_of(dtype))}\n\n{function.text()}\n", function.kernel())
+
+
+def bytes_of_matrices(program: Program, work: Work, splits: int) -> int:
+    """How much memory a block's part of the matrices of a loop takes."""
+    sizes = {n: p.meta["val"].dtype.itemsize for n, p in work.stage.placeholders.items() if n != "rows"}
+    matrices = lower(work.stage, program.draws).matrices
+    return sum(padded(d) * padded(-(-w // splits)) * sizes[name] for name, (d, w) in matrices.items())
 
 
 class _Function(Tiles):
     """The Triton of one loop."""
 
-    def __init__(self, work: Work, program: Program, most_held: int) -> None:
-        self.work = work
+    def __init__(self, work: Work, program: Program, division: Division) -> None:
+        self.work, self.division, self.splits = work, division, division.splits
         self.lowered = lower(work.stage, program.draws)
         self.layout = layout(work, self.lowered)
         self.sites = {d: (i, *site) for i, (d, site) in enumerate(zip(program.draws, program.sites, strict=True))}
@@ -81,7 +102,8 @@ class _Function(Tiles):
         self.known: dict[Value, set[int]] = defaultdict(set)  # where states and products are cut
         self.passed: dict[Value, int] = {}  # operands of products, and where their columns begin in scratch
         self._cut_everything()
-        self.held = self._bytes_of_matrices(work) <= most_held
+        self.exchanged: dict[Value, int] = {}  # reductions, and the places where blocks exchange their parts
+        self.widest = 1  # columns of a tile
         self.taken: set[str] = set()
         self.parameters = {name: self._fresh(name) for name in self._parameters()}
         self.carried = {(s, start): self._fresh(f"{s}_{start}") for s in work.states for start, _ in self._tiles(s)}
@@ -94,10 +116,6 @@ class _Function(Tiles):
         self.lines: list[str] = []  # of a step
         self.behind: list[str] = []  # the loop
         self._write()
-
-    def _bytes_of_matrices(self, work: Work) -> int:
-        sizes = {n: p.meta["val"].dtype.itemsize for n, p in work.stage.placeholders.items() if n != "rows"}
-        return sum(padded(d) * padded(w) * sizes[matrix] for matrix, (d, w) in self.lowered.matrices.items())
 
     def _parameters(self) -> Iterator[str]:
         """What tells the pointers and strides apart that a call gives, in their order."""
@@ -130,7 +148,7 @@ class _Function(Tiles):
             self._visit(value, start, length)
 
     def _visit(self, value: Value, start: int, length: int) -> None:
-        if value.kind == "product" or value in self.old.values():
+        if value.kind in ("product", "memory") or value in self.old.values():
             self.known[value] |= {start, start + length} - {0, value.width}
         if value.kind == "product":
             self.passed.setdefault(value.values[0], sum(operand.width for operand in self.passed))
@@ -152,14 +170,30 @@ class _Function(Tiles):
 
     def kernel(self) -> Kernel:
         """What a caller must know."""
-        sizes = [key[1] for key in self.names if isinstance(key, tuple) and key[0] == "columns"]
-        return Kernel(self.layout, 0 if self.held else sum(operand.width for operand in self.passed), max(sizes))
+        storages = {
+            str(p.meta["val"].dtype)[6:] for n, p in self.work.stage.placeholders.items() if n in self.layout.matrices
+        }
+        return Kernel(
+            layout=self.layout,
+            division=self.division,
+            columns=self.widest,
+            passed=self._all_passed() if self._passes() else 0,
+            passed_storage=storages.pop() if len(storages) == 1 else "",
+            exchanged=len(self.exchanged),
+        )
+
+    def _passes(self) -> bool:
+        """Whether products read their operands from memory, where whole rows of them are."""
+        return self.splits > 1 or not self.division.held
+
+    def _all_passed(self) -> int:
+        return sum(operand.width for operand in self.passed)
 
     def text(self) -> str:
         """The kernel, a function of Python."""
         return "\n".join(
             [
-                '@triton.jit(do_not_specialize=["time", "begin"])',
+                '@triton.jit(do_not_specialize=["time", "begin", "first_block", "first_split"])',
                 f"def {self.work.name}(",
                 *(f"    {name}," for name in (*self.parameters.values(), *GIVEN)),
                 *(f"    {option}: tl.constexpr," for option in OPTIONS),
@@ -167,7 +201,9 @@ class _Function(Tiles):
                 *indented(self.before, 2),
                 "    for step in range(time):",
                 "        t = time - 1 - step if BACKWARDS else step",
-                "        at = t * batch + rows",
+                "        at = origin + t * batch",
+                "        ahead = origin + (tl.maximum(t - 1, 0) if BACKWARDS else tl.minimum(t + 1, time - 1)) * batch",
+                *(["        turn = step % 2"] if self._passes() else []),
                 "        counted = inside",
                 "        if LENGTHS:",
                 "            counted = inside & (t < ends)",
@@ -178,19 +214,24 @@ class _Function(Tiles):
 
     def _write(self) -> None:
         self.before += [
-            "rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)",
+            "block = first_block + tl.program_id(0)",
+            "rows = (block * ROWS + tl.arange(0, ROWS))[None, :].to(tl.int64 if WIDE else tl.int32)",
+            "origin = tl.full([], 0, tl.int64)",
             "inside = rows < batch",
             "ends = tl.load(lengths + rows, mask=inside, other=0) if LENGTHS else rows",
         ]
+        if self.splits > 1:
+            self.before += ["split = first_split + tl.program_id(1)", "meeting = 0"]
         if any(value.kind == "draws" for value in self.lowered.inputs.values()):
             self.before.append("key = tl.load(seed)")
         for state in self.layout.states:
             count, first = self.parameters[f"{state}_count"], self._fresh(f"{state}_first")
-            self.before.append(f"{first} = (time % {count} if BACKWARDS else 0) * batch + rows")
+            self.before.append(f"{first} = origin + (time % {count} if BACKWARDS else 0) * batch")
             for start, length in self._tiles(state):
-                tile = self._load(f"{state}_slots", first, self.new[state].width, start, length)
-                wide = f"tl.broadcast_to({tile}, [ROWS, {padded(length)}])"
-                self.before.append(f"{self.carried[state, start]} = {wide}")
+                tile = f"{self._load(f'{state}_slots', first, self.new[state].width, start, length)}.to(REAL)"
+                self.before.append(
+                    f"{self.carried[state, start]} = tl.broadcast_to({tile}, [{self._size(length)}, ROWS])"
+                )
         for name in self.layout.outputs:
             value = self.lowered.outputs[name]
             for start, length in self._pieces(value):
@@ -203,9 +244,9 @@ class _Function(Tiles):
         operand = total.values[0]
         for start, length in self._pieces(operand):
             sums = self._fresh(f"{name}_sum_{start}")
-            self.before.append(f"{sums} = tl.zeros([1, {padded(length)}], REAL)")
-            self.lines.append(f"{sums} += tl.sum({self._counted(operand, start, length)}, 0, keep_dims=True)")
-            place, mask = self._place(f"{name}_to", "tl.program_id(0)", operand.width, start, length, "")
+            self.before.append(f"{sums} = tl.zeros([{self._size(length)}, 1], REAL)")
+            self.lines.append(f"{sums} += tl.sum({self._counted(operand, start, length)}, 1, keep_dims=True)")
+            place, mask = self._place(f"{name}_to", "block", operand.width, start, length, "")
             self.behind.append(f"tl.store({place}, {sums}{mask})")
 
     def _advance(self) -> None:
@@ -225,28 +266,31 @@ class _Function(Tiles):
         for (state, start), tile in tiles.items():
             self.lines.append(f"{self.carried[state, start]} = tl.where(counted, {tile}, {self.carried[state, start]})")
         for state in self.layout.states:
-            count = self.parameters[f"{state}_count"]
-            slot = f"((t if BACKWARDS else t + 1) % {count} * batch + rows)"
-            for start, length in self._tiles(state):
-                place, mask = self._place(f"{state}_slots", slot, self.new[state].width, start, length)
-                self.lines.append(f"tl.store({place}, {self.carried[state, start]}{mask})")
+            count, width = self.parameters[f"{state}_count"], self.new[state].width
+            every = f"origin + (t if BACKWARDS else t + 1) % {count} * batch"
+            last = f"origin + (0 if BACKWARDS else time) % {count} * batch"
+            self.lines.append(f"if {count} > 2:")
+            for lines, indent, slot in ((self.lines, "  ", every), (self.behind, "", last)):
+                for start, length in self._tiles(state):
+                    place, mask = self._place(f"{state}_slots", f"({slot})", width, start, length)
+                    lines.append(f"{indent}tl.store({place}, {self.carried[state, start]}{mask})")
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def _place(
         self, parameter: str, row: str, width: int, start: int, length: int, inside: str = "inside"
     ) -> tuple[str, str]:
-        """The pointers of a tile in rows of memory, and their mask."""
-        size = padded(length)
-        columns = self._columns(size)
+        """The pointers of a tile in memory, in a row or, where they are ``inside``, in rows from it; and their mask."""
         shift = f" + {start}" if start else ""
-        masks = [mask for mask in (inside, self._within(length) if size != length else "") if mask]
+        masks = [mask for mask in (inside, self._within(length) if self._partial(length) else "") if mask]
         name = self.parameters[parameter]
-        return f"{name} + {row} * {width}{shift} + {columns}", f", mask={' & '.join(masks)}" if masks else ""
+        of_rows = f"rows * {width} + " if inside else ""
+        place = f"{name} + {row} * {width}{shift} + ({of_rows}{self._columns(length)})"
+        return place, f", mask={' & '.join(masks)}" if masks else ""
 
     def _load(self, parameter: str, row: str, width: int, start: int, length: int, inside: str = "inside") -> str:
         place, mask = self._place(parameter, row, width, start, length, inside)
-        return f"tl.load({place}{mask}{', other=0' if mask else ''}).to(REAL)"
+        return f"tl.load({place}{mask}{', other=0' if mask else ''})"
 
     def _store(self, parameter: str, row: str, value: Value, start: int, length: int, tile: str) -> None:
         place, mask = self._place(parameter, row, value.width, start, length)
@@ -260,14 +304,39 @@ class _Function(Tiles):
     def _wide(self, tile: str, length: int, beyond: str = "") -> str:
         """A tile in its full size, which one that is the same for all rows or columns has not."""
         tile = f"tl.where(counted, {tile}, {beyond})" if beyond else tile
-        return f"tl.broadcast_to({tile}, [ROWS, {padded(length)}])"
+        return f"tl.broadcast_to({tile}, [{self._size(length)}, ROWS])"
 
-    def _columns(self, size: int) -> str:
-        return self._hoisted(("columns", size), f"columns_{size}", f"tl.arange(0, {size})[None, :]")
+    def _share(self, length: int) -> int:
+        """How many of a piece's columns a block has."""
+        return -(-length // self.splits)
+
+    def _size(self, length: int) -> int:
+        """The columns of the tile of a block's share of a piece."""
+        return padded(self._share(length)) if length > 1 else 1
+
+    def _partial(self, length: int) -> bool:
+        """Whether tiles have columns beyond those of their share."""
+        return length > 1 and self._size(length) * self.splits != length
+
+    def _along(self, size: int) -> str:
+        return self._hoisted(("along", size), f"along_{size}", f"tl.arange(0, {size})[:, None]")
+
+    def _columns(self, length: int) -> str:
+        """Which columns of a piece a block has."""
+        self.widest = max(self.widest, self._size(length))
+        along = self._along(self._size(length))
+        if self.splits == 1 or length == 1:
+            return along
+        share = self._share(length)
+        return self._hoisted(("columns", length), f"columns_{length}", f"split * {share} + {along}")
 
     def _within(self, length: int) -> str:
-        columns = self._columns(padded(length))
-        return self._hoisted(("within", length), f"within_{length}", f"{columns} < {length}")
+        """Which of a tile's columns are real."""
+        columns = self._columns(length)
+        text = f"{columns} < {length}"
+        if self.splits > 1:
+            text = f"({text}) & ({self._along(self._size(length))} < {self._share(length)})"
+        return self._hoisted(("within", length), f"within_{length}", text)
 
     def _hoisted(self, key: Any, name: str, text: str) -> str:
         """A name for what is the same at every step."""
@@ -283,75 +352,118 @@ class _Function(Tiles):
 
     def _read(self, value: Value, start: int, length: int) -> str:
         if value.kind == "memory":
-            row, inside = ("at", "inside") if value.rows else ("0", "")
-            text = self._load(f"{value.name}_all", row, value.width, start, length, inside)
-            return f"{text} != 0" if value.mask else text
+            return f"{self._input(value, start, length)}{' != 0' if value.mask else '.to(REAL)'}"
         if value.kind == "draws":
             site, width, shared = self.sites[value.name]
-            row = "rows" if shared else "(begin * batch + at)"
-            element = f"{row} * {width} + {start} + {self._columns(padded(length))}"
+            row = "(origin + rows)" if shared else "(begin * batch + at + rows)"
+            element = f"{row} * {width} + {start} + {self._columns(length)}"
             return f"functions.uniform(key, {site}, {element}).to(REAL)"
         if value.kind == "product":
             return self._product(value, start, length)
         return self._reduced(value)
 
+    def _input(self, value: Value, start: int, length: int) -> str:
+        """A tile of an input. It was asked for a step before: memory takes as long as a step."""
+        if not value.rows:
+            return self._load(f"{value.name}_all", "0", value.width, start, length, "")
+        name = self._fresh(f"{value.name}_next_{start}" if start else f"{value.name}_next")
+        first = self._hoisted("first", "first", "origin + (time - 1 if BACKWARDS else 0) * batch")
+        self.before.append(f"{name} = {self._load(f'{value.name}_all', first, value.width, start, length)}")
+        now = self._fresh(f"{value.name}_now_{start}" if start else f"{value.name}_now")
+        self.lines.append(f"{now} = {name}")
+        self.lines.append(f"{name} = {self._load(f'{value.name}_all', 'ahead', value.width, start, length)}")
+        return now
+
     def _masked(self, value: Value, start: int, length: int, neutral: float) -> str:
         """A tile with what is neutral beyond its real columns."""
         tile = self._wide(self._evaluate(value, start, length), length)
-        return tile if padded(length) == length else f"tl.where({self._within(length)}, {tile}, {number_text(neutral)})"
+        return f"tl.where({self._within(length)}, {tile}, {number_text(neutral)})" if self._partial(length) else tile
 
     def _reduced(self, value: Value) -> str:
         operand = value.values[0]
         neutral, text = REDUCTIONS[value.operation]
-        parts = [text.format(self._masked(operand, *piece, neutral), 1) for piece in self._pieces(operand)]
-        return functools.reduce(JOINED[value.operation].format, parts)
+        parts = [text.format(self._masked(operand, *piece, neutral), 0) for piece in self._pieces(operand)]
+        whole = functools.reduce(JOINED[value.operation].format, parts)
+        if self.splits == 1 or operand.width == 1:
+            return whole
+        number = self.exchanged.setdefault(value, len(self.exchanged))
+        place = f"exchange + (((rows * EXCHANGED + {number}) * 2 + turn) * {self.splits}"
+        self.lines.append(f"tl.store({place} + split), {whole})")
+        self._meet()
+        others = f"tl.load({place} + {self._along(self.splits)}), cache_modifier='.cg')"
+        return text.format(others, 0)
+
+    def _meet(self) -> None:
+        """Wait until all that take part have written what is to be read now."""
+        if self.splits == 1:
+            self.lines.append("tl.debug_barrier()")
+        else:
+            self.lines += [f"meeting += {self.splits}", "functions.meet(meetings + block, meeting)"]
+
+    def _passed_on(self, operand: Value) -> str:
+        """Where whole rows of an operand of products are, written there."""
+        place = f"scratch + (rows * 2 + turn) * {self._all_passed()} + {self.passed[operand]}"
+        if ("passed", operand) not in self.names:
+            self.names["passed", operand] = place
+            for start, length in self._pieces(operand):
+                tile = self._wide(self._evaluate(operand, start, length), length)
+                mask = f", mask={self._within(length)}" if self._partial(length) else ""
+                self.lines.append(f"tl.store({place} + {start} + {self._columns(length)}, {tile}{mask})")
+            self._meet()
+        return place
+
+    def _whole(self, operand: Value, start: int, length: int) -> str:
+        """A tile of all columns of a piece of an operand, whoever has them."""
+        if self.splits == 1 or length == 1:
+            return self._masked(operand, start, length, 0.0)
+        key, size = ("whole", operand, start, length), padded(length)
+        if key not in self.names:
+            along, place = self._along(size), self._passed_on(operand)
+            mask = f", mask={along} < {length}, other=0" if size != length else ""
+            name = self.names[key] = self._fresh(f"{operand.name}_whole_{start}" if start else f"{operand.name}_whole")
+            self.lines.append(f"{name} = tl.load({place} + {start} + {along}{mask}, cache_modifier='.cg')")
+        return self.names[key]
 
     def _product(self, value: Value, start: int, length: int) -> str:
         """Some columns of a product: of tiles that are held, or of rows of the matrix that are read at every step."""
         operand, matrix = value.values[0], value.operation
-        pieces = self._pieces(operand)
-        if self.held or length == 1:
+        if self.division.held or length == 1:
+            pieces = self._pieces(operand)
             return " + ".join(self._product_held(operand, matrix, piece, (start, length)) for piece in pieces)
-        place = f"scratch + rows * {sum(v.width for v in self.passed)} + {self.passed[operand]}"
-        if ("passed", operand) not in self.names:
-            self.names["passed", operand] = place
-            tiles = [(at, n, self._wide(self._evaluate(operand, at, n), n)) for at, n in pieces]
-            self.lines.append("tl.debug_barrier()")
-            for at, n, tile in tiles:
-                mask = "" if padded(n) == n else f", mask={self._within(n)}"
-                self.lines.append(f"tl.store({place} + {at} + {self._columns(padded(n))}, {tile}{mask})")
-            self.lines.append("tl.debug_barrier()")
+        place = self._passed_on(operand)
         pointer, inner, outer = (self.parameters[f"{matrix}_{what}"] for what in ("matrix", "in", "out"))
         depth = self.lowered.matrices[matrix][0]
-        columns = f"{self._within(length)}, {self._columns(padded(length))}"
+        columns = f"{self._within(length)}, {self._columns(length)}"
         return (
             f"functions.product_from_memory({place}, {depth}, {pointer} + {start} * {outer}, {inner}, {outer}, "
-            f"{columns}, ROWS, {padded(length)}, {DEPTH_BLOCK}, REAL, INTERPRETED, TF32)"
+            f"{columns}, ROWS, {self._size(length)}, {DEPTH_BLOCK}, REAL, INTERPRETED, TF32)"
         )
 
     def _product_held(self, operand: Value, matrix: str, rows: tuple[int, int], columns: tuple[int, int]) -> str:
         """Some columns of the product of a piece of the operand."""
-        tile = self._masked(operand, *rows, 0.0)
+        tile = self._whole(operand, *rows)
         (first, depth), (start, length) = rows, columns
         pointer, inner, outer = (self.parameters[f"{matrix}_{what}"] for what in ("matrix", "in", "out"))
         begin = f"{pointer} + {first} * {inner} + {start} * {outer}"
         if length == 1:
-            mask = "" if padded(depth) == depth else f", mask={self._within(depth)}, other=0"
-            text = f"tl.load({begin} + {self._columns(padded(depth))} * {inner}{mask}).to(REAL)"
-            row = self._hoisted((matrix, rows, columns), f"{matrix}_column_{first}_{start}", text)
-            return f"tl.sum({tile} * {row}, 1, keep_dims=True)"
+            along = self._along(padded(depth))
+            mask = "" if padded(depth) == depth else f", mask={along} < {depth}, other=0"
+            text = f"tl.load({begin} + {along} * {inner}{mask}).to(REAL)"
+            column = self._hoisted((matrix, rows, columns), f"{matrix}_column_{first}_{start}", text)
+            return f"tl.sum({tile} * {column}, 0, keep_dims=True)"
+        within = [self._within(length)] if self._partial(length) else []
         if depth == 1:
-            mask = "" if padded(length) == length else f", mask={self._within(length)}, other=0"
-            text = f"tl.load({begin} + {self._columns(padded(length))} * {outer}{mask}).to(REAL)"
+            mask = f", mask={within[0]}, other=0" if within else ""
+            text = f"tl.load({begin} + {self._columns(length)} * {outer}{mask}).to(REAL)"
             row = self._hoisted((matrix, rows, columns), f"{matrix}_row_{first}_{start}", text)
-            return f"{tile} * {row}"
-        along = f"tl.arange(0, {padded(depth)})[:, None]"
+            return f"{row} * {tile}"
+        along = f"tl.arange(0, {padded(depth)})[None, :]"
         masks = [f"({along} < {depth})"] if padded(depth) != depth else []
-        masks += [f"({self._within(length)})"] if padded(length) != length else []
+        masks += [f"({mask})" for mask in within]
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        text = f"tl.load({begin} + {along} * {inner} + {self._columns(padded(length))} * {outer}{mask})"
+        text = f"tl.load({begin} + {along} * {inner} + {self._columns(length)} * {outer}{mask})"
         held = self._hoisted((matrix, rows, columns), f"{matrix}_{first}_{start}", text)
-        return f"functions.product({tile}, {held}, INTERPRETED, TF32)"
+        return f"functions.product({held}, {tile}, INTERPRETED, TF32)"
 
 
 def _is_fixed(value: Value) -> bool:

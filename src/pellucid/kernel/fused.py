@@ -79,7 +79,7 @@ class Fused:
         output_state = loop.layout.output_is_state
         outputs = {}
         if output_state is not None:
-            if lengths is None and not save:
+            if lengths is None and (not save or loop.copies_output):
                 whole.add(program.states[output_state])
             else:  # padded steps are 0 in the output alone; what backward reads is not the user's to change in place
                 outputs["output"] = loop.empty((time, batch, states[output_state].shape[-1]), x.dtype, x.device)
@@ -92,7 +92,7 @@ class Fused:
                 older, newer = kept[:-1], kept[1:]
                 outputs[state], outputs[new] = (newer, older) if reverse else (older, newer)
         if output is None:
-            output = outputs[program.output]
+            output = outputs[program.output].clone() if save and loop.copies_output else outputs[program.output]
         folded = [values[name] for name in program.saved_folded] if save else []
         return output, last, folded + [outputs[name] for name in saved]
 
@@ -130,7 +130,12 @@ class Fused:
 
 
 class FusedLoop:
-    """One loop over time, and the memory that it is given."""
+    """One loop over time, and the memory that it is given.
+
+    ``copies_output`` says that an output which is a state is copied behind the loop sooner than written twice in it.
+    """
+
+    copies_output = False
 
     def __init__(self, layout: Layout, program: Program, dtype: torch.dtype) -> None:
         self.layout = layout

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel.build import BuildError, usable_cache, write
-from pellucid.kernel.emit_triton import HELD_BYTES, Kernel, emit
+from pellucid.kernel.emit_triton import Division, Kernel, bytes_of_matrices, emit
 from pellucid.kernel.fused import Fused, FusedLoop, Steps
+from pellucid.kernel.layout import Work, works
+from pellucid.kernel.lower import lower
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values
 
-ROWS = 16  # of a block: the fewest that a product takes
-
-
-_Launched = tuple[Kernel, Any]  # what is known of a kernel, and its function
+HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
+LEAST_SHARE = 16  # columns of a product that a block has at least
+MOST_SPLITS = 64  # blocks that share the columns of some rows
+LEAST_ROWS, MOST_ROWS = 8, 64  # of a block
+MOST_ENTRIES = 4096  # of a tile, in registers
+MOST_SPILLS = 64  # registers of a thread that lie in memory; with more, twice as many threads share the work
 
 
 class Jitted(Fused):
@@ -37,27 +41,38 @@ class Jitted(Fused):
 
     def _build(self, training: bool) -> Mapping[str, _Loop]:
         check(self.device)
-        streamed = functools.cache(functools.partial(self._kernels, training, 0))
-        return {
-            name: _Loop(kernel, functools.partial(_one, streamed, name), self.program, self.dtype)
-            for name, kernel in self._kernels(training, HELD_BYTES).items()
-        }
+        return {work.name: _Loop(self.program, work, self.dtype) for work in works(self.program, self.dtype, training)}
 
-    def _kernels(self, training: bool, most_held: int) -> dict[str, _Launched]:
-        written = emit(self.program, self.dtype, training, most_held)
-        module = load(written.text)
-        return {name: (kernel, getattr(module, name)) for name, kernel in written.loops.items()}
+
+def divisions(program: Program, work: Work) -> list[Division]:
+    """How a loop may be divided, from the division with the fewest blocks that can hold its matrices.
+
+    The last of them needs no shared memory to hold them. Triton's interpreter runs one block after the other.
+    """
+    widths = [width for _, width in lower(work.stage, program.draws).matrices.values()]
+    most = max(1, min(MOST_SPLITS, *(width // LEAST_SHARE for width in widths))) if widths else 1
+    most = 1 if interpreted() else 1 << (most.bit_length() - 1)
+    splits = [1 << i for i in range(most.bit_length())]
+    able = [Division(n, held=True) for n in splits if bytes_of_matrices(program, work, n) <= HELD_BYTES]
+    return [*able, Division(most, held=False)]
 
 
 class _Loop(FusedLoop):
-    """One loop as a kernel; ``streamed`` makes one that holds no matrices, for a GPU with too little shared memory."""
+    """One loop as a kernel, divided in the first way for which a GPU has the shared memory."""
 
-    def __init__(
-        self, launched: _Launched, streamed: Callable[[], _Launched], program: Program, dtype: torch.dtype
-    ) -> None:
-        super().__init__(launched[0].layout, program, dtype)
-        self._launched = launched
-        self._streamed: Callable[[], _Launched] | None = streamed
+    copies_output = True
+
+    def __init__(self, program: Program, work: Work, dtype: torch.dtype) -> None:
+        self._divisions = iter(divisions(program, work))
+        self._written = functools.partial(emit, program, work, dtype)
+        self._next()
+        super().__init__(self._kernel.layout, program, dtype)
+
+    def _next(self) -> None:
+        written = self._written(next(self._divisions))
+        self._kernel = written.kernel
+        self._warps: dict[int, int] = {}  # of a kernel for so many rows
+        self._function = getattr(load(written.text), self._kernel.layout.name)
 
     def _fill(
         self,
@@ -67,8 +82,33 @@ class _Loop(FusedLoop):
         slots: Sequence[int],
         steps: Steps,
     ) -> None:
-        layout, device, (time, batch, backwards, lengths, seed, start) = self.layout, history[0].device, steps
-        blocks = -(-batch // ROWS)
+        device = history[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            while True:
+                division = self._kernel.division
+                try:
+                    totals = self._run(values, history, outputs, slots, steps)
+                    break
+                except out_of_resources():
+                    if not division.held:
+                        raise
+                    self._next()
+        self._add_totals(outputs, totals)
+
+    def _run(
+        self,
+        values: Values,
+        history: Sequence[Tensor],
+        outputs: dict[str, Tensor],
+        slots: Sequence[int],
+        steps: Steps,
+    ) -> dict[str, Tensor]:
+        """Launch the kernel; return the parts of the sums over all rows."""
+        layout, kernel, device = self.layout, self._kernel, history[0].device
+        time, batch, backwards, lengths, seed, start = steps
+        splits, together = kernel.division.splits, processors(device)
+        rows = rows_of_a_block(batch, kernel, together, self.real)
+        blocks = -(-batch // rows)
         totals = self._parts(blocks, device)
         given: list[Any] = [values[name].contiguous() for name in layout.inputs]
         given += [*history, *(outputs[name] for name in layout.outputs), *totals.values()]
@@ -76,31 +116,63 @@ class _Loop(FusedLoop):
         for name in layout.matrices:
             given += [values[name], *values[name].stride()]
         given += slots
-        behind = [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
-        options = {"BACKWARDS": backwards, "LENGTHS": lengths is not None, "OUTPUT": "output" in outputs}
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            while True:
-                kernel, function = self._launched
-                scratch = torch.empty((blocks * ROWS, kernel.scratch), dtype=self.real, device=device)
-                try:
-                    self._launch(function, blocks, (*given, scratch, *behind, time, batch, start), options, kernel)
-                    break
-                except out_of_resources():
-                    if self._streamed is None:
-                        raise
-                    self._launched, self._streamed = self._streamed(), None
-        self._add_totals(outputs, totals)
+        passed_dtype = getattr(torch, kernel.passed_storage) if kernel.passed_storage else self.real
+        given.append(torch.empty((blocks * rows * 2 * kernel.passed,), dtype=passed_dtype, device=device))
+        given.append(torch.empty((blocks * rows * 2 * kernel.exchanged * splits,), dtype=self.real, device=device))
+        given.append(torch.zeros((blocks if splits > 1 else 0,), dtype=torch.int32, device=device))
+        given += [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
+        given += [time, batch, start]
+        constants: dict[str, Any] = {
+            "BACKWARDS": backwards,
+            "LENGTHS": lengths is not None,
+            "OUTPUT": "output" in outputs,
+        }
+        constants["WIDE"] = max(t.numel() for t in given if isinstance(t, Tensor)) >= 2**31
+        constants |= {"ROWS": rows, "EXCHANGED": kernel.exchanged, "INTERPRETED": interpreted(), "TF32": tf32()}
+        at_once = max(1, together // splits) if splits > 1 else blocks  # blocks that wait for each other run together
+        for first in range(0, blocks, at_once):
+            self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
+        return totals
 
-    def _launch(
-        self, function: Any, blocks: int, given: Sequence[Any], options: Mapping[str, bool], kernel: Kernel
-    ) -> None:
-        tf32 = torch.backends.cuda.matmul.allow_tf32
-        constants = {**options, "ROWS": ROWS, "INTERPRETED": interpreted(), "TF32": tf32}
-        function[(blocks,)](*given, **constants, num_warps=warps(kernel.columns))
+    def _launch(self, blocks: int, given: Sequence[Any], constants: Mapping[str, Any], rows: int) -> None:
+        splits = self._kernel.division.splits
+        options: dict[str, Any] = {"num_warps": self._warps.get(rows) or warps(self._kernel, rows)}
+        if splits > 1:
+            options["launch_cooperative_grid"] = True
+        compiled = self._function[(blocks, splits)](*given, **constants, **options)
+        if rows not in self._warps and not interpreted():
+            self._warps[rows] = options["num_warps"] * (2 if compiled.n_spills > MOST_SPILLS else 1)
 
 
-def _one(kernels: Callable[[], dict[str, _Launched]], name: str) -> _Launched:
-    return kernels()[name]
+@functools.cache
+def sources() -> str:
+    """What kernels of the recurrence are made by: with other sources they are other kernels."""
+    folder = Path(__file__).parent
+    return "".join((folder / name).read_text() for name in ("emit_triton.py", "triton_functions.py", "jitted.py"))
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many blocks run together for certain: the multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def rows_of_a_block(batch: int, kernel: Kernel, together: int, real: torch.dtype) -> int:
+    """The fewest rows with which all blocks run together, as far as a tile stays in registers."""
+    rows = 2 * LEAST_ROWS if interpreted() or real == torch.float64 else LEAST_ROWS
+    while (
+        -(-batch // rows) * kernel.division.splits > together
+        and 2 * rows <= MOST_ROWS
+        and 2 * rows * kernel.columns <= MOST_ENTRIES
+        and not interpreted()
+    ):
+        rows *= 2
+    return rows
+
+
+def tf32() -> bool:
+    """Whether products of float32 may be TF32: torch's own switch for recurrent layers, which is on by default."""
+    return bool(torch.backends.cudnn.allow_tf32)
 
 
 def out_of_resources() -> type[Exception]:
@@ -110,13 +182,16 @@ def out_of_resources() -> type[Exception]:
     return OutOfResources
 
 
-def warps(columns: int) -> int:
-    """How many groups of 32 threads share a tile of 16 rows: 8 numbers a thread at least, and few registers spilled."""
-    return max(1, min(8, columns // 16))
+def warps(kernel: Kernel, rows: int) -> int:
+    """How many groups of 32 threads share a tile: 8 numbers a thread, and few registers spilled.
+
+    Of few columns of a large matrix as many as there are units for products.
+    """
+    return max(4 if kernel.division.splits > 1 else 1, min(8, kernel.columns * rows // 256))
 
 
 def check(device: str) -> None:
-    """Raise BuildError where Triton cannot run."""
+    """Raise a BuildError, which says what is missing, where Triton cannot run."""
     if importlib.util.find_spec("triton") is None:
         raise BuildError("Triton is not installed: pip install triton")
     if device != "cuda" and not interpreted():

@@ -132,8 +132,9 @@ class Runner(Protocol):
 def runner(text: str, training: bool, dtype: torch.dtype, device: str, save: bool) -> Runner:
     """The fastest backend for a program, as far as `backend` lets it be chosen; with ``save``, for backward too."""
     wanted = chosen_backend()
-    if wanted == "triton" or (wanted in ("auto", "c") and device == "cpu"):
-        fused = _ready(text, training, dtype, device, save, "triton" if wanted == "triton" else "c")
+    language = {"cpu": "c", "cuda": "triton"}.get(device, "") if wanted == "auto" else wanted
+    if language == "triton" or (language == "c" and device == "cpu"):
+        fused = _ready(text, training, dtype, device, save, language)
         if fused is not None:
             return fused
     return reference(text, training, dtype, device)

@@ -43,10 +43,21 @@ JOINED = {
     "largest": "functions.maximum({}, {})",
     "smallest": "functions.minimum({}, {})",
 }
-GIVEN = ("scratch", "lengths", "seed", "time", "batch", "begin")  # parameters of every kernel, behind its pointers
-OPTIONS = ("BACKWARDS", "LENGTHS", "OUTPUT", "ROWS", "INTERPRETED", "TF32")  # known when it is compiled
-_OTHERS = "tl triton functions range float forward backward REAL rows inside ends key step t at counted"
-RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split()}
+# Parameters of every kernel, behind its pointers.
+GIVEN = ("scratch", "exchange", "meetings", "lengths", "seed", "time", "batch", "begin", "first_block", "first_split")
+OPTIONS = (
+    "BACKWARDS",
+    "LENGTHS",
+    "OUTPUT",
+    "WIDE",
+    "ROWS",
+    "EXCHANGED",
+    "INTERPRETED",
+    "TF32",
+)  # known when it is compiled
+_OTHERS = "tl triton functions range float forward backward REAL origin block split rows inside ends key meeting"
+_OF_A_STEP = "step turn t at ahead counted"
+RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split(), *_OF_A_STEP.split()}
 LEAST = 16  # columns of a tile that a product takes
 
 

@@ -29,9 +29,16 @@ def log1p(x):
 
 @triton.jit
 def tanh(x):
-    """Of expm1, which neither cancels near 0 nor overflows."""
-    t = expm1(-2.0 * tl.abs(x))
-    y = -t / (t + 2.0)
+    """By an exponential that does not overflow; near 0, where that cancels, in float64 by expm1, else by its series."""
+    if x.dtype == tl.float64:
+        t = expm1(-2.0 * tl.abs(x))
+        y = -t / (t + 2.0)
+    else:
+        e = tl.exp(-2.0 * tl.abs(x))
+        y = (1.0 - e) / (1.0 + e)
+        s = x * x
+        series = 1.0 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * (1382 / 155925)))))
+        y = tl.where(s < 0.09, tl.abs(x) * series, y)
     return tl.where(x < 0, -y, y)
 
 
@@ -81,7 +88,7 @@ def sinh(x):
     """Of expm1: nothing cancels near 0."""
     e = expm1(tl.abs(x))
     y = 0.5 * (e + e / (e + 1.0))
-    y = tl.where(e - e == 0, y, e)
+    y = tl.where(e < float("inf"), y, e)
     return tl.where(x < 0, -y, y)
 
 
@@ -123,7 +130,7 @@ def hypot(a, b):
     """The length of (a, b), whose squares may be too large or too small."""
     a, b = tl.abs(a), tl.abs(b)
     most = tl.maximum(a, b)
-    scale = tl.where((most == 0) | (most - most != 0), 1.0, most)
+    scale = tl.where((most == 0) | (most == float("inf")), 1.0, most)
     a, b = a / scale, b / scale
     return scale * tl.sqrt(a * a + b * b)
 
@@ -221,22 +228,40 @@ def uniform(seed, site: tl.constexpr, element):
 
 
 @triton.jit
-def product(a, matrix, INTERPRETED: tl.constexpr, TF32: tl.constexpr):
-    """a @ matrix in the matrix's type, added up in float32 (float64 for float64).
+def product(matrix, tile, INTERPRETED: tl.constexpr, TF32: tl.constexpr):
+    """matrix @ tile in the matrix's type, added up in float32 (float64 for float64).
 
-    The interpreter multiplies the bits of bfloat16, so there both are float32, rounded before.
+    Without TF32 float32 is exact: matrix units multiply 11 bits of it, so what is left of a factor beyond these is
+    multiplied apart. The interpreter multiplies the bits of bfloat16, so there both are float32, rounded before.
     """
-    a = a.to(matrix.dtype)
+    tile = tile.to(matrix.dtype)
     if INTERPRETED and matrix.dtype != tl.float64:
-        return tl.dot(a.to(tl.float32), matrix.to(tl.float32), input_precision="ieee")
+        return tl.dot(matrix.to(tl.float32), tile.to(tl.float32), input_precision="ieee")
     if matrix.dtype == tl.float64:
-        return tl.dot(a, matrix, out_dtype=tl.float64)
-    return tl.dot(a, matrix, input_precision="tf32" if TF32 else "ieee")
+        return tl.dot(matrix, tile, out_dtype=tl.float64)
+    if matrix.dtype == tl.float32 and not TF32:
+        high, high_tile = leading_bits(matrix), leading_bits(tile)
+        rest = tl.dot(high, trailing_bits(tile, high_tile), input_precision="tf32")
+        rest = tl.dot(trailing_bits(matrix, high), high_tile, rest, input_precision="tf32")
+        return tl.dot(high, high_tile, rest, input_precision="tf32")
+    return tl.dot(matrix, tile, input_precision="tf32")
+
+
+@triton.jit
+def leading_bits(x):
+    """What TF32 keeps of float32."""
+    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def trailing_bits(x, leading):
+    """What is left of x; nothing of an infinite one. (x - x would not be 0 where x is a product: it is fused.)"""
+    return tl.where(tl.abs(x) < float("inf"), x - leading, 0.0)
 
 
 @triton.jit
 def product_from_memory(
-    a,
+    tile,
     depth,
     matrix,
     stride_in,
@@ -250,12 +275,22 @@ def product_from_memory(
     INTERPRETED: tl.constexpr,
     TF32: tl.constexpr,
 ):
-    """The rows at ``a`` times some ``columns`` of a matrix too large to be held, a block of its rows at a time."""
-    total = tl.zeros([ROWS, COLUMNS], REAL)
+    """Some ``columns`` of the product with a matrix too large to be held, a block of its rows at a time."""
+    total = tl.zeros([COLUMNS, ROWS], REAL)
     for begin in range(0, depth, DEPTH_BLOCK):
         along = begin + tl.arange(0, DEPTH_BLOCK)
-        rows = tl.load(a + along[None, :], mask=along[None, :] < depth, other=0.0)
-        place = matrix + along[:, None].to(tl.int64) * stride_in + columns.to(tl.int64) * stride_out
-        held = tl.load(place, mask=(along[:, None] < depth) & within, other=0.0)
-        total += product(rows, held, INTERPRETED, TF32)
+        rows = tl.load(tile + along[:, None], mask=along[:, None] < depth, other=0.0, cache_modifier=".cg")
+        place = matrix + along[None, :].to(tl.int64) * stride_in + columns.to(tl.int64) * stride_out
+        part = tl.load(place, mask=(along[None, :] < depth) & within, other=0.0)
+        total += product(part, rows, INTERPRETED, TF32)
     return total
+
+
+@triton.jit
+def meet(counter, expected):
+    """Wait until the blocks of a group have counted up to a number: what they wrote before can be read then."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release")
+    while tl.atomic_add(counter, 0, sem="acquire") < expected:
+        pass
+    tl.debug_barrier()

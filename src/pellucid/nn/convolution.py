@@ -12,6 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
+from pellucid.kernel import triton_depthwise
+from pellucid.kernel.nested import language_for
 from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
@@ -129,7 +131,7 @@ class Convolution(Running, Windowed, _ConvNd):
             raise
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if worthwhile(input, self.spatial):
+        if self._kernel_may_read(input, weight):
             margins = self._margins(input.shape[2:])
             if self.padding_mode != "zeros":
                 return self.convolve_padded(extend(input, margins, self.padding_mode), weight, bias)
@@ -146,12 +148,16 @@ class Convolution(Running, Windowed, _ConvNd):
     def convolve_padded(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve what has its padding already."""
         y = None
-        if worthwhile(x, self.spatial):
+        if self._kernel_may_read(x, weight):
             y = self._by_kernel(x, weight, bias, ((0, 0),) * self.spatial)
         if y is None:
             self._was_run_by("torch")
             y = CONVOLVE[self.spatial](x, weight, bias, self.stride, 0, self.dilation, self.groups)
         return y
+
+    def _kernel_may_read(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether a kernel is worth a thought."""
+        return worthwhile(x, self.spatial) or triton_depthwise.asked(x, weight, self.groups)
 
     def convolve_and_pool(self, x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor | None:
         """Return the greatest of every patch of features by the kernel, in one pass; None where torch is to do it."""
@@ -175,7 +181,7 @@ class Convolution(Running, Windowed, _ConvNd):
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
         y = kernel.run(x, weight, bias, geometry, self.groups, patch)
         if y is not None:
-            self._was_run_by("c")
+            self._was_run_by(language_for(x))
         return y
 
     def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:

@@ -1,7 +1,8 @@
-"""torch's own operator in the place of a recurrent layer's kernels, for the few rows with which it may be faster.
+"""torch's own operator in the place of a recurrent layer's kernels, where it may be faster.
 
-With a row or two the products of a step read the whole recurrent matrix for little arithmetic, and torch's LSTM of
-oneDNN is sometimes ahead. Which one is faster is measured when such work is met for the first time.
+On the CPU that is so for few rows: with a row or two the products of a step read the whole recurrent matrix for little
+arithmetic, and torch's LSTM of oneDNN is sometimes ahead. On a GPU it may be so for any number: cuDNN has kernels of
+its own for float32. Which one is faster is measured when such work is met for the first time.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import faster
-from pellucid.kernel.random import in_plain_python
+from pellucid.kernel.jitted import sources as triton_sources
+from pellucid.kernel.jitted import tf32
+from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.text_c import headers
 from pellucid.kernel.window import remembered, rounded
 
 MOST_ROWS = 8
 LEAST_WEIGHTS = 2**16  # entries of a layer; less is in the first caches whoever computes
-MEASURED_STEPS = 64
+MEASURED_STEPS = {"cpu": 64, "cuda": 512}  # on a GPU a short sequence is over before Python has launched the next call
 
 Results = tuple[Tensor, ...]
 _chosen: dict[Any, bool] = {}
@@ -36,15 +39,23 @@ def _usable(layer: Any, tensors: Sequence[Tensor]) -> bool:
     """
     x = tensors[0]
     return (
-        in_plain_python(*tensors)  # first: a compiler would keep to the sizes that it sees compared
-        and x.shape[1] <= MOST_ROWS
+        unseen(*tensors)  # first: a compiler would keep to the sizes that it sees compared
+        and (x.is_cuda or _has_few_rows(layer, tensors))
         and chosen_backend() == "auto"
-        and x.dtype == torch.float32
-        and not layer.proj_size  # which oneDNN has not
         and x.numel() > 0
         and not (layer.training and layer.dropout > 0 and layer.num_layers > 1)  # other masks would be drawn
-        and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS
         and autocast_dtype(x) is None
+    )
+
+
+def _has_few_rows(layer: Any, tensors: Sequence[Tensor]) -> bool:
+    """Whether oneDNN may be faster."""
+    x = tensors[0]
+    return (
+        x.shape[1] <= MOST_ROWS
+        and x.dtype == torch.float32
+        and not layer.proj_size  # which oneDNN has not
+        and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS
     )
 
 
@@ -72,8 +83,12 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
 
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in tensors])
-    options = (layer.mode, layer.hidden_size, layer.num_layers, layer.bidirectional, layer.bias)
+    options: tuple[Any, ...] = (layer.mode, layer.hidden_size, layer.num_layers, layer.bidirectional, layer.bias)
+    if x.is_cuda:
+        options = (*options, layer.proj_size, str(x.dtype), torch.cuda.get_device_name(x.device), f"TF32 {tf32()}")
     key = (options, layer.training, x.shape, wanted, torch.get_num_threads())
+    if key not in _chosen and x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None  # a graph takes no measurements
     if not remembered(_chosen, key, lambda: _is_faster(by_torch, ours, tensors, wanted, options)):
         return None
     if not any(wanted):
@@ -89,7 +104,8 @@ def _is_faster(
     options: Sequence[Any],
 ) -> bool:
     x, *rest = (t.detach() for t in tensors)
-    given = [t.requires_grad_(w) for t, w in zip((x[:MEASURED_STEPS].clone(), *rest), wanted, strict=True)]
+    steps = x[: MEASURED_STEPS[x.device.type]].clone()
+    given = [t.requires_grad_(w) for t, w in zip((steps, *rest), wanted, strict=True)]
     leaves = [t for t in given if t.requires_grad]
     question = f"recurrence {' '.join(map(str, options))} {rounded(given[0].shape)} {len(leaves)} gradients"
 
@@ -99,7 +115,7 @@ def _is_faster(
     def other() -> Tensor:
         return _ByTorch.apply(by_torch, ours, *given)[0] if leaves else by_torch(*given)[0]
 
-    return faster(question, headers(), usual, other, leaves)
+    return faster(question, triton_sources() if x.is_cuda else headers(), usual, other, leaves)
 
 
 class _ByTorch(torch.autograd.Function):
