@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 import pellucid
 from pellucid import nn
 from pellucid.kernel import nested, nested_triton
-from pellucid.nn import dropout
+from pellucid.nn import dropout, fused
 
 pytest.importorskip("triton", reason="Triton is not installed")
 IN_INTERPRETER = pytest.mark.skipif(
@@ -164,3 +167,369 @@ def test_sixteen_bits(cut, name, dtype):
     make, shape, lay = NORMS[name]
     cut("whole")
     compare(make(), lay(torch.randn(shape, generator=torch.Generator().manual_seed(2)) + 1), dtype)
+
+
+@IN_INTERPRETER
+def test_padding_far_inputs_and_an_empty_batch(cut):
+    """A mask along the rows; a million deviations from 0; nothing at all."""
+    cut("looped")
+    generator = torch.Generator().manual_seed(0)
+    layer, x = nn.GroupNorm(2, 4).double(), torch.randn(3, 4, 9, generator=generator, dtype=torch.float64)
+    lengths = torch.tensor([9, 4, 0])
+    with pellucid.backend("triton"):
+        found = layer(x, lengths=lengths)
+        assert layer.backend == "triton"
+    torch.testing.assert_close(found, layer(x, lengths=lengths))
+    far, norm = torch.randn(3, 200, generator=generator, dtype=torch.float64) * 1e-2 + 1e4, nn.LayerNorm(200)
+    with pellucid.backend("triton"):
+        near = norm(far.float()).double()
+        assert norm(torch.empty(0, 200)).shape == (0, 200)
+    torch.testing.assert_close(near, norm.double()(far.float().double()), rtol=1e-5, atol=1e-5)
+
+
+@IN_INTERPRETER
+def test_places_beyond_32_bits(cut, monkeypatch):
+    cut("looped")
+    monkeypatch.setattr(nested_triton, "FARTHEST", 0)
+    make, shape, lay = NORMS["group last"]
+    compare(make(), lay(torch.randn(shape, dtype=torch.float64)), torch.float64)
+    layer, x = nn.Dropout(0.4, seed=3), torch.randn(5, 64)
+    with pellucid.backend("triton"):
+        found = layer(x)
+    torch.testing.assert_close(found, nn.Dropout(0.4, seed=3)(x))
+
+
+# -- dropouts ---------------------------------------------------------------------------------------------------------
+
+DROPOUTS = {
+    "Dropout": (nn.Dropout, (5, 64), lambda x: x),
+    "Dropout odd": (nn.Dropout, (3, 63), gaps),
+    "Dropout last": (nn.Dropout, (2, 4, 3, 5), last),
+    "Dropout1d": (nn.Dropout1d, (3, 5, 7), lambda x: x),
+    "Dropout2d": (nn.Dropout2d, (3, 8, 4, 4), lambda x: x),
+    "Dropout2d last": (nn.Dropout2d, (3, 8, 4, 4), last),
+    "Dropout3d": (nn.Dropout3d, (2, 3, 2, 2, 3), lambda x: x),
+    "LockedDropout": (nn.LockedDropout, (5, 3, 12), lambda x: x),
+    "DropPath": (nn.DropPath, (9, 3), lambda x: x),
+    "AlphaDropout": (nn.AlphaDropout, (7, 9), lambda x: x),
+    "FeatureAlphaDropout": (nn.FeatureAlphaDropout, (4, 5, 3), lambda x: x),
+}
+
+
+def drops_as_on_the_cpu(name, dtype, seed, device="cpu"):
+    """The mask is that of C bit for bit, in forward and backward, call after call."""
+    make, shape, lay = DROPOUTS[name]
+    layers = [make(0.4, seed=seed) for _ in range(2)]
+    for _ in range(2):
+        x = lay(torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 1).to(dtype)
+        found = []
+        for layer, place, backend in zip(layers, (device, "cpu"), ("triton", "auto"), strict=True):
+            given = x.to(place, memory_format=torch.preserve_format).requires_grad_()
+            with pellucid.backend(backend):
+                y = layer(given)
+            assert layer.backend == ("triton" if backend == "triton" else "c")
+            (gradient,) = torch.autograd.grad(y.sum(), given)
+            found.append((y.detach().cpu(), gradient.cpu()))
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a == 0, b == 0)
+            torch.testing.assert_close(a, b, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_masks_are_those_of_the_cpu(cut, name):
+    cut("looped" if name in ("Dropout1d", "DropPath") else "whole")
+    drops_as_on_the_cpu(name, DTYPES[len(name) % 4], (-1) ** len(name) * (2**40 + len(name)))
+
+
+# -- formulas of rows -------------------------------------------------------------------------------------------------
+
+
+@pellucid.layer
+def pieces(x, *, g=pellucid.ones):
+    """Slices and concatenation of unequal pieces."""
+    return torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1)
+
+
+@pellucid.layer
+def attention(x, *, W, b=pellucid.zeros):
+    """A softmax behind a product and a dropout, and what is largest."""
+    a = torch.softmax(pellucid.dropout(x @ W, 0.4) + b, -1)
+    return a * (a == a.amax(-1, keepdim=True))
+
+
+@pellucid.layer
+def turned(x, *, g):
+    """What no Triton is written for."""
+    return torch.atan2(x, g)
+
+
+ROWS = {
+    "pieces": (pieces, 17, {}),
+    "attention": (attention, 9, {"output_size": 12}),
+    "AddNorm": (nn.AddNorm, 21, {"p": 0.3}),
+    "SwiGLU": (nn.SwiGLU, 8, {"out_features": 5}),
+    "GEGLU": (nn.GEGLU, 7, {"out_features": 16}),
+    "DyT": (nn.DyT, 33, {}),
+    "ScaleNorm": (nn.ScaleNorm, 16, {}),
+}
+
+
+def rows_are_the_formula(name, rows, dtype, device="cpu"):
+    make, size, options = ROWS[name]
+    torch.manual_seed(0)
+    layer = make(size, **options).double()
+    for p in layer.parameters():
+        p.data.normal_()
+    layer.to(dtype)
+    given = [torch.randn(rows, size).to(dtype) for _ in layer.layer.source.inputs]
+    found = []
+    for backend, place, kind in (("triton", device, dtype), ("stepwise", "cpu", torch.float64)):
+        own = copy.deepcopy(layer).to(place, kind)
+        leaves = [x.to(place, kind).requires_grad_() for x in given]
+        torch.manual_seed(5)
+        with pellucid.backend(backend):
+            y = own(*leaves)
+        assert own.backend == backend
+        weights = torch.sin(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(dtype)
+        gradients = torch.autograd.grad(y, [*leaves, *own.parameters()], weights.to(y))
+        found.append([y.detach(), *gradients])
+    for a, b in zip(*found, strict=True):
+        bound = 256 * torch.finfo(dtype).eps
+        scale = max(1.0, float(b.abs().max()), math.sqrt(rows))
+        torch.testing.assert_close(a.double().cpu() / scale, b / scale, rtol=bound, atol=bound)
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("name", ROWS)
+def test_formulas_of_rows(cut, name):
+    cut("split" if len(name) % 2 else "whole")
+    rows_are_the_formula(name, 1 + 6 * (len(name) % 3), DTYPES[len(name) % 2])
+
+
+@IN_INTERPRETER
+def test_what_cannot_be_written_runs_in_plain_torch():
+    layer = turned(3)
+    x = torch.randn(2, 3)
+    with pellucid.backend("triton"), pytest.warns(pellucid.PellucidWarning, match=r"atan2 .* Triton(.|\n)*stepwise"):
+        found = layer(x)
+    assert layer.backend == "stepwise"
+    torch.testing.assert_close(found, layer(x))
+
+
+# -- what stands around a norm ----------------------------------------------------------------------------------------
+
+
+@IN_INTERPRETER
+def test_a_norm_in_company(cut):
+    """Dropout, sum, norm, another sum and activation as one kernel, with the masks of the layers one by one."""
+    cut("whole")
+    norm, x, beside = nn.LayerNorm(24).double(), *torch.randn(2, 5, 24, dtype=torch.float64)
+    alone = [nn.Dropout(0.4, seed=2), norm, torch.nn.GELU()]
+    together = [nn.Dropout(0.4, seed=2), copy.deepcopy(norm), torch.nn.GELU()]
+    wanted = fused.one_by_one(norm, x, beside, alone[0], beside, alone[2])
+    with pellucid.backend("triton"):
+        found = fused.normalize_in_company(together[1], x, beside, together[0], beside, together[2])
+    assert together[0].backend == together[1].backend == "triton"
+    torch.testing.assert_close(found, wanted)
+
+
+@IN_INTERPRETER
+def test_second_gradients_and_transforms(cut):
+    cut("whole")
+    layer = nn.LayerNorm(3, 0.1).double()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    with pellucid.backend("triton"):
+        assert torch.autograd.gradgradcheck(layer, x)
+        torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+        _, tangent = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, torch.zeros_like(x))
+
+
+@IN_INTERPRETER
+def test_sums_over_rows_are_the_same_every_time(cut):
+    """Several programs add up, each its own rows."""
+    plans = cut("looped")
+    nested_triton.REGISTERS, nested_triton.INTERPRETED_PROCESSORS = 2**12, 3
+    layer, x = nn.LayerNorm(16), torch.randn(40, 16)
+    gradients = []
+    for _ in range(2):
+        layer.zero_grad()
+        with pellucid.backend("triton"):
+            layer(x).backward(x)
+        gradients.append(torch.cat([p.grad for p in layer.parameters()]))
+    assert any(plan.programs == 3 for plan in plans)
+    assert torch.equal(*gradients)
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+LARGE = {  # beside the small ones: several blocks, rows that no block holds, few channels of many entries
+    "layer 1024": (lambda: nn.LayerNorm(1024), (300, 1024), lambda x: x),
+    "layer 40000": (lambda: nn.LayerNorm(40000), (9, 40000), lambda x: x),
+    "rms 1000": (lambda: nn.RMSNorm(1000), (77, 1000), lambda x: x),
+    "group large": (lambda: nn.GroupNorm(4, 32), (5, 32, 57, 60), lambda x: x),
+    "group large last": (lambda: nn.GroupNorm(4, 32), (5, 32, 57, 60), last),
+    "batch large": (lambda: nn.BatchNorm2d(8), (70, 8, 48, 48), lambda x: x),
+    "batch large last": (lambda: nn.BatchNorm2d(8), (70, 8, 48, 48), last),
+}
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, DTYPES[i % 4]) for i, name in enumerate([*NORMS, *LARGE])), *((name, torch.bfloat16) for name in LARGE)],
+)
+def test_every_norm_on_the_gpu(name, dtype):
+    make, shape, lay = (NORMS | LARGE)[name]
+    compare(make(), lay(torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1), dtype, "cuda", "auto")
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_masks_on_the_gpu(monkeypatch, name):
+    monkeypatch.setattr(dropout, "SMALL", 0)
+    drops_as_on_the_cpu(name, DTYPES[len(name) % 4], 2**40 + len(name), "cuda")
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("name", ROWS)
+def test_formulas_of_rows_on_the_gpu(name):
+    rows_are_the_formula(name, 300, DTYPES[len(name) % 2], "cuda")
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_streams_graphs_and_autocast_on_the_gpu():
+    """Another stream is kept to; a graph replays, with masks of a generator on the GPU; autocast is torch's."""
+    layer, x = nn.LayerNorm(256, device="cuda"), torch.randn(1000, 256, device="cuda")
+    wanted, stream = layer(x), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = layer(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(found, wanted)
+    drop = nn.Dropout(0.5, generator=torch.Generator("cuda"))
+    drop(layer(x))
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(drop.generator)
+    with torch.cuda.graph(graph):
+        y = drop(layer(x))
+    masks = []
+    for _ in range(2):
+        graph.replay()
+        masks.append(y != 0)
+    assert not torch.equal(*masks)
+    torch.testing.assert_close(y, torch.where(masks[-1], 2 * wanted, 0))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert layer(x.bfloat16()).dtype == torch.nn.functional.layer_norm(x.bfloat16(), (256,)).dtype
+        assert nn.Dropout(0.5).cuda()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_nothing_waits_for_the_gpu():
+    """No call fetches a number from the GPU, in forward or backward."""
+    layer = torch.nn.Sequential(nn.LayerNorm(64), nn.Dropout(0.3), nn.BatchNorm1d(64, momentum=None))
+    layer.cuda()
+    x = torch.randn(500, 64, device="cuda", requires_grad=True)
+    layer(x).sum().backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# -- without the interpreter ------------------------------------------------------------------------------------------
+
+COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_triton_rows as tests
+tests.compile_all()
+"""
+STORAGE = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+def compile_all():
+    """Compile kernels for a GPU that is not here, and print how each reads memory."""
+    from pellucid.kernel import jitted
+
+    jitted.check = lambda device: None
+    nested_triton.INTERPRETED_PROCESSORS = 132
+    launch = nested_triton._Launch.__init__
+
+    def without_gpu(self, *args):
+        launch(self, *args)
+        self._stages = [(_Compiler(function), blocks) for function, blocks in self._stages]
+
+    nested_triton._Launch.__init__ = without_gpu
+    with pellucid.backend("triton"):
+        for layer, shape, lay in (
+            (nn.LayerNorm(1000), (64, 1000), lambda x: x),
+            (nn.GroupNorm(8, 64), (64, 64, 4, 4), last),
+            (nn.BatchNorm2d(16), (64, 16, 32, 32), lambda x: x),
+            (nn.Dropout(0.3), (64, 64), lambda x: x),
+            (nn.AddNorm(96), (64, 96), lambda x: x),
+        ):
+            given = [
+                lay(torch.empty(shape)).bfloat16().requires_grad_() for _ in range(1 + isinstance(layer, nn.AddNorm))
+            ]
+            y = layer.bfloat16()(*given)
+            y.backward(torch.empty_like(y))
+
+
+class _Compiler:
+    """Takes the place of a kernel: compiles it for its arguments instead of launching it."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *given, num_warps, **constants):
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        kinds, known, hints = dict.fromkeys(constants, "constexpr"), dict(constants), {}
+        for place, (name, value) in enumerate(zip(self.function.arg_names, given, strict=False)):
+            if isinstance(value, torch.Tensor):
+                kinds[name] = STORAGE[value.dtype]
+            else:
+                kinds[name] = "fp32" if isinstance(value, float) else "i32"
+                if isinstance(value, float) or name in self.function.do_not_specialize:
+                    continue
+                if value == 1:
+                    kinds[name], known[name] = "constexpr", 1
+            if isinstance(value, torch.Tensor) or value % 16 == 0:
+                hints[(place,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.function, kinds, known, hints)
+        built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": num_warps})
+        vectors = built.asm["ptx"].count("ld.global.v4") + built.asm["ptx"].count("ld.global.v2")
+        print(self.function.__name__, vectors, built.metadata.shared)
+
+
+def test_gpus_can_have_it_and_read_vectors(tmp_path):
+    """Machine code of every kind of kernel; what lies side by side is read by 16 bytes."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(Path(__file__).parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) >= 2 * 5
+    for name, vectors, shared in lines:
+        assert int(vectors) > 0 or name.endswith("_2"), done.stdout
+        assert int(shared) <= 48 * 2**10

@@ -3,8 +3,11 @@
 Where a block can hold all that is reduced, the data is read once and every statistic is made of what stands in
 registers. Otherwise a block goes over what is reduced once for every level, the number of reductions before a value;
 where there are fewer blocks than the GPU can run, several share what is reduced: each level is then a kernel of its
-own, which leaves parts of its sums in memory for the next. Sums over rows are added up by a fixed number of programs,
-each of which takes its share of the rows and stores a part: no order depends on chance.
+own, which leaves parts of its sums in memory for the next. A sum of squared deviations from a mean needs no pass of its
+own: it is made beside the mean (Welford, "Note on a method for calculating corrected sums of squares and products",
+Technometrics 1962), and its parts are put together as in Chan, Golub and LeVeque, "Updating formulae and a pairwise
+algorithm for computing sample variances", 1979. Sums over rows are added up by a fixed number of programs, each of
+which takes its share of the rows and stores a part: no order depends on chance.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
     Raises:
         Unsupported: an operation has no Triton.
     """
-    count = 1 + max(_levels(nest).values()) if tile.split else 1
+    count = 1 + max(_levels(nest, _deviations(nest)).values()) if tile.split else 1
     functions = [_Function(nest, tile, real, stage if tile.split else None) for stage in range(count)]
     header = HEADER.format(title=f"{title}: written by pellucid from the formula.", real=real)
     first = functions[0]
@@ -100,16 +103,39 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
         tuple(first.options),
         tuple(first.owned),
         tuple(first.shared),
-        len(first.reduces),
+        len(first.reduces) + len(first.deviations),
     )
 
 
-def _levels(nest: Nest) -> dict[Value, int]:
-    """How many reductions come before each value."""
+def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
+    """How many reductions come before each value; sums of squared deviations are made beside those of the means."""
     levels: dict[Value, int] = {}
     for value in all_values(nest.outputs.values()):
         levels[value] = max((levels[v] for v in value.values), default=0) + (value.kind == "reduce")
+        levels[value] = levels.get(deviations.get(value), levels[value])  # type: ignore[arg-type]
     return levels
+
+
+def _deviations(nest: Nest) -> dict[Value, Value]:
+    """The sums of squared deviations from a mean, and the sum that the mean is made of."""
+    found: dict[Value, Value] = {}
+    for value in all_values(nest.outputs.values()):
+        square = value.operands[0] if value.kind == "reduce" and value.operation == "sum" else None
+        if square is None or square.operation != "square" or square.operands[0].operation != "sub":
+            continue
+        entry, mean = square.operands[0].operands
+        if not isinstance(mean, Value) or mean.operation != "mul":
+            continue
+        total, reciprocal = mean.operands
+        if not (isinstance(total, Value) and total.kind == "reduce" and total.operation == "sum"):
+            continue
+        counts = isinstance(reciprocal, Value) and reciprocal.operation == "reciprocal"
+        size = reciprocal.operands[0] if counts else None
+        if size is None or size.kind != "size" or total.operands[0] is not entry or total in found.values():
+            continue
+        if total.over == value.over == size.over:
+            found[value] = total
+    return found
 
 
 @dataclass
@@ -130,7 +156,9 @@ class _Function(Tiles):
         self.nest, self.tile, self.stage, self.last = nest, tile, stage, nest.axes - 1
         self.name = nest.name if stage is None else f"{nest.name}_{stage}"
         self.float64 = real == "float64"
-        self.values, self.levels = all_values(nest.outputs.values()), _levels(nest)
+        self.values = all_values(nest.outputs.values())
+        self.deviations = {} if tile.whole else _deviations(nest)
+        self.levels = _levels(nest, self.deviations)
         self.reduces = [value for value in self.values if value.kind == "reduce"]
         self.outputs = {name: value for name, value in nest.outputs.items() if value.kind != "total"}
         self.totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
@@ -216,15 +244,14 @@ class _Function(Tiles):
         if self.totals:
             step.append("rest = step")
         self._start(self.shared, "rest" if self.totals else "program", step)
-        sums = {
-            name: self._sums(total, program) for name, total in self.totals.items() if not self._turns_slowly(total)
-        }
+        here = {n: t for n, t in self.totals.items() if self.stage in (None, self.levels[t.values[0]])}
+        sums = {name: self._sums(total, program) for name, total in here.items() if not self._is_wide(total)}
         for level in self.passes:
             self._pass(level, sums)
         if self.stage in (None, self.most):
             self._store_all([name for name, value in self.outputs.items() if not self._is_wide(value)])
-        for name, total in self.totals.items():
-            if not self._is_wide(total.values[0]):
+        for name, total in here.items():
+            if not self._goes_over(total):
                 self._add(total, sums[name], STEP)
         for name, of_total in sums.items():
             self.behind += self._parts_of_total(name, self.totals[name], of_total)
@@ -256,27 +283,29 @@ class _Function(Tiles):
     def _along(self, value: Value) -> frozenset[int]:
         return along(value, self.last) - self.tile.absent
 
+    def _span(self, value: Value) -> frozenset[int]:
+        """The axes of what a reduction takes together: equal entries, too, as often as they are met."""
+        return self._along(value.values[0]) | (value.over - self.tile.absent)
+
     def _is_wide(self, value: Value) -> bool:
         """Whether a value changes along what is reduced, and a tile does not hold all of that."""
         return not self.tile.whole and bool(self._along(value) & self.nest.inner)
 
+    def _goes_over(self, total: Value) -> bool:
+        """Whether a total is made of what changes along what is reduced."""
+        return not self.tile.whole and bool(self._span(total) & self.nest.inner)
+
     def _of_level(self, level: int) -> list[Value]:
         """What a pass over what is reduced is for."""
-        found = [value for value in self.reduces if self.levels[value.values[0]] == level]
-        for value in self.nest.outputs.values():
-            operand = value.values[0] if value.kind == "total" else value
-            if self.levels[operand] == level and self._is_wide(operand):
-                found.append(value)
+        found = [value for value in self.reduces if self.levels[value] == level + 1]
+        found += [v for v in self.totals.values() if self.levels[v.values[0]] == level and self._goes_over(v)]
+        found += [v for v in self.outputs.values() if self.levels[v] == level and self._is_wide(v)]
         return found
 
-    def _turns_slowly(self, total: Value) -> bool:
-        """Whether a total varies along a part of what is reduced, and no tile holds that: it is made for each step."""
-        return self._is_wide(total)
-
     def _pass(self, level: int, sums_of_totals: Mapping[str, Sums]) -> None:
-        """Go once over what is reduced; where totals are made for each step in turns, one for each of their tiles."""
+        """Go once over what is reduced, in turns where totals vary along a part of it: one for each of their tiles."""
         step, found = self.scopes[STEP].lines, self._of_level(level)
-        slow = {name: total for name, total in self.totals.items() if total in found and self._turns_slowly(total)}
+        slow = {name: total for name, total in self.totals.items() if total in found and self._is_wide(total)}
         varying = frozenset().union(*(self._along(total) for total in slow.values()))
         self.slow = [axis for axis in self.inner if axis in varying]
         fast = [axis for axis in self.inner if axis not in varying]
@@ -284,10 +313,15 @@ class _Function(Tiles):
         turn, inside = self.scopes[TURN:] = _Scope(), _Scope()
         self._start(self.slow, "turn", turn.lines)
         self._start(fast, "part", inside.lines)
-        sums = {value: self._sums(value, step) for value in found if value.kind == "reduce"}
+        beside = {self.deviations[value]: value for value in found if value in self.deviations}
+        moments = {value: self._moments(value, step) for value in beside}
+        apart = (*moments, *beside.values())
+        sums = {value: self._sums(value, step) for value in found if value.kind == "reduce" and value not in apart}
         parts = {name: self._sums(total, turn.lines) for name, total in slow.items()}
         for value, of_value in sums.items():
             self._add(value, of_value, PASS)
+        for value, names in moments.items():
+            self._add_to_moments(value, *names)
         for name, value in self.outputs.items():
             if value in found and self._is_wide(value):
                 stores = self._stores(name, value)
@@ -303,15 +337,58 @@ class _Function(Tiles):
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines
         for value, of_value in sums.items():
-            result = self._together(value, [name for _, name in of_value])
-            if self.tile.split:
-                place, mask = self._part(value, "split")
-                shape = self._shape(frozenset(self.outside))
-                step.append(f"tl.store({place}, tl.broadcast_to({result}, {shape}){mask})")
-            else:
-                key = (value, 0, value.width)
-                name = self.scopes[STEP].names[key] = self._fresh(value.name)
-                step.append(f"{name} = {result}")
+            self._keep(value, self.reduces.index(value), self._together(value, [name for _, name in of_value]))
+        for value, (count, mean, squares) in moments.items():
+            self._keep_moments(value, beside[value], count, mean, squares)
+
+    def _keep(self, value: Value, slot: int, result: str) -> str:
+        """Name the result of a reduction, and store it where it is a part."""
+        step = self.scopes[STEP]
+        name = step.names[value, 0, value.width] = self._fresh(value.name)
+        step.lines.append(f"{name} = {result}")
+        if self.tile.split:
+            place, mask = self._part(slot, "split")
+            shape = self._shape(frozenset(self.outside))
+            step.lines.append(f"tl.store({place}, tl.broadcast_to({name}, {shape}){mask})")
+        return name
+
+    def _moments(self, total: Value, lines: list[str]) -> tuple[str, str, str]:
+        """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares."""
+        count, mean, squares = (self._fresh(f"{total.name}_{what}") for what in ("count", "mean", "squares"))
+        shape = self._shape(self._span(total))
+        lines += [f"{name} = tl.full({shape}, 0.0, REAL)" for name in (count, mean, squares)]
+        return count, mean, squares
+
+    def _add_to_moments(self, total: Value, count: str, mean: str, squares: str) -> None:
+        inside, piece = self.scopes[PASS].lines, (0, total.values[0].width)
+        tile = f"tl.broadcast_to({self._evaluate(total.values[0], *piece)}, {self._shape(self._span(total))})"
+        masks = " & ".join([*self._once(total, PASS), *self._masks(total.over - self.tile.absent)])
+        entry, moved = self._fresh(f"{total.name}_entry"), self._fresh(f"{total.name}_moved")
+        inside += [
+            f"{entry} = {tile}",
+            f"{count} = {count} + " + (f"tl.where({masks}, 1.0, 0.0).to(REAL)" if masks else "1.0"),
+            f"{moved} = " + (f"tl.where({masks}, {entry} - {mean}, 0.0)" if masks else f"{entry} - {mean}"),
+            f"{mean} = {mean} + {moved} / "
+            + (f"functions.maximum({count}, tl.full({self.ones}, 1.0, REAL))" if masks else count),
+            f"{squares} = {squares} + {moved} * ({entry} - {mean})",
+        ]
+
+    def _keep_moments(self, total: Value, deviation: Value, count: str, mean: str, squares: str) -> None:
+        """Put together what was counted entry by entry."""
+        step = self.scopes[STEP].lines
+        whole = self._keep(total, self.reduces.index(total), self._together(total, [f"{count} * {mean}"]))
+        all_of_them = self._fresh(f"{total.name}_counted")
+        step.append(f"{all_of_them} = {self._together(total, [count])}")
+        centre = f"{whole} / functions.maximum({all_of_them}, tl.full({self.ones}, 1.0, REAL))"
+        squares = f"{squares} + {count} * functions.square({mean} - {centre})"
+        self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
+        if self.tile.split:
+            place, mask = self._part(self._slot_of_count(deviation), "split")
+            shape = self._shape(frozenset(self.outside))
+            step.append(f"tl.store({place}, tl.broadcast_to({all_of_them}, {shape}){mask})")
+
+    def _slot_of_count(self, deviation: Value) -> int:
+        return len(self.reduces) + list(self.deviations).index(deviation)
 
     def _sums(self, value: Value, lines: list[str]) -> Sums:
         """The tiles in which a reduction is taken together, one for each piece of columns."""
@@ -319,31 +396,34 @@ class _Function(Tiles):
         neutral = number_text(REDUCTIONS[value.operation][0])
         for start, length in self._pieces(operand):
             name = self._fresh(f"{value.name}_sum_{start}" if start else f"{value.name}_sum")
-            lines.append(f"{name} = tl.full({self._shape(self._along(operand), length)}, {neutral}, REAL)")
+            lines.append(f"{name} = tl.full({self._shape(self._span(value), length)}, {neutral}, REAL)")
             found.append(((start, length), name))
         return found
 
     def _add(self, value: Value, sums: Sums, scope: int) -> None:
         """Take a tile of the operand into a reduction; once where it is the same for several tiles."""
-        operand = value.values[0]
-        looped = [*self.shared, *(self.inner if scope == PASS else [])]
-        once = [f"(start_{axis} == 0)" for axis in looped if axis not in self._along(operand)]
+        once = self._once(value, scope)
         for piece, name in sums:
             tile = self._masked(value, piece, once)
             self.scopes[scope].lines.append(f"{name} = {JOINED[value.operation].format(name, tile)}")
 
+    def _once(self, value: Value, scope: int) -> list[str]:
+        """What is true for one of the tiles that have the same entries of a reduction."""
+        looped = [*(self.shared if value.kind == "total" else []), *(self.inner if scope == PASS else [])]
+        return [f"(start_{axis} == 0)" for axis in looped if axis not in self._span(value)]
+
     def _masked(self, value: Value, piece: tuple[int, int], once: Sequence[str] = ()) -> str:
         """A tile of a reduction's operand, with what is neutral where there are no entries to take."""
-        operand = value.values[0]
-        tile = f"tl.broadcast_to({self._evaluate(operand, *piece)}, {self._shape(self._along(operand), piece[1])})"
-        masks = [*once, *self._masks(self._along(operand) & value.over, piece[1])]
+        tile = self._evaluate(value.values[0], *piece)
+        tile = f"tl.broadcast_to({tile}, {self._shape(self._span(value), piece[1])})"
+        masks = [*once, *self._masks(value.over - self.tile.absent, piece[1])]
         neutral = number_text(REDUCTIONS[value.operation][0])
         return f"tl.where({' & '.join(masks)}, {tile}, {neutral})" if masks else tile
 
     def _together(self, value: Value, tiles: Sequence[str]) -> str:
         """The result of a reduction, of its tiles."""
         text, found = REDUCTIONS[value.operation][1], list(tiles)
-        for axis in sorted(value.over & self._along(value.values[0]), reverse=True):
+        for axis in sorted(value.over, reverse=True):
             if axis in self.tiled:
                 found = [text.format(tile, self.tiled.index(axis)) for tile in found]
         return functools.reduce(JOINED[value.operation].format, found)
@@ -446,7 +526,8 @@ class _Function(Tiles):
         """The pointers of a tile of an operand, and their mask."""
         pointer = self.parameters.get(key)
         if pointer is None:
-            pointer = f"{self.parameters['totals']} + program * {self.parameters['total_entries']}"
+            part = f"(program * {self.parameters['splits']} + split)" if self.tile.split else "program"
+            pointer = f"{self.parameters['totals']} + {part} * {self.parameters['total_entries']}"
         masks = self._masks(axes, length)
         return f"{pointer} + {self._offset(key, axes, start, length)}", f", mask={' & '.join(masks)}" if masks else ""
 
@@ -459,8 +540,8 @@ class _Function(Tiles):
             lines.append(f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})")
         return lines
 
-    def _part(self, value: Value, split: str) -> tuple[str, str]:
-        """The place of a statistic's part, and its mask."""
+    def _part(self, slot: int, split: str) -> tuple[str, str]:
+        """The place of a part of the statistic of this number, and its mask."""
         scope, p = self.scopes[STEP], self.parameters
         if "unit" not in scope.names:
             unit = "0"
@@ -474,7 +555,7 @@ class _Function(Tiles):
             scope.names["unit"] = self._fresh("unit")
             scope.lines.append(f"{scope.names['unit']} = {unit} + {origin}")
         masks = self._masks(self.outside)
-        begin = f"({self.reduces.index(value)} * {p['splits']} + {split}) * {p['units']}"
+        begin = f"({slot} * {p['splits']} + {split}) * {p['units']}"
         return f"{p['parts']} + {begin} + {scope.names['unit']}", f", mask={' & '.join(masks)}" if masks else ""
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -538,14 +619,21 @@ class _Function(Tiles):
         if self.tile.whole:
             return self._together(value, [self._masked(value, piece) for piece in self._pieces(value.values[0])])
         neutral, text = REDUCTIONS[value.operation]
-        splits = f"tl.reshape(tl.arange(0, SPLITS), {[*['SPLITS'], *[1] * len(self.tiled)]})".replace("'", "")
+        shape = self._shape(frozenset(self.outside))
+        parts = self._all_parts(self.reduces.index(value), neutral)
+        if value in self.deviations:
+            counts = self._all_parts(self._slot_of_count(value), 0.0)
+            sums = self._all_parts(self.reduces.index(self.deviations[value]), 0.0)
+            return f"tl.reshape(functions.squares_of_all({parts}, {sums}, {counts}), {shape})"
+        return f"tl.reshape({text.format(parts, 0)}, {shape})"
+
+    def _all_parts(self, slot: int, neutral: float) -> str:
+        """The parts of a statistic, along an axis before the tile's own."""
+        splits = f"tl.reshape(tl.arange(0, SPLITS), [{', '.join(['SPLITS', *['1'] * len(self.tiled)])}])"
         splits = self._hoisted("all_splits", splits)
-        place, mask = self._part(value, splits)
-        within = " & ".join(
-            [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
-        )
-        parts = f"tl.load({place}, mask={within}, other={number_text(neutral)})"
-        return f"tl.reshape({text.format(parts, 0)}, {self._shape(frozenset(self.outside))})"
+        place, mask = self._part(slot, splits)
+        masks = [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
+        return f"tl.load({place}, mask={' & '.join(masks)}, other={number_text(neutral)})"
 
 
 Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name

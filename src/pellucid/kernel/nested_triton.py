@@ -152,12 +152,16 @@ def _plans(nest: Nest, sizes: Sequence[int], processors: int) -> list[_Plan]:
     first = _plan(nest, sizes, processors)
     totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
     last = nest.axes - 1
-    if first.tile.whole:
-        apart: list[str] = []
-    elif first.splits > 1:
-        apart = list(totals)
-    else:  # what varies along all that is reduced would be made for every row
-        apart = [n for n, v in totals.items() if along(v, last) & nest.inner and not v.over & nest.inner]
+    varying = frozenset().union(*(along(total, last) for total in totals.values()))
+    apart = []
+    for name, total in totals.items():
+        if first.tile.whole or total.over & nest.inner:  # else it would be made for every row
+            turns = _count(sizes, first.tile.blocks, nest.inner - varying)
+            if first.splits == 1 or turns // LEAST_TURNS >= first.splits:
+                continue
+        elif first.splits == 1 and not along(total, last) & nest.inner:
+            continue
+        apart.append(name)
     if not apart:
         return [first]
     main, others = _divided(nest, apart)
@@ -215,7 +219,7 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
         splits = max(1, min(_count(sizes, blocks, inner) // LEAST_TURNS, programs // units, MOST_SPLITS))
     owned = _count(sizes, blocks, [axis for axis in outside if axis in owned_axes(nest)]) if totals else 1
     shares = min(units // owned, max(1, programs // owned)) if totals else units
-    if not whole and any(along(total, last) & nest.inner for total in totals):
+    if splits > 1 or (not whole and any(along(total, last) & nest.inner for total in totals)):
         shares = units // owned
     exact = frozenset(axis for axis in range(nest.axes) if sizes[axis] % blocks[axis] == 0)
     tile = Tile(tuple(blocks), exact, absent, whole, splits > 1)
@@ -258,7 +262,7 @@ def _divided(nest: Nest, apart: Sequence[str]) -> tuple[Nest, list[tuple[Nest, f
     for name in apart:
         total = nest.outputs[name]
         operand = copy(total.values[0])
-        key = total.over, frozenset(range(nest.axes)) - along(operand, last)
+        key = total.over, frozenset(range(nest.axes)) - along(operand, last) - total.over
         reduction = dataclasses.replace(total, kind="reduce", operands=(operand,))
         groups.setdefault(key, {})[name] = reduction
     outputs = {name: value for name, value in nest.outputs.items() if name not in apart} | {
@@ -362,7 +366,7 @@ class _Launch:
         totals, parts = self._memory
         sums = None
         if totals is not None:
-            shape = (self.plan.programs, sum(self._totals.values()))
+            shape = (self.plan.programs * self.plan.splits, sum(self._totals.values()))
             given[totals] = sums = torch.empty(shape, dtype=self._real, device=self._device)
         if parts is not None:
             given[parts] = torch.empty(self._parts, dtype=self._real, device=self._device)

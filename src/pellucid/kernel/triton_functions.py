@@ -160,6 +160,20 @@ def multiplied(a, b):
 
 
 @triton.jit
+def square(x):
+    """x times x."""
+    return x * x
+
+
+@triton.jit
+def squares_of_all(squares, sums, counts):
+    """Sums of squared deviations of parts, each from its mean, as one from the mean of all, along the first axis."""
+    centre = tl.sum(sums, 0, keep_dims=True) / tl.sum(counts, 0, keep_dims=True)
+    means = sums / tl.where(counts == 0, 1.0, counts)
+    return tl.sum(squares + counts * square(means - centre), 0, keep_dims=True)
+
+
+@triton.jit
 def words(low, high, LIES: tl.constexpr):
     """The two halves of a number of 64 bits: given apart, or, where it ``LIES`` in memory, read from the first."""
     if LIES:
