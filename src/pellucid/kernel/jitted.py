@@ -196,6 +196,24 @@ def check(device: str) -> None:
         raise BuildError("Triton is not installed: pip install triton")
     if device != "cuda" and not interpreted():
         raise BuildError("Triton runs on a GPU; its interpreter, TRITON_INTERPRET=1, runs on the CPU")
+    fault = _fault(device)
+    if fault is not None:
+        raise BuildError(
+            f"Triton cannot compile or run a kernel on {device} ({type(fault).__name__}: {fault}). It needs a C "
+            f"compiler, found as gcc, clang or $CC, and a GPU of compute capability 7.0 or above"
+        ) from fault
+
+
+@functools.cache
+def _fault(device: str) -> Exception | None:
+    """What happens when the smallest kernel is compiled and run."""
+    from pellucid.kernel import triton_functions
+
+    try:
+        triton_functions.nothing[(1,)](torch.empty(1, device=device))
+    except Exception as error:
+        return error
+    return None
 
 
 @functools.cache

@@ -68,33 +68,10 @@ def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | N
         return None
     try:
         check(x.device.type)
-        _try(x.device)
     except BuildError as error:
         warn_of_fallback("a depthwise convolution", error)
         return None
     return Depthwise(x, weight, geometry)
-
-
-@functools.cache
-def _fault(device: torch.device) -> Exception | None:
-    """What happens when the smallest kernel is compiled and run."""
-    parts, dw = torch.zeros(2, device=device), torch.empty(1, device=device)
-    try:
-        with _on(device):
-            _kernels().add_parts[(1,)](parts, dw, dw, 1, 2, KERNEL=1, BIAS=False, ROWS=1, COLUMNS=2)
-    except Exception as error:
-        return error
-    return None
-
-
-def _try(device: torch.device) -> None:
-    """Raise a BuildError, which says why, where Triton is installed and does not work."""
-    fault = _fault(device)
-    if fault is not None:
-        raise BuildError(
-            f"Triton cannot compile or run a kernel on {device} ({type(fault).__name__}: {fault}). It needs a C "
-            f"compiler, found as gcc, clang or $CC, and a GPU of compute capability 7.0 or above"
-        ) from fault
 
 
 class Tile(NamedTuple):
