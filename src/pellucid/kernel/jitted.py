@@ -116,10 +116,7 @@ class _Loop(FusedLoop):
         for name in layout.matrices:
             given += [values[name], *values[name].stride()]
         given += slots
-        passed_dtype = getattr(torch, kernel.passed_storage) if kernel.passed_storage else self.real
-        given.append(torch.empty((blocks * rows * 2 * kernel.passed,), dtype=passed_dtype, device=device))
-        given.append(torch.empty((blocks * rows * 2 * kernel.exchanged * splits,), dtype=self.real, device=device))
-        given.append(torch.zeros((blocks if splits > 1 else 0,), dtype=torch.int32, device=device))
+        given += self._shared(blocks, rows, history[0])
         given += [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
         given += [time, batch, start]
         constants: dict[str, Any] = {
@@ -133,6 +130,18 @@ class _Loop(FusedLoop):
         for first in range(0, blocks, at_once):
             self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
         return totals
+
+    def _shared(self, blocks: int, rows: int, unused: Tensor) -> list[Tensor]:
+        """Memory in which blocks pass on and exchange what they have, and count who has come, as far as they do."""
+        kernel, device = self._kernel, unused.device
+        splits = kernel.division.splits
+        dtype = getattr(torch, kernel.passed_storage) if kernel.passed_storage else self.real
+        passed, exchanged = blocks * rows * 2 * kernel.passed, blocks * rows * 2 * kernel.exchanged * splits
+        return [
+            torch.empty(passed, dtype=dtype, device=device) if passed else unused,
+            torch.empty(exchanged, dtype=self.real, device=device) if splits > 1 and exchanged else unused,
+            torch.zeros(blocks, dtype=torch.int32, device=device) if splits > 1 else unused,
+        ]
 
     def _launch(self, blocks: int, given: Sequence[Any], constants: Mapping[str, Any], rows: int) -> None:
         splits = self._kernel.division.splits
