@@ -83,7 +83,7 @@ class _Loop(FusedLoop):
         steps: Steps,
     ) -> None:
         device = history[0].device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with on(device):
             while True:
                 division = self._kernel.division
                 try:
@@ -196,6 +196,34 @@ def check(device: str) -> None:
         raise BuildError("Triton is not installed: pip install triton")
     if device != "cuda" and not interpreted():
         raise BuildError("Triton runs on a GPU; its interpreter, TRITON_INTERPRET=1, runs on the CPU")
+
+
+@functools.cache
+def _fault(device: torch.device) -> Exception | None:
+    """What happens when the smallest kernel is compiled and run."""
+    from pellucid.kernel import triton_functions
+
+    try:
+        with on(device):
+            triton_functions.nothing[(1,)](torch.empty(1, device=device))
+    except Exception as error:
+        return error
+    return None
+
+
+def try_out(device: torch.device) -> None:
+    """Raise a BuildError, which says why, where Triton is installed and does not work."""
+    fault = _fault(device)
+    if fault is not None:
+        raise BuildError(
+            f"Triton cannot compile or run a kernel on {device} ({type(fault).__name__}: {fault}). It needs a C "
+            f"compiler, found as gcc, clang or $CC, and a GPU of compute capability 7.0 or above"
+        ) from fault
+
+
+def on(device: torch.device) -> Any:
+    """Make a GPU the current one inside a ``with`` block."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -47,6 +46,7 @@ def kernel(
         Unsupported: there is no such kernel. BuildError: nor Triton.
     """
     jitted.check(device.type)
+    jitted.try_out(device)
     return Kernel(form, name, number, sizes, views, device)
 
 
@@ -119,7 +119,7 @@ class Kernel(Direction):
         """Run on tensors, and on what lies in the rest; return the totals, flat."""
         scratch = torch.empty(self._scratch, dtype=self.real, device=self._device) if self._scratch else rest
         found = {name: scratch[place] for name, place in self._apart.items()}
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+        with jitted.on(self._device):
             for launch in slots:
                 found |= launch(tensors, rest, scratch, numbers, draws)
         return [found[name] for name in self.starts]

@@ -7,7 +7,6 @@ added up in a fixed order. A dense convolution stays with torch.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import math
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
-from pellucid.kernel.jitted import check
+from pellucid.kernel.jitted import check, on, try_out
 from pellucid.kernel.nested import language
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.window import Geometry, remembered
@@ -68,33 +67,11 @@ def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | N
         return None
     try:
         check(x.device.type)
-        _try(x.device)
+        try_out(x.device)
     except BuildError as error:
         warn_of_fallback("a depthwise convolution", error)
         return None
     return Depthwise(x, weight, geometry)
-
-
-@functools.cache
-def _fault(device: torch.device) -> Exception | None:
-    """What happens when the smallest kernel is compiled and run."""
-    parts, dw = torch.zeros(2, device=device), torch.empty(1, device=device)
-    try:
-        with _on(device):
-            _kernels().add_parts[(1,)](parts, dw, dw, 1, 2, KERNEL=1, BIAS=False, ROWS=1, COLUMNS=2)
-    except Exception as error:
-        return error
-    return None
-
-
-def _try(device: torch.device) -> None:
-    """Raise a BuildError, which says why, where Triton is installed and does not work."""
-    fault = _fault(device)
-    if fault is not None:
-        raise BuildError(
-            f"Triton cannot compile or run a kernel on {device} ({type(fault).__name__}: {fault}). It needs a C "
-            f"compiler, found as gcc, clang or $CC, and a GPU of compute capability 7.0 or above"
-        ) from fault
 
 
 class Tile(NamedTuple):
@@ -274,7 +251,7 @@ class Depthwise(ByTorch):
         return self._fixed | of_tile
 
     def _launch(self, call: Call, *tensors: Tensor) -> None:
-        with _on(self.device):
+        with on(self.device):
             getattr(_kernels(), call.name)[call.grid](*tensors, *call.numbers, **call.constants)
 
     def _read(self, x: Tensor) -> Tensor:
@@ -300,10 +277,6 @@ class Depthwise(ByTorch):
 def _power(number: int) -> int:
     """The least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.cache
