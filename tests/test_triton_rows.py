@@ -476,7 +476,7 @@ def compile_all():
             (nn.GroupNorm(8, 64), (64, 64, 4, 4), last),
             (nn.BatchNorm2d(16), (64, 16, 32, 32), lambda x: x),
             (nn.Dropout(0.3), (64, 64), lambda x: x),
-            (nn.AddNorm(96), (64, 96), lambda x: x),
+            (nn.AddNorm(512), (64, 512), lambda x: x),
         ):
             given = [
                 lay(torch.empty(shape)).bfloat16().requires_grad_() for _ in range(1 + isinstance(layer, nn.AddNorm))
@@ -513,7 +513,7 @@ class _Compiler:
                 hints[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.function, kinds, known, hints)
         built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": num_warps})
-        vectors = built.asm["ptx"].count("ld.global.v4") + built.asm["ptx"].count("ld.global.v2")
+        vectors = sum(map(built.asm["ptx"].count, ("ld.global.v4.b32", "cp.async.cg.shared.global")))  # of 16 bytes
         print(self.function.__name__, vectors, built.metadata.shared)
 
 
@@ -531,5 +531,5 @@ def test_gpus_can_have_it_and_read_vectors(tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) >= 2 * 5
     for name, vectors, shared in lines:
-        assert int(vectors) > 0 or name.endswith("_2"), done.stdout
+        assert int(vectors) > 0, (name, done.stdout)
         assert int(shared) <= 48 * 2**10

@@ -175,6 +175,7 @@ class _Function(Tiles):
         self.passes = [] if tile.whole else [level for level in levels if self._of_level(level)]
         self.options = ["SEED_LIES", "ALIGNED"] if self.draws else []
         self.options += ["SPLITS"] if tile.split else []
+        self.options += ["STAGES"] if self.totals or not tile.whole else []
         self.taken = {*TAKEN, *(f"{name}_{a}" for name in ("i", "start", "within") for a in range(nest.axes))}
         self.homes: dict[Value, int] = {}
         self.factors = dict(tile.factors)
@@ -219,7 +220,9 @@ class _Function(Tiles):
         lines = self.scopes[STEP].lines
         if self.totals:
             blocks = " * ".join(map(self._blocks, self.shared)) or "1"
-            lines = [f"for step in range(program, {blocks}, {p['programs']}):", *indented(lines)]
+            steps = f"program, {blocks}, {p['programs']}"
+            steps = f"range({steps})" if self.passes else f"tl.range({steps}, num_stages=STAGES)"
+            lines = [f"for step in {steps}:", *indented(lines)]
         return "\n".join(
             [
                 f"@triton.jit(do_not_specialize={changing})" if changing else "@triton.jit",
@@ -332,7 +335,7 @@ class _Function(Tiles):
         behind = [store for name, total in slow.items() for store in self._parts_of_total(name, total, parts[name])]
         count = " * ".join(map(self._blocks, fast)) or "1"
         count = f"split, {count}, {self.parameters['splits']}" if self.tile.split else f"0, {count}"
-        lines = [*turn.lines, f"for part in range({count}):", *indented(inside.lines), *behind]
+        lines = [*turn.lines, f"for part in tl.range({count}, num_stages=STAGES):", *indented(inside.lines), *behind]
         if self.slow:
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines

@@ -83,7 +83,7 @@ class _Loop(FusedLoop):
         steps: Steps,
     ) -> None:
         device = history[0].device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with on(device):
             while True:
                 division = self._kernel.division
                 try:
@@ -223,6 +223,11 @@ def _fault(device: str) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def on(device: torch.device) -> Any:
+    """Make a GPU the current one inside a ``with`` block."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.cache

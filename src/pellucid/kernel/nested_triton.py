@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -27,6 +26,7 @@ MOST_SPLITS = 128  # programs that share what is reduced: each later one reads t
 FEWEST_COLUMNS = 32  # of a tile: what one access to memory brings
 ENTRIES_OF_A_WARP, MOST_WARPS = 512, 16
 WARPS = 32  # of a multiprocessor, that a grid is to keep busy
+STAGES = 3  # tiles of a loop that are on their way at a time
 LEAST_TURNS = 2  # tiles that a program takes at least of what several share
 INTERPRETED_PROCESSORS = 2  # what the interpreter stands for
 MOST_COLUMNS = 2**15  # of a formula that cuts them: they are all in one tile
@@ -119,7 +119,7 @@ class Kernel(Direction):
         """Run on tensors, and on what lies in the rest; return the totals, flat."""
         scratch = torch.empty(self._scratch, dtype=self.real, device=self._device) if self._scratch else rest
         found = {name: scratch[place] for name, place in self._apart.items()}
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+        with jitted.on(self._device):
             for launch in slots:
                 found |= launch(tensors, rest, scratch, numbers, draws)
         return [found[name] for name in self.starts]
@@ -338,6 +338,8 @@ class _Launch:
         self._constants: dict[str, Any] = {"num_warps": plan.warps}
         if tile.split:
             self._constants["SPLITS"] = _power(plan.splits)
+        if "STAGES" in text.options:
+            self._constants["STAGES"] = STAGES
 
     def __call__(
         self,
@@ -371,11 +373,21 @@ class _Launch:
         if parts is not None:
             given[parts] = torch.empty(self._parts, dtype=self._real, device=self._device)
         for function, blocks in self._stages:
-            function[(blocks,)](*given, **constants)
+            self._launch(function, blocks, given, constants)
         if sums is None:
             return {}
         whole = sums[0] if len(sums) == 1 else sums.sum(0)
         return dict(zip(self._totals, whole.split_with_sizes(list(self._totals.values())), strict=True))
+
+    def _launch(self, function: Any, blocks: int, given: Sequence[Any], constants: Mapping[str, Any]) -> None:
+        """Launch a kernel; where a multiprocessor has too little memory to read ahead, one that does not, for good."""
+        try:
+            function[(blocks,)](*given, **constants)
+        except jitted.out_of_resources():
+            if self._constants.get("STAGES", 1) == 1:
+                raise
+            self._constants["STAGES"] = 1
+            function[(blocks,)](*given, **{**constants, "STAGES": 1})
 
     def _draw(self, given: list[Any], draws: Draws) -> dict[str, bool]:
         """Say where random numbers come from; a seed on the GPU is read there."""

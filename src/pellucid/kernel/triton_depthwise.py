@@ -7,7 +7,6 @@ added up in a fixed order. A dense convolution stays with torch.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import math
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
-from pellucid.kernel.jitted import check
+from pellucid.kernel.jitted import check, on
 from pellucid.kernel.nested import language
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.window import Geometry, remembered
@@ -251,7 +250,7 @@ class Depthwise(ByTorch):
         return self._fixed | of_tile
 
     def _launch(self, call: Call, *tensors: Tensor) -> None:
-        with _on(self.device):
+        with on(self.device):
             getattr(_kernels(), call.name)[call.grid](*tensors, *call.numbers, **call.constants)
 
     def _read(self, x: Tensor) -> Tensor:
@@ -277,10 +276,6 @@ class Depthwise(ByTorch):
 def _power(number: int) -> int:
     """The least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.cache
