@@ -72,10 +72,11 @@ def _small(monkeypatch):
 
 
 @pytest.fixture
-def script():
+def script(monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmarks_gpu", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "AHEAD", 0)
     return module
 
 
@@ -634,6 +635,32 @@ def test_what_takes_too_long_is_stopped_and_the_rest_is_written(script, tmp_path
     assert found["tests"]["stopped"]
     assert found["bench"]["stopped"]
     assert "pellucid bench gpu: stopped after" in (tmp_path / "gpu.md").read_text()
+
+
+def test_rows_are_compiled_beside_the_tests_and_end_with_them(script, tmp_path, monkeypatch):
+    begun = f"import os, time; open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w'); "
+    monkeypatch.setattr(script, "AHEAD", 2)
+    monkeypatch.setattr(script, "ahead", lambda part, parts: python(begun + f"time.sleep({60 * part})"))
+    monkeypatch.setattr(script, "pytest", lambda report: python("import time; time.sleep(0.5)"))
+    monkeypatch.setattr(script, "benchmark", lambda *arguments: python(""))
+    assert script.main(["--out", str(tmp_path), "--tests", "1"]) == 0
+    processes = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert len(processes) == 2
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_rows_that_break_do_not_stop_those_behind_them(monkeypatch):
+    class Broken:
+        def measure(self, run):
+            measured.append(self)
+            raise RuntimeError
+
+    measured, rows = [], [Broken() for _ in range(5)]
+    monkeypatch.setattr(gpu, "GPU", rows)
+    gpu.compile_rows(1, 2)
+    assert measured == [rows[1], rows[3]]
 
 
 def test_the_commands_of_the_script(script, tmp_path):

@@ -31,6 +31,7 @@ from pellucid.benchmark.comparison import (
     times,
 )
 from pellucid.benchmark.convolution import WindowedRow
+from pellucid.benchmark.limit import Rates
 from pellucid.benchmark.peers import PEERS, installed
 from pellucid.benchmark.rows import ADD_NORM, DROPOUT, LayerRow, PostNorm
 from pellucid.benchmark.speed import layernorm_lstm
@@ -489,3 +490,10 @@ GPU: list[Row] = [  # what is promised first, for time may be short
     *_recurrent(32, (256, 128), 1.5, TF32),
     *_recurrent(64, (512, 512), 1.0, TF32),
 ]
+
+
+def compile_rows(part: int, parts: int) -> None:
+    """Measure one of so many parts of the rows, for their kernels to be kept; what breaks is told later."""
+    for row in GPU[part::parts]:
+        with contextlib.suppress(Exception):
+            row.measure(Run(1, 1, "cuda", Rates(1.0, 1.0)))
