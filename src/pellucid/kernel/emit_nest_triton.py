@@ -350,7 +350,7 @@ class _Function(Tiles):
         name = step.names[value, 0, value.width] = self._fresh(value.name)
         step.lines.append(f"{name} = {result}")
         if self.tile.split:
-            place, mask = self._part(slot, "split")
+            place, mask = self._part(slot, "split", self.outside)
             shape = self._shape(frozenset(self.outside))
             step.lines.append(f"tl.store({place}, tl.broadcast_to({name}, {shape}){mask})")
         return name
@@ -386,7 +386,7 @@ class _Function(Tiles):
         squares = f"{squares} + {count} * functions.square({mean} - {centre})"
         self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
         if self.tile.split:
-            place, mask = self._part(self._slot_of_count(deviation), "split")
+            place, mask = self._part(self._slot_of_count(deviation), "split", self.outside)
             shape = self._shape(frozenset(self.outside))
             step.append(f"tl.store({place}, tl.broadcast_to({all_of_them}, {shape}){mask})")
 
@@ -543,23 +543,20 @@ class _Function(Tiles):
             lines.append(f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})")
         return lines
 
-    def _part(self, slot: int, split: str) -> tuple[str, str]:
-        """The place of a part of the statistic of this number, and its mask."""
-        scope, p = self.scopes[STEP], self.parameters
-        if "unit" not in scope.names:
-            unit = "0"
+    def _part(self, slot: int, split: str, axes: Collection[int]) -> tuple[str, str]:
+        """The place of a part of the statistic of this number, which varies along some axes outside, and its mask."""
+        scope, p, key = self.scopes[STEP], self.parameters, ("unit", tuple(sorted(axes)))
+        if key not in scope.names:
+            unit = self._hoisted("origin", f"tl.zeros({self.ones}, tl.int32)")
             for axis in self.outside:
-                unit = (
-                    f"({unit}) * {self._number(f'size_{axis}')} + {self._index(axis)}"
-                    if unit != "0"
-                    else self._index(axis)
+                unit = f"({unit}) * {self._number(f'size_{axis}')}" + (
+                    f" + {self._index(axis)}" if axis in axes else ""
                 )
-            origin = self._hoisted("origin", f"tl.zeros({self.ones}, tl.int32)")
-            scope.names["unit"] = self._fresh("unit")
-            scope.lines.append(f"{scope.names['unit']} = {unit} + {origin}")
-        masks = self._masks(self.outside)
+            scope.names[key] = self._fresh("unit")
+            scope.lines.append(f"{scope.names[key]} = {unit}")
+        masks = self._masks(axes)
         begin = f"({slot} * {p['splits']} + {split}) * {p['units']}"
-        return f"{p['parts']} + {begin} + {scope.names['unit']}", f", mask={' & '.join(masks)}" if masks else ""
+        return f"{p['parts']} + {begin} + {scope.names[key]}", f", mask={' & '.join(masks)}" if masks else ""
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -622,19 +619,20 @@ class _Function(Tiles):
         if self.tile.whole:
             return self._together(value, [self._masked(value, piece) for piece in self._pieces(value.values[0])])
         neutral, text = REDUCTIONS[value.operation]
-        shape = self._shape(frozenset(self.outside))
-        parts = self._all_parts(self.reduces.index(value), neutral)
+        axes = self._along(value)
+        shape = self._shape(axes)
+        parts = self._all_parts(self.reduces.index(value), neutral, axes)
         if value in self.deviations:
-            counts = self._all_parts(self._slot_of_count(value), 0.0)
-            sums = self._all_parts(self.reduces.index(self.deviations[value]), 0.0)
+            counts = self._all_parts(self._slot_of_count(value), 0.0, axes)
+            sums = self._all_parts(self.reduces.index(self.deviations[value]), 0.0, axes)
             return f"tl.reshape(functions.squares_of_all({parts}, {sums}, {counts}), {shape})"
         return f"tl.reshape({text.format(parts, 0)}, {shape})"
 
-    def _all_parts(self, slot: int, neutral: float) -> str:
+    def _all_parts(self, slot: int, neutral: float, axes: Collection[int]) -> str:
         """The parts of a statistic, along an axis before the tile's own."""
         splits = f"tl.reshape(tl.arange(0, SPLITS), [{', '.join(['SPLITS', *['1'] * len(self.tiled)])}])"
         splits = self._hoisted("all_splits", splits)
-        place, mask = self._part(slot, splits)
+        place, mask = self._part(slot, splits, axes)
         masks = [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
         return f"tl.load({place}, mask={' & '.join(masks)}, other={number_text(neutral)})"
 
