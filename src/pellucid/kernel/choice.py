@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from pellucid.kernel.build import BuildError, processor, usable_cache, write
+from pellucid.kernel.random import unseen
+from pellucid.kernel.registry import chosen_backend
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 BUDGET = 0.1  # seconds after which no further round is begun
@@ -50,6 +52,32 @@ def faster(
             times = _measure({"usual": _step(usual, leaves), "other": _step(other, leaves)})
         _keep(place, key, times)
     return times["other"] < MARGIN * times["usual"]
+
+
+def circumstances(x: Tensor, *wanted: bool) -> tuple[Any, ...] | None:
+    """All by which a layer decides what runs, beside its own settings; None where a compiler or transform looks on.
+
+    A layer that finds them as they were when it left an input to torch's operator does so again, for less than the
+    decision costs. That is right whatever has become of its settings.
+
+    Args:
+        x: the input.
+        wanted: which of the parameters ask for a gradient.
+    """
+    if not isinstance(x, Tensor) or not unseen(x) or x.layout is not torch.strided:
+        return None
+    return (
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.device,
+        x.requires_grad,
+        wanted,
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        chosen_backend(),
+        torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda"),
+    )
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

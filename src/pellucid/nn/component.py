@@ -31,10 +31,11 @@ class SymbolShape:
 class Running:
     """A layer that says what ran it, and what it has beside torch.nn's layer of its name.
 
-    ``added`` are the attributes that its objects have beside those of torch.nn's.
+    ``added`` are the attributes that its objects have beside those of torch.nn's: what ran last, and the
+    `kernel.choice.circumstances` of the last call that was left to torch's operator.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("_ran",)
+    added: ClassVar[tuple[str, ...]] = ("_ran", "_left")
 
     @property
     def backend(self) -> str:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
 from pellucid.kernel import triton_depthwise
+from pellucid.kernel.choice import circumstances
 from pellucid.kernel.nested import language_for
 from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn import lengths as real
@@ -131,6 +132,11 @@ class Convolution(Running, Windowed, _ConvNd):
             raise
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        own = self.__dict__  # torch.nn.Module would look at every attribute that is set
+        met = circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
+        if met is not None and own.get("_left") == met:
+            own["_ran"] = "torch"
+            return super()._conv_forward(input, weight, bias)
         if self._kernel_may_read(input, weight):
             margins = self._margins(input.shape[2:])
             if self.padding_mode != "zeros":
@@ -140,7 +146,10 @@ class Convolution(Running, Windowed, _ConvNd):
                 return y
         self._was_run_by("torch")
         if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
-            return super()._conv_forward(input, weight, bias)
+            y = super()._conv_forward(input, weight, bias)
+            if met is not None:
+                own["_left"] = met
+            return y
         return self.convolve_padded(
             extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode), weight, bias
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from pellucid.errors import label
 from pellucid.kernel import pool as kernel
+from pellucid.kernel.choice import circumstances
 from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn.component import Running, SymbolShape
 from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
@@ -175,8 +176,14 @@ class Sliding(Pooling):
     def _by_kernel(self, x: torch.Tensor) -> torch.Tensor | None:
         if not worthwhile(x, self.spatial):
             return None
+        met = circumstances(x)
+        if met is not None and self.__dict__.get("_left") == met:
+            return None
         geometry = self._geometry(x.shape[2:])
-        return None if geometry is None else self._pool(x, geometry)
+        y = None if geometry is None else self._pool(x, geometry)
+        if y is None:
+            self.__dict__["_left"] = met
+        return y
 
     def _geometry(self, size: Sequence[int]) -> Geometry | None:
         """How the windows lie, for the kernel; None where they do not lie in the input."""
