@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
-from pellucid.kernel import build, choice, convolve, memory
+from pellucid.kernel import build, choice, convolve, memory, pool
 
 few = settings(max_examples=int(os.environ.get("WINDOW_EXAMPLES", "60")), deadline=None)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -591,6 +591,100 @@ def test_the_faster_way_convolves(kept, monkeypatch):
     assert "gradients of weight, bias" in asked[0]
     by_torch(layer, x)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9,), (4, 4), (5, 7), (3, 4, 5)])  # one place, few and many
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, bias, dtype):
+    monkeypatch.setattr(convolve, "faster", lambda *_: True)
+    products = []
+    monkeypatch.setattr(convolve, "_by", lambda *given, by=convolve._by: products.append(given[0]) or by(*given))
+    layer = CONVOLUTIONS[len(size)](33, 17, 1, bias=bias).to(dtype)
+    x = draw_input(0, 5, 33, *size).to(dtype).requires_grad_()
+    dy = draw_input(1, 5, 17, *size).to(dtype).requires_grad_()
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    found = []
+    for run in (by_torch, type(layer).__call__):
+        with memory.poison():
+            y = run(layer, x)
+            first = torch.autograd.grad(y, [x, *layer.parameters()], dy, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, layer.weight, dy])
+        changed = y.clone().relu_(), torch.autograd.grad(F.relu_(run(layer, x)).sum(), layer.weight)[0]
+        found.append((y, *first, *second, *changed))
+        assert layer.backend == "torch"
+    assert found[0][0].stride() == found[1][0].stride()
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(layer(x.detach()), layer(x).detach(), rtol=tolerance, atol=tolerance)
+    layer.weight.data = layer.weight.data.transpose(0, 1).contiguous().transpose(0, 1)  # the same numbers
+    frozen = layer.requires_grad_(False)(x)
+    torch.testing.assert_close(torch.autograd.grad(frozen, x, dy)[0], found[0][1], rtol=tolerance, atol=tolerance)
+    assert len(products) == 5
+    assert all(isinstance(kernel, convolve.Pointwise) for kernel in products)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(64, 64, 1, stride=2), torch.randn(2, 64, 4, 4)),
+        (nn.Conv2d(64, 64, 1, padding=1), torch.randn(2, 64, 4, 4)),
+        (nn.Conv2d(64, 64, 1, groups=2), torch.randn(2, 64, 4, 4)),
+        (nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)),
+        (nn.Conv2d(64, 64, 1), torch.randn(2, 64, 4, 4).to(memory_format=torch.channels_last)),
+        (nn.Conv2d(64, 64, 1).bfloat16(), torch.randn(2, 64, 4, 4).bfloat16()),
+        (nn.Conv2d(4, 4, 1), torch.randn(2, 4, 4, 4)),
+    ],
+)
+def test_other_small_convolutions_are_torchs_to_the_last_digit(kept, monkeypatch, layer, x):
+    monkeypatch.setattr(convolve, "faster", lambda *_: True)
+    expected = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    assert torch.equal(layer(x), expected)
+    assert layer(x).stride() == expected.stride()
+
+
+def test_what_was_left_to_torch_is_not_decided_again(kept, monkeypatch):
+    monkeypatch.setattr(convolve, "faster", lambda *_: False)
+    decided = []
+    monkeypatch.setattr(convolve, "run", lambda *given, run=convolve.run: decided.append(1) or run(*given))
+    layer, x = nn.Conv2d(8, 8, 3, groups=8), torch.randn(2, 8, 32, 32)
+    changes = [
+        lambda x: layer(x),
+        lambda x: layer(x.contiguous(memory_format=torch.channels_last)),
+        lambda x: layer(x[:1].expand(2, -1, -1, -1)),
+        lambda x: layer(x.detach().requires_grad_()),
+        lambda x: layer(torch.cat([x, x])),
+        lambda x: layer.requires_grad_(False)(x),
+        lambda x: layer.double()(x.double()),
+    ]
+    for count, change in enumerate(changes, 1):
+        change(x), change(x)
+        assert len(decided) == count
+        assert layer.backend == "torch"
+    by_kernel(layer, x.double())
+    copied = copy.deepcopy(layer)
+    copied.stride = (2, 2)  # which torch's operator then does
+    torch.testing.assert_close(copied(x.double()), layer(x.double())[..., ::2, ::2])
+    model = torch.nn.Sequential(layer)
+    pellucid.restore(model)
+    assert type(model[0]) is torch.nn.Conv2d
+    assert vars(model[0]).keys() == vars(torch.nn.Conv2d(8, 8, 3)).keys()
+
+
+@pytest.mark.parametrize("kind", ["MaxPool2d", "AvgPool2d"])
+def test_a_pooling_that_was_left_to_torch_is_not_decided_again(monkeypatch, kind):
+    monkeypatch.setattr(pool, "_bound", {})
+    monkeypatch.setattr(pool, "faster", lambda *_: False)
+    decided = []
+    monkeypatch.setattr(pool, "_run", lambda *given, run=pool._run: decided.append(1) or run(*given))
+    layer, theirs = getattr(nn, kind)(3), getattr(torch.nn, kind)(3)
+    for count, size in enumerate(((32, 33), (33, 32)), 1):
+        x = torch.randn(1, 8, *size)
+        assert torch.equal(layer(x), theirs(x))
+        assert torch.equal(layer(x), theirs(x))
+        assert layer.backend == "torch"
+        assert len(decided) == count
+    by_kernel(layer, x)
 
 
 def test_without_a_compiler_torch_convolves(monkeypatch):

@@ -2,7 +2,8 @@
 
 The windowed product is linear in the input and in the weights, so its three passes are one contraction whose roles
 change places; the kernel knows nothing else. What a library does at the speed of the machine (many channels) is left to
-torch: which of the two is faster is measured.
+torch: which of the two is faster is measured. So it is for windows of a single place, which are matrix products
+(`pointwise.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.kernel import memory, triton_depthwise
+from pellucid.kernel import memory, pointwise, triton_depthwise
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.choice import faster
-from pellucid.kernel.nested import runs, torch_has_to
+from pellucid.kernel.nested import language, torch_has_to
+from pellucid.kernel.pointwise import Pointwise
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.window import (
     BEST,
@@ -27,6 +29,7 @@ from pellucid.kernel.window import (
     DW,
     DX,
     DY,
+    LEAST_ENTRIES,
     MOST_TAPS,
     WEIGHT,
     Geometry,
@@ -49,8 +52,10 @@ NAME = "convolve"
 
 def run(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int, patch: Geometry | None = None
-) -> Tensor | None:
+) -> tuple[Tensor, str] | None:
     """Convolve by the kernel, differentiable in all three; None where torch's own operator is faster or must do it.
+
+    A window of a single place needs no kernel: it is a matrix product, by torch.
 
     Which one is faster is measured when work of such a size is met for the first time; ``pellucid.backend("c")`` asks
     for the kernel whatever that says.
@@ -62,11 +67,16 @@ def run(
         geometry: how the windows lie.
         groups: of channels.
         patch: how windows over the result lie; then the greatest of each is the result, as of max pooling.
+
+    Returns:
+        The result, and the name of what ran.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if triton_depthwise.asked(x, weight, groups):
-        return None if patch is not None else _run_depthwise(x, weight, bias, geometry)
-    if not runs(*tensors) or autocast_dtype(x) is not None:
+    spoken = language(*tensors)
+    if spoken == "triton" and triton_depthwise.suits(x, weight, groups):
+        y = None if patch is not None else _run_depthwise(x, weight, bias, geometry)
+        return None if y is None else (y, spoken)
+    if spoken != "c" or autocast_dtype(x) is not None:
         return None
     wanted = _wanted(tensors)
     forced = chosen_backend() == "c"
@@ -75,7 +85,20 @@ def run(
     kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, lies, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
-    return _Convolution.apply(kernel, *tensors) if any(wanted) else kernel.forward(x, weight, bias)[0]
+    return _by(kernel, x, weight, bias, any(wanted)), "torch" if isinstance(kernel, Pointwise) else spoken
+
+
+def _by(
+    kernel: Convolution | Pointwise | triton_depthwise.Depthwise,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    wanted: bool,
+) -> Tensor:
+    """The result of a kernel, differentiable if gradients are wanted."""
+    if not wanted or (isinstance(kernel, Pointwise) and kernel.differentiable):
+        return kernel.forward(x, weight, bias)[0]
+    return _Convolution.apply(kernel, x, weight) if bias is None else _Convolution.apply(kernel, x, weight, bias)
 
 
 def _wanted(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
@@ -93,10 +116,10 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     if kernel is None:
         return None
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    return _Convolution.apply(kernel, *tensors) if any(_wanted(tensors)) else kernel.forward(x, weight, bias)[0]
+    return _by(kernel, x, weight, bias, any(_wanted(tensors)))
 
 
-_bound: dict[Any, Convolution | None] = {}
+_bound: dict[Any, Convolution | Pointwise | None] = {}
 
 
 def _try_to_bind(
@@ -106,7 +129,7 @@ def _try_to_bind(
     lies: tuple[Geometry, int, Geometry | None],
     wanted: Sequence[bool],
     forced: bool,
-) -> Convolution | None:
+) -> Convolution | Pointwise | None:
     geometry, groups, patch = lies
     axes = weight.dim() - 2
     if not (readable(x, axes) or channels_last(x, axes)) or weight.dtype != x.dtype:
@@ -114,6 +137,12 @@ def _try_to_bind(
     if min(geometry.results(x.shape[2:])) <= 0:
         return None
     if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    needed = (wanted[0], wanted[1], bias is not None and wanted[2])
+    if patch is None and not forced and pointwise.fits(x, geometry, groups):
+        product = Pointwise(x, weight, geometry)
+        return product if _is_faster(product, x, weight, bias, needed) else None
+    if x.numel() < LEAST_ENTRIES and not forced:
         return None
     try:
         kernel = Convolution(x, weight, *lies)
@@ -124,17 +153,18 @@ def _try_to_bind(
         return None
     if forced:
         return kernel
-    needed = (wanted[0], wanted[1], bias is not None and wanted[2])
     return kernel if kernel.fits and _is_faster(kernel, x, weight, bias, needed) else None
 
 
-def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> bool:
+def _is_faster(
+    kernel: Convolution | Pointwise, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
+) -> bool:
     """Measure the kernel beside torch's operators."""
     given = [t if t is None else t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
     tensors = [t for t in given if t is not None]
 
     def ours() -> Tensor:
-        return _Convolution.apply(kernel, *tensors) if any(needed) else kernel.forward(*given)[0]  # type: ignore[arg-type]
+        return _by(kernel, given[0], given[1], given[2], any(needed))  # type: ignore[arg-type]
 
     def usual() -> Tensor:
         return kernel.forward_by_torch(*given)[0]  # type: ignore[arg-type]
@@ -149,7 +179,8 @@ def _is_faster(kernel: Convolution, x: Tensor, weight: Tensor, bias: Tensor | No
     if channels_last(x, weight.dim() - 2):
         shapes += " channels last"
     leaves = [t for t in tensors if t.requires_grad]
-    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", text(x.dtype, NAME), usual, ours, leaves)
+    written = pointwise.TEXT if isinstance(kernel, Pointwise) else text(x.dtype, NAME)
+    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", written, usual, ours, leaves)
 
 
 class _Convolution(torch.autograd.Function):
@@ -158,7 +189,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: Convolution | triton_depthwise.Depthwise,
+        kernel: Convolution | Pointwise | triton_depthwise.Depthwise,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,

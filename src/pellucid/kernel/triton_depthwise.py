@@ -44,8 +44,11 @@ def asked(x: Tensor, weight: Tensor, groups: int) -> bool:
         weight: (out channels, 1, kernel).
         groups: of channels.
     """
-    if not isinstance(x, Tensor) or language(x, weight) != "triton":
-        return False
+    return isinstance(x, Tensor) and language(x, weight) == "triton" and suits(x, weight, groups)
+
+
+def suits(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether every channel is convolved by itself along one axis."""
     return x.dim() == weight.dim() == 3 and 1 < groups == x.shape[1] and weight.shape[1] == 1
 
 

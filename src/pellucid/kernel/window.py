@@ -146,11 +146,11 @@ def _work(size: int) -> Tensor:
     return work
 
 
-def worthwhile(x: Tensor, axes: int) -> bool:
+def worthwhile(x: Tensor, axes: int, least: int = LEAST_ENTRIES) -> bool:
     """Whether a kernel is worth a thought: a batch on the CPU that is not tiny, unless the kernel is asked for."""
     if not isinstance(x, Tensor) or not in_plain_python(x) or x.dim() != axes + 2:
         return False
-    return x.numel() >= LEAST_ENTRIES or chosen_backend() == "c"
+    return x.numel() >= least or chosen_backend() == "c"
 
 
 def readable(x: Tensor, axes: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -12,10 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
-from pellucid.kernel import triton_depthwise
+from pellucid.kernel import pointwise, triton_depthwise
 from pellucid.kernel.choice import circumstances
-from pellucid.kernel.nested import language_for
-from pellucid.kernel.window import Geometry, worthwhile
+from pellucid.kernel.window import LEAST_ENTRIES, Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
 from pellucid.nn.component import Running, SymbolShape
@@ -165,8 +165,11 @@ class Convolution(Running, Windowed, _ConvNd):
         return y
 
     def _kernel_may_read(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        """Whether a kernel is worth a thought."""
-        return worthwhile(x, self.spatial) or triton_depthwise.asked(x, weight, self.groups)
+        """Whether a kernel, or a matrix product, is worth a thought."""
+        least = LEAST_ENTRIES
+        if self.groups == 1 and prod((*self.kernel_size, *self.stride)) == 1:  # torch is slow on small ones, too
+            least = -(-pointwise.LEAST_PRODUCTS // self.out_channels)
+        return worthwhile(x, self.spatial, least) or triton_depthwise.asked(x, weight, self.groups)
 
     def convolve_and_pool(self, x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor | None:
         """Return the greatest of every patch of features by the kernel, in one pass; None where torch is to do it."""
@@ -188,10 +191,11 @@ class Convolution(Running, Windowed, _ConvNd):
         """Convolve by the kernel, with zeros around; None where torch's operator is to do it."""
         before, after = zip(*margins, strict=True)
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
-        y = kernel.run(x, weight, bias, geometry, self.groups, patch)
-        if y is not None:
-            self._was_run_by(language_for(x))
-        return y
+        found = kernel.run(x, weight, bias, geometry, self.groups, patch)
+        if found is None:
+            return None
+        self._was_run_by(found[1])
+        return found[0]
 
     def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:
         """Return how far ahead of the input the first window starts, and how many windows there are.

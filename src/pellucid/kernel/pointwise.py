@@ -1,0 +1,92 @@
+"""Convolution whose windows hold a single place, by torch's matrix products: its operator for convolutions is slower.
+
+Which of the two is taken is measured where it runs, as for every kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.kernel import memory
+from pellucid.kernel.by_torch import ByTorch
+from pellucid.kernel.window import Geometry
+
+LEAST_PRODUCTS = 2**11  # of two numbers; fewer are not worth a thought
+FEW_PLACES = 16  # up to so many of a sample the batch is one product, for which it is copied; each sample is one beyond
+TEXT = "pointwise convolution: one product of the batch up to 16 places"  # what its measurements are kept under
+
+
+def fits(x: Tensor, geometry: Geometry, groups: int) -> bool:
+    """Whether a convolution is a matrix product: of all channels, at every place of a contiguous input."""
+    if groups != 1 or math.prod(geometry.kernel) != 1 or math.prod(geometry.stride) != 1:
+        return False
+    real = x.dtype in (torch.float32, torch.float64)
+    return real and not any((*geometry.before, *geometry.after)) and x.is_contiguous()
+
+
+class Pointwise(ByTorch):
+    """The passes for tensors of certain shapes.
+
+    Args:
+        x: (batch, in channels, *size).
+        weight: (out channels, in channels, 1, ...).
+        geometry: how the windows lie.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
+        super().__init__(geometry, 1)
+        self._batch, self._in, *size = x.shape
+        self._out, self._places = weight.shape[0], math.prod(size)
+        self._input, self._weight, self._result = x.shape, weight.shape, (self._batch, self._out, *size)
+        self.differentiable = self._places == 1  # whether torch differentiates what forward does
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, (batch, out channels, *size), and the input as backward reads it, if it has been copied."""
+        matrix = weight.reshape(self._out, self._in)
+        if self.differentiable:
+            return F.linear(x.view(self._batch, self._in), matrix, bias).view(self._result), None
+        columns = self._columns(x, self._in) if self._places <= FEW_PLACES else None
+        y = self._product(matrix, x, columns, self._result)
+        if bias is not None:
+            y.add_(bias.view(-1, *(1,) * len(self._zeros)))
+        return y, columns if save else None
+
+    def backward(
+        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], columns: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of input, weight and bias, as far as they are needed."""
+        dy = dy.contiguous()
+        of_dy = None if columns is None else self._columns(dy, self._out)
+        matrix = weight.reshape(self._out, self._in)
+        dx = self._product(matrix.t(), dy, of_dy, self._input) if needed[0] else None
+        dw = None
+        if needed[1] and columns is not None and of_dy is not None:
+            dw = torch.mm(of_dy, columns.t())
+        elif needed[1]:
+            dw = torch.addbmm(matrix, self._flat(dy, self._out), self._flat(x, self._in).mT, beta=0)
+        db = self._flat(dy, self._out).sum((0, 2)) if needed[2] else None
+        return dx, None if dw is None else dw.view(self._weight), db
+
+    def _product(self, matrix: Tensor, x: Tensor, columns: Tensor | None, shape: Sequence[int]) -> Tensor:
+        """A matrix times the channels at every place."""
+        out, channels = matrix.shape
+        if columns is not None:
+            y = torch.mm(matrix, columns).view(out, self._batch, *shape[2:]).transpose(0, 1)
+            return y.clone(memory_format=torch.contiguous_format)
+        y = memory.empty(shape, x.dtype)
+        torch.bmm(matrix.expand(self._batch, out, channels), self._flat(x, channels), out=self._flat(y, out))
+        return y
+
+    def _flat(self, x: Tensor, channels: int) -> Tensor:
+        return x.view(self._batch, channels, self._places)
+
+    def _columns(self, x: Tensor, channels: int) -> Tensor:
+        """The channels at every place of every sample side by side, (channels, batch · places)."""
+        return self._flat(x, channels).transpose(0, 1).reshape(channels, -1)
