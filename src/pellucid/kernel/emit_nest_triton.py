@@ -335,7 +335,9 @@ class _Function(Tiles):
         behind = [store for name, total in slow.items() for store in self._parts_of_total(name, total, parts[name])]
         count = " * ".join(map(self._blocks, fast)) or "1"
         count = f"split, {count}, {self.parameters['splits']}" if self.tile.split else f"0, {count}"
-        lines = [*turn.lines, f"for part in tl.range({count}, num_stages=STAGES):", *indented(inside.lines), *behind]
+        adds = bool(sums or moments or any(total in found for total in self.totals.values()))
+        parts_of = f"tl.range({count}, num_stages=STAGES)" if adds else f"range({count})"
+        lines = [*turn.lines, f"for part in {parts_of}:", *indented(inside.lines), *behind]
         if self.slow:
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines
