@@ -96,7 +96,7 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
 )
 def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
     """Each block is a process: they wait for each other, which the interpreter's blocks, one by one, cannot."""
-    monkeypatch.setattr(jitted, "divisions", lambda program, work: [jitted.Division(4 if batch > 16 else 2, held)])
+    monkeypatch.setattr(jitted, "divisions", lambda *_: [jitted.Division(4 if batch > 16 else 2, held)])
     monkeypatch.setattr(jitted._Loop, "_launch", _in_processes)
     registry._fused.cache_clear()
     registry._ready.cache_clear()
