@@ -285,6 +285,17 @@ def test_the_choice_on_the_gpu(by_torch, monkeypatch):
 
 
 @on_gpu
+def test_a_compiled_graph_has_the_operator_on_the_gpu():
+    layer = cells.leaky(5, 9, device="cuda", dtype=torch.float64)
+    x = torch.randn(7, 3, 5, device="cuda", dtype=torch.float64, requires_grad=True)
+    results = []
+    for run_layer in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        y = run_layer(x)[0]
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(results[1], results[0])
+
+
+@on_gpu
 def test_graphs_and_streams_of_the_gpu():
     """A step that a graph has recorded is the step; a layer computes on the current stream."""
     layer = make(cells.lstm, 8, 200, torch.float32).cuda()
