@@ -1,6 +1,7 @@
 """Tests and benchmarks of a GPU in one go, within ten minutes: ``make gpu``, or ``python benchmarks/gpu.py``.
 
-``pytest -m gpu`` comes first, then `pellucid bench gpu`, whatever the tests say. The folder --out has afterwards:
+``pytest -m gpu`` comes first, then `pellucid bench gpu`, whatever the tests say. Beside the tests a few processes go
+through the rows of the benchmark, for their kernels to be compiled and kept by then. The folder --out has afterwards:
 
 - ``gpu.json``: the tests by number and the names of those that fail, and what `pellucid bench --json` writes;
 - ``gpu.md``: the same as text and tables;
@@ -21,12 +22,13 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROCESSES = 15  # which share the GPU: tests spend most of their time on compiling
+PROCESSES = 10  # which share the GPU: tests spend most of their time on compiling
+AHEAD = 6  # processes that compile for the benchmark meanwhile
 PATIENCE = 15.0  # seconds in which what is stopped may write what it knows
 LAST_ROW = 30.0  # seconds that the last row of the benchmark may take
 
@@ -44,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report, figures, table = (out / name for name in ("tests.xml", "gpu.json", "gpu.md"))
     for old in (report, figures, table):
         old.unlink(missing_ok=True)
-    tests = {**run(pytest(report), options.tests), **outcomes(report)}
+    begin = time.perf_counter()
+    with compiling(0 if options.rows else AHEAD) as wait:
+        tests = {**run(pytest(report), options.tests), **outcomes(report)}
+        wait(options.tests - (time.perf_counter() - begin))
     bench = run(benchmark(figures, table, options.bench, options.rows), options.bench)
     found = json.loads(figures.read_text()) if figures.exists() else {}
     figures.write_text(json.dumps({"tests": tests, "bench": bench, **found}, indent=2, ensure_ascii=False) + "\n")
@@ -71,6 +76,38 @@ def benchmark(figures: Path, table: Path, seconds: float, rows: str | None) -> l
     return [sys.executable, "-c", "from pellucid.cli import main; main()", "bench", *options, *chosen]
 
 
+@contextlib.contextmanager
+def compiling(parts: int) -> Iterator[Callable[[float], None]]:
+    """Have all rows measured by so many processes, for what is compiled; they can be waited for, and then end."""
+    commands = [ahead(part, parts) for part in range(parts)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen(c, cwd=ROOT, env=environment(), start_new_session=True, **quiet) for c in commands]
+
+    def wait(seconds: float) -> None:
+        last = time.perf_counter() + seconds
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, last - time.perf_counter()))
+
+    try:
+        yield wait
+    finally:
+        for process in processes:
+            end(process)
+
+
+def ahead(part: int, parts: int) -> list[str]:
+    """The command that measures one of so many parts of the rows and says nothing."""
+    return [sys.executable, "-c", f"from pellucid.benchmark.gpu import compile_rows; compile_rows({part}, {parts})"]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def run(command: Sequence[str], seconds: float) -> dict[str, Any]:
     """Run a command and stop it when its time is over: its exit status, seconds, and whether it was stopped."""
     begin = time.perf_counter()
@@ -84,9 +121,7 @@ def run(command: Sequence[str], seconds: float) -> dict[str, Any]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and whom it started
-        process.wait()
+        end(process)
     status = process.returncode or int(stopped)
     return {"status": status, "seconds": round(time.perf_counter() - begin, 1), "stopped": stopped}
 
@@ -94,7 +129,8 @@ def run(command: Sequence[str], seconds: float) -> dict[str, Any]:
 def environment() -> Mapping[str, str]:
     """The sources beside this script are what is tested and measured, installed or not."""
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # Processes there are enough of without those of torch.compile.
+    return {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def outcomes(report: Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from pellucid.benchmark.gpu import (
     Recurrence,
     RecurrentRow,
     compiled,
+    recorded,
 )
 from pellucid.benchmark.limit import Rates, measure_rates
 from pellucid.benchmark.peers import APEX, LIGER, PEERS, Peer, installed
@@ -71,10 +72,11 @@ def _small(monkeypatch):
 
 
 @pytest.fixture
-def script():
+def script(monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmarks_gpu", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "AHEAD", 0)
     return module
 
 
@@ -333,7 +335,17 @@ RNN_FIGURE = Recurrence("RNN", TRITON, EXACT, 2.0, {NN: 5.0}, {NN: 1.5}, {})
 GRU_FIGURE = Recurrence("GRU", "stepwise", EXACT, 5.0, {NN: 4.0, TRITON: 2.0}, {NN: 1.5}, {}, EXACT)
 CELL_FIGURE = OwnCell("mine", TRITON, EXACT, 2.0, {LOOP: 90.0, CUDNN_LSTM: 0.5}, {LOOP: 20.0, CUDNN_LSTM: 0.5}, {})
 NORM_FIGURE = Bandwidth(
-    "norm", "torch", EXACT, 2.0, {NN: 5.0, LIGER: 2.5, APEX: 4.0}, {COMPILED: 1.0}, {COMPILED: "no"}, None, 1.6, 0.75
+    "norm",
+    "torch",
+    EXACT,
+    2.0,
+    {NN: 5.0, LIGER: 2.5, APEX: 4.0},
+    {COMPILED: 1.0},
+    {COMPILED: "no"},
+    None,
+    1.6,
+    0.75,
+    {"ours": 2.1, NN: 5.2},
 )
 
 
@@ -368,7 +380,8 @@ def test_the_tables_of_a_gpu(bench, tmp_path):
     assert cells(result.output, "GRU") == "stepwise 0e+00 5.000 2.000 4.000 0.80 < 1.5".split()
     assert cells(result.output, "mine") == "triton 0e+00 2.000 90.000 45.00 ≥ 20 0.500 0.25 < 0.5".split()
     assert (
-        cells(result.output, "norm") == "torch 0e+00 2.000 80% ≥ 75% 5.000 · 32% 2.50 Liger-Kernel 2.500 · 64%".split()
+        cells(result.output, "norm")
+        == "torch 0e+00 2.000 80% ≥ 75% 5.000 · 32% 2.50 2.100 / 5.200 Liger-Kernel 2.500 · 64%".split()
     )
     assert "left out: bandwidth: norm: torch.compile: no" in result.output
     assert "3000.0 GB/s in a copy, torch.bfloat16" in result.output
@@ -545,6 +558,17 @@ def test_a_rate_is_measured_in_the_type_that_moves():
 
 @pytest.mark.gpu
 @ON_A_GPU
+def test_a_recorded_step_is_the_step():
+    layer = torch.nn.Linear(3, 4, device="cuda")
+    x, results = torch.randn(2, 3, device="cuda"), []
+    replay = recorded(lambda: results.append(layer(x).detach()), "cuda")
+    expected = layer(x.neg_()).detach()
+    replay()
+    torch.testing.assert_close(results[-1], expected)
+
+
+@pytest.mark.gpu
+@ON_A_GPU
 def test_the_time_of_a_copy_on_the_gpu():
     source, target = torch.zeros((2, 2**26), device="cuda")
     seconds = min(timing.clock(lambda: target.copy_(source), "cuda", 5) for _ in range(3))
@@ -611,6 +635,32 @@ def test_what_takes_too_long_is_stopped_and_the_rest_is_written(script, tmp_path
     assert found["tests"]["stopped"]
     assert found["bench"]["stopped"]
     assert "pellucid bench gpu: stopped after" in (tmp_path / "gpu.md").read_text()
+
+
+def test_rows_are_compiled_beside_the_tests_and_end_with_them(script, tmp_path, monkeypatch):
+    begun = f"import os, time; open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w'); "
+    monkeypatch.setattr(script, "AHEAD", 2)
+    monkeypatch.setattr(script, "ahead", lambda part, parts: python(begun + f"time.sleep({60 * part})"))
+    monkeypatch.setattr(script, "pytest", lambda report: python("import time; time.sleep(0.5)"))
+    monkeypatch.setattr(script, "benchmark", lambda *arguments: python(""))
+    assert script.main(["--out", str(tmp_path), "--tests", "1"]) == 0
+    processes = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert len(processes) == 2
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_rows_that_break_do_not_stop_those_behind_them(monkeypatch):
+    class Broken:
+        def measure(self, run):
+            measured.append(self)
+            raise RuntimeError
+
+    measured, rows = [], [Broken() for _ in range(5)]
+    monkeypatch.setattr(gpu, "GPU", rows)
+    gpu.compile_rows(1, 2)
+    assert measured == [rows[1], rows[3]]
 
 
 def test_the_commands_of_the_script(script, tmp_path):

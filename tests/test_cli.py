@@ -77,7 +77,7 @@ def test_doctor(monkeypatch, tmp_path):
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["pellucid"] == pellucid.__version__
     assert set(found["extras"]) == {"train", "compiler", "notebook"}
-    assert "stepwise" in found["backends"]
+    assert {"c", "stepwise", "naive"} <= set(found["backends"])
     assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
     assert found["machine"]["compiler"] == shlex.join(build.compiler())
     kernels = found["kernels"]
@@ -88,7 +88,9 @@ def test_doctor(monkeypatch, tmp_path):
     assert kernels["error"] is kernels["folder error"] is None
     ((question, seconds),) = found["choices"].items()
     assert question.startswith("adding")
-    assert seconds["c"] < seconds["torch"]
+    assert seconds["kernel"] < seconds["torch"]
+    assert found["triton"] == {"works": torch.cuda.is_available(), "error": None}
+    assert ("triton" in found["backends"]) == torch.cuda.is_available()
     shown = run("doctor").output
     assert torch.__version__ in shown
     assert "(kept: 1," in " ".join(shown.split())
@@ -106,6 +108,7 @@ def test_doctor_without_a_compiler(monkeypatch, tmp_path):
     assert found["machine"]["compiler"] is found["kernels"]["milliseconds"] is None
     assert found["kernels"]["error"] == build.MISSING
     assert not any(found["extras"].values())
+    assert "c" not in found["backends"]
     shown = run("doctor").output
     assert "pip install 'pellucid[train]'" in shown
     assert "no C compiler was found" in shown

@@ -96,7 +96,7 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
 )
 def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
     """Each block is a process: they wait for each other, which the interpreter's blocks, one by one, cannot."""
-    monkeypatch.setattr(jitted, "divisions", lambda program, work: [jitted.Division(4 if batch > 16 else 2, held)])
+    monkeypatch.setattr(jitted, "divisions", lambda *_: [jitted.Division(4 if batch > 16 else 2, held)])
     monkeypatch.setattr(jitted._Loop, "_launch", _in_processes)
     registry._fused.cache_clear()
     registry._ready.cache_clear()
@@ -282,6 +282,17 @@ def test_the_choice_on_the_gpu(by_torch, monkeypatch):
     own = cells.leaky(5, 9, device="cuda")
     own(x.float())
     assert own.backend == "triton"
+
+
+@on_gpu
+def test_a_compiled_graph_has_the_operator_on_the_gpu():
+    layer = cells.leaky(5, 9, device="cuda", dtype=torch.float64)
+    x = torch.randn(7, 3, 5, device="cuda", dtype=torch.float64, requires_grad=True)
+    results = []
+    for run_layer in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        y = run_layer(x)[0]
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(results[1], results[0])
 
 
 @on_gpu

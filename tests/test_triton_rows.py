@@ -462,7 +462,7 @@ def compile_all():
     """Compile kernels for a GPU that is not here, and print how each reads memory."""
     from pellucid.kernel import jitted
 
-    jitted.check = jitted.try_out = lambda device: None
+    jitted.check = lambda device: None
     nested_triton.INTERPRETED_PROCESSORS = 132
     launch = nested_triton._Launch.__init__
 

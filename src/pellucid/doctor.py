@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import pellucid
-from pellucid.kernel import build, choice
+from pellucid.kernel import build, choice, jitted
 from pellucid.kernel.registry import BACKENDS
 
 EXTRAS = {
@@ -28,6 +28,8 @@ EXTRAS = {
 def findings() -> dict[str, Any]:
     """Return everything as plain values; what is missing is None or False."""
     command = build.compiler()
+    kernels, triton = _kernels(command), _triton()
+    missing = {"auto", *(["c"] if kernels["error"] else []), *([] if triton["works"] else ["triton"])}
     return {
         "versions": {
             "pellucid": pellucid.__version__,
@@ -35,6 +37,7 @@ def findings() -> dict[str, Any]:
             "torch": torch.__version__,
             "lightning": _version("lightning"),
             "ziglang": _version("ziglang"),
+            "triton": _version("triton"),
         },
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -45,10 +48,11 @@ def findings() -> dict[str, Any]:
             "compiler": shlex.join(command) if command else None,
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "kernels": _kernels(command),
-        "choices": {name: {"torch": usual, "c": other} for name, (usual, other) in sorted(choice.kept().items())},
+        "kernels": kernels,
+        "triton": triton,
+        "choices": {name: _named(name, *seconds) for name, seconds in sorted(choice.kept().items())},
         "extras": {name: all(map(_installed, modules)) for name, modules in EXTRAS.items()},
-        "backends": [name for name in BACKENDS if name != "auto"],
+        "backends": [name for name in BACKENDS if name not in missing],
     }
 
 
@@ -59,6 +63,8 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_row(name, "—" if value is None else str(value), _cure(name) if value is None else "")
     for row in _kernel_rows(found["kernels"]):
         shown.add_row(*map(escape, row))
+    triton = found["triton"]
+    shown.add_row("kernels on the GPU", "work" if triton["works"] else "—", escape(triton["error"] or ""))
     shown.add_row("measured choices", _choices(found["choices"]), "")
     for name, present in found["extras"].items():
         cure = "" if present else f"pip install 'pellucid\\[{name}]'"
@@ -74,11 +80,16 @@ def _cure(name: str) -> str:
     }.get(name, "")
 
 
+def _named(question: str, usual: float, other: float) -> dict[str, float]:
+    """Seconds of torch's operators and of the kernel, which is the usual way of a recurrence."""
+    return {"torch": other, "kernel": usual} if question.startswith("recurrence") else {"torch": usual, "kernel": other}
+
+
 def _choices(measured: dict[str, dict[str, float]]) -> str:
-    """How many sizes of convolution were measured, and in how many the kernel won."""
+    """How many kinds of work were measured, and in how many the kernel is faster."""
     if not measured:
         return "none yet"
-    won = sum(seconds["c"] < choice.MARGIN * seconds["torch"] for seconds in measured.values())
+    won = sum(seconds["kernel"] < seconds["torch"] for seconds in measured.values())
     return f"{len(measured)}, of which the kernel is faster in {won} (--json lists them)"
 
 
@@ -125,6 +136,17 @@ def _kernels(command: tuple[str, ...] | None) -> dict[str, Any]:
     except OSError as error:
         found["folder error"] = f"{error}; set PELLUCID_CACHE to a folder of your own"
     return found
+
+
+def _triton() -> dict[str, Any]:
+    """Whether a GPU runs a kernel of Triton's; if there is a GPU and it does not, the reason and the cure."""
+    if not torch.cuda.is_available():
+        return {"works": False, "error": None}
+    try:
+        jitted.check("cuda")
+    except build.BuildError as error:
+        return {"works": False, "error": str(error)}
+    return {"works": True, "error": None}
 
 
 def _installed(module: str) -> bool:

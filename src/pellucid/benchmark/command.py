@@ -158,7 +158,9 @@ def bench(
                   beside cuDNN's plain LSTM, which computes something else.
     bandwidth     Layers without time on 64 Mi entries: the share of the rate of a copy of bfloat16, 256 MiB long,
                   measured first. "torch.compile" is that of torch.nn's layer, compiled before it is timed; below the
-                  table stands why where it cannot be. AddNorm counts as one pass over its tensors.
+                  table stands why where it cannot be. AddNorm counts as one pass over its tensors. Steps are recorded
+                  as CUDA graphs and replayed: the figures are what the GPU does. "launched" are those of pellucid and
+                  torch.nn where Python launches every step, which may take longer than the GPU does.
                   "peers" are Liger-Kernel and apex, and in recurrence flashrnn's Triton, where they are installed.
     convolution   A causal depthwise Conv1d; torch.nn's is padded at both ends and cut.
 

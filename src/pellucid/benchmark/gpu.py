@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +31,7 @@ from pellucid.benchmark.comparison import (
     times,
 )
 from pellucid.benchmark.convolution import WindowedRow
+from pellucid.benchmark.limit import Rates
 from pellucid.benchmark.peers import PEERS, installed
 from pellucid.benchmark.rows import ADD_NORM, DROPOUT, LayerRow, PostNorm
 from pellucid.benchmark.speed import layernorm_lstm
@@ -61,7 +62,8 @@ class Beside(Figure):
     """Median milliseconds beside those of opponents; ``floors`` are the factors that are promised, by opponent.
 
     ``missing`` says why an opponent has no figure. ``forced`` is the comparison of the layer under the backend
-    "triton", None where nothing had to be forced. ``limit_ms`` is the time of a copy of as many bytes.
+    "triton", None where nothing had to be forced. ``limit_ms`` is the time of a copy of as many bytes. Where the
+    figures are of recorded steps, ``launched_ms`` are those of steps that Python launches one by one.
     """
 
     ours_ms: float
@@ -71,6 +73,7 @@ class Beside(Figure):
     forced: Agreement | None = None
     limit_ms: float | None = None
     least_share: float | None = None
+    launched_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def agreements(self) -> Sequence[Agreement]:
@@ -254,7 +257,7 @@ class RecurrentRow:
             missing[TRITON] = forced.differing()
             del sides[TRITON]
         calls = {name: functools.partial(step, side, *given, by=by) for name, (side, by) in sides.items()}
-        found = {name: 1e3 * seconds for name, seconds in times(calls, run.rounds, run.device).items()}
+        found = _milliseconds(calls, run)
         ours = found.pop("ours")
         return self.name, backend, agreement, ours, found, _given_floors(floors), missing, forced
 
@@ -374,11 +377,40 @@ class BandwidthRow:
         except Exception as error:
             missing[COMPILED] = reason(error)
         calls = {name: functools.partial(step, side, *given) for name, side in sides.items()}
-        found = {name: 1e3 * seconds for name, seconds in times(calls, run.rounds, run.device).items()}
+        launched = _milliseconds(calls, run)
+        replays: dict[str, Callable[[], Any]] = {}
+        for name, call in calls.items():
+            try:
+                replays[name] = recorded(call, run.device)
+            except Exception as error:
+                if name == "ours":
+                    raise
+                missing[name] = f"cannot be recorded: {reason(error)}"
+        found = _milliseconds(replays, run)
         ours, floors = found.pop("ours"), _given_floors({COMPILED: self.compile_floor})
         limit = 1e3 * self.twin.work(theirs, *given).bytes / run.rates.bytes
-        beside = (agreement, ours, found, floors, missing, None, limit, self.least_share)
+        beside = (agreement, ours, found, floors, missing, None, limit, self.least_share, launched)
         return Bandwidth(self.name, ran(layer), *beside)
+
+
+def _milliseconds(calls: Mapping[str, Callable[[], Any]], run: Run) -> dict[str, float]:
+    return {name: 1e3 * seconds for name, seconds in times(calls, run.rounds, run.device).items()}
+
+
+def recorded(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """A call as a CUDA graph that runs again: what the GPU does, without what Python takes to launch it."""
+    if torch.device(device).type != "cuda":
+        return call
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is done the first time only is not for a graph
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def compiled(layer: torch.nn.Module, given: Sequence[Tensor]) -> torch.nn.Module:
@@ -458,3 +490,10 @@ GPU: list[Row] = [  # what is promised first, for time may be short
     *_recurrent(32, (256, 128), 1.5, TF32),
     *_recurrent(64, (512, 512), 1.0, TF32),
 ]
+
+
+def compile_rows(part: int, parts: int) -> None:
+    """Measure one of so many parts of the rows, for their kernels to be kept; what breaks is told later."""
+    for row in GPU[part::parts]:
+        with contextlib.suppress(Exception):
+            row.measure(Run(1, 1, "cuda", Rates(1.0, 1.0)))

@@ -146,6 +146,7 @@ BANDWIDTH: Columns = {
     "× nn": _times(NN),
     "torch.compile": _beside(COMPILED),
     "× compile": _times(COMPILED),
+    "launched": lambda f: " / ".join(f"{f.launched_ms[name]:.3f}" for name in ("ours", NN)),
     "peers": _peers,
 }
 TABLES: Mapping[type, tuple[str, Columns]] = {

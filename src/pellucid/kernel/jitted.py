@@ -44,17 +44,18 @@ class Jitted(Fused):
         return {work.name: _Loop(self.program, work, self.dtype) for work in works(self.program, self.dtype, training)}
 
 
-def divisions(program: Program, work: Work) -> list[Division]:
+def divisions(program: Program, work: Work, dtype: torch.dtype) -> list[Division]:
     """How a loop may be divided, from the division with the fewest blocks that can hold its matrices.
 
     The last of them needs no shared memory to hold them. Triton's interpreter runs one block after the other.
     """
     widths = [width for _, width in lower(work.stage, program.draws).matrices.values()]
-    most = max(1, min(MOST_SPLITS, *(width // LEAST_SHARE for width in widths))) if widths else 1
-    most = 1 if interpreted() else 1 << (most.bit_length() - 1)
+    together = 1 if interpreted() else processors(torch.device("cuda", torch.cuda.current_device()))
+    most = min(MOST_SPLITS, together, *(max(1, width // LEAST_SHARE) for width in widths)) if widths else 1
     splits = [1 << i for i in range(most.bit_length())]
-    able = [Division(n, held=True) for n in splits if bytes_of_matrices(program, work, n) <= HELD_BYTES]
-    return [*able, Division(most, held=False)]
+    parts = 2 if dtype == torch.float32 and not tf32() else 1  # of exact products: see `triton_functions.product`
+    able = [Division(n, held=True) for n in splits if parts * bytes_of_matrices(program, work, n) <= HELD_BYTES]
+    return [*able, Division(splits[-1], held=False)]
 
 
 class _Loop(FusedLoop):
@@ -63,7 +64,7 @@ class _Loop(FusedLoop):
     copies_output = True
 
     def __init__(self, program: Program, work: Work, dtype: torch.dtype) -> None:
-        self._divisions = iter(divisions(program, work))
+        self._divisions = iter(divisions(program, work, dtype))
         self._written = functools.partial(emit, program, work, dtype)
         self._next()
         super().__init__(self._kernel.layout, program, dtype)
@@ -116,10 +117,7 @@ class _Loop(FusedLoop):
         for name in layout.matrices:
             given += [values[name], *values[name].stride()]
         given += slots
-        passed_dtype = getattr(torch, kernel.passed_storage) if kernel.passed_storage else self.real
-        given.append(torch.empty((blocks * rows * 2 * kernel.passed,), dtype=passed_dtype, device=device))
-        given.append(torch.empty((blocks * rows * 2 * kernel.exchanged * splits,), dtype=self.real, device=device))
-        given.append(torch.zeros((blocks if splits > 1 else 0,), dtype=torch.int32, device=device))
+        given += self._shared(blocks, rows, history[0])
         given += [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
         given += [time, batch, start]
         constants: dict[str, Any] = {
@@ -133,6 +131,18 @@ class _Loop(FusedLoop):
         for first in range(0, blocks, at_once):
             self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
         return totals
+
+    def _shared(self, blocks: int, rows: int, unused: Tensor) -> list[Tensor]:
+        """Memory in which blocks pass on and exchange what they have, and count who has come, as far as they do."""
+        kernel, device = self._kernel, unused.device
+        splits = kernel.division.splits
+        dtype = getattr(torch, kernel.passed_storage) if kernel.passed_storage else self.real
+        passed, exchanged = blocks * rows * 2 * kernel.passed, blocks * rows * 2 * kernel.exchanged * splits
+        return [
+            torch.empty(passed, dtype=dtype, device=device) if passed else unused,
+            torch.empty(exchanged, dtype=self.real, device=device) if splits > 1 and exchanged else unused,
+            torch.zeros(blocks, dtype=torch.int32, device=device) if splits > 1 else unused,
+        ]
 
     def _launch(self, blocks: int, given: Sequence[Any], constants: Mapping[str, Any], rows: int) -> None:
         splits = self._kernel.division.splits
@@ -196,29 +206,24 @@ def check(device: str) -> None:
         raise BuildError("Triton is not installed: pip install triton")
     if device != "cuda" and not interpreted():
         raise BuildError("Triton runs on a GPU; its interpreter, TRITON_INTERPRET=1, runs on the CPU")
-
-
-@functools.cache
-def _fault(device: torch.device) -> Exception | None:
-    """What happens when the smallest kernel is compiled and run."""
-    from pellucid.kernel import triton_functions
-
-    try:
-        with on(device):
-            triton_functions.nothing[(1,)](torch.empty(1, device=device))
-    except Exception as error:
-        return error
-    return None
-
-
-def try_out(device: torch.device) -> None:
-    """Raise a BuildError, which says why, where Triton is installed and does not work."""
     fault = _fault(device)
     if fault is not None:
         raise BuildError(
             f"Triton cannot compile or run a kernel on {device} ({type(fault).__name__}: {fault}). It needs a C "
             f"compiler, found as gcc, clang or $CC, and a GPU of compute capability 7.0 or above"
         ) from fault
+
+
+@functools.cache
+def _fault(device: str) -> Exception | None:
+    """What happens when the smallest kernel is compiled and run."""
+    from pellucid.kernel import triton_functions
+
+    try:
+        triton_functions.nothing[(1,)](torch.empty(1, device=device))
+    except Exception as error:
+        return error
+    return None
 
 
 def on(device: torch.device) -> Any:

@@ -47,7 +47,6 @@ def kernel(
         Unsupported: there is no such kernel. BuildError: nor Triton.
     """
     jitted.check(device.type)
-    jitted.try_out(device)
     return Kernel(form, name, number, sizes, views, device)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
-from pellucid.kernel.jitted import check, on, try_out
+from pellucid.kernel.jitted import check, on
 from pellucid.kernel.nested import language
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.window import Geometry, remembered
@@ -67,7 +67,6 @@ def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | N
         return None
     try:
         check(x.device.type)
-        try_out(x.device)
     except BuildError as error:
         warn_of_fallback("a depthwise convolution", error)
         return None
