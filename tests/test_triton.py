@@ -358,6 +358,33 @@ def test_functions(name):
     torch.testing.assert_close(y, expected, rtol=1e-14, atol=0, equal_nan=True)
 
 
+@IN_INTERPRETER
+def test_the_two_parts_of_float32_are_float32():
+    """What exact products multiply apart: both parts are TF32, and their sum is the number but for its last bit."""
+    import triton
+    import triton.language as tl
+
+    from pellucid.kernel import triton_functions as functions
+
+    @triton.jit
+    def kernel(x, high, low, COUNT: tl.constexpr):
+        at = tl.arange(0, COUNT)
+        value = tl.load(x + at)
+        leading = functions.leading_bits(value)
+        tl.store(high + at, leading)
+        tl.store(low + at, functions.trailing_bits(value, leading))
+
+    kernel.fn.__globals__["functions"] = functions
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(1020), torch.tensor([0.0, -0.0, torch.inf, -torch.inf])])
+    high, low = torch.empty_like(x), torch.empty_like(x)
+    kernel[(1,)](x, high, low, len(x))
+    for part in (high, low):
+        assert not (part.view(torch.int32) & 0x1FFF).any()
+    torch.testing.assert_close(high + low, x, rtol=2**-23, atol=0)
+    assert ((high - x).abs()[:1020] <= 2**-11 * x.abs()[:1020]).all()
+
+
 # -- the text ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import torch
 import pellucid
 from pellucid import nn
 from pellucid.kernel import nested, nested_triton
-from pellucid.nn import dropout, fused
+from pellucid.nn import dropout, fused, normalization
 
 pytest.importorskip("triton", reason="Triton is not installed")
 IN_INTERPRETER = pytest.mark.skipif(
@@ -366,6 +366,26 @@ def test_sums_over_rows_are_the_same_every_time(cut):
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _no_input_is_small(monkeypatch):
+    monkeypatch.setattr(normalization, "SMALL_ON_GPU", 0)
+
+
+@pytest.mark.parametrize("entries", [12, 13])
+def test_small_inputs_are_torchs_on_a_gpu(monkeypatch, entries):
+    """Unless Triton is asked for; a fused neighbour or padding stays with the kernel."""
+    monkeypatch.setattr(normalization, "SMALL_ON_GPU", 13)
+    monkeypatch.setattr(nested, "language", lambda *tensors: "triton")
+    layer, x = nn.BatchNorm1d(1), torch.randn(entries, 1)
+    called = [layer._call(x, real, False, normalization.ALONE) for real in (None, torch.ones(entries, 1))]
+    assert (called[0] is None) == (entries < 13)
+    assert called[1] is not None
+    with pellucid.backend("triton"):
+        assert layer._call(x, None, False, normalization.ALONE) is not None
+
+
 LARGE = {  # beside the small ones: several blocks, rows that no block holds, few channels of many entries
     "layer 1024": (lambda: nn.LayerNorm(1024), (300, 1024), lambda x: x),
     "layer 40000": (lambda: nn.LayerNorm(40000), (9, 40000), lambda x: x),

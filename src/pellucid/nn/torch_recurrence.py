@@ -128,6 +128,7 @@ class _ByTorch(torch.autograd.Function):
             ctx.results = by_torch(*inner)
         ctx.inner, ctx.ours = inner, ours
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
         return tuple(result.detach() for result in ctx.results)
 
     @staticmethod
@@ -139,7 +140,11 @@ class _ByTorch(torch.autograd.Function):
             results = ctx.ours(*given)
         needed = ctx.needs_input_grad[2:]
         wanted = [t for t, n in zip(given, needed, strict=True) if n]
-        found = iter(
-            torch.autograd.grad(results, wanted, gradients, create_graph=again, retain_graph=True, allow_unused=True)
-        )
+        known = [
+            (result, gradient) for result, gradient in zip(results, gradients, strict=True) if gradient is not None
+        ]
+        if not known:
+            return (None,) * (2 + len(needed))
+        of, by = zip(*known, strict=True)
+        found = iter(torch.autograd.grad(of, wanted, by, create_graph=again, retain_graph=True, allow_unused=True))
         return None, None, *(next(found) if n else None for n in needed)
