@@ -20,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for old in (report, figures, table):
         old.unlink(missing_ok=True)
     begin = time.perf_counter()
-    with compiling(0 if options.rows else AHEAD) as wait:
-        tests = {**run(pytest(report), options.tests), **outcomes(report)}
-        wait(options.tests - (time.perf_counter() - begin))
-    bench = run(benchmark(figures, table, options.bench, options.rows), options.bench)
+    with tempfile.TemporaryDirectory() as apart:  # where what is measured while others compute is not kept
+        crowded = {**environment(), "PELLUCID_CACHE": apart}
+        with compiling(0 if options.rows else AHEAD, crowded) as wait:
+            tests = {**run(pytest(report), options.tests, crowded), **outcomes(report)}
+            wait(options.tests - (time.perf_counter() - begin))
+    bench = run(benchmark(figures, table, options.bench, options.rows), options.bench, environment())
     found = json.loads(figures.read_text()) if figures.exists() else {}
     figures.write_text(json.dumps({"tests": tests, "bench": bench, **found}, indent=2, ensure_ascii=False) + "\n")
     tables = table.read_text() if table.exists() else ""
@@ -77,11 +80,11 @@ def benchmark(figures: Path, table: Path, seconds: float, rows: str | None) -> l
 
 
 @contextlib.contextmanager
-def compiling(parts: int) -> Iterator[Callable[[float], None]]:
+def compiling(parts: int, environment: Mapping[str, str]) -> Iterator[Callable[[float], None]]:
     """Have all rows measured by so many processes, for what is compiled; they can be waited for, and then end."""
     commands = [ahead(part, parts) for part in range(parts)]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = [subprocess.Popen(c, cwd=ROOT, env=environment(), start_new_session=True, **quiet) for c in commands]
+    processes = [subprocess.Popen(c, cwd=ROOT, env=environment, start_new_session=True, **quiet) for c in commands]
 
     def wait(seconds: float) -> None:
         last = time.perf_counter() + seconds
@@ -108,10 +111,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run(command: Sequence[str], seconds: float) -> dict[str, Any]:
+def run(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> dict[str, Any]:
     """Run a command and stop it when its time is over: its exit status, seconds, and whether it was stopped."""
     begin = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     stopped = False
     try:
         process.wait(seconds)

@@ -96,7 +96,7 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
 )
 def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
     """Each block is a process: they wait for each other, which the interpreter's blocks, one by one, cannot."""
-    monkeypatch.setattr(jitted, "divisions", lambda program, work: [jitted.Division(4 if batch > 16 else 2, held)])
+    monkeypatch.setattr(jitted, "divisions", lambda *_: [jitted.Division(4 if batch > 16 else 2, held)])
     monkeypatch.setattr(jitted._Loop, "_launch", _in_processes)
     registry._fused.cache_clear()
     registry._ready.cache_clear()
@@ -285,6 +285,17 @@ def test_the_choice_on_the_gpu(by_torch, monkeypatch):
 
 
 @on_gpu
+def test_a_compiled_graph_has_the_operator_on_the_gpu():
+    layer = cells.leaky(5, 9, device="cuda", dtype=torch.float64)
+    x = torch.randn(7, 3, 5, device="cuda", dtype=torch.float64, requires_grad=True)
+    results = []
+    for run_layer in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        y = run_layer(x)[0]
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(results[1], results[0])
+
+
+@on_gpu
 def test_graphs_and_streams_of_the_gpu():
     """A step that a graph has recorded is the step; a layer computes on the current stream."""
     layer = make(cells.lstm, 8, 200, torch.float32).cuda()
@@ -345,6 +356,33 @@ def test_functions(name):
         name, getattr(torch, name, None)
     )(x)
     torch.testing.assert_close(y, expected, rtol=1e-14, atol=0, equal_nan=True)
+
+
+@IN_INTERPRETER
+def test_the_two_parts_of_float32_are_float32():
+    """What exact products multiply apart: both parts are TF32, and their sum is the number but for its last bit."""
+    import triton
+    import triton.language as tl
+
+    from pellucid.kernel import triton_functions as functions
+
+    @triton.jit
+    def kernel(x, high, low, COUNT: tl.constexpr):
+        at = tl.arange(0, COUNT)
+        value = tl.load(x + at)
+        leading = functions.leading_bits(value)
+        tl.store(high + at, leading)
+        tl.store(low + at, functions.trailing_bits(value, leading))
+
+    kernel.fn.__globals__["functions"] = functions
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(1020), torch.tensor([0.0, -0.0, torch.inf, -torch.inf])])
+    high, low = torch.empty_like(x), torch.empty_like(x)
+    kernel[(1,)](x, high, low, len(x))
+    for part in (high, low):
+        assert not (part.view(torch.int32) & 0x1FFF).any()
+    torch.testing.assert_close(high + low, x, rtol=2**-23, atol=0)
+    assert ((high - x).abs()[:1020] <= 2**-11 * x.abs()[:1020]).all()
 
 
 # -- the text ---------------------------------------------------------------------------------------------------------

@@ -386,7 +386,8 @@ def test_streams_and_graphs_on_the_gpu():
     stream(layer, x.detach(), [1, 255])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        pieces = stream(layer, x.detach(), [1, 255])
+        with torch.no_grad():
+            pieces = stream(layer, x.detach(), [1, 255])
         second = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

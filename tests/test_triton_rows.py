@@ -16,7 +16,7 @@ import torch
 import pellucid
 from pellucid import nn
 from pellucid.kernel import nested, nested_triton
-from pellucid.nn import dropout, fused
+from pellucid.nn import dropout, fused, normalization
 
 pytest.importorskip("triton", reason="Triton is not installed")
 IN_INTERPRETER = pytest.mark.skipif(
@@ -366,6 +366,26 @@ def test_sums_over_rows_are_the_same_every_time(cut):
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _no_input_is_small(monkeypatch):
+    monkeypatch.setattr(normalization, "SMALL_ON_GPU", 0)
+
+
+@pytest.mark.parametrize("entries", [12, 13])
+def test_small_inputs_are_torchs_on_a_gpu(monkeypatch, entries):
+    """Unless Triton is asked for; a fused neighbour or padding stays with the kernel."""
+    monkeypatch.setattr(normalization, "SMALL_ON_GPU", 13)
+    monkeypatch.setattr(nested, "language", lambda *tensors: "triton")
+    layer, x = nn.BatchNorm1d(1), torch.randn(entries, 1)
+    called = [layer._call(x, real, False, normalization.ALONE) for real in (None, torch.ones(entries, 1))]
+    assert (called[0] is None) == (entries < 13)
+    assert called[1] is not None
+    with pellucid.backend("triton"):
+        assert layer._call(x, None, False, normalization.ALONE) is not None
+
+
 LARGE = {  # beside the small ones: several blocks, rows that no block holds, few channels of many entries
     "layer 1024": (lambda: nn.LayerNorm(1024), (300, 1024), lambda x: x),
     "layer 40000": (lambda: nn.LayerNorm(40000), (9, 40000), lambda x: x),
@@ -377,12 +397,12 @@ LARGE = {  # beside the small ones: several blocks, rows that no block holds, fe
 }
 
 
+SMALL = ["layer", "layer with gaps", "group last", "batch", "batch eval last", "instance", "general"]
+
+
 @pytest.mark.gpu
 @ON_GPU
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*((name, DTYPES[i % 4]) for i, name in enumerate([*NORMS, *LARGE])), *((name, torch.bfloat16) for name in LARGE)],
-)
+@pytest.mark.parametrize(("name", "dtype"), [(name, DTYPES[i % 4]) for i, name in enumerate([*SMALL, *LARGE])])
 def test_every_norm_on_the_gpu(name, dtype):
     make, shape, lay = (NORMS | LARGE)[name]
     compare(make(), lay(torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1), dtype, "cuda", "auto")
@@ -390,7 +410,7 @@ def test_every_norm_on_the_gpu(name, dtype):
 
 @pytest.mark.gpu
 @ON_GPU
-@pytest.mark.parametrize("name", DROPOUTS)
+@pytest.mark.parametrize("name", ["Dropout", "Dropout odd", "Dropout2d last", "AlphaDropout"])
 def test_masks_on_the_gpu(monkeypatch, name):
     monkeypatch.setattr(dropout, "SMALL", 0)
     drops_as_on_the_cpu(name, DTYPES[len(name) % 4], 2**40 + len(name), "cuda")
@@ -398,7 +418,7 @@ def test_masks_on_the_gpu(monkeypatch, name):
 
 @pytest.mark.gpu
 @ON_GPU
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", ["pieces", "attention", "AddNorm", "GEGLU"])
 def test_formulas_of_rows_on_the_gpu(name):
     rows_are_the_formula(name, 300, DTYPES[len(name) % 2], "cuda")
 

@@ -335,7 +335,9 @@ class _Function(Tiles):
         behind = [store for name, total in slow.items() for store in self._parts_of_total(name, total, parts[name])]
         count = " * ".join(map(self._blocks, fast)) or "1"
         count = f"split, {count}, {self.parameters['splits']}" if self.tile.split else f"0, {count}"
-        lines = [*turn.lines, f"for part in tl.range({count}, num_stages=STAGES):", *indented(inside.lines), *behind]
+        adds = bool(sums or moments or any(total in found for total in self.totals.values()))
+        parts_of = f"tl.range({count}, num_stages=STAGES)" if adds else f"range({count})"
+        lines = [*turn.lines, f"for part in {parts_of}:", *indented(inside.lines), *behind]
         if self.slow:
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines
@@ -356,23 +358,31 @@ class _Function(Tiles):
         return name
 
     def _moments(self, total: Value, lines: list[str]) -> tuple[str, str, str]:
-        """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares."""
+        """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares.
+
+        The count is one number where all tiles are full.
+        """
         count, mean, squares = (self._fresh(f"{total.name}_{what}") for what in ("count", "mean", "squares"))
         shape = self._shape(self._span(total))
-        lines += [f"{name} = tl.full({shape}, 0.0, REAL)" for name in (count, mean, squares)]
+        lines.append(f"{count} = tl.full({shape if self._masks_of(total) else self.ones}, 0.0, REAL)")
+        lines += [f"{name} = tl.full({shape}, 0.0, REAL)" for name in (mean, squares)]
         return count, mean, squares
 
+    def _masks_of(self, total: Value) -> str:
+        """Which entries of a tile are new to a sum."""
+        return " & ".join([*self._once(total, PASS), *self._masks(total.over - self.tile.absent)])
+
     def _add_to_moments(self, total: Value, count: str, mean: str, squares: str) -> None:
-        inside, piece = self.scopes[PASS].lines, (0, total.values[0].width)
-        tile = f"tl.broadcast_to({self._evaluate(total.values[0], *piece)}, {self._shape(self._span(total))})"
-        masks = " & ".join([*self._once(total, PASS), *self._masks(total.over - self.tile.absent)])
+        """Take a tile of entries in; one that is not there is the mean, and moves nothing."""
+        inside, masks = self.scopes[PASS].lines, self._masks_of(total)
+        tile = self._evaluate(total.values[0], 0, total.values[0].width)
+        tile = f"tl.broadcast_to({tile}, {self._shape(self._span(total))})"
         entry, moved = self._fresh(f"{total.name}_entry"), self._fresh(f"{total.name}_moved")
         inside += [
-            f"{entry} = {tile}",
+            f"{entry} = " + (f"tl.where({masks}, {tile}, {mean})" if masks else tile),
             f"{count} = {count} + " + (f"tl.where({masks}, 1.0, 0.0).to(REAL)" if masks else "1.0"),
-            f"{moved} = " + (f"tl.where({masks}, {entry} - {mean}, 0.0)" if masks else f"{entry} - {mean}"),
-            f"{mean} = {mean} + {moved} / "
-            + (f"functions.maximum({count}, tl.full({self.ones}, 1.0, REAL))" if masks else count),
+            f"{moved} = {entry} - {mean}",
+            f"{mean} = {mean} + {moved} * (1.0 / tl.where({count} == 0, 1.0, {count}))",
             f"{squares} = {squares} + {moved} * ({entry} - {mean})",
         ]
 
@@ -381,8 +391,9 @@ class _Function(Tiles):
         step = self.scopes[STEP].lines
         whole = self._keep(total, self.reduces.index(total), self._together(total, [f"{count} * {mean}"]))
         all_of_them = self._fresh(f"{total.name}_counted")
-        step.append(f"{all_of_them} = {self._together(total, [count])}")
-        centre = f"{whole} / functions.maximum({all_of_them}, tl.full({self.ones}, 1.0, REAL))"
+        counts = f"tl.broadcast_to({count}, {self._shape(self._span(total))})"
+        step.append(f"{all_of_them} = {self._together(total, [counts])}")
+        centre = f"{whole} / tl.where({all_of_them} == 0, 1.0, {all_of_them})"
         squares = f"{squares} + {count} * functions.square({mean} - {centre})"
         self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
         if self.tile.split:

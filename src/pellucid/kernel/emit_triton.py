@@ -28,7 +28,7 @@ from pellucid.kernel.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIO
 from pellucid.kernel.tiles import Home, Tiles, part_of
 from pellucid.kernel.values import Value
 
-DEPTH_BLOCK = 32  # rows of a matrix that are read at a time where it is not held
+DEPTH_BLOCK = 64  # rows of a matrix that are read at a time where it is not held
 
 
 @dataclass(frozen=True)

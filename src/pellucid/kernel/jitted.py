@@ -44,17 +44,18 @@ class Jitted(Fused):
         return {work.name: _Loop(self.program, work, self.dtype) for work in works(self.program, self.dtype, training)}
 
 
-def divisions(program: Program, work: Work) -> list[Division]:
+def divisions(program: Program, work: Work, dtype: torch.dtype) -> list[Division]:
     """How a loop may be divided, from the division with the fewest blocks that can hold its matrices.
 
     The last of them needs no shared memory to hold them. Triton's interpreter runs one block after the other.
     """
     widths = [width for _, width in lower(work.stage, program.draws).matrices.values()]
-    most = max(1, min(MOST_SPLITS, *(width // LEAST_SHARE for width in widths))) if widths else 1
-    most = 1 if interpreted() else 1 << (most.bit_length() - 1)
+    together = 1 if interpreted() else processors(torch.device("cuda", torch.cuda.current_device()))
+    most = min(MOST_SPLITS, together, *(max(1, width // LEAST_SHARE) for width in widths)) if widths else 1
     splits = [1 << i for i in range(most.bit_length())]
-    able = [Division(n, held=True) for n in splits if bytes_of_matrices(program, work, n) <= HELD_BYTES]
-    return [*able, Division(most, held=False)]
+    parts = 2 if dtype == torch.float32 and not tf32() else 1  # of exact products: see `triton_functions.product`
+    able = [Division(n, held=True) for n in splits if parts * bytes_of_matrices(program, work, n) <= HELD_BYTES]
+    return [*able, Division(splits[-1], held=False)]
 
 
 class _Loop(FusedLoop):
@@ -63,7 +64,7 @@ class _Loop(FusedLoop):
     copies_output = True
 
     def __init__(self, program: Program, work: Work, dtype: torch.dtype) -> None:
-        self._divisions = iter(divisions(program, work))
+        self._divisions = iter(divisions(program, work, dtype))
         self._written = functools.partial(emit, program, work, dtype)
         self._next()
         super().__init__(self._kernel.layout, program, dtype)

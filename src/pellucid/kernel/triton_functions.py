@@ -255,14 +255,14 @@ def product(matrix, tile, INTERPRETED: tl.constexpr, TF32: tl.constexpr):
 
 @triton.jit
 def leading_bits(x):
-    """What TF32 keeps of float32."""
-    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    """float32 rounded to TF32."""
+    return ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def trailing_bits(x, leading):
     """What is left of x; nothing of an infinite one. (x - x would not be 0 where x is a product: it is fused.)"""
-    return tl.where(tl.abs(x) < float("inf"), x - leading, 0.0)
+    return leading_bits(tl.where(tl.abs(x) < float("inf"), x - leading, 0.0))
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop
 from pellucid.kernel import nested
 from pellucid.kernel.largest import largest_product
+from pellucid.kernel.registry import chosen_backend
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Over, Remembered
 from pellucid.nn.component import Component, Running, SymbolShape
@@ -85,6 +86,7 @@ ALONE = Company()
 
 # Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
 SMALL = 2**19
+SMALL_ON_GPU = 2**22  # the same on a GPU, which computes while Python goes on
 AFFINE = ("gamma", "beta")
 # From so many deviations away from 0 torch's operator loses digits, for it multiplies the input before it moves it.
 FAR = 64.0
@@ -208,7 +210,8 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     Torch's own operators run on other devices and in what torch.compile and torch.func see, unless padding is among
     what is averaged: then the formula runs in plain torch. They run, too, where autocast on a GPU would have them in
     float32, and on the CPU where they are as fast: on inputs of fewer than 524,288 entries, and where the channels of
-    BatchNorm or of small groups lie side by side, unless the input is so far from 0 that they would lose digits.
+    BatchNorm or of small groups lie side by side, unless the input is so far from 0 that they would lose digits; on a
+    GPU on inputs of fewer than 4,194,304 entries without padding, which it is done with before Python is.
     """
 
     added = (*Running.added, "_right")
@@ -384,7 +387,11 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         if real is not None:
             given["real"] = real
         tensors = (input, *given.values())
-        if self._is_cast(input) or nested.language(*tensors) is None or (real is not None and real.numel() == 1):
+        language = nested.language(*tensors)
+        if self._is_cast(input) or language is None or (real is not None and real.numel() == 1):
+            return None
+        alone = real is None and company is ALONE
+        if alone and language == "triton" and chosen_backend() == "auto" and input.numel() < SMALL_ON_GPU:
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}

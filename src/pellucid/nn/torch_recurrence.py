@@ -93,7 +93,7 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
         return None
     if not any(wanted):
         return by_torch(*tensors)
-    return _ByTorch.apply(by_torch, ours, *tensors)
+    return _differentiable(by_torch, ours, tensors)
 
 
 def _is_faster(
@@ -113,33 +113,38 @@ def _is_faster(
         return ours(*given)[0]
 
     def other() -> Tensor:
-        return _ByTorch.apply(by_torch, ours, *given)[0] if leaves else by_torch(*given)[0]
+        return _differentiable(by_torch, ours, given)[0] if leaves else by_torch(*given)[0]
 
     return faster(question, triton_sources() if x.is_cuda else headers(), usual, other, leaves)
 
 
-class _ByTorch(torch.autograd.Function):
-    """torch's operator, whose own gradient cannot always be differentiated again: then ours is."""
+def _differentiable(
+    by_torch: Callable[..., Results], ours: Callable[..., Results], tensors: Sequence[Tensor]
+) -> Results:
+    """torch's results, differentiable as often as ours: torch's own gradient cannot always be differentiated again."""
+    results = by_torch(*tensors)
+    return tuple(_Again.apply(ours, len(results), *results, *tensors))
+
+
+class _Again(torch.autograd.Function):
+    """Results as they are, whose gradient goes on to what computed them; one that is differentiated again is ours."""
 
     @staticmethod
-    def forward(ctx: Any, by_torch: Callable[..., Results], ours: Callable[..., Results], *tensors: Tensor) -> Any:
-        inner = [t.detach().requires_grad_(n) for t, n in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
-        with torch.enable_grad():
-            ctx.results = by_torch(*inner)
-        ctx.inner, ctx.ours = inner, ours
-        ctx.save_for_backward(*tensors)
-        return tuple(result.detach() for result in ctx.results)
+    def forward(ctx: Any, ours: Callable[..., Results], count: int, *tensors: Tensor) -> Any:
+        ctx.ours, ctx.count = ours, count
+        ctx.save_for_backward(*tensors[count:])
+        ctx.set_materialize_grads(False)
+        return tuple([result.detach() for result in tensors[:count]])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        again = torch.is_grad_enabled()
-        given, results = ctx.inner, ctx.results
-        if again:
-            given = ctx.saved_tensors
-            results = ctx.ours(*given)
-        needed = ctx.needs_input_grad[2:]
-        wanted = [t for t, n in zip(given, needed, strict=True) if n]
-        found = iter(
-            torch.autograd.grad(results, wanted, gradients, create_graph=again, retain_graph=True, allow_unused=True)
-        )
-        return None, None, *(next(found) if n else None for n in needed)
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        count, needed = ctx.count, ctx.needs_input_grad[2 + ctx.count :]
+        if not torch.is_grad_enabled() or all(gradient is None for gradient in gradients):
+            return None, None, *gradients, *(None for _ in needed)
+        tensors = ctx.saved_tensors
+        results = zip(ctx.ours(*tensors), gradients, strict=True)
+        known = [(result, gradient) for result, gradient in results if gradient is not None]
+        wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+        of, by = zip(*known, strict=True)
+        found = iter(torch.autograd.grad(of, wanted, by, create_graph=True, allow_unused=True))
+        return None, None, *(None,) * count, *(next(found) if n else None for n in needed)
