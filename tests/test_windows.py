@@ -661,6 +661,12 @@ def test_what_was_left_to_torch_is_not_decided_again(kept, monkeypatch):
         change(x), change(x)
         assert len(decided) == count
         assert layer.backend == "torch"
+    small = x[:, :, :16].double()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(small)
+    torch.func.vmap(layer)(small.unsqueeze(0))
+    layer(small)
+    assert len(decided) == len(changes) + 2  # what autocast or a transform decides does not last
     by_kernel(layer, x.double())
     copied = copy.deepcopy(layer)
     copied.stride = (2, 2)  # which torch's operator then does

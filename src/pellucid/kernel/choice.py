@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError, processor, usable_cache, write
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
@@ -55,16 +56,21 @@ def faster(
 
 
 def circumstances(x: Tensor, *wanted: bool) -> tuple[Any, ...] | None:
-    """All by which a layer decides what runs, beside its own settings; None where a compiler or transform looks on.
+    """All by which a layer decides what runs, beside its own settings; None where a compiler would guard them.
 
     A layer that finds them as they were when it left an input to torch's operator does so again, for less than the
-    decision costs. That is right whatever has become of its settings.
+    decision costs. That is right whatever has become of its settings, and in transforms too.
 
     Args:
         x: the input.
         wanted: which of the parameters ask for a gradient.
     """
-    if not isinstance(x, Tensor) or not unseen(x) or x.layout is not torch.strided:
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or type(x) is not Tensor
+        or x.layout is not torch.strided
+    ):
         return None
     return (
         x.shape,
@@ -76,8 +82,12 @@ def circumstances(x: Tensor, *wanted: bool) -> tuple[Any, ...] | None:
         torch.is_grad_enabled(),
         torch.get_num_threads(),
         chosen_backend(),
-        torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda"),
     )
+
+
+def lasts(x: Tensor) -> bool:
+    """Whether what is decided for an input will be for the next one: neither a transform nor autocast decides."""
+    return unseen(x) and autocast_dtype(x) is None
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
 from pellucid.kernel import pointwise, triton_depthwise
-from pellucid.kernel.choice import circumstances
+from pellucid.kernel.choice import circumstances, lasts
 from pellucid.kernel.window import LEAST_ENTRIES, Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
@@ -147,7 +147,7 @@ class Convolution(Running, Windowed, _ConvNd):
         self._was_run_by("torch")
         if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
             y = super()._conv_forward(input, weight, bias)
-            if met is not None:
+            if met is not None and lasts(input):
                 own["_left"] = met
             return y
         return self.convolve_padded(

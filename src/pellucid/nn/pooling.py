@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from pellucid.errors import label
 from pellucid.kernel import pool as kernel
-from pellucid.kernel.choice import circumstances
+from pellucid.kernel.choice import circumstances, lasts
 from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn.component import Running, SymbolShape
 from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
@@ -181,7 +181,7 @@ class Sliding(Pooling):
             return None
         geometry = self._geometry(x.shape[2:])
         y = None if geometry is None else self._pool(x, geometry)
-        if y is None:
+        if y is None and lasts(x):
             self.__dict__["_left"] = met
         return y
 
