@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.kernel import memory
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.window import Geometry
 
@@ -80,7 +79,7 @@ class Pointwise(ByTorch):
         if columns is not None:
             y = torch.mm(matrix, columns).view(out, self._batch, *shape[2:]).transpose(0, 1)
             return y.clone(memory_format=torch.contiguous_format)
-        y = memory.empty(shape, x.dtype)
+        y = torch.empty(shape, dtype=x.dtype)
         torch.bmm(matrix.expand(self._batch, out, channels), self._flat(x, channels), out=self._flat(y, out))
         return y
 
