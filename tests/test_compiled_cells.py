@@ -161,6 +161,10 @@ print("windows", flush=True)
 """
 
 
+# Cells that have between them all that is written in a loop: compiling takes seconds there.
+WATCHED = ("lstm_projected", "gru_original", "layernorm_lstm", "slstm", "cfc", "dale")
+
+
 def sanitizer() -> str | None:
     """The library of AddressSanitizer, which has to be there before all others."""
     command = build.compiler()
@@ -190,9 +194,9 @@ def sanitized(names, folder):
 
 @pytest.mark.skipif(sanitizer() is None, reason="the compiler has no AddressSanitizer")
 def test_nothing_is_touched_outside_or_undefined(tmp_path):
-    done = sanitized(CELLS, tmp_path)
+    done = sanitized(WATCHED, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == [*CELLS, "products", "windows"]
+    assert done.stdout.split() == [*WATCHED, "products", "windows"]
 
 
 # -- the text -------------------------------------------------------------------------------------------------------

@@ -144,7 +144,8 @@ REDUCED = [
 
 @IN_INTERPRETER
 @pytest.mark.parametrize(
-    ("way", "name"), [("whole", name) for name in NORMS] + [(w, n) for w in ("looped", "split") for n in REDUCED]
+    ("way", "name"),
+    [("whole", name) for name in NORMS] + [(("looped", "split")[i % 2], n) for i, n in enumerate(REDUCED)],
 )
 def test_every_norm_is_the_formula(cut, name, way):
     make, shape, lay = NORMS[name]
