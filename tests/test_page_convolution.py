@@ -428,7 +428,7 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool1d"])
 def test_pooling_on_random_settings(browser, tmp_path, name):  # noqa: F811
     torch.manual_seed(9)
     layer, shape = POOLS[name][0](), POOLS[name][1]
