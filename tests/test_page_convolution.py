@@ -421,14 +421,12 @@ def test_receptive_field(browser, tmp_path):  # noqa: F811
 # -- pooling ------------------------------------------------------------------------------------------------------
 
 POOLS = {
-    "MaxPool1d": (lambda: nn.MaxPool1d(2), (2, 9)),
     "MaxPool2d": (lambda: nn.MaxPool2d(2), (2, 6, 7)),
     "AvgPool1d": (lambda: nn.AvgPool1d(2), (2, 9)),
-    "AvgPool2d": (lambda: nn.AvgPool2d(2), (2, 6, 7)),
 }
 
 
-@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool1d"])
+@pytest.mark.parametrize("name", POOLS)
 def test_pooling_on_random_settings(browser, tmp_path, name):  # noqa: F811
     torch.manual_seed(9)
     layer, shape = POOLS[name][0](), POOLS[name][1]
