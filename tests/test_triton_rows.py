@@ -52,13 +52,11 @@ def cut(monkeypatch):
         for name, value in WAYS[way].items():
             monkeypatch.setattr(nested_triton, name, value)
         monkeypatch.setattr(nested_triton, "_plan", noted)
-        nested_triton._processors.cache_clear()
         return plans
 
     monkeypatch.setattr(dropout, "SMALL", 0)
     yield choose
     nested._bound.clear()
-    nested_triton._processors.cache_clear()
 
 
 def last(x):

@@ -19,7 +19,7 @@ from typing import Any
 
 from pellucid.kernel.nest import Nest, all_values, laid_out
 from pellucid.kernel.text_c import indented
-from pellucid.kernel.text_triton import HEADER, JOINED, REDUCTIONS, number_text
+from pellucid.kernel.text_triton import HEADER, JOINED, REDUCTIONS, number_text, power
 from pellucid.kernel.tiles import Home, Tiles
 from pellucid.kernel.values import Value
 
@@ -489,7 +489,7 @@ class _Function(Tiles):
         """The columns of a piece."""
         if self.nest.columns is None:
             return self._index(self.last)
-        size = _padded(length)
+        size = power(length)
         name = self._hoisted(f"columns_{size}", f"tl.arange(0, {size}){self._along_axis(self.last)}")
         return f"{name} + {start}" if start else name
 
@@ -498,7 +498,7 @@ class _Function(Tiles):
         found = []
         for axis in sorted(axes):
             if axis == self.last and self.nest.columns is not None:
-                if length != _padded(length):
+                if length != power(length):
                     found.append(self._hoisted(f"within_{length}_columns", f"{self._columns(0, length)} < {length}"))
             elif axis not in self.tile.exact and self.tile.blocks[axis] > 1:
                 index, name = self._index(axis), f"within_{axis}"
@@ -513,7 +513,7 @@ class _Function(Tiles):
         """The shape of a tile that varies along some axes."""
         sizes = {axis: self.tile.blocks[axis] for axis in self.tiled}
         if self.nest.columns is not None:
-            sizes[self.last] = _padded(length)
+            sizes[self.last] = power(length)
         return str([sizes[axis] if axis in axes else 1 for axis in self.tiled])
 
     def _hoisted(self, name: str, text: str) -> str:
@@ -612,7 +612,7 @@ class _Function(Tiles):
         given = "key, key_high, series, series_high"
         alone = f"functions.uniform_of({given}, {self._offset(value.name, axes, start, length)}).to(REAL)"
         fixed = self.nest.columns is not None
-        count = _padded(length) if fixed else self.tile.blocks[self.last]
+        count = power(length) if fixed else self.tile.blocks[self.last]
         if self.last not in axes or count < 4 or start % 4:
             return alone
         fourth = f"tl.arange(0, {count // 4}){self._along_axis(self.last)} * 4"
@@ -656,8 +656,3 @@ def strided(value: Value, nest: Nest, tile: Tile) -> list[int]:
     """The axes along which an operand's distance of entries is given; that of columns is 1."""
     last = nest.axes - 1
     return sorted(along(value, last) - {last} - tile.absent)
-
-
-def _padded(length: int) -> int:
-    """Entries of a tile for so many columns."""
-    return 1 << (length - 1).bit_length()

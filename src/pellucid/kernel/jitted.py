@@ -83,28 +83,6 @@ class _Loop(FusedLoop):
         slots: Sequence[int],
         steps: Steps,
     ) -> None:
-        device = history[0].device
-        with on(device):
-            while True:
-                division = self._kernel.division
-                try:
-                    totals = self._run(values, history, outputs, slots, steps)
-                    break
-                except out_of_resources():
-                    if not division.held:
-                        raise
-                    self._next()
-        self._add_totals(outputs, totals)
-
-    def _run(
-        self,
-        values: Values,
-        history: Sequence[Tensor],
-        outputs: dict[str, Tensor],
-        slots: Sequence[int],
-        steps: Steps,
-    ) -> dict[str, Tensor]:
-        """Launch the kernel; return the parts of the sums over all rows."""
         layout, kernel, device = self.layout, self._kernel, history[0].device
         time, batch, backwards, lengths, seed, start = steps
         splits, together = kernel.division.splits, processors(device)
@@ -128,9 +106,17 @@ class _Loop(FusedLoop):
         constants["WIDE"] = max(t.numel() for t in given if isinstance(t, Tensor)) >= 2**31
         constants |= {"ROWS": rows, "EXCHANGED": kernel.exchanged, "INTERPRETED": interpreted(), "TF32": tf32()}
         at_once = max(1, together // splits) if splits > 1 else blocks  # blocks that wait for each other run together
-        for first in range(0, blocks, at_once):
-            self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
-        return totals
+        try:
+            with on(device):
+                for first in range(0, blocks, at_once):
+                    self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
+        except out_of_resources():
+            if not kernel.division.held:
+                raise
+            self._next()
+            self._fill(values, history, outputs, slots, steps)
+        else:
+            self._add_totals(outputs, totals)
 
     def _shared(self, blocks: int, rows: int, unused: Tensor) -> list[Tensor]:
         """Memory in which blocks pass on and exchange what they have, and count who has come, as far as they do."""

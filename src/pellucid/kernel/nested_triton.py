@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import struct
 from array import array
@@ -18,6 +17,7 @@ from pellucid.kernel import jitted
 from pellucid.kernel.direction import Direction, Draws
 from pellucid.kernel.emit_nest_triton import Text, Tile, along, emit, owned_axes
 from pellucid.kernel.nest import Form, Nest, all_values, laid_out, lower
+from pellucid.kernel.text_triton import power
 from pellucid.kernel.values import Unsupported, Value
 
 TARGET = 4096  # entries of a tile, where the axes let it be chosen
@@ -140,11 +140,8 @@ class _Plan:
     warps: int
 
 
-@functools.cache
 def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return jitted.processors(device) if device.type == "cuda" else INTERPRETED_PROCESSORS
 
 
 def _plans(nest: Nest, sizes: Sequence[int], processors: int) -> list[_Plan]:
@@ -182,11 +179,11 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
 
     def tile_of(value: Value) -> int:
         """Entries of a tile, were it to hold all that is reduced."""
-        return math.prod(_power(sizes[axis]) for axis in inner if axis in along(value, last))
+        return math.prod(power(sizes[axis]) for axis in inner if axis in along(value, last))
 
-    entries = math.prod(_power(sizes[axis]) for axis in inner)
+    entries = math.prod(power(sizes[axis]) for axis in inner)
     held = sum(map(tile_of, read)) + sum(tile_of(total.values[0]) for total in totals)
-    least = min(math.prod(_power(sizes[axis]) for axis in beside), FEWEST_COLUMNS) if inner else 1
+    least = min(math.prod(power(sizes[axis]) for axis in beside), FEWEST_COLUMNS) if inner else 1
     whole = fixed or max(held, 2 * entries) * least <= REGISTERS
     if fixed and sizes[last] > MOST_COLUMNS:
         raise Unsupported(f"a formula that cuts {sizes[last]} columns")
@@ -195,14 +192,14 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
         """Let a tile have more entries, as long as there are enough tiles."""
         nonlocal entries
         for axis in axes:
-            while blocks[axis] < _power(sizes[axis]) and 2 * entries <= target:
+            while blocks[axis] < power(sizes[axis]) and 2 * entries <= target:
                 if fewest and _count(sizes, blocks, outside) < 2 * fewest:
                     return
                 blocks[axis], entries = 2 * blocks[axis], 2 * entries
 
     if whole:
         for axis in inner:
-            blocks[axis] = 1 if fixed and axis == last else _power(sizes[axis])
+            blocks[axis] = 1 if fixed and axis == last else power(sizes[axis])
         grow(beside, max(entries * least, TARGET if not inner else 0))
         grow(outside, TARGET, fewest=processors)
     else:
@@ -224,11 +221,6 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
     exact = frozenset(axis for axis in range(nest.axes) if sizes[axis] % blocks[axis] == 0)
     tile = Tile(tuple(blocks), exact, absent, whole, splits > 1)
     return _Plan(nest, tile, owned, shares, splits, warps)
-
-
-def _power(size: int) -> int:
-    """The power of two that is not less."""
-    return 1 << (size - 1).bit_length()
 
 
 def _count(sizes: Sequence[int], blocks: Sequence[int], axes: Iterable[int]) -> int:
@@ -337,7 +329,7 @@ class _Launch:
         self._memory = [numbers.get(name) for name in ("totals", "parts")]
         self._constants: dict[str, Any] = {"num_warps": plan.warps}
         if tile.split:
-            self._constants["SPLITS"] = _power(plan.splits)
+            self._constants["SPLITS"] = power(plan.splits)
         if "STAGES" in text.options:
             self._constants["STAGES"] = STAGES
 

@@ -38,7 +38,7 @@ _building = threading.RLock()
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run recurrent layers by this backend inside a ``with`` block.
+    """Run layers by this backend inside a ``with`` block.
 
     "c" is the formula compiled for the CPU; "triton" is the formula as a kernel for the GPU; "stepwise" is the
     scheduled program in plain torch; "naive" is the author's function in a Python loop, the definition itself; "auto"

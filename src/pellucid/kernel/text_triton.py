@@ -45,6 +45,7 @@ JOINED = {
 }
 # Parameters of every kernel, behind its pointers.
 GIVEN = ("scratch", "exchange", "meetings", "lengths", "seed", "time", "batch", "begin", "first_block", "first_split")
+# What is known when they are compiled.
 OPTIONS = (
     "BACKWARDS",
     "LENGTHS",
@@ -54,7 +55,7 @@ OPTIONS = (
     "EXCHANGED",
     "INTERPRETED",
     "TF32",
-)  # known when it is compiled
+)
 _OTHERS = "tl triton functions range float forward backward REAL origin block split rows inside ends key meeting"
 _OF_A_STEP = "step turn t at ahead counted"
 RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split(), *_OF_A_STEP.split()}
@@ -73,6 +74,11 @@ def number_text(number: float | bool) -> str:
     return repr(number) if math.isfinite(number) else f'float("{number}")'
 
 
+def power(number: int) -> int:
+    """The least power of two that is not below a number: tiles have no other sizes."""
+    return 1 << (number - 1).bit_length()
+
+
 def padded(length: int) -> int:
-    """Columns of the tile of so many columns: a power of two."""
-    return 1 if length == 1 else max(LEAST, 1 << (length - 1).bit_length())
+    """Columns of the tile of so many columns, which a product may take."""
+    return 1 if length == 1 else max(LEAST, power(length))

@@ -21,6 +21,7 @@ from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.jitted import check, on
 from pellucid.kernel.nested import language
 from pellucid.kernel.registry import warn_of_fallback
+from pellucid.kernel.text_triton import power
 from pellucid.kernel.window import Geometry, remembered
 
 VECTOR = 16  # bytes that a thread reads at once
@@ -168,7 +169,7 @@ class Depthwise(ByTorch):
         """How many neighbouring steps a thread computes: with channels side by side up to so many."""
         if self.stride > 1:
             return 1
-        return min(most, _power(self.results)) if self.last else self.unit
+        return min(most, power(self.results)) if self.last else self.unit
 
     def _tile(self, channels: int, length: int, side: int, taps: int) -> Tile:
         """Cut channels and steps so that threads have enough to do and registers suffice, and there are programs.
@@ -179,14 +180,14 @@ class Depthwise(ByTorch):
         groups, each, lanes = -(-length // side), 1, 1
         if self.last:
             lanes = self.unit
-            rows = min(_power(channels), max(8 * lanes, WARP))
-            steps = min(_power(groups), WARP * MOST_WARPS * lanes // rows)
+            rows = min(power(channels), max(8 * lanes, WARP))
+            steps = min(power(groups), WARP * MOST_WARPS * lanes // rows)
         else:
             numbers = self.real.itemsize // 4 * (taps + 3 * side)  # of a group
             while each < MOST_EACH and 2 * each * numbers <= REGISTERS:
                 each *= 2
-            steps = min(_power(groups), WARP * MOST_WARPS * each)
-            rows = min(_power(channels), WARP * MOST_WARPS * each // steps)
+            steps = min(power(groups), WARP * MOST_WARPS * each)
+            rows = min(power(channels), WARP * MOST_WARPS * each // steps)
         while rows * steps > WARP * lanes and self.batch * -(-channels // rows) * -(-groups // steps) < ENOUGH:
             if steps > 1 and (self.last or rows == 1):
                 steps //= 2
@@ -274,11 +275,6 @@ class Depthwise(ByTorch):
         if self.last:
             return channels // self.unit, self.length, self.results
         return channels, self.length // self.unit, self.results // self.unit
-
-
-def _power(number: int) -> int:
-    """The least power of two that is not below a number."""
-    return 1 << (number - 1).bit_length()
 
 
 @functools.cache
