@@ -556,10 +556,10 @@ def test_after_a_fork_nothing_is_shared():
         "import builtins, sys; builtins.kept = sys.kept = torch.kept = memory.kept = x[2:]",
         "a = [x]; a.append(a)",
         "w = torch.ones(1000, 1000, requires_grad=True); y = (w * x).sum()",
-        # Without torch's operations: what one of them does when its thread is ended in it, torch alone does too.
-        "import threading; lend = lambda: memory.empty((1000, 1000), torch.float32) is None\n"
-        "threading.Thread(target=lambda: [time.sleep(.05) for _ in iter(lend, 1)], daemon=True).start()\n"
-        "time.sleep(.2)",
+        # It waits, with memory of its own: torch alone aborts a process whose end meets a daemon thread in an operation.
+        "import threading; ready = threading.Event()\n"
+        "def wait(): kept = memory.empty((1000, 1000), torch.float32); work(); ready.set(); time.sleep(100)\n"
+        "threading.Thread(target=wait, daemon=True).start(); ready.wait()",
         "import atexit; atexit.register(lambda: memory.empty((1000, 1000), torch.float32))",
         "class A:\n  def __del__(self): memory.empty((1000, 1000), torch.float32)\na = A()",
     ],
