@@ -556,7 +556,7 @@ def test_after_a_fork_nothing_is_shared():
         "import builtins, sys; builtins.kept = sys.kept = torch.kept = memory.kept = x[2:]",
         "a = [x]; a.append(a)",
         "w = torch.ones(1000, 1000, requires_grad=True); y = (w * x).sum()",
-        # It waits, with memory of its own: torch alone aborts a process whose end meets a daemon thread in an operation.
+        # It waits, with memory of its own: torch aborts a process whose end meets a daemon thread in an operation.
         "import threading; ready = threading.Event()\n"
         "def wait(): kept = memory.empty((1000, 1000), torch.float32); work(); ready.set(); time.sleep(100)\n"
         "threading.Thread(target=wait, daemon=True).start(); ready.wait()",

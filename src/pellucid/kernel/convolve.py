@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.kernel import memory, pointwise, triton_depthwise
+from pellucid.kernel import depthwise, memory, pointwise, triton_depthwise
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.choice import faster
+from pellucid.kernel.depthwise import Depthwise
 from pellucid.kernel.nested import language, torch_has_to
 from pellucid.kernel.pointwise import Pointwise
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
@@ -40,7 +41,6 @@ from pellucid.kernel.window import (
     readable,
     remembered,
     rounded,
-    text,
 )
 from pellucid.kernel.window import lanes as vector_lanes
 
@@ -89,7 +89,7 @@ def run(
 
 
 def _by(
-    kernel: Convolution | Pointwise | triton_depthwise.Depthwise,
+    kernel: Kernel | triton_depthwise.Depthwise,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -119,7 +119,7 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     return _by(kernel, x, weight, bias, any(_wanted(tensors)))
 
 
-_bound: dict[Any, Convolution | Pointwise | None] = {}
+_bound: dict[Any, Kernel | None] = {}
 
 
 def _try_to_bind(
@@ -129,7 +129,7 @@ def _try_to_bind(
     lies: tuple[Geometry, int, Geometry | None],
     wanted: Sequence[bool],
     forced: bool,
-) -> Convolution | Pointwise | None:
+) -> Kernel | None:
     geometry, groups, patch = lies
     axes = weight.dim() - 2
     if not (readable(x, axes) or channels_last(x, axes)) or weight.dtype != x.dtype:
@@ -145,7 +145,10 @@ def _try_to_bind(
     if x.numel() < LEAST_ENTRIES and not forced:
         return None
     try:
-        kernel = Convolution(x, weight, *lies)
+        if patch is None and depthwise.fits(x, weight, geometry, groups):
+            kernel: Kernel = Depthwise(x, weight, geometry)
+        else:
+            kernel = Convolution(x, weight, *lies)
     except BuildError as error:
         warn_of_fallback("a convolution", error)
         return None
@@ -157,7 +160,7 @@ def _try_to_bind(
 
 
 def _is_faster(
-    kernel: Convolution | Pointwise, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
+    kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
 ) -> bool:
     """Measure the kernel beside torch's operators."""
     given = [t if t is None else t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
@@ -179,8 +182,7 @@ def _is_faster(
     if channels_last(x, weight.dim() - 2):
         shapes += " channels last"
     leaves = [t for t in tensors if t.requires_grad]
-    written = pointwise.TEXT if isinstance(kernel, Pointwise) else text(x.dtype, NAME)
-    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", written, usual, ours, leaves)
+    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", kernel.text, usual, ours, leaves)
 
 
 class _Convolution(torch.autograd.Function):
@@ -189,7 +191,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: Convolution | Pointwise | triton_depthwise.Depthwise,
+        kernel: Kernel | triton_depthwise.Depthwise,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
@@ -280,3 +282,6 @@ class Convolution(ByTorch, Windows):
             return dx, None, None
         total = (dw.sum(0) if self.parts > 1 else dw[0]).to(self.dtype)
         return dx, total[:size].view(self._weight), total[size:]
+
+
+Kernel = Convolution | Depthwise | Pointwise

@@ -20,6 +20,8 @@ from pellucid.kernel.values import Unsupported, Value
 
 IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
+ROWS_GIVEN = ("first_row", "last_row", "call", "from", "strides")  # to a sweep that takes several rows
+ROWS_TOGETHER = 16  # of a loop around the columns, whose sums stay in registers
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
 
 
@@ -164,6 +166,7 @@ class _Function(Columns):
         for value in (v for v in self.values if v.kind == "reduce"):
             if value.width > 1:
                 self.vectors[value] = self._scratch(value, "real")
+        self.fixed: Scope | None = None  # of a sweep inside a loop: what is the same in all turns of the innermost one
         self.drawn = {v: self._scratch(v, "float32") for v in self.draws if v.width > 1}
         self.filled: set[tuple[Value, int]] = set()
         for level in sorted({*self.stores, *self.reduces, *self.totals, *self.made}):
@@ -307,7 +310,7 @@ class _Function(Columns):
             for value in totals:
                 if self._depth(value.axes) == depth:
                     scope.lines.append(self._add_to_part(value, sums[value]))
-            if depth >= 0:
+            if depth >= 0 and scope.lines:
                 axis = self.loops[depth]
                 loop = f"for (int64_t i_{axis} = 0; i_{axis} < sizes[{axis}]; i_{axis}++) {{"
                 self._scope(depth - 1).lines += [loop, *indented(scope.lines), "}"]
@@ -337,6 +340,9 @@ class _Function(Columns):
     def _home(self, value: Value) -> Scope:
         return self._scope(self._depth(value.axes))
 
+    def _is_sweep(self, scope: Scope) -> bool:
+        return not any(scope is other for other in (self.row, *self.inside))
+
     # -- reading and writing --------------------------------------------------------------------------------------
 
     def _lies(self, value: Value) -> bool:
@@ -346,7 +352,7 @@ class _Function(Columns):
 
     def _read(self, value: Value, start: int, scope: Scope) -> str:
         shift = f" + {start}" if start else ""
-        sweeping = value.width > 1 and not any(scope is other for other in (self.row, *self.inside))
+        sweeping = value.width > 1 and self._is_sweep(scope)
         if value.kind == "number":
             return f"splat((real)call->numbers[{self.nest.numbers.index(value.name)}])"
         if value.kind == "size":
@@ -362,13 +368,20 @@ class _Function(Columns):
             name = (value.values[0] if value.kind == "first" else value).name
             storage = self.nest.storage[name]
             pointer = self._pointer_to(name, value)
-            if sweeping and self.first_level and self._is_wide(value):
-                scope.lines.append(f"FETCH({pointer}{shift} + j);")
+            if sweeping and self._is_wide(value):
+                if self.fixed is not None:
+                    self.fetched[f"{pointer}{shift} + j"] = self._step(name)
+                elif self.first_level:
+                    scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
             return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
         const = "" if scope.given.get(pointer, "const ")[:6] != "const " else "const "
         scope.given[pointer] = f"{const}{storage}_storage *"
         return f"take_{storage}({pointer}{shift} + j, n)"
+
+    def _step(self, operand: str) -> str:
+        """What an operand's place grows by from one turn of the innermost loop to the next."""
+        return f"strides[{self.operands.index(operand) * (self.nest.axes + 1) + self.loops[-1]}]"
 
     def _index(self, number: int, axes: Iterable[int], columns: bool) -> str:
         terms = [f"i_{axis} * strides[{number * (self.nest.axes + 1) + axis}]" for axis in sorted(axes)]
@@ -439,11 +452,15 @@ class _Function(Columns):
                 for value, reduction, start in groups[1]:
                     self._point(value, reduction, start, scope)
             else:
-                self._sweep(str(length) if self.nest.columns is not None else "columns", groups[length], scope)
+                written = str(length) if self.nest.columns is not None else "columns"
+                self._sweep(written, groups[length], scope, len(groups) == 1)
 
-    def _sweep(self, length: str, tasks: Sequence[_Task], outer: Scope) -> None:
-        scope = Scope(taken={*self.names, *outer.taken, "j", "n"})
+    def _sweep(self, length: str, tasks: Sequence[_Task], outer: Scope, alone: bool) -> None:
+        scope = Scope(taken={*self.names, *outer.taken, "j", "n", *ROWS_GIVEN})
+        self.fixed = Scope(taken=scope.taken, own=scope.own, given=scope.given) if self.inside else None
+        self.fetched: dict[str, str] = {}
         sums: list[tuple[str, str]] = []  # totals of the row, and their operations
+        added: list[tuple[str, str, str]] = []  # where vectors of columns are added up, their operations, and the terms
         for value, reduction, start in tasks:
             result = self._evaluate(value, start, scope)
             shift = f" + {start}" if start else ""
@@ -470,11 +487,86 @@ class _Function(Columns):
                 continue
             pointer = self.vectors.get(into) or self._part_of(into)
             scope.given[pointer] = "real_storage *"
-            at = f"{pointer}{shift} + j"
-            scope.lines.append(f"put_real({at}, {operation}(take_real({at}, n), {result}, LANES), n);")
+            added.append((f"{pointer}{shift} + j", operation, result))
+        fixed, self.fixed = self.fixed, None
         name = f"{self.nest.name}_columns_{len(self.sweeps)}"
+        if fixed is not None and alone and not sums and self._is_bare(outer, added):
+            self.sweeps.append(self._rows_text(name, scope, fixed, outer, added))
+            self._scope(len(self.inside) - 2).lines += self._rows_loop(name, length, scope)
+            outer.lines.clear()
+            return
+        for at, operation, result in added:
+            scope.lines.append(f"put_real({at}, {operation}(take_real({at}, n), {result}, LANES), n);")
+        ahead = [f"FETCH({place});" for place in self.fetched] if self.first_level else []
+        scope.lines = [*ahead, *(fixed.lines if fixed is not None else ()), *scope.lines]
         self.sweeps.append(sweep_text(name, scope))
         outer.lines += self._loop(name, length, scope, sums)
+
+    def _is_bare(self, loop: Scope, added: Sequence[tuple[str, str, str]]) -> bool:
+        """Whether nothing but pointers stands in a loop, none of them to what is added up in it."""
+        depth = len(self.inside) - 1
+        pointers = {name for key, name in self.pointers.items() if key[1] == depth}
+        return len(loop.lines) == len(pointers) and not any(at.split(" ")[0] in pointers for at, _, _ in added)
+
+    def _rows_text(
+        self, name: str, scope: Scope, fixed: Scope, loop: Scope, added: Sequence[tuple[str, str, str]]
+    ) -> str:
+        """The function of a sweep over rows, and in each of them over the columns ``j`` to ``j + n``."""
+        depth = len(self.inside) - 1
+        for pointer in [name for key, name in self.pointers.items() if key[1] == depth]:
+            scope.given.pop(pointer, None)
+        sums = [self._fresh(scope, "rows_sum") for _ in added]
+        start = {operation: identity for identity, operation, _ in REDUCTIONS.values()}
+        ahead = [f"FETCH_PLACE({place} + {ROWS_TOGETHER} * {step});" for place, step in self.fetched.items()]
+        axis = f"i_{self.loops[-1]}"
+        outer = [f"int64_t {index}" for index in self._outer_indices()]
+        given = [f"{kind}{name}" for name, kind in scope.given.items()]
+        parameters = ["int64_t j, int n, int64_t first_row, int64_t last_row, const struct nest *call, int64_t from"]
+        return "\n".join(
+            [
+                f"INLINE void {name}({', '.join([*parameters, *outer, *given])})",
+                "{",
+                "  UNUSED const int64_t *const sizes = call->sizes;",
+                "  UNUSED const int64_t *const strides = call->strides;",
+                *indented(fixed.lines),
+                *(f"  vec {total} = {start[operation]};" for total, (_, operation, _) in zip(sums, added, strict=True)),
+                f"  for (int64_t {axis} = first_row; {axis} < last_row; {axis}++) {{",
+                *indented([*loop.lines, *ahead, *scope.lines], 2),
+                *(f"    {total} = {op}({total}, {term}, LANES);" for total, (_, op, term) in zip(sums, added, strict=True)),
+                "  }",
+                *(
+                    f"  put_real({at}, {op}(take_real({at}, n), {total}, LANES), n);"
+                    for total, (at, op, _) in zip(sums, added, strict=True)
+                ),
+                "}",
+                "",
+            ]
+        )
+
+    def _outer_indices(self) -> list[str]:
+        """The indices along the axes around the innermost loop."""
+        return [f"i_{axis}" for axis in (*self.rows, *self.loops[:-1])]
+
+    def _rows_loop(self, name: str, length: str, scope: Scope) -> list[str]:
+        """The innermost loop, some rows at a time: a sweep takes them all before it goes on to the next columns."""
+        size = f"sizes[{self.loops[-1]}]"
+        given = "".join(f", {one}" for one in ("call", "from", *self._outer_indices(), *scope.given))
+        return [
+            f"for (int64_t first_row = 0; first_row < {size}; first_row += {ROWS_TOGETHER}) {{",
+            f"  const int64_t rows = {size} - first_row, last_row = first_row + (rows < {ROWS_TOGETHER} ? rows : "
+            f"{ROWS_TOGETHER});",
+            f"  for (int64_t j = 0; j + LANES <= {length}; j += LANES)",
+            f"    {name}(j, LANES, first_row, last_row{given});",
+            f"  if ({length} % LANES)",
+            f"    {name}({length} / LANES * LANES, {length} % LANES, first_row, last_row{given});",
+            "}",
+        ]
+
+    def _evaluate(self, value: Value, start: int, scope: Scope) -> str:
+        """The name of a value's columns in a scope; in a sweep inside a loop what is the same in all its turns is fixed."""
+        if self.fixed is not None and self._is_sweep(scope) and self.loops[-1] not in value.axes:
+            scope = self.fixed
+        return super()._evaluate(value, start, scope)
 
     def _loop(self, name: str, length: str, scope: Scope, sums: list[tuple[str, str]]) -> Iterator[str]:
         """The loop over the columns; sums are added up by several vectors, and by chunks."""

@@ -23,7 +23,8 @@ MOST_PARTS = 64
 UNITS_OF_A_TOTAL = 1024  # as many are added up before their sum goes to a sum of sums
 BYTES_OF_TOTALS = 2**24
 ENTRIES_PAST_CACHES = 2**22  # of results that no cache holds
-LEAST_TILE, TILE = 64, 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
+TILE = 1024  # columns of a row that is not reduced; a tile's scratch stays in the first cache
+LINE = 64  # bytes; what lies in one is one thread's
 # Places in struct nest of c/nest.h.
 PLACES, NUMBERS, OFFSETS, SEED, STREAM, TOTALS, WORK, THREADS, PARALLEL = 2, 3, 4, 5, 6, 12, 15, 16, 17
 
@@ -82,7 +83,8 @@ class Kernel(Direction):
         tile = columns
         if last not in layout.inner and not layout.fixed:
             shares = -(-torch.get_num_threads() // rows) if layout.inner else 1  # of few rows with loops inside
-            tile = min(TILE, -(-columns // (shares * LEAST_TILE)) * LEAST_TILE)
+            least = LINE // self.real.itemsize
+            tile = min(TILE, -(-columns // (shares * least)) * least)
         tile = min(tile, columns)
         tiles = -(-columns // tile)
         units = rows * tiles

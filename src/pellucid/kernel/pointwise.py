@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernel.by_torch import ByTorch
-from pellucid.kernel.window import Geometry
+from pellucid.kernel.window import Geometry, channels_last
 
 LEAST_PRODUCTS = 2**11  # of two numbers; fewer are not worth a thought
 FEW_PLACES = 16  # up to so many of a sample the batch is one product, for which it is copied; each sample is one beyond
-TEXT = "pointwise convolution: one product of the batch up to 16 places"  # what its measurements are kept under
 
 
 def fits(x: Tensor, geometry: Geometry, groups: int) -> bool:
-    """Whether a convolution is a matrix product: of all channels, at every place of a contiguous input."""
+    """Whether a convolution is a matrix product: of all channels, at every place of an input without gaps."""
     if groups != 1 or math.prod(geometry.kernel) != 1 or math.prod(geometry.stride) != 1:
         return False
     real = x.dtype in (torch.float32, torch.float64)
-    return real and not any((*geometry.before, *geometry.after)) and x.is_contiguous()
+    dense = x.is_contiguous() or channels_last(x, len(geometry.kernel)) is not None
+    return real and dense and not any((*geometry.before, *geometry.after))
 
 
 class Pointwise(ByTorch):
@@ -37,12 +37,15 @@ class Pointwise(ByTorch):
         geometry: how the windows lie.
     """
 
+    text = "pointwise convolution: one product of the batch up to 16 places"  # its measurements are kept under it
+
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
         super().__init__(geometry, 1)
         self._batch, self._in, *size = x.shape
         self._out, self._places = weight.shape[0], math.prod(size)
         self._input, self._weight, self._result = x.shape, weight.shape, (self._batch, self._out, *size)
-        self.differentiable = self._places == 1  # whether torch differentiates what forward does
+        # One product of the whole batch, which torch differentiates.
+        self.differentiable = self._places == 1 or channels_last(x, len(size)) is not None
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False
@@ -50,7 +53,7 @@ class Pointwise(ByTorch):
         """The result, (batch, out channels, *size), and the input as backward reads it, if it has been copied."""
         matrix = weight.reshape(self._out, self._in)
         if self.differentiable:
-            return F.linear(x.view(self._batch, self._in), matrix, bias).view(self._result), None
+            return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
         columns = self._columns(x, self._in) if self._places <= FEW_PLACES else None
         y = self._product(matrix, x, columns, self._result)
         if bias is not None:

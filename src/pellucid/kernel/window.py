@@ -26,7 +26,7 @@ from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
 AXES = 3
-MOVING = ("convolve", "pool")  # headers whose windows move, and lay channels out in planes
+MOVING = ("convolve", "pool")  # headers that lay channels out in planes
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
 MOST_TAPS = 256  # of which the greatest is taken: a byte says which one it was
@@ -116,6 +116,7 @@ class Windows:
         self._blank = (*(0,) * TAPS, self._taps.buffer_info()[0], self._patch.buffer_info()[0], 0, *fixed)
         self._more, self.taps = tuple(more), math.prod(kernel)
         self.operations = 2 * batch * channels * out * math.prod((*kernel, *results))
+        self.text = text(x.dtype, name)
         kernels = library(x.dtype, name)
         self._run = {"forward": kernels.forward, "backward": kernels.backward}
         probe, found = array("q", (*self._blank, 1, 0, *more)), array("q", (0, 0))
@@ -199,7 +200,6 @@ def library(dtype: torch.dtype, name: str) -> ctypes.CDLL:
     for function in ("forward", "backward"):
         getattr(found, function).argtypes, getattr(found, function).restype = [ctypes.c_void_p], None
     if name in MOVING:
-        found.lanes.restype = ctypes.c_int64
         found.work_bytes.argtypes, found.work_bytes.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     return found
 

@@ -31,7 +31,8 @@ DEFINE_RESULT(float16, half_lanes)
 #define CHUNK 4096 // columns whose sum is made by itself: a long sum would swallow small terms
 
 // What will be read soon: the processor itself sees no further than the end of a page.
-#define FETCH(place) __builtin_prefetch((const char *)(place) + 1024, 0, 2)
+#define FETCH_PLACE(place) __builtin_prefetch(place, 0, 2)
+#define FETCH(place) FETCH_PLACE((const char *)(place) + 1024)
 
 struct nest {
   const int64_t *sizes;      // of the axes
