@@ -496,11 +496,11 @@ class FormattedConvolution(Convolution):
 
     @property
     def memory_format(self) -> torch.memory_format | None:
-        """The format that a batch is brought into before it is convolved; None leaves it as it comes.
+        """The format that a batch is brought into before it is convolved, and its result has; None leaves both alone.
 
-        Only the strides of the result differ, and its format spreads: other layers answer in that of their input. Many
-        networks are faster so, above all those whose kernels have few channels each; others are not. `pellucid.swap`
-        measures it. Parameters stay as they are, and so does input without a batch.
+        Only strides differ, and the format spreads: other layers answer in that of their input. Many networks are
+        faster so, above all those of depthwise and grouped convolutions; others are not. `pellucid.swap` measures it.
+        Parameters stay as they are, and so does input without a batch.
 
         Raises:
             ValueError: it is set to what is no such format, or to that of another number of axes.
@@ -531,15 +531,16 @@ class FormattedConvolution(Convolution):
         if self.padding_mode == "circular":  # whose padding torch writes in the usual format
             margins = self._margins(input.shape[-self.spatial :])
             return self.convolve_padded(extend(input, margins, self.padding_mode), weight, bias)
-        return super()._conv_forward(self._formatted(input), weight, bias)
+        return self._formatted(super()._conv_forward(self._formatted(input), weight, bias))
 
     def convolve_padded(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve what has its padding already."""
-        return super().convolve_padded(self._formatted(x), weight, bias)
+        return self._formatted(super().convolve_padded(self._formatted(x), weight, bias))
 
     def convolve_and_pool(self, x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor | None:
         """Return the greatest of every patch of features by the kernel, in one pass; None where torch is to do it."""
-        return super().convolve_and_pool(self._formatted(x), size, stride)
+        y = super().convolve_and_pool(self._formatted(x), size, stride)
+        return None if y is None else self._formatted(y)
 
     def _formatted(self, x: torch.Tensor) -> torch.Tensor:
         """Bring a batch into the memory format, if there is one.
