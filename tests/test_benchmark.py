@@ -24,6 +24,7 @@ from pellucid.benchmark.streaming import StreamingRow
 from pellucid.benchmark.twins import RowSpeed, makers, step, twins
 from pellucid.benchmark.zoo import Sized, ZooModel
 from pellucid.cli import main
+from pellucid.models import formats, verification
 from pellucid.nn import cells
 
 LSTM = SpeedRow("LSTM 2, 3, 4→5", lambda: nn.LSTM(4, 5), lambda: torch.nn.LSTM(4, 5), 2, 3, floor=1e-6)
@@ -687,6 +688,36 @@ def test_a_model_is_measured_after_swap_and_compared_without_its_dropouts(monkey
     assert min(found["limit_ms"], found["ours_ms"], found["torch_ms"]) > 0
     assert "3 of 4" in result.output
     assert f"geometric mean of 1 models: {found['torch_ms'] / found['ours_ms']:.2f}× as fast" in result.output
+
+
+def picture_row():
+    def build():
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 1))
+
+    size = Sized({}, lambda: {"input": torch.randn(1, 1, 5, 5)})
+    return ModelRow(ZooModel("pictures", build, size, size, None))
+
+
+@pytest.mark.parametrize(("gain", "form"), [(0, "channels_last"), (1e9, None)])
+def test_a_model_of_pictures_is_measured_in_the_format_that_is_faster(monkeypatch, tmp_path, gain, form):
+    monkeypatch.setattr(formats, "GAIN", gain)
+    monkeypatch.setattr(verification, "TIMED_SECONDS", 0)
+    path = tmp_path / "figures.json"
+    result = run(monkeypatch, [picture_row(), small_row()], "--json", str(path), suite="models")
+    assert result.exit_code == 0, result.output
+    found, other = json.loads(path.read_text(encoding="utf-8"))["figures"]["models"]
+    assert found["memory_format"] == form
+    assert other["memory_format"] is None
+    assert ("channels_last" in result.output) is (form is not None)
+
+
+def test_a_model_that_fails_to_verify_fails_its_row_alone(monkeypatch):
+    right = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: right(self, x) * 1.1)
+    result = run(monkeypatch, [picture_row(), small_row()], suite="models")
+    assert result.exit_code == 1
+    assert "1 of 2 rows fail" in result.output
+    assert "swap: with pellucid's layers the model differs in eval mode" in " ".join(result.output.split())
 
 
 def test_a_model_that_differs_has_no_figure(monkeypatch):

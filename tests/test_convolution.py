@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pellucid
 from pellucid import nn
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
@@ -547,3 +550,133 @@ def test_an_independent_reference_with_torchs_padding():
     torch.testing.assert_close(layer(x), F.conv1d(F.pad(x, (1, 2)), layer.weight, layer.bias, 2))
     layer = nn.Conv1d(2, 3, 4, stride=2, dilation=3, padding="causal")
     torch.testing.assert_close(layer(x), F.conv1d(F.pad(x, (9, 0)), layer.weight, layer.bias, 2, dilation=3))
+
+
+# -- memory formats ---------------------------------------------------------------------------------------------------
+
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def stands_last(y):
+    """Whether the channels of every place stand side by side, and torch sees it, one channel or many."""
+    return y.stride(1) == 1 and y.is_contiguous(memory_format=LAST[y.ndim - 2])
+
+
+def given_grads(layer, x):
+    y = layer(x)
+    return y, torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])
+
+
+FORMATTED = {
+    "plain": (nn.Conv2d, (4, 6, 3), {"padding": 1}, (2, 4, 7, 5)),
+    "strided and same": (nn.Conv2d, (4, 6, 3), {"padding": "same", "stride": 2}, (2, 4, 7, 5)),
+    "reflect": (nn.Conv2d, (4, 6, 3), {"padding": 1, "padding_mode": "reflect"}, (2, 4, 7, 5)),
+    "circular": (nn.Conv2d, (4, 6, 3), {"padding": 1, "padding_mode": "circular"}, (2, 4, 7, 5)),
+    "circular and same": (
+        nn.Conv2d,
+        (4, 6, 3),
+        {"padding": "same", "stride": 2, "padding_mode": "circular"},
+        (2, 4, 7, 5),
+    ),
+    "depthwise": (nn.Conv2d, (4, 4, 3), {"groups": 4}, (2, 4, 7, 5)),
+    "pointwise": (nn.Conv2d, (4, 6, 1), {}, (2, 4, 7, 5)),
+    "one channel": (nn.Conv2d, (1, 6, 3), {}, (2, 1, 7, 5)),
+    "one place": (nn.Conv2d, (4, 6, 1), {}, (2, 4, 1, 1)),
+    "volume": (nn.Conv3d, (2, 3, 2), {"padding": 1, "padding_mode": "circular"}, (2, 2, 4, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("by", ["auto", "c"])
+@pytest.mark.parametrize(("kind", "args", "kwargs", "shape"), FORMATTED.values(), ids=FORMATTED)
+def test_channels_last_changes_strides_alone(kind, args, kwargs, shape, by):
+    torch.manual_seed(0)
+    layer, x = kind(*args, **kwargs).double(), draw(*shape).requires_grad_()
+    strides = [w.stride() for w in layer.parameters()]
+    with pellucid.backend(by):
+        expected, grads = given_grads(layer, x)
+        layer.memory_format = LAST[layer.spatial]
+        for _ in range(2):  # the second call is left to torch on shorter ways
+            y, found = given_grads(layer, x)
+            torch.testing.assert_close(y, expected)
+            torch.testing.assert_close(found, grads)
+            assert max(y.shape[2:]) == 1 or stands_last(y)
+        assert layer._formatted(y) is y  # what stands so already is not copied
+        alone = layer(x[0])
+    torch.testing.assert_close(alone, expected[0])
+    assert alone.is_contiguous()
+    assert [w.stride() for w in layer.parameters()] == strides
+    layer.memory_format = None
+    torch.testing.assert_close(layer(x), expected)
+    assert "_memory_format" not in vars(layer)
+
+
+def test_a_picture_that_was_turned_is_brought_into_the_format():
+    layer, x = nn.Conv2d(4, 6, 3).double(), draw(2, 4, 7, 5)
+    layer.memory_format = torch.channels_last
+    turned = x.contiguous(memory_format=torch.channels_last).mT
+    assert turned.stride(1) == 1
+    y = layer(turned)
+    assert stands_last(y)
+    torch.testing.assert_close(y, F.conv2d(x.mT, layer.weight, layer.bias))
+
+
+def test_a_pooled_convolution_takes_the_format_too():
+    layer, x = nn.ConvPool2d(3, 4, 3).double(), draw(2, 3, 9, 8)
+    expected = layer(x)
+    layer.convolution.memory_format = torch.channels_last
+    for by in ("auto", "c"):
+        with pellucid.backend(by):
+            y = layer(x)
+        torch.testing.assert_close(y, expected)
+        assert stands_last(y)
+
+
+def test_transforms_and_autocast_go_through_the_format():
+    layer, xs = nn.Conv2d(3, 4, 3, padding=1).double(), draw(2, 2, 3, 5, 6)
+    expected = layer(xs[1])
+    loss = lambda x: layer(x).sin().sum()  # noqa: E731
+    grad, second = torch.func.grad(loss)(xs[1]), torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(xs[1])
+    layer.memory_format = torch.channels_last
+    torch.testing.assert_close(torch.vmap(layer)(xs)[1], expected)
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(xs)[1], grad)
+    torch.testing.assert_close(torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(xs[1]), second)
+    value, tangent = torch.func.jvp(layer, (xs[1],), (xs[0],))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(tangent, F.conv2d(xs[0], layer.weight, padding=1))
+    with torch.autocast("cpu"):
+        y = layer.float()(xs[1].float())
+    assert y.dtype == torch.bfloat16
+    assert stands_last(y)
+
+
+def test_a_compiled_layer_notices_its_format():
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 5, 6)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    expected = compiled(x)
+    layer.memory_format = torch.channels_last
+    y = compiled(x)
+    torch.testing.assert_close(y, expected)
+    assert stands_last(y)
+    assert stands_last(compiled(torch.randn(3, 3, 7, 6)))
+    exported = torch.export.export(layer, (x,)).module()
+    assert stands_last(exported(x))
+    assert stands_last(torch.jit.trace(layer, x)(x))
+    layer.memory_format = None
+    assert compiled(x).is_contiguous()
+
+
+def test_a_format_is_shown_kept_and_checked():
+    layer = nn.Conv2d(3, 4, 3)
+    plain = repr(layer)
+    assert layer.memory_format is None
+    layer.memory_format = torch.channels_last
+    assert repr(layer) == f"{plain[:-1]}, memory_format=torch.channels_last)"
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.memory_format is torch.channels_last
+    assert nn.Conv3d(1, 1, 1).memory_format is None  # it is the object's, not the class's
+    for wrong in ("channels_last", torch.channels_last_3d, torch.contiguous_format):
+        with pytest.raises(
+            ValueError, match=rf"nn.Conv2d: memory_format is .*{wrong}.*torch.channels_last, or to None"
+        ):
+            layer.memory_format = wrong
+    assert layer.memory_format is torch.channels_last

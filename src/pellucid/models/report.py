@@ -41,6 +41,52 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Formatted:
+    """The memory format of convolutions.
+
+    Attributes:
+        name: "channels_last" for pictures, "channels_last_3d" for volumes, or both.
+        paths: the places of each convolution that works in it, or could.
+        kept: whether they work in it now.
+        reason: why they do not.
+        with_ms: the model's median time with the format, where both were taken.
+        without_ms: the same without.
+    """
+
+    name: str
+    paths: tuple[tuple[str, ...], ...]
+    kept: bool
+    reason: str | None = None
+    with_ms: float | None = None
+    without_ms: float | None = None
+
+    @property
+    def factor(self) -> float | None:
+        """How many times as fast the model is with the format; None where that was not measured."""
+        return None if self.with_ms is None or self.without_ms is None else self.without_ms / self.with_ms
+
+    @property
+    def convolutions(self) -> str:
+        """How many there are."""
+        return f"{len(self.paths)} convolution{'' if len(self.paths) == 1 else 's'}"
+
+    def line(self) -> str:
+        """Write it as a sentence."""
+        one = len(self.paths) == 1
+        if self.kept:
+            said = f"{self.convolutions} {'works' if one else 'work'} in {self.name}"
+        elif self.paths:
+            said = f"{self.convolutions} could work in {self.name}, but {'does' if one else 'do'} not"
+        else:
+            said = f"No convolution works in {self.name}"
+        details = [] if self.reason is None else [self.reason]
+        if self.factor is not None:
+            times = f"{self.with_ms:.2f} ms with it, {self.without_ms:.2f} ms without"
+            details.insert(0, f"{times}, {self.factor:.2f}× as fast (medians, taking turns)")
+        return f"{said}: {'; '.join(details)}." if details else f"{said}."
+
+
+@dataclass(frozen=True)
 class Verification:
     """A model run on an example before and after.
 
@@ -118,6 +164,8 @@ class Report(Printable):
         verification: the model before and after, where an example was given.
         fused: layers that are computed as one; of "restore", those that were.
         unfused: what stands side by side and is not, and why.
+        formatted: the memory format that convolutions work in, and what it gains, where one was asked for; of
+            "restore", that in which they did.
     """
 
     action: str
@@ -126,6 +174,7 @@ class Report(Printable):
     verification: Verification | None = None
     fused: tuple[Fused, ...] = ()
     unfused: tuple[Left, ...] = ()
+    formatted: Formatted | None = None
 
     @property
     def summary(self) -> str:
@@ -135,23 +184,33 @@ class Report(Printable):
         stayed = f"{len(self.left)} left as {'it was' if len(self.left) == 1 else 'they were'}"
         said = f"{count} {'layer is' if count == 1 else 'layers are'} {whose} now, {stayed}."
         groups = len(self.fused)
-        if not groups:
-            return said
-        together = "computed as one" if self.action == "swap" else "no longer computed as one"
-        return f"{said} {groups} {'group of layers is' if groups == 1 else 'groups of layers are'} {together}."
+        if groups:
+            together = "computed as one" if self.action == "swap" else "no longer computed as one"
+            said += f" {groups} {'group of layers is' if groups == 1 else 'groups of layers are'} {together}."
+        if self.formatted is not None and self.action == "restore":
+            verb = "works" if len(self.formatted.paths) == 1 else "work"
+            said += f" {self.formatted.convolutions} no longer {verb} in {self.formatted.name}."
+        return said
+
+    def lines(self) -> list[str]:
+        """Write what was measured as sentences."""
+        said = [] if self.verification is None else self.verification.lines()
+        return said if self.formatted is None or self.action == "restore" else [*said, self.formatted.line()]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         found = {"summary": self.summary, **asdict(self)}
         if self.verification is not None:
             found["verification"]["factor"] = self.verification.factor
+        if self.formatted is not None:
+            found["formatted"]["factor"] = self.formatted.factor
         return found
 
     def markdown(self) -> str:
         """Write it as Markdown, with every path."""
         lines = [f"# pellucid {self.action}", "", self.summary, ""]
-        if self.verification is not None:
-            lines += [*(f"- {line}" for line in self.verification.lines()), ""]
+        if said := self.lines():
+            lines += [*(f"- {line}" for line in said), ""]
         for title, header, rows in self._sections(None):
             lines += [f"## {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
             lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
@@ -172,8 +231,7 @@ class Report(Printable):
             for row in rows:
                 table.add_row(*map(Text, row))
             parts.append(table)
-        if self.verification is not None:
-            parts += map(Text, self.verification.lines())
+        parts += map(Text, self.lines())
         return Group(*parts)
 
     def _sections(self, shown: int | None) -> Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

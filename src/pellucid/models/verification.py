@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import enum
 import math
 import statistics
 import time
@@ -18,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import VerificationError
 from pellucid.keeping import Draws, seed_all
+from pellucid.models.formats import FASTEST, RESHAPE, Formats
 from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
@@ -35,6 +37,7 @@ def verified(
     layers: Sequence[torch.nn.Module],
     example: Any,
     plans: Mapping[torch.nn.Module, Plans] | None = None,
+    formats: Formats | None = None,
 ) -> Verification:
     """Compare and time a model whose layers have just become pellucid's.
 
@@ -43,16 +46,18 @@ def verified(
         layers: those that were exchanged.
         example: a tensor, a tuple of positional or a dict of keyword arguments.
         plans: of the modules that compute layers as one.
+        formats: the convolutions that may work in another memory format; they do afterwards where it is kept, and
+            ``formats`` knows why and the times.
 
     Raises:
-        VerificationError: the model does not compute the same, or fails; its layers are torch.nn's again.
+        VerificationError: the model does not compute the same, or fails; it is as it was.
     """
-    trial = Trial(model, layers, arguments(example), plans)
+    trial = Trial(model, layers, arguments(example), plans, formats)
     try:
         with _kept(model):
             return trial.verification()
     except BaseException:
-        trial.turn(False)
+        trial.turn(Way.BEFORE)
         raise
 
 
@@ -95,6 +100,18 @@ class Results:
         return Differences(outputs, max(difference(a, b, scale) for a, b in pairs))
 
 
+class Way(enum.Enum):
+    """How a model runs."""
+
+    BEFORE = "as it was"
+    OURS = "with pellucid's layers"
+    FORMATTED = "with pellucid's layers, convolutions in another memory format"
+
+
+class _Unfit(Exception):
+    """What is wrong with a way to run the model, in words."""
+
+
 class Trial:
     """A model that runs on an example, with either kind of layers."""
 
@@ -104,15 +121,18 @@ class Trial:
         layers: Sequence[torch.nn.Module],
         example: Any,
         plans: Mapping[torch.nn.Module, Plans] | None = None,
+        formats: Formats | None = None,
     ) -> None:
-        self.model, self.layers, self.plans, self.ours = model, layers, plans or {}, True
+        self.model, self.layers, self.plans, self.way = model, layers, plans or {}, Way.OURS
+        self.formats = formats if formats is not None and formats.layers else None
         self.positional, self.named = example
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = "cuda" if any(t.is_cuda for t in (*model.parameters(), *tensors(example))) else "cpu"
 
-    def turn(self, ours: bool) -> None:
-        """Take pellucid's layers, or torch.nn's."""
-        if ours is not self.ours:
+    def turn(self, way: Way) -> None:
+        """Take the layers, and the memory format, of a way to run."""
+        ours = way is not Way.BEFORE
+        if ours is (self.way is Way.BEFORE):
             for layer in self.layers:
                 exchange(layer)
             for module, followed in self.plans.items():
@@ -120,45 +140,95 @@ class Trial:
                     follow(module, followed)
                 else:
                     unfuse(module)
-            self.ours = ours
+        if self.formats is not None:
+            if ours:
+                self.formats.turn(way is Way.FORMATTED)
+            else:
+                self.formats.undo()
+        self.way = way
 
     def verification(self) -> Verification:
-        """Compare in both modes, then time in the model's own mode.
+        """Compare in both modes, then time in the model's own mode; a memory format stays where it is to.
 
         Raises:
             VerificationError: they differ.
         """
-        found, modes, notes, trains = Differences(), [], [], False
+        ways = [Way.OURS, *([] if self.formats is None else [Way.FORMATTED])]
+        found = dict.fromkeys(ways, Differences())
+        notes: dict[Way, list[str]] = {way: [] for way in ways}
+        modes, trains = [], False
         dtype, tolerance = self._tolerance()
         for mode, name in ((False, "eval"), (True, "train")):
-            self.turn(False)
+            self.turn(Way.BEFORE)
             try:
                 before = self.results(mode)
             except Exception as error:
                 if not mode:
                     raise
-                notes.append(f"Not compared in train mode, where the model itself fails: {error}")
+                for said in notes.values():
+                    said.append(f"Not compared in train mode, where the model itself fails: {error}")
                 continue
-            self.turn(True)
-            try:
-                after = self.results(mode)
-            except Exception as error:
-                raise VerificationError(
-                    f"swap: with pellucid's layers the model fails in {name} mode, where it ran with torch.nn's: "
-                    f"{error}\nIt has torch.nn's layers again. {self._cure()}"
-                ) from error
             modes.append(name)
             trains = mode and bool(self.parameters and before.gradients)
-            differences = after.differences(before)
-            if not differences.largest <= tolerance:
-                notes.append(self._rounding(mode, name, differences, before, after))
-            found = found.and_also(differences)
+            for way in list(found):
+                try:
+                    differences = self._compared(way, mode, name, before, notes[way])
+                except _Unfit as unfit:
+                    self._refuse(way, unfit)
+                    del found[way]
+                else:
+                    found[way] = found[way].and_also(differences)
         differentiable = self.model.training and trains
-        milliseconds = self._times(differentiable)
+        times = self._times(differentiable, [Way.BEFORE, *found])
+        way = self._decide(times)
+        self.turn(way)
         timed = "forward + backward" if differentiable else "forward"
-        return Verification(
-            found.outputs, found.gradients, tolerance, dtype, tuple(modes), tuple(notes), timed, *milliseconds
-        )
+        compared = (found[way].outputs, found[way].gradients, tolerance, dtype, tuple(modes), tuple(notes[way]))
+        return Verification(*compared, timed, times[Way.BEFORE], times[way])
+
+    def _compared(self, way: Way, mode: bool, name: str, before: Results, notes: list[str]) -> Differences:
+        """Run the model in one way, and compare.
+
+        Raises:
+            _Unfit: it fails, or differs by more than rounding.
+        """
+        self.turn(way)
+        try:
+            after = self.results(mode)
+        except Exception as error:
+            raise _Unfit(f"the model fails in {name} mode, where it ran before: {_sentence(error)}") from error
+        differences = after.differences(before)
+        if not differences.largest <= self._tolerance()[1]:
+            notes.append(self._rounding(mode, name, differences, before, after))
+        return differences
+
+    def _refuse(self, way: Way, unfit: _Unfit) -> None:
+        """Remember why a memory format is not for the model, if it may go without.
+
+        Raises:
+            VerificationError: it may not.
+        """
+        formats = self.formats if way is Way.FORMATTED else None
+        if formats is not None and formats.wish == FASTEST:
+            formats.refused = f"with it {_sentence(unfit)} {RESHAPE}"
+            return
+        state = "The model has torch.nn's layers again." if self.layers else "The model is as it was."
+        if formats is None:
+            said, cure = Way.OURS.value, "only= leaves a layer out"
+        else:
+            said = f"with convolutions in {formats.name}"
+            cure = f"{RESHAPE}; memory_format={FASTEST!r} goes on without it, and only= leaves a layer out"
+        cure += "; without fuse= all run one by one." if self.plans else "."
+        raise VerificationError(f"swap: {said} {_sentence(unfit)} {state} {cure}") from unfit.__cause__
+
+    def _decide(self, times: Mapping[Way, float]) -> Way:
+        """Return the way in which the model is to run from now on."""
+        if self.formats is None:
+            return Way.OURS
+        if Way.FORMATTED in times:
+            self.formats.with_ms, self.formats.without_ms = times[Way.FORMATTED], times[Way.OURS]
+        self.formats.decide()
+        return Way.FORMATTED if self.formats.kept else Way.OURS
 
     def _tolerance(self) -> tuple[str, float]:
         """The coarsest type that takes part, and what may differ in it."""
@@ -170,12 +240,12 @@ class Trial:
         """Say that differences beyond the tolerance are rounding: torch.nn's layers, too, are as far from float64.
 
         Raises:
-            VerificationError: they are not.
+            _Unfit: they are not.
         """
         dtype, tolerance = self._tolerance()
         complaint = (
-            f"swap: with pellucid's layers the model differs in {name} mode, {differences}, relative to the largest "
-            f"entry; {dtype} may differ by {tolerance:.0e}"
+            f"the model differs in {name} mode, {differences}, relative to the largest entry; {dtype} may differ by "
+            f"{tolerance:.0e}"
         )
         exact = None if dtype == "float64" else self._in_double(mode)
         if exact is not None:
@@ -186,21 +256,19 @@ class Trial:
                     f"pellucid's, {ours}."
                 )
             complaint += f". From float64 pellucid's layers differ, {ours}, and torch.nn's, {theirs}"
-        raise VerificationError(f"{complaint}. The model has torch.nn's layers again. {self._cure()}")
-
-    def _cure(self) -> str:
-        return "only= leaves a layer out" + ("; without fuse= all run one by one." if self.plans else ".")
+        raise _Unfit(complaint)
 
     def _in_double(self, mode: bool) -> Results | None:
         """The results of a copy in float64, with torch.nn's layers; None for a model that cannot be had in float64."""
-        self.turn(False)
+        way = self.way
+        self.turn(Way.BEFORE)
         example = mapped(lambda x: x.double() if x.is_floating_point() else x, (self.positional, self.named))
         try:
             return Trial(copy.deepcopy(self.model).double(), (), example).results(mode)
         except Exception:
             return None
         finally:
-            self.turn(True)
+            self.turn(way)
 
     def results(self, training: bool) -> Results:
         """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
@@ -227,8 +295,8 @@ class Trial:
         positional, named = mapped(fresh, (self.positional, self.named))
         return list(tensors(self.model(*positional, **named)))
 
-    def _times(self, differentiable: bool) -> tuple[float, float]:
-        """Median milliseconds before and after: of forward and backward in train mode, or of forward in eval mode."""
+    def _times(self, differentiable: bool, ways: Sequence[Way]) -> dict[Way, float]:
+        """Median milliseconds of every way: of forward and backward in train mode, or of forward in eval mode."""
 
         def step() -> None:
             with torch.set_grad_enabled(differentiable):
@@ -237,19 +305,25 @@ class Trial:
                 if loss is not None:
                     torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
-        seconds: dict[bool, list[float]] = {False: [], True: []}
+        seconds: dict[Way, list[float]] = {way: [] for way in ways}
+        order = list(ways)
         with _calm(self.model, differentiable, dropout=True):
-            for ours in seconds:
-                self.turn(ours)
+            for way in order:
+                self.turn(way)
                 step()
                 step()  # the first may have compiled and chosen kernels
             begin = time.perf_counter()
-            while len(seconds[True]) < SAMPLES or time.perf_counter() - begin < TIMED_SECONDS:
-                for ours in (False, True) if len(seconds[True]) % 2 else (True, False):
-                    self.turn(ours)
-                    seconds[ours].append(clock(step, self.device))
-        self.turn(True)
-        return 1e3 * statistics.median(seconds[False]), 1e3 * statistics.median(seconds[True])
+            while len(seconds[order[-1]]) < SAMPLES or time.perf_counter() - begin < TIMED_SECONDS * len(ways) / 2:
+                for way in order:
+                    self.turn(way)
+                    seconds[way].append(clock(step, self.device))
+                order.append(order.pop(0))
+        return {way: 1e3 * statistics.median(samples) for way, samples in seconds.items()}
+
+
+def _sentence(error: Exception) -> str:
+    """What an exception says, with one full stop."""
+    return f"{str(error).rstrip('. ')}."
 
 
 # -- values of any structure ----------------------------------------------------------------------------------------
