@@ -590,7 +590,7 @@ def test_swapped_once_more(block):
     report = pellucid.swap(model, fuse=True)
     assert len(report.fused) == 3
     assert type(model[0]).__mro__.count(fusions.Fused) == 1
-    assert type(model[0])._fused_kind is Residual
+    assert type(model[0])._own_kind is Residual
 
 
 def test_a_loaded_state_and_an_optimizer(block):

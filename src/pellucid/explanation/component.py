@@ -21,6 +21,7 @@ from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.drawing import Drawing
+from pellucid.nn.exchange import kind_of, runs_as
 
 DRAWN_STEPS = 2  # steps whose pictures stand for the layer
 EACH = ("stride", "padding", "dilation", "pool_stride")
@@ -34,7 +35,7 @@ class ComponentExplained:
     def __init__(self, request: Request) -> None:
         assert isinstance(request.layer, Component)
         self.request, self.texts, self.layer = request, request.texts, request.layer
-        self.kind = type(request.layer).__name__
+        self.kind = runs_as(kind_of(request.layer)).__name__
         with torch.no_grad():
             self.bound = self.layer.bind(*request.inputs, **request.options)
         self.lines = self.read_lines()

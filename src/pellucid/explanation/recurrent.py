@@ -22,6 +22,7 @@ from pellucid.explanation.trace import Trace
 from pellucid.explanation.unrolling import unrolled
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
+from pellucid.nn.exchange import kind_of, runs_as
 from pellucid.nn.sequence import SequenceLayer
 
 WORKED = 8  # steps that are worked out unless the caller says otherwise
@@ -55,7 +56,7 @@ class RecurrentExplained:
         check = shared.check(traced, sequence.output, self.layer.backend, texts)
         if self.layer.training and self.layer.solution().sites:
             traces, last = self.reading.train(sequence, worked, self.request.seed)
-        name = type(self.layer).__name__
+        name = runs_as(kind_of(self.layer)).__name__
         return Report(
             lang=texts.lang,
             title=texts("title.recurrent", layer=self.source.name if name == "Recurrent" else name),

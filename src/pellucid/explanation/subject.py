@@ -34,7 +34,7 @@ from pellucid.nn.conv_pool import ConvPooling
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.drop_connect import DropConnect
 from pellucid.nn.dropout import DropoutFamily
-from pellucid.nn.exchange import has_twin, kind_of, name_of, twin_of
+from pellucid.nn.exchange import has_twin, kind_of, name_of, runs_as, twin_of
 from pellucid.nn.normalization import NormalizationFamily
 from pellucid.nn.row_formula import Layer
 from pellucid.nn.row_wise import RowWise
@@ -169,13 +169,13 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
     twin = layer if isinstance(layer, (SequenceLayer, Component)) else twin_of(layer)
     assert twin is not None, "what has no formula is explained as a model"
     if twin is not layer:
-        theirs, ours = name_of(kind_of(layer)), name_of(kind_of(twin))
+        theirs, ours = name_of(kind_of(layer)), name_of(runs_as(kind_of(twin)))
         request.notes.append(request.texts("note.twin", theirs=theirs, ours=ours))
     if request.inputs:
         first = request.inputs[0]
         request.inputs = (first if _is_text(first) else _tensor(first), *request.inputs[1:])
     else:
-        example = known.example_of(type(twin).__name__)
+        example = known.example_of(runs_as(kind_of(twin)).__name__)
         if example is None and not isinstance(twin, (SequenceLayer, RowWise)):
             raise TypeError(f"explain: give {type(twin).__name__} an input to read, explain(layer, x)")
         arguments = {} if example is None else _arguments_of(twin, example)

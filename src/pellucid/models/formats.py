@@ -10,7 +10,7 @@ import torch
 from pellucid.models.report import Formatted
 from pellucid.nn import Conv2d, Conv3d
 from pellucid.nn.convolution import FORMATS
-from pellucid.nn.exchange import kind_of
+from pellucid.nn.exchange import kind_of, runs_as
 
 FASTEST: Final = "fastest"
 GAIN = 1.05  # times as fast as without it a model is with a format that "fastest" keeps
@@ -96,8 +96,8 @@ class Formats:
 
 
 def may_be_formatted(layer: torch.nn.Module) -> TypeGuard[Conv2d | Conv3d]:
-    """Whether a layer is just pellucid's convolution of pictures or volumes, and no class of a user's own."""
-    return kind_of(layer) in (Conv2d, Conv3d)
+    """Whether a layer is just pellucid's convolution of pictures or volumes, and runs no code of a user's own."""
+    return runs_as(kind_of(layer)) in (Conv2d, Conv3d)
 
 
 def _named(forms: Iterable[Any]) -> str:

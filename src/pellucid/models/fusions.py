@@ -24,10 +24,11 @@ from pellucid.models import report
 from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, trace
 from pellucid.nn.component import Component, watched
 from pellucid.nn.dropout import Dropout
-from pellucid.nn.exchange import kind_of, name_of, ours_of
+from pellucid.nn.exchange import kind_of, name_of, ours_of, runs_as
 from pellucid.nn.fused import LAYERS, activation_of_call, convolve_and_normalize, normalize_in_company
 from pellucid.nn.layer_norm import LocalResponseNorm
 from pellucid.nn.normalization import NormalizationFamily
+from pellucid.nn.reclassed import Reclassed, reclassed
 
 MOST_TRACES = 16  # of one module, whose forward then runs as it is: what it reads changes at every call
 CONVOLUTIONS: set[type[torch.nn.Module]] = {torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d}
@@ -129,7 +130,7 @@ class Finder:
         # Of several users one is told to be the reason, unless there is something to be fused without.
         if isinstance(source, fx.Node) and source not in self.taken and (_only_user(source) is node or not behind):
             layer = self.layer(source)
-            if layer is not None and kind_of(layer) in CONVOLUTIONS and isinstance(norm, _BATCH_NORMS):
+            if layer is not None and runs_as(kind_of(layer)) in CONVOLUTIONS and isinstance(norm, _BATCH_NORMS):
                 before, names_before = {"convolution": source}, [kind_of(layer).__name__]
             elif _is_sum(source) and isinstance(norm, (torch.nn.LayerNorm, torch.nn.RMSNorm)):
                 before = self._summands(source)
@@ -176,7 +177,7 @@ class Finder:
         """Say why layers have to run one by one; None if they need not."""
         path = str(group.norm.target)
         norm = self.layer(group.norm)
-        if not isinstance(norm, NormalizationFamily) or ours_of(kind_of(norm)) is not None or _is_derived(norm):
+        if not isinstance(norm, NormalizationFamily) or _is_derived(norm):
             return f"the norm is {name_of(kind_of(norm))}, not pellucid's layer of that name"
         if not self.admits(path):
             return "only= leaves it out"
@@ -187,7 +188,7 @@ class Finder:
         for layer, node in zip(layers, calls, strict=True):
             if watched(layer) or "forward" in vars(layer):
                 return f"{node.target} has a hook or a forward of its own"
-        if group.dropout is not None and type(self.layer(group.dropout)) is not Dropout:
+        if group.dropout is not None and runs_as(type(self.layer(group.dropout))) is not Dropout:
             return f"{group.dropout.target} is not pellucid's Dropout"
         members = group.members
         inner = [node for node in members if node is not self._last(group)]
@@ -210,7 +211,7 @@ class Finder:
             layer = self.layer(node)
             if _writes(node, layer):
                 return f"{_called(node)} works in place between them"
-            own = layer is not None and not kind_of(layer).__module__.startswith(("torch.nn.", "pellucid.nn."))
+            own = layer is not None and not runs_as(kind_of(layer)).__module__.startswith(("torch.nn.", "pellucid.nn."))
             if own and early & set(node.all_input_nodes):
                 return f"{_called(node)} between them reads the same, and may change it"
             if group.dropout is not None and layer is not None:
@@ -233,8 +234,8 @@ def _is_norm(layer: torch.nn.Module) -> bool:
 
 
 def _is_derived(layer: torch.nn.Module) -> bool:
-    """Whether a norm's class is a user's own."""
-    return not kind_of(layer).__module__.startswith("pellucid.nn.")
+    """Whether a user's own code decides what a norm computes."""
+    return not runs_as(kind_of(layer)).__module__.startswith("pellucid.nn.")
 
 
 def _is_sum(node: fx.Node, in_place_of: fx.Node | None = None) -> bool:
@@ -430,16 +431,8 @@ def _sort(value: Any) -> Any:
     return (type(value), value) if value is Tensor or isinstance(value, CONSTANT) else OTHER
 
 
-class Fused(torch.nn.Module):
+class Fused(Reclassed):
     """A module of another class that computes some of its layers as one."""
-
-    _fused_kind: type[torch.nn.Module]  # its own
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        found = super().__reduce_ex__(protocol)
-        if isinstance(found, tuple) and found[1][:1] == (type(self),):
-            return (_rebuild, (self._fused_kind,), *found[2:])
-        return found
 
 
 def _rebuild(kind: Any) -> Any:
@@ -457,8 +450,7 @@ def _fused(kind: Any) -> Any:
             return kind.forward(self, *args, **named)
         return plans.run(self, kind.forward, args, named)
 
-    own = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(kind.__name__, (Fused, kind), {**own, "forward": forward, "_fused_kind": kind})
+    return reclassed(kind, (Fused, kind), _rebuild, forward=forward)
 
 
 def follow(module: torch.nn.Module, plans: Plans) -> None:
@@ -472,8 +464,7 @@ def unfuse(module: torch.nn.Module) -> Plans | None:
     """Give a module its own forward back; return what it followed."""
     if not isinstance(module, Fused):
         return None
-    own: Any = module._fused_kind
-    module.__class__ = own
+    module.__class__ = module._own_kind
     return module.__dict__.pop("_fused_plans", None)
 
 
@@ -542,7 +533,7 @@ def _look(
     """
     if "forward" in vars(module):
         raise Untraceable("its forward was replaced on the object")
-    plain: Any = module._fused_kind.forward if isinstance(module, Fused) else type(module).forward
+    plain: Any = module._own_kind.forward if isinstance(module, Fused) else type(module).forward
     args, named = call or _usual(plain)
 
     def admitted(path: str) -> bool:

@@ -12,7 +12,7 @@ from pellucid.models.formats import Formats, Wish, check_wish, unformat
 from pellucid.models.fusions import Call, Plans, calls_of, candidates, everywhere, follow, unfuse
 from pellucid.models.report import Fused, Left, Replaced, Report
 from pellucid.models.selection import Only, Selection, places
-from pellucid.nn.exchange import exchange, kind_of, name_of, obstacle, ours_of, torchs_of
+from pellucid.nn.exchange import base_of, exchange, kind_of, name_of, obstacle, ours_of, runs_as
 
 
 def swap(
@@ -33,11 +33,15 @@ def swap(
 
     A layer changes its class and stays the same object: parameters, buffers, hooks, parametrizations, device, dtype,
     mode, the names of state_dict and whatever has been set on it are untouched. So optimizers go on, shared and tied
-    layers stay shared and tied, and a model that is itself such a layer becomes pellucid's too. Layers of a class of
-    their own are left alone, even if it is a subclass of torch.nn's.
+    layers stay shared and tied, and a model that is itself such a layer becomes pellucid's too.
+
+    A layer of a subclass that only builds itself otherwise than torch.nn's, as by an ``__init__`` of its own, becomes
+    pellucid's in the same way, by a class of the same name that inherits from both. A subclass with other code of its
+    own (a forward, a property, any further method) is left alone.
 
     What differs afterwards: dropout draws other masks from the same generator, results differ by rounding, and
-    ``isinstance(layer, torch.nn.LSTM)`` no longer holds, nor for GRU and RNN; the other classes are torch.nn's too.
+    ``isinstance(layer, torch.nn.LSTM)`` no longer holds, nor for GRU and RNN, but for layers of subclasses of these;
+    the other classes are torch.nn's too.
 
     Args:
         model: any model; it is changed.
@@ -108,7 +112,8 @@ def restore(model: torch.nn.Module) -> Report:
     """Let every layer of pellucid's that torch.nn has under the same name become torch.nn's, in place.
 
     The weights are those of now, and everything else stays, as in `pellucid.swap`: for an export, or for somebody
-    without pellucid. Modules that computed some of their layers as one have their own class and forward again, and
+    without pellucid. Layers of a subclass of torch.nn's are that again, and nothing else; modules that computed some of
+    their layers as one have their own class and forward again, and
     convolutions work in the memory format of their input. It does not matter how the model came to have pellucid's
     layers. Layers and options that torch.nn does not have are left, and reported. A model whose own code calls layers
     with what torch.nn's do not take, such as ``lengths=``, fails afterwards.
@@ -142,11 +147,10 @@ def _reason(layer: torch.nn.Module) -> str | None:
     kind = kind_of(layer)
     if kind.__module__.startswith(("torch.nn.utils.", "pellucid.nn.parametrizations")):
         return None  # what computes a weight is no layer
-    if kind.__module__.startswith("pellucid."):
+    if runs_as(kind).__module__.startswith("pellucid."):
         return "pellucid's already"
-    related = any(ours_of(base) or torchs_of(base) for base in kind.__mro__)
     holds = any(name != "parametrizations" for name, _ in layer.named_children())
-    return obstacle(layer) if related or not holds else None
+    return obstacle(layer) if base_of(kind) is not None or not holds else None
 
 
 def _exchange(layers: list[torch.nn.Module], found: dict[torch.nn.Module, list[str]]) -> tuple[Replaced, ...]:

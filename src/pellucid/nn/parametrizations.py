@@ -26,6 +26,7 @@ from pellucid.kernel.autocast import no_autocast
 from pellucid.nn.averages import Average, Grouped
 from pellucid.nn.component import Component
 from pellucid.nn.normalization import ALONE, Company, Normalization
+from pellucid.nn.reclassed import Reclassed
 from pellucid.nn.windowed import AXES
 
 __all__ = [
@@ -423,12 +424,14 @@ def _reduce(module: torch.nn.Module, protocol: Any) -> tuple[Any, ...]:
         state: Any = {k: v for k, v in vars(module).items() if k != "_flat_weight_refs"} | {"_flat_weights": flat}
     else:
         state = super(kind, module).__getstate__()
-    return _rebuild, (kind.__bases__[0], tuple(module.parametrizations)), state  # type: ignore[arg-type]
+    base = kind.__bases__[0]
+    start = functools.partial(base._blank, base._own_kind) if issubclass(base, Reclassed) else base
+    return _rebuild, (start, tuple(module.parametrizations)), state  # type: ignore[arg-type]
 
 
-def _rebuild(kind: type[torch.nn.Module], names: tuple[str, ...]) -> torch.nn.Module:
-    """Make a module whose named weights are computed; its state comes afterwards."""
-    module = kind.__new__(kind)
+def _rebuild(start: Any, names: tuple[str, ...]) -> torch.nn.Module:
+    """Make a module whose named weights are computed, of a class or what makes objects; its state comes afterwards."""
+    module = start() if isinstance(start, functools.partial) else start.__new__(start)
     torch.nn.Module.__init__(module)
     for name in names:
         module.register_buffer(name, torch.empty(0))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.nn.component import Component
+from pellucid.nn.exchange import kind_of, runs_as
 from pellucid.nn.normalization import space_axes
 from pellucid.nn.windowed import AXES
 
@@ -116,7 +117,8 @@ def keeps(layer: nn.Module, read: Sequence[Tensor], given: Sequence[Tensor]) -> 
     """Whether a layer, such as an activation or a dropout, returns what it reads with the axes as they are."""
     if not read or not given or read[0].shape != given[0].shape or isinstance(layer, (nn.RNNBase, *ATTENTIVE)):
         return False
-    return type(layer).__module__.startswith(("torch.nn.", "pellucid.nn.")) and not any(True for _ in layer.children())
+    kind = runs_as(kind_of(layer))
+    return kind.__module__.startswith(("torch.nn.", "pellucid.nn.")) and not any(True for _ in layer.children())
 
 
 def _last(tensor: Tensor, known: Axes, name: str = FEATURES) -> Axes:

@@ -15,7 +15,7 @@ from pellucid.explanation.cost import NOTHING, Tally, count
 from pellucid.explanation.reading import Reading
 from pellucid.nn.component import Component
 from pellucid.nn.dropout import DropoutFamily
-from pellucid.nn.exchange import has_twin, kind_of, twin_of
+from pellucid.nn.exchange import has_twin, kind_of, runs_as, twin_of
 from pellucid.nn.sequence import SequenceLayer
 
 
@@ -37,7 +37,8 @@ class Counts:
         return self._once(layer, f"{list(options)} {read}", lambda: _of_component(layer, args, options))
 
     def _once(self, layer: torch.nn.Module, read: str, compute: Any, times: int = 1) -> Tally | None:
-        key = f"{type(layer)} {layer.extra_repr()} {layer.training} {read}"
+        kind = runs_as(kind_of(layer))  # whose text has all arguments; a subclass may write what it likes
+        key = f"{kind} {kind.extra_repr(layer)} {layer.training} {read}"
         if key not in self._known:
             try:
                 with untouched(layer):
@@ -84,7 +85,7 @@ def _of_component(layer: Any, args: tuple[Any, ...], options: Mapping[str, Any])
     theirs: Any = next(
         (k for k in type(layer).__mro__ if k.__module__.startswith("torch.nn.modules.")), torch.nn.Module
     )
-    if theirs.__name__ == kind_of(layer).__name__:
+    if theirs.__name__ == runs_as(kind_of(layer)).__name__:
         return count(functools.partial(theirs.forward, layer), args, options)
     if isinstance(layer, DropoutFamily) and not layer.training:
         return NOTHING  # it hands its input on

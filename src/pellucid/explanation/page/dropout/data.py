@@ -21,6 +21,7 @@ from pellucid.kernel.random import uniform
 from pellucid.nn.alpha_dropout import SATURATED, drop_alpha
 from pellucid.nn.drop_block import DropBlock2d
 from pellucid.nn.dropout import Dropout
+from pellucid.nn.exchange import kind_of, runs_as
 
 MASKS = 1000
 COUNTS = (1, 10, 100, 1000)  # masks whose mean is written out
@@ -48,7 +49,7 @@ def _common(explained: DropoutExplained) -> dict[str, Any]:
     layer, (seed, stream), x = explained.layer, explained.numbers, explained.bound["x"]
     drawn = layer.drawn_shape(x)
     return {
-        "layer": type(layer).__name__,
+        "layer": runs_as(kind_of(layer)).__name__,
         "p": float(layer.p),
         "training": layer.training,
         "seeded": layer.seed is not None,
