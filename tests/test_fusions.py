@@ -113,8 +113,25 @@ def kinds(report) -> list[str]:
 
 # -- the numbers ------------------------------------------------------------------------------------------------------
 
+
+class Pointwise(torch.nn.Conv2d):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
+
+
+class Careful(torch.nn.BatchNorm2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-2)
+
+
+class Often(torch.nn.Dropout):
+    def __init__(self, p: float = 0.7) -> None:
+        super().__init__(p)
+
+
 S, R = torch.nn.Sequential, torch.nn.ReLU
 MODELS = {
+    "subclasses that only build themselves": (S(Pointwise(3, 4), Careful(4), R()), picture()),
     "conv, norm, relu6": (S(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU6()), picture()),
     "strided depthwise": (
         S(torch.nn.Conv2d(3, 3, 3, 2, "valid", 1, 3, False), torch.nn.BatchNorm2d(3), torch.nn.Hardswish()),
@@ -350,7 +367,8 @@ def test_a_parametrized_layer():
 
 
 class Own(torch.nn.BatchNorm1d):
-    pass
+    def forward(self, input):
+        return super().forward(input)
 
 
 class Body(torch.nn.Module):

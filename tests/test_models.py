@@ -87,5 +87,21 @@ def test_a_real_model_is_explained(known: ZooModel):
     assert report.row("").macs > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_only_build_themselves_otherwise_are_replaced_in_a_real_model():
+    (known,) = (known for known in ZOO if known.name == "EfficientNet-B0")
+    if not known.is_here:
+        pytest.skip(f"{known.needs} is not installed")
+    model, _ = known.make(tiny=True)
+    depthwise = [m for m in model.modules() if type(m).__name__ == "EfficientNetDepthwiseConv2d"]
+    (kind,) = {type(m) for m in depthwise}
+    report = pellucid.swap(model)
+    assert len(depthwise) == sum(layer.before.endswith(".EfficientNetDepthwiseConv2d") for layer in report.replaced) > 0
+    assert all(isinstance(m, kind) and isinstance(m, pellucid.nn.Conv2d) for m in depthwise)
+    assert not any("whose own code" in left.reason for left in report.left)
+    pellucid.restore(model)
+    assert all(type(m) is kind for m in depthwise)
+
+
 def test_the_zoo_is_whole():
     assert REPLACED.keys() == {known.name for known in ZOO}

@@ -19,10 +19,12 @@ from torch.nn.utils.rnn import pack_sequence
 
 import pellucid
 from cases import ALL, Case
+from explaining import quietly
 from pellucid import nn
 from pellucid.models import formats, verification
 from pellucid.models.report import Formatted
 from pellucid.models.verification import TOLERANCE, difference
+from pellucid.nn.exchange import has_twin, ours_of, runs_as, torchs_of, twin_of
 from recipe_commands import run
 
 SHARED = [  # torch.nn has it, with these arguments
@@ -77,6 +79,16 @@ def tagger(p: float = 0.0, dtype: torch.dtype = torch.float64) -> torch.nn.Modul
 
 def ids() -> torch.Tensor:
     return torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": saved}
 
 
 def classes(model):
@@ -277,7 +289,237 @@ def test_a_parametrization_is_removed_from_either_kind():
     assert type(twin[0]) is torch.nn.Conv1d
 
 
+# -- subclasses that only build themselves otherwise ------------------------------------------------------------------
+
+
+class Depthwise(torch.nn.Conv2d):
+    """A convolution of every channel by itself."""
+
+    __constants__ = (*torch.nn.Conv2d.__constants__, "made_by")
+    made_by = "Depthwise"
+    weight: torch.nn.Parameter
+
+    def __init__(self, channels: int, depth_multiplier: int = 1) -> None:
+        super().__init__(channels, channels * depth_multiplier, 3, padding=1, groups=channels)
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.normal_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+
+class Stem(Depthwise):
+    def __init__(self) -> None:
+        super().__init__(3, depth_multiplier=2)
+
+    def extra_repr(self) -> str:
+        return f"stem, {super().extra_repr()}"
+
+
+class Careful(torch.nn.BatchNorm2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-2)
+
+
+class Quarter(torch.nn.Dropout):
+    def __init__(self) -> None:
+        super().__init__(0.25)
+
+    def _get_name(self) -> str:
+        return "AQuarter"
+
+
+class Both(torch.nn.LSTM):
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, 2, bidirectional=True)
+
+    def extra_repr(self) -> str:
+        return f"both ways, {super().extra_repr()}"
+
+
+class Step(torch.nn.GRUCell):
+    pass
+
+
+HEIRS = {
+    "Conv2d": (lambda: Depthwise(3), (2, 3, 5, 5)),
+    "Conv2d, a grandchild": (Stem, (2, 3, 5, 5)),
+    "BatchNorm2d": (lambda: Careful(3), (2, 3, 5, 5)),
+    "Dropout": (Quarter, (2, 3)),
+    "LSTM": (lambda: Both(3, 4), (5, 2, 3)),
+    "GRUCell": (lambda: Step(3, 4), (2, 3)),
+}
+
+
+@pytest.mark.parametrize(("base", "make", "shape"), [(n.split(",")[0], *v) for n, v in HEIRS.items()], ids=HEIRS)
+def test_a_subclass_that_only_builds_itself_computes_by_pellucids_class(base, make, shape):
+    torch.manual_seed(0)
+    layer, x = make().double().eval(), torch.randn(shape, dtype=torch.float64)
+    kind, text, before, expected = type(layer), repr(layer), held(layer), first(layer(x))
+    assert has_twin(layer)
+    assert runs_as(kind) is getattr(torch.nn, base)
+    report = pellucid.swap(layer, verify=x)
+    heir = type(layer)
+    assert {kind, getattr(torch.nn, base), getattr(nn, base)} < set(heir.__mro__)
+    assert heir.forward is getattr(nn, base).forward
+    assert runs_as(heir) is getattr(nn, base)
+    assert torchs_of(heir) is kind
+    assert heir is ours_of(kind)
+    assert (heir.__name__, heir.__qualname__, heir.__module__, heir.__doc__) == (
+        kind.__name__,
+        kind.__qualname__,
+        kind.__module__,
+        kind.__doc__,
+    )
+    name = f"{kind.__module__}.{kind.__name__}"
+    assert [(r.before, r.after) for r in report.replaced] == [(name, f"{name}, computed by pellucid.nn.{base}")]
+    assert repr(layer) == text
+    torch.testing.assert_close(first(layer(x)), expected)
+    assert not has_twin(layer)
+    (left,) = pellucid.swap(layer).left
+    assert left.reason == "pellucid's already"
+    for copied in COPIES.values():
+        twin = copied(layer)
+        assert type(twin) is heir
+        torch.testing.assert_close(first(twin(x)), expected)
+        pellucid.restore(twin)
+        assert type(twin) is kind
+    report = pellucid.restore(layer)
+    assert [(r.before, r.after) for r in report.replaced] == [(f"{name}, computed by pellucid.nn.{base}", name)]
+    assert type(layer) is kind
+    assert held(layer) == before
+    assert torch.equal(first(layer(x)), expected)
+    twin = twin_of(layer)
+    assert type(twin) is heir
+    assert type(layer) is kind
+
+
+def test_heirs_are_known_by_the_classes_above_and_below():
+    def model():
+        return torch.nn.Sequential(Depthwise(3), Stem(), torch.nn.Conv2d(6, 3, 1), Both(3, 2))
+
+    for only, wanted in (
+        (torch.nn.Conv2d, {"0", "1", "2"}),
+        (nn.Conv2d, {"0", "1", "2"}),
+        (Depthwise, {"0", "1"}),
+        (Stem, {"1"}),
+        (nn.LSTM, {"3"}),
+        (torch.nn.LSTM, {"3"}),
+    ):
+        layers = model()
+        report = pellucid.swap(layers, only=only)
+        assert {r.paths[0] for r in report.replaced} == wanted
+    assert isinstance(layers[3], torch.nn.LSTM)
+    assert isinstance(layers[3], nn.LSTM)
+    layers = model()
+    formatted = pellucid.swap(layers, memory_format=LAST).formatted
+    assert formatted is not None
+    assert formatted.paths == (("0",), ("1",), ("2",))
+    assert layers[0](torch.randn(1, 3, 4, 4)).is_contiguous(memory_format=LAST)
+    pellucid.restore(layers)
+    assert type(layers[0]) is Depthwise
+    assert "_memory_format" not in vars(layers[0])
+
+
+torchs = parametrizations.weight_norm  # which cannot be pickled, nor of an LSTM be copied
+
+
+@pytest.mark.parametrize("parametrized", [torchs, nn.parametrizations.weight_norm], ids=["torch's", "pellucid's"])
+@pytest.mark.parametrize(
+    ("make", "weight", "shape"),
+    [(lambda: Depthwise(3), "weight", (2, 3, 5, 5)), (lambda: Both(3, 4), "weight_hh_l0", (5, 2, 3))],
+    ids=["Conv2d", "LSTM"],
+)
+def test_computed_weights_of_subclasses(parametrized, make, weight, shape):
+    torch.manual_seed(0)
+    layer, x = parametrized(make(), weight).double(), torch.randn(shape).double()
+    kind, expected = type(layer), first(layer(x))
+    assert len(pellucid.swap(layer).replaced) == 1
+    assert type(layer).__bases__ == (ours_of(kind.__bases__[0]),)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))] if parametrized is not torchs else []
+    for other in (layer, *copies):
+        torch.testing.assert_close(first(other(x)), expected)
+        pellucid.restore(other)
+        assert type(other).__bases__ == kind.__bases__
+        torch.testing.assert_close(first(other(x)), expected)
+    later = make().double()
+    pellucid.swap(later)
+    parametrized(later, weight)
+    pellucid.restore(later)
+    parametrize.remove_parametrizations(later, weight)
+    assert type(later) is kind.__bases__[0]
+
+
+def test_hooks_optimizer_and_compiler_go_on_with_a_subclass():
+    model, x = torch.nn.Sequential(Depthwise(3), Careful(3), Stem()).double(), picture()
+    expected, seen = model(x), []
+    model[0].register_forward_hook(lambda layer, *_: seen.append(type(layer)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    state = list(model.state_dict())
+    pellucid.swap(model)
+    torch.testing.assert_close(model(x), expected)
+    assert seen == [ours_of(Depthwise)]
+    with torch.no_grad():
+        compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), model(x))
+    before = model[2].weight.detach().clone()
+    model.train()(x).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[2].weight, before)
+    assert list(model.state_dict()) == state
+
+
+def test_an_option_that_torch_lacks_is_told_of_a_subclass_too():
+    layer = Quarter()
+    pellucid.swap(layer)
+    layer.draw_from(5, None)
+    (left,) = pellucid.restore(layer).left
+    assert left.reason == "torch.nn.Dropout has no seed=5"
+
+
+def test_a_class_that_was_given_code_since_is_itself_again(monkeypatch):
+    layer = Careful(3).eval()
+    pellucid.swap(layer)
+    pickled = pickle.dumps(layer)
+    monkeypatch.setattr(Careful, "forward", lambda self, x: x, raising=False)
+    assert layer(picture().float()).equal(picture().float())  # as it would without pellucid
+    assert type(pickle.loads(pickled)) is Careful
+    pellucid.restore(layer)
+    assert type(layer) is Careful
+    assert runs_as(Careful) is Careful
+
+
+def test_subclasses_are_explained_alike():
+    class Terse(Depthwise):
+        def extra_repr(self):
+            return ""
+
+    model, x = torch.nn.Sequential(Terse(3), Terse(3, 2), Careful(6), Quarter()), torch.randn(1, 3, 4, 4)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1, groups=3), torch.nn.Conv2d(3, 6, 3, padding=1))
+    assert plain(x).shape == (1, 6, 4, 4)
+    macs = [4 * 4 * 9 * 3, 4 * 4 * 9 * 6]
+    found = []
+    for _ in range(2):
+        report = quietly(model.eval(), x, runs=0)
+        assert [row.macs for row in report.rows() if row.path in ("0", "1")] == macs
+        found.append([(row.path, row.class_name, row.macs, row.flops) for row in report.rows()])
+        pellucid.swap(model)
+    assert found[0] == found[1]
+
+
 # -- what is left -----------------------------------------------------------------------------------------------------
+
+
+def subclass(base=torch.nn.LayerNorm, *beside, **own):
+    return type("Own", (*beside, base), own)(3)
+
+
+class Counting(type):
+    pass
+
+
+class Announced(torch.nn.LayerNorm):
+    def __init_subclass__(cls):
+        raise AssertionError("a class was made of this one")
 
 
 class OwnNorm(torch.nn.LayerNorm):
@@ -304,6 +546,75 @@ def with_attribute(name):
     layer = torch.nn.Dropout(0.3)
     setattr(layer, name, 7)
     return layer
+
+
+DECIDING = {
+    "forward": lambda self, input: input,
+    "forward_as_torch": torch.nn.LayerNorm.forward,
+    "__call__": torch.nn.LayerNorm.__call__,
+    "__new__": staticmethod(lambda kind, *_: object.__new__(kind)),
+    "__getattr__": torch.nn.LayerNorm.__getattr__,
+    "__setattr__": torch.nn.LayerNorm.__setattr__,
+    "__setstate__": torch.nn.LayerNorm.__setstate__,
+    "__slots__": ("more",),
+    "_load_from_state_dict": torch.nn.LayerNorm._load_from_state_dict,
+    "eps": property(lambda self: 1e-3, lambda self, value: None),
+    "helper": lambda self: None,
+    "made": classmethod(lambda cls: None),
+    "Config": type("Config", (), {}),
+    "formula": 3,
+    "added": (),
+    "_ran": "c",
+    "centred": False,
+}
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_a_subclass_with_code_of_its_own_is_left(name):
+    for layer in (
+        subclass(**{name: DECIDING[name]}),
+        type("Child", (type(subclass(**{name: DECIDING[name]})),), {})(3),  # which inherits it
+        subclass(torch.nn.LayerNorm, type("Mixin", (), {name: DECIDING[name]})),
+    ):
+        kind = type(layer)
+        (left,) = pellucid.swap(layer).left
+        assert left.reason == "a subclass of torch.nn.LayerNorm, whose own code decides what it does"
+        assert type(layer) is kind
+        assert not has_twin(layer)
+        assert twin_of(layer) is None
+
+
+def test_attributes_that_pellucid_has_no_use_for_stay():
+    layer = subclass(note={"a": 1}, _version=2, __constants__=["note"], _get_name=lambda self: "Mine")
+    assert pellucid.swap(layer).left == ()
+    assert isinstance(layer, nn.LayerNorm)
+    assert (layer.note, layer._version, str(layer)[:5]) == ({"a": 1}, 2, "Mine(")
+
+
+def test_no_class_is_made_of_one_that_watches():
+    for layer in (Announced(3), Counting("Own", (torch.nn.LayerNorm,), {})(3)):
+        kind = type(layer)
+        (left,) = pellucid.swap(layer).left
+        assert "whose own code" in left.reason
+        assert type(layer) is kind
+
+
+def test_a_method_that_a_subclass_sets_on_its_objects_is_told():
+    class Sets(torch.nn.LayerNorm):
+        def __init__(self):
+            super().__init__(3)
+            self.forward = lambda x: x
+
+    class Needs(torch.nn.Dropout):
+        def __init__(self):
+            super().__init__()
+            self.seed = 4
+
+    for layer, reason in ((Sets(), "its method forward was replaced"), (Needs(), "'seed', set on the object")):
+        kind = type(layer)
+        (left,) = pellucid.swap(layer).left
+        assert reason in left.reason
+        assert type(layer) is kind
 
 
 LEFT = {
@@ -423,16 +734,6 @@ def test_what_cannot_be_meant_is_refused():
 
 
 # -- copies -----------------------------------------------------------------------------------------------------------
-
-
-def saved(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": saved}
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
