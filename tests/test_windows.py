@@ -659,7 +659,7 @@ def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, layo
         assert layer.backend == "torch"
     assert found[1][0].stride() == torch.empty_like(found[1][0], memory_format=layout).stride()
     for theirs, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * (1 + theirs.abs().max().item()))
     torch.testing.assert_close(layer(x.detach()), layer(x).detach(), rtol=tolerance, atol=tolerance)
     layer.weight.data = layer.weight.data.transpose(0, 1).contiguous().transpose(0, 1)  # the same numbers
     frozen = layer.requires_grad_(False)(x)
