@@ -253,6 +253,21 @@ def test_far_from_zero(make, call, axes, dtype):
         )
 
 
+@pytest.mark.parametrize(("mean", "backend"), [(0.3, "torch"), (1e4, "c"), (torch.nan, "c")])
+def test_what_earlier_batches_left_is_far_from_zero(mean, backend):
+    """In eval torch's operator, which loses digits there, runs only where it does not."""
+    layer = nn.BatchNorm2d(3).eval()
+    layer.running_mean[1], layer.running_var[1] = mean, 1e-4
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64) * 1e-2 + layer.running_mean.double().view(-1, 1, 1)
+    x = x.float()
+    expected = (x.double() - layer.running_mean.double().view(-1, 1, 1)) / (
+        layer.running_var.double().view(-1, 1, 1) + 1e-5
+    ).sqrt()
+    y = layer(x)
+    assert layer.backend == backend
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
 TYPES = [
     ("BatchNorm1d", (4,)),
     ("InstanceNorm1d", (4, 1e-5, 0.1, True, True)),

@@ -244,9 +244,47 @@ def test_channels_that_lie_side_by_side(layer, shape):
     assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), small)
 
 
-@pytest.mark.parametrize("shape", [(9, 6, 33, 34), (70, 6, 14, 14)])
-def test_results_do_not_depend_on_threads(shape):
-    layer, x = nn.Conv2d(6, 16, 5), torch.randn(*shape, requires_grad=True)
+@st.composite
+def depthwise(draw):
+    """Any depthwise convolution, and a picture in channels-last format that it reads."""
+
+    def pair(numbers):
+        return draw(numbers), draw(numbers)
+
+    kernel, stride = pair(st.integers(1, 9)), pair(st.integers(1, 4))
+    dilation, padding = pair(st.sampled_from([1, 1, 2, 3])), pair(st.integers(0, 5))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    size = [max(n, r - 2 * p) for n, r, p in zip(pair(st.integers(1, 24)), reach, padding, strict=True)]
+    channels = draw(st.sampled_from([2, 7, 16, 17, 40, 63, 70]))
+    layer = nn.Conv2d(channels, channels, kernel, stride, padding, dilation, channels, draw(st.booleans()))
+    x = draw_input(draw(st.integers(0, 99)), draw(st.sampled_from([1, 2, 5])), channels, *size)
+    return layer, x.contiguous(memory_format=torch.channels_last)
+
+
+@given(depthwise(), st.sampled_from([torch.float64, torch.float32]))
+@few
+def test_property_depthwise_with_channels_last(case, dtype):
+    check(*case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2), (7, 1)])
+def test_depthwise_types_in_memory(kernel, stride, dtype):
+    x = draw_input(3, 2, 37, 15, 19).contiguous(memory_format=torch.channels_last)
+    check(nn.Conv2d(37, 37, kernel, stride, kernel // 2, groups=37), x, dtype)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(6, 16, 5), (9, 6, 33, 34)),
+        (nn.Conv2d(6, 16, 5), (70, 6, 14, 14)),
+        (nn.Conv2d(80, 80, 3, padding=1, groups=80), (3, 80, 33, 34)),
+    ],
+)
+def test_results_do_not_depend_on_threads(layer, shape):
+    x = torch.randn(*shape).contiguous(memory_format=torch.channels_last if layer.groups > 1 else torch.preserve_format)
+    x.requires_grad_()
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -593,16 +631,22 @@ def test_the_faster_way_convolves(kept, monkeypatch):
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("size", [(1, 1), (9,), (4, 4), (5, 7), (3, 4, 5)])  # one place, few and many
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        *(((1, 1), torch.contiguous_format), ((9,), torch.contiguous_format), ((4, 4), torch.contiguous_format)),
+        *(((5, 7), torch.contiguous_format), ((3, 4, 5), torch.contiguous_format)),  # one place, few and many
+        *(((5, 7), torch.channels_last), ((3, 4, 5), torch.channels_last_3d)),
+    ],
+)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, bias, dtype):
+def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, layout, bias, dtype):
     monkeypatch.setattr(convolve, "faster", lambda *_: True)
     products = []
     monkeypatch.setattr(convolve, "_by", lambda *given, by=convolve._by: products.append(given[0]) or by(*given))
     layer = CONVOLUTIONS[len(size)](33, 17, 1, bias=bias).to(dtype)
-    x = draw_input(0, 5, 33, *size).to(dtype).requires_grad_()
-    dy = draw_input(1, 5, 17, *size).to(dtype).requires_grad_()
+    x, dy = (draw_input(i, 5, n, *size).to(dtype, memory_format=layout).requires_grad_() for i, n in ((0, 33), (1, 17)))
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     found = []
     for run in (by_torch, type(layer).__call__):
@@ -613,9 +657,9 @@ def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, bias
         changed = y.clone().relu_(), torch.autograd.grad(F.relu_(run(layer, x)).sum(), layer.weight)[0]
         found.append((y, *first, *second, *changed))
         assert layer.backend == "torch"
-    assert found[0][0].stride() == found[1][0].stride()
+    assert found[1][0].stride() == torch.empty_like(found[1][0], memory_format=layout).stride()
     for theirs, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * (1 + theirs.abs().max().item()))
     torch.testing.assert_close(layer(x.detach()), layer(x).detach(), rtol=tolerance, atol=tolerance)
     layer.weight.data = layer.weight.data.transpose(0, 1).contiguous().transpose(0, 1)  # the same numbers
     frozen = layer.requires_grad_(False)(x)
@@ -631,7 +675,6 @@ def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, bias
         (nn.Conv2d(64, 64, 1, padding=1), torch.randn(2, 64, 4, 4)),
         (nn.Conv2d(64, 64, 1, groups=2), torch.randn(2, 64, 4, 4)),
         (nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)),
-        (nn.Conv2d(64, 64, 1), torch.randn(2, 64, 4, 4).to(memory_format=torch.channels_last)),
         (nn.Conv2d(64, 64, 1).bfloat16(), torch.randn(2, 64, 4, 4).bfloat16()),
         (nn.Conv2d(4, 4, 1), torch.randn(2, 4, 4, 4)),
     ],

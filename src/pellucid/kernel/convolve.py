@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.kernel import depthwise, memory, pointwise, triton_depthwise
+from pellucid.kernel import memory, pointwise, triton_depthwise
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
@@ -145,23 +145,26 @@ def _try_to_bind(
     if x.numel() < LEAST_ENTRIES and not forced:
         return None
     try:
-        if patch is None and depthwise.fits(x, weight, geometry, groups):
-            kernel: Kernel = Depthwise(x, weight, geometry)
-        else:
-            kernel = Convolution(x, weight, *lies)
+        kernel = _kernel(x, weight, lies)
     except BuildError as error:
         warn_of_fallback("a convolution", error)
         return None
-    if min(kernel.result) <= 0 or (patch is not None and math.prod(patch.kernel) > MOST_TAPS):
-        return None
-    if forced:
+    if kernel is None or forced:
         return kernel
     return kernel if kernel.fits and _is_faster(kernel, x, weight, bias, needed) else None
 
 
-def _is_faster(
-    kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
-) -> bool:
+def _kernel(x: Tensor, weight: Tensor, lies: tuple[Geometry, int, Geometry | None]) -> Convolution | Depthwise | None:
+    geometry, groups, patch = lies
+    if patch is None and Depthwise.suits(x, weight, geometry, groups):
+        return Depthwise(x, weight, geometry)
+    kernel = Convolution(x, weight, *lies)
+    if min(kernel.result) <= 0 or (patch is not None and math.prod(patch.kernel) > MOST_TAPS):
+        return None
+    return kernel
+
+
+def _is_faster(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> bool:
     """Measure the kernel beside torch's operators."""
     given = [t if t is None else t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
     tensors = [t for t in given if t is not None]

@@ -532,7 +532,10 @@ class _Function(Columns):
                 *(f"  vec {total} = {start[operation]};" for total, (_, operation, _) in zip(sums, added, strict=True)),
                 f"  for (int64_t {axis} = first_row; {axis} < last_row; {axis}++) {{",
                 *indented([*loop.lines, *ahead, *scope.lines], 2),
-                *(f"    {total} = {op}({total}, {term}, LANES);" for total, (_, op, term) in zip(sums, added, strict=True)),
+                *(
+                    f"    {total} = {op}({total}, {term}, LANES);"
+                    for total, (_, op, term) in zip(sums, added, strict=True)
+                ),
                 "  }",
                 *(
                     f"  put_real({at}, {op}(take_real({at}, n), {total}, LANES), n);"
@@ -563,7 +566,7 @@ class _Function(Columns):
         ]
 
     def _evaluate(self, value: Value, start: int, scope: Scope) -> str:
-        """The name of a value's columns in a scope; in a sweep inside a loop what is the same in all its turns is fixed."""
+        """The name of a value's columns in a scope; what is the same in all turns of a loop stands ahead of it."""
         if self.fixed is not None and self._is_sweep(scope) and self.loops[-1] not in value.axes:
             scope = self.fixed
         return super()._evaluate(value, start, scope)

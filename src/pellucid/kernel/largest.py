@@ -1,10 +1,9 @@
-"""The largest product of two vectors' entries, in one call: what is asked of small layers must cost next to nothing."""
+"""The largest product of two vectors' entries, and quotient, in one call: small layers ask, and must hardly wait."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,41 +13,57 @@ from pellucid.kernel import build
 _TEXT = """
 #include <math.h>
 #include <stdint.h>
-#define DEFINE(type) \\
-  double largest_##type(const type *a, const type *b, int64_t count) \\
+#define DEFINE(name, type, term) \\
+  double name##_##type(const type *a, const type *b, double eps, int64_t count) \\
   { \\
     double largest = 0; \\
     for (int64_t i = 0; i < count; i++) { \\
-      const double product = fabs((double)a[i] * b[i]); \\
-      if (!(product <= largest)) \\
-        largest = product; \\
-      if (product != product) \\
+      const double found = fabs(term); \\
+      if (!(found <= largest)) \\
+        largest = found; \\
+      if (found != found) \\
         break; \\
     } \\
     return largest; \\
   }
-DEFINE(float)
-DEFINE(double)
+DEFINE(product, float, (double)a[i] * b[i])
+DEFINE(product, double, (double)a[i] * b[i])
+DEFINE(deviations, float, a[i] / sqrt((double)b[i] + eps))
+DEFINE(deviations, double, a[i] / sqrt((double)b[i] + eps))
 """
+TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def largest_product(a: Tensor, b: Tensor) -> float:
     """Return the largest magnitude of ``a * b``, contiguous tensors of one shape on the CPU; NaN if there is one."""
-    function = _functions().get(a.dtype)
-    if function is None or a.dtype != b.dtype or not (a.is_contiguous() and b.is_contiguous()):
-        return float((a * b).detach().abs().max())
-    return float(function(a.data_ptr(), b.data_ptr(), a.numel()))
+    found = _in_c("product", a, b)
+    return float((a * b).detach().abs().max()) if found is None else found
+
+
+def most_deviations(mean: Tensor, var: Tensor, eps: float) -> float:
+    """Return the largest magnitude of ``mean / sqrt(var + eps)``, as `largest_product` does."""
+    found = _in_c("deviations", mean, var, eps)
+    return float((mean / torch.sqrt(var + eps)).detach().abs().max()) if found is None else found
+
+
+def _in_c(name: str, a: Tensor, b: Tensor, eps: float = 0.0) -> float | None:
+    """What a function in C finds; None where it cannot look, or there is no compiler."""
+    library = _library()
+    if library is None or a.dtype != b.dtype or a.dtype not in TYPES or not (a.is_contiguous() and b.is_contiguous()):
+        return None
+    return float(getattr(library, f"{name}_{TYPES[a.dtype]}")(a.data_ptr(), b.data_ptr(), eps, a.numel()))
 
 
 @functools.cache
-def _functions() -> dict[torch.dtype, Any]:
-    """The functions in C by type; none without a compiler."""
+def _library() -> ctypes.CDLL | None:
+    """The functions; None without a compiler."""
     try:
         library = build.load(_TEXT)
     except build.BuildError:
-        return {}
-    functions = {torch.float32: library.largest_float, torch.float64: library.largest_double}
-    for function in functions.values():
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-        function.restype = ctypes.c_double
-    return functions
+        return None
+    for name in ("product", "deviations"):
+        for kind in TYPES.values():
+            function = getattr(library, f"{name}_{kind}")
+            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_double, ctypes.c_int64]
+            function.restype = ctypes.c_double
+    return library

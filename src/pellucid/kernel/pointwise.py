@@ -52,6 +52,8 @@ class Pointwise(ByTorch):
     ) -> tuple[Tensor, Tensor | None]:
         """The result, (batch, out channels, *size), and the input as backward reads it, if it has been copied."""
         matrix = weight.reshape(self._out, self._in)
+        if self._places == 1:
+            return F.linear(x.view(self._batch, self._in), matrix, bias).view(self._result), None
         if self.differentiable:
             return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
         columns = self._columns(x, self._in) if self._places <= FEW_PLACES else None

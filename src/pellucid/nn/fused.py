@@ -300,7 +300,8 @@ def _folds(convolution: Any, norm: BatchNormFamily, x: Tensor) -> bool:
     grad = torch.is_grad_enabled()
     tensors = {"x": x, "weight": weight, "bias": convolution.bias, "gamma": norm.weight, "beta": norm.bias}
     wanted = tuple([name for name, t in tensors.items() if grad and t is not None and t.requires_grad])
-    lies = (weight.shape, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    lies = (weight.shape, *geometry, getattr(convolution, "memory_format", None))
     kind = (type(convolution), lies, x.dtype, wanted, torch.get_num_threads())
     key = (kind, x.shape, x.stride())
     return remembered(_chosen, key, lambda: _folding_is_faster(convolution, norm, x.detach(), kind, wanted))

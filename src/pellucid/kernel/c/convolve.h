@@ -12,13 +12,6 @@
 #define ENTRIES_TOGETHER 1024  // places of the samples whose products are added up in registers
 #define BYTES_TOGETHER 262144 // of these samples
 
-// A vector stays in its register: read anew for every product, it would often be read across two lines of the cache.
-#if defined(__x86_64__)
-#define STAY(v) __asm__("" : "+v"(v))
-#else
-#define STAY(v) (void)0
-#endif
-
 // What follows from the sizes.
 struct laid {
   struct planes planes;

@@ -5,21 +5,13 @@
 // are the same at every place of a phase (of which the gradient of the input has as many as the stride), each read at a
 // place that moves on by a fixed step, except at both ends, where some of them lie outside.
 
-#define TAPS_OF_A_ROW 32
-#define CHUNKS 64          // of rows, and of the work of a thread
-#define MOST_VECTORS 4     // of channels that are summed up together
-#define MOST_SUMS 8        // taps of a row whose weights' gradients are summed up together
-#define MOST_ROWS 3        // and rows of these, which together are at most
-#define MOST_TOGETHER 12   // sums
-#define PLACES (VECTOR_BYTES < 64 ? 2 : 4) // whose sums of MOST_VECTORS stay in registers
-#define ROUND_UP(n) (((n) + LANES - 1) / LANES * LANES)
-
-// A vector stays in its register: read anew for every product, it would be asked of the cache as often.
-#if defined(__x86_64__)
-#define STAY(v) __asm__("" : "+v"(v))
-#else
-#define STAY(v) (void)0
-#endif
+#define TAPS_OF_A_ROW 32 // at most
+#define CHUNKS 64        // of rows, that threads take one after another
+#define MOST_VECTORS 4   // of channels that are summed up together
+#define PLACES (VECTOR_BYTES < 64 ? 2 : 4) // whose sums of all these stay in registers
+#define MOST_SUMS 8      // taps of a row whose weights have their gradients summed up together
+#define MOST_ROWS 3      // and rows of such, as far as they are together
+#define MOST_TOGETHER 12 // taps
 #define UNROLL _Pragma("GCC unroll 32")
 
 int64_t lanes(void) { return LANES; }

@@ -37,6 +37,16 @@ typedef int32_t integer;
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef integer ivec __attribute__((vector_size(VECTOR_BYTES))); // of masks: -1 where true, else 0
 
+#define ROUND_UP(n) (((n) + LANES - 1) / LANES * LANES)
+
+// A vector stays in its register: read anew for every product, it would be asked of the cache as often, and often across
+// two of its lines.
+#if defined(__x86_64__)
+#define STAY(v) __asm__("" : "+v"(v))
+#else
+#define STAY(v) (void)0
+#endif
+
 #define SELECT(mask, a, b) ((__typeof__(a))(((mask) & (__typeof__(mask))(a)) | (~(mask) & (__typeof__(mask))(b))))
 
 INLINE vec splat(real x) { return x - (vec){0}; }

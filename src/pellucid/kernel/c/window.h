@@ -10,7 +10,6 @@
 
 #define AXES 3
 #define CHUNKS 64 // of the work of a forward pass
-#define ROUND_UP(n) (((n) + LANES - 1) / LANES * LANES)
 
 struct windows {
   const data_storage *x, *weight, *bias, *dy; // all but x are contiguous
