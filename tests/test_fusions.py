@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import logging
+import pickle
 import random
 
 import pytest
@@ -125,13 +126,25 @@ class Careful(torch.nn.BatchNorm2d):
 
 
 class Often(torch.nn.Dropout):
-    def __init__(self, p: float = 0.7) -> None:
-        super().__init__(p)
+    def __init__(self) -> None:
+        super().__init__(0.7)
+
+
+class Even(torch.nn.LayerNorm):
+    def __init__(self, features: int) -> None:
+        super().__init__(features, bias=False)
+
+
+class Subclassed(Output):
+    def __init__(self) -> None:
+        super().__init__(Even(6))
+        self.dropout = Often()
 
 
 S, R = torch.nn.Sequential, torch.nn.ReLU
 MODELS = {
-    "subclasses that only build themselves": (S(Pointwise(3, 4), Careful(4), R()), picture()),
+    "conv and norm of subclasses": (S(Pointwise(3, 4), Careful(4), R()), picture()),
+    "dropout and norm of subclasses": (Subclassed(), picture(3, 4, 6)),
     "conv, norm, relu6": (S(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU6()), picture()),
     "strided depthwise": (
         S(torch.nn.Conv2d(3, 3, 3, 2, "valid", 1, 3, False), torch.nn.BatchNorm2d(3), torch.nn.Hardswish()),
@@ -171,6 +184,28 @@ def test_the_same_numbers(name):
             assert follows(model, training)
     assert list(model.state_dict()) == state
     assert all(value is values[name] for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "left", "without"),
+    [
+        ("conv", "Pointwise → Careful → ReLU", "0", ["Pointwise → Careful → ReLU"]),  # torch.nn's can be folded too
+        ("dropout", "Dropout → add → Even", "dropout", []),
+    ],
+)
+def test_subclasses_that_only_build_themselves_are_fused(name, before, left, without):
+    original, x = MODELS[f"{name} and norm of subclasses"]
+    original = copy.deepcopy(original).eval()
+    model = copy.deepcopy(original)
+    assert kinds(pellucid.swap(model, fuse=True)) == [before]
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(copied) is type(model)
+        assert kinds(pellucid.restore(copied)) == [before]
+        assert [type(m) for m in copied.modules()] == [type(m) for m in original.modules()]
+    model = copy.deepcopy(original)
+    assert kinds(pellucid.swap(model, fuse=True, only=lambda path, layer: path != left)) == without
+    with pellucid.backend("c"), torch.no_grad():
+        torch.testing.assert_close(model(x), original(x))
 
 
 @pytest.mark.parametrize("kind", fused.LAYERS)

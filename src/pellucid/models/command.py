@@ -74,7 +74,9 @@ def command(
     """Say which layers of a model pellucid replaces, whether it computes the same with them, and how fast.
 
     FILE.PY:MODEL is a class or a function that is called without arguments and gives the model, or the model itself.
-    Without --input nothing is run: the layers are listed. In a program this is pellucid.swap(model, verify=example).
+    Without --input nothing is run: the layers are listed. Layers of a subclass of torch.nn's are replaced where it only
+    has a constructor of its own, left where it has other code. In a program this is pellucid.swap(model,
+    verify=example).
     """
     import torch  # takes a while to load; --help does without
 
