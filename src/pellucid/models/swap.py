@@ -112,11 +112,11 @@ def restore(model: torch.nn.Module) -> Report:
     """Let every layer of pellucid's that torch.nn has under the same name become torch.nn's, in place.
 
     The weights are those of now, and everything else stays, as in `pellucid.swap`: for an export, or for somebody
-    without pellucid. Layers of a subclass of torch.nn's are that again, and nothing else; modules that computed some of
-    their layers as one have their own class and forward again, and
-    convolutions work in the memory format of their input. It does not matter how the model came to have pellucid's
-    layers. Layers and options that torch.nn does not have are left, and reported. A model whose own code calls layers
-    with what torch.nn's do not take, such as ``lengths=``, fails afterwards.
+    without pellucid. Layers of a subclass of torch.nn's are that again, modules that computed some of their layers as
+    one have their own class and forward again, and convolutions work in the memory format of their input. It does not
+    matter how the model came to have pellucid's layers. Layers and options that torch.nn does not have are left, and
+    reported. A model whose own code calls layers with what torch.nn's do not take, such as ``lengths=``, fails
+    afterwards.
 
     Returns:
         What was replaced, and what was left and why.

@@ -29,16 +29,9 @@ Kind = type[torch.nn.Module]
 # What a class may define and compute as its base does: how its objects are built, how they are shown, and what Python
 # notes of a class. How they are made (__new__) is not among it: copies are made otherwise.
 INERT = {"__init__", "reset_parameters", "extra_repr", "__repr__", "_get_name", "__constants__"}
-INERT |= {
-    "__module__",
-    "__qualname__",
-    "__doc__",
-    "__dict__",
-    "__weakref__",
-    "__firstlineno__",
-    "__static_attributes__",
-}
-INERT |= {"__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__"}
+INERT |= {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"}
+INERT |= {"__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
+INERT |= {"__static_attributes__", "__type_params__"}
 
 
 def ours_of(kind: Kind) -> Kind | None:
