@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -16,7 +17,8 @@ import torch
 import formulas
 import pellucid
 from explaining import GOLDEN
-from pellucid.kernel import emit_triton, jitted, layout, registry
+from pellucid import nn
+from pellucid.kernel import emit_triton, jitted, layout, registry, triton_depthwise
 from pellucid.nn import cells, torch_recurrence
 from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
 
@@ -415,6 +417,66 @@ def test_what_cannot_be_written_goes_stepwise():
         found = layer(x)
     assert layer.backend == "stepwise"
     torch.testing.assert_close(found, layer(x))
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize("kind", ["cell", "formula", "convolution"])
+def test_what_does_not_compile_runs_in_plain_torch(kind, part, monkeypatch):
+    """A kernel is compiled when it is launched first, that of backward behind a forward that has run."""
+    from triton.errors import TritonError
+
+    layer, x = _fresh(kind)
+    broken = part == "forward"
+
+    @contextlib.contextmanager
+    def on(device, on=jitted.on):
+        with on(device):
+            if broken:
+                raise TritonError(f"ptxas is out of patience with the {part} of a {kind}")
+            yield
+
+    for module in (jitted, triton_depthwise):
+        monkeypatch.setattr(module, "on", on)
+    weights = list(layer.parameters())
+
+    def gradients():
+        nonlocal broken
+        y = layer(x)
+        y = y[0] if isinstance(y, tuple) else y
+        broken = True
+        return y, torch.autograd.grad(y.square().sum(), [x, *weights])
+
+    with pellucid.backend("triton"), pytest.warns(pellucid.PellucidWarning, match="could not compile.*out of patience"):
+        found = gradients()
+    with pellucid.backend("triton"):  # with neither a warning nor another attempt
+        again = gradients()
+    assert layer.backend in ("stepwise", "torch")
+    with pellucid.backend("stepwise"):
+        expected = gradients()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(again, expected)
+
+
+def _fresh(kind):
+    """A layer whose kernels nobody has compiled yet, and an input."""
+    if kind == "cell":
+
+        @pellucid.cell
+        def waning(x, h, *, U, W):
+            return torch.tanh(x @ U + h @ W) * 0.5
+
+        return waning(3, 4).double(), torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    if kind == "formula":
+
+        @pellucid.layer
+        def shifted(x, *, gain):
+            return torch.tanh(x) * gain
+
+        return shifted(5).double(), torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 6, 11, dtype=torch.float64, requires_grad=True)
+    triton_depthwise._bound.clear()
+    return nn.Conv1d(6, 6, 3, groups=6).double(), x
 
 
 # -- without the interpreter ------------------------------------------------------------------------------------------

@@ -116,7 +116,11 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     if kernel is None:
         return None
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    return _by(kernel, x, weight, bias, any(_wanted(tensors)))
+    try:
+        return _by(kernel, x, weight, bias, any(_wanted(tensors)))
+    except BuildError as error:
+        kernel.give_up(error)
+        return None
 
 
 _bound: dict[Any, Kernel | None] = {}
@@ -212,7 +216,11 @@ class _Convolution(torch.autograd.Function):
             found = None if ctx.kernel.patch is None else ctx.kernel.forward_by_torch(x, weight, bias)
             gradients = ctx.kernel.backward_by_torch(x, weight, dy, needed, found)
         else:
-            gradients = ctx.kernel.backward(x, weight, dy, needed, best)
+            try:
+                gradients = ctx.kernel.backward(x, weight, dy, needed, best)
+            except BuildError as error:
+                ctx.kernel.give_up(error)
+                gradients = ctx.kernel.backward_by_torch(x, weight, dy, needed)
         return None, *gradients[: len(ctx.needs_input_grad) - 1]
 
 

@@ -29,9 +29,13 @@ class Steps(NamedTuple):
 
 
 class Fused:
-    """A program with fused loops: the same methods as `stepwise.Stepwise`."""
+    """A program with fused loops: the same methods as `stepwise.Stepwise`.
+
+    ``given_up`` says that its kernels turned out not to compile.
+    """
 
     name: str
+    given_up = False
 
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
         self.program, self.dtype = program, dtype

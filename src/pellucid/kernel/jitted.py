@@ -7,7 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ LEAST_SHARE = 16  # columns of a product that a block has at least
 MOST_SPLITS = 64  # blocks that share the columns of some rows
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a block
 MOST_ENTRIES = 4096  # of a tile, in registers
+COMPILER_PASSES = ("PassManager::run failed", "failed to translate module")  # in RuntimeErrors of Triton's compiler
 MOST_SPILLS = 64  # registers of a thread that lie in memory; with more, twice as many threads share the work
 
 
@@ -106,17 +107,17 @@ class _Loop(FusedLoop):
         constants["WIDE"] = max(t.numel() for t in given if isinstance(t, Tensor)) >= 2**31
         constants |= {"ROWS": rows, "EXCHANGED": kernel.exchanged, "INTERPRETED": interpreted(), "TF32": tf32()}
         at_once = max(1, together // splits) if splits > 1 else blocks  # blocks that wait for each other run together
-        try:
-            with on(device):
+        with on(device):
+            try:
                 for first in range(0, blocks, at_once):
                     self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
-        except out_of_resources():
-            if not kernel.division.held:
-                raise
-            self._next()
-            self._fill(values, history, outputs, slots, steps)
-        else:
-            self._add_totals(outputs, totals)
+            except out_of_resources():
+                if not kernel.division.held:
+                    raise
+                self._next()
+                self._fill(values, history, outputs, slots, steps)
+            else:
+                self._add_totals(outputs, totals)
 
     def _shared(self, blocks: int, rows: int, unused: Tensor) -> list[Tensor]:
         """Memory in which blocks pass on and exchange what they have, and count who has come, as far as they do."""
@@ -212,9 +213,31 @@ def _fault(device: str) -> Exception | None:
     return None
 
 
-def on(device: torch.device) -> Any:
-    """Make a GPU the current one inside a ``with`` block."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+@contextlib.contextmanager
+def on(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one inside a ``with`` block, in which kernels are compiled, and launched.
+
+    Raises:
+        BuildError: one could not be compiled.
+    """
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            yield
+    except Exception as error:
+        if not _is_of_the_compiler(error):
+            raise
+        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise BuildError(f"Triton could not compile its kernel ({type(error).__name__}: {said})") from error
+
+
+def _is_of_the_compiler(error: Exception) -> bool:
+    """Whether Triton's compiler failed, and not the kernel, nor the memory."""
+    from triton.errors import TritonError
+    from triton.runtime.errors import InterpreterError
+
+    if isinstance(error, TritonError):
+        return not isinstance(error, InterpreterError)
+    return isinstance(error, RuntimeError) and any(pass_ in str(error) for pass_ in COMPILER_PASSES)
 
 
 @functools.cache

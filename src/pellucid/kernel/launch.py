@@ -13,8 +13,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from pellucid.kernel import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.autocast import no_autocast
+from pellucid.kernel.build import BuildError
 from pellucid.kernel.chunks import WHOLE, Division, divided, plainly
-from pellucid.kernel.registry import Runner, chosen_backend, definition, reference, runner, warn_of_unrolling
+from pellucid.kernel.registry import (
+    Runner,
+    chosen_backend,
+    definition,
+    give_up,
+    reference,
+    runner,
+    warn_of_unrolling,
+)
 
 Tensor = torch.Tensor
 
@@ -66,13 +75,21 @@ def recurrence(
             return *plainly(define, division, x, states, lengths, reverse), "naive"
         plain = _transformed()
         place = (text, training, x.dtype, x.device.type)
-        run = reference(*place) if plain else runner(*place, differentiable)
-        if plain or not differentiable:
-            # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
-            return *_plain(run, division, x, states, parameters, lengths, seed, reverse), run.name
         again = functools.partial(reference, *place)
-        output, *last = _Recurrence.apply(run, again, division, reverse, lengths, seed, len(states), *tensors)
-        return output, last, run.name
+
+        def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
+            if plain or not differentiable:
+                # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
+                return *_plain(run, division, x, states, parameters, lengths, seed, reverse), run.name
+            output, *last = _Recurrence.apply(run, again, division, reverse, lengths, seed, len(states), text, *tensors)
+            return output, last, run.name
+
+        run = again() if plain else runner(*place, differentiable)
+        try:
+            return compute(run)
+        except BuildError as error:
+            give_up(text, run, error)
+            return compute(again())
 
 
 def _plain(
@@ -159,9 +176,11 @@ class _Recurrence(torch.autograd.Function):
         lengths: Any,
         seed: Any,
         count: int,
+        text: str,
         *tensors: Tensor,
     ) -> Any:
         x, states, parameters = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
+        ctx.whole, ctx.text = run, text
         run = divided(run, division)
         output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save=True)
         ctx.run, ctx.again, ctx.division, ctx.reverse, ctx.count = run, again, division, reverse, count
@@ -173,32 +192,39 @@ class _Recurrence(torch.autograd.Function):
         lengths, seed, *rest = ctx.saved_tensors
         split = 1 + ctx.count + len(ctx.run.program.parameters)
         tensors, saved = rest[:split], rest[split:]
-        needed = ctx.needs_input_grad[7:]
+        needed = ctx.needs_input_grad[8:]
         if torch.is_grad_enabled():
-            return (None,) * 7 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
-        of_input, of_states, of_parameters = ctx.run.backward(
-            tensors[0],
-            tensors[1 + ctx.count :],
-            lengths,
-            seed,
-            ctx.reverse,
-            saved,
-            gradients[0],
-            gradients[1:],
-            (needed[0], *needed[1 + ctx.count :]),
-        )
-        return (*(None,) * 7, of_input, *of_states, *of_parameters)
+            return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
+        try:
+            of_input, of_states, of_parameters = ctx.run.backward(
+                tensors[0],
+                tensors[1 + ctx.count :],
+                lengths,
+                seed,
+                ctx.reverse,
+                saved,
+                gradients[0],
+                gradients[1:],
+                (needed[0], *needed[1 + ctx.count :]),
+            )
+        except BuildError as error:
+            give_up(ctx.text, ctx.whole, error)
+            return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
+        return (*(None,) * 8, of_input, *of_states, *of_parameters)
 
 
 def _differentiable_backward(
     ctx: Any, lengths: Tensor | None, seed: Tensor | None, tensors: Any, gradients: Any, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient where it will be differentiated again: torch differentiates the reference's own operations."""
+    """The gradient of the reference's own operations by torch, which may be differentiated again."""
+    once_more = torch.is_grad_enabled()
+    if not once_more:  # then these tensors have no history either
+        tensors = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed, strict=True)]
     states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
-    output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
+    with torch.enable_grad():
+        output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
-    found = iter(
-        torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
-    )
+    of, by = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(of, wanted, by, create_graph=once_more, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)

@@ -130,10 +130,14 @@ def run(
     x = tensors[0]
     if bound.copied:
         tensors = [t.contiguous() for t in tensors]
-    if bound.wanted:
-        results = _Nested.apply(bound, reference, array("d", numbers), draws, *tensors)
-    else:
-        results = bound.forward(tensors, array("d", numbers), draws)[0]
+    try:
+        if bound.wanted:
+            results = _Nested.apply(bound, reference, array("d", numbers), draws, *tensors)
+        else:
+            results = bound.forward(tensors, array("d", numbers), draws)[0]
+    except BuildError as error:
+        bound.give_up(error)
+        return None
     if bound.copied and results[0].shape == x.shape and not x.is_contiguous():
         return (torch.empty_like(x, dtype=results[0].dtype).copy_(results[0]), *results[1:])  # laid out as the input is
     return results
@@ -165,7 +169,7 @@ def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], 
         if len(_bound) >= MOST_BOUND:
             _bound.clear()
         bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[4:]), written)
-    return bound
+    return None if bound is None or bound.given_up else bound
 
 
 class _Nested(torch.autograd.Function):
@@ -190,7 +194,11 @@ class _Nested(torch.autograd.Function):
         *read, saved = ctx.saved_tensors
         if torch_has_to(gradient):
             return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
-        return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
+        try:
+            return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
+        except BuildError as error:
+            bound.give_up(error)
+            return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
 
 
 # -- a formula's axes in the order of memory ----------------------------------------------------------------------
@@ -253,7 +261,9 @@ def _try_to_bind(
 
 
 class _Bound:
-    """A recipe for tensors of certain shapes."""
+    """A recipe for tensors of certain shapes; ``given_up`` says that its kernels turned out not to compile."""
+
+    given_up = False
 
     def __init__(
         self,
@@ -272,7 +282,7 @@ class _Bound:
             order = _order(given, recipe.fixed)
         if order is None or len(order) > len(SIZES):
             raise Unsupported("an input whose axes cannot be brought into order")
-        self.recipe, self.order, self.sizes = recipe, order, given.sizes
+        self.recipe, self.order, self.sizes, self._written = recipe, order, given.sizes, written
         self.templates = [(t.shape, t.dtype) for t in tensors]
         self.wanted = [i for i, want in enumerate(wanted) if want]
         form = self._form(given, tensors, wanted)
@@ -316,6 +326,11 @@ class _Bound:
             known += [f"{recipe.tensors[i]}_gradient to" for i in self._whole]
             placed = {name: i for i, name in enumerate(known)}
             self._backward_slots = back.slots(placed, {name: starts[name] for name in saved})
+
+    def give_up(self, error: BuildError) -> None:
+        """Let it run in plain torch from now on, with a warning: its kernels, compiled when they are needed, do not."""
+        self.given_up = True
+        warn_of_fallback(self.recipe.name, error, self._written)
 
     def _dtype(self, name: str) -> torch.dtype:
         return getattr(torch, self._forward.storage[name])

@@ -135,9 +135,21 @@ def runner(text: str, training: bool, dtype: torch.dtype, device: str, save: boo
     language = {"cpu": "c", "cuda": "triton"}.get(device, "") if wanted == "auto" else wanted
     if language == "triton" or (language == "c" and device == "cpu"):
         fused = _ready(text, training, dtype, device, save, language)
-        if fused is not None:
+        if fused is not None and not fused.given_up:
             return fused
     return reference(text, training, dtype, device)
+
+
+def give_up(text: str, run: Runner, error: BuildError) -> None:
+    """Let a program run stepwise from now on, with a warning: its kernels, compiled when they are needed, do not.
+
+    Raises:
+        BuildError: it ran stepwise already.
+    """
+    if not isinstance(run, Fused):
+        raise error
+    run.given_up = True
+    warn_of_fallback(_cell(text), error, run.name)
 
 
 @functools.lru_cache(maxsize=512)
@@ -154,15 +166,20 @@ def _fused(text: str, training: bool, dtype: torch.dtype, device: str, language:
 
 
 @functools.lru_cache(maxsize=1024)
-def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: bool, language: str) -> Runner | None:
+def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: bool, language: str) -> Fused | None:
     """The program in a language, compiled for what is asked; None, with a warning, where that cannot be."""
     try:
         fused = _fused(text, training, dtype, device, language)
         fused.loops(save)
         return fused
     except (Unsupported, BuildError) as error:
-        warn_of_fallback(f"cell {json.loads(text)[0].split(':')[-1]}", error, language)
+        warn_of_fallback(_cell(text), error, language)
         return None
+
+
+def _cell(text: str) -> str:
+    """How a warning calls the formula of a key."""
+    return f"cell {json.loads(text)[0].split(':')[-1]}"
 
 
 def warn_of_fallback(what: str, error: Unsupported | BuildError, language: str = "c") -> None:
@@ -175,7 +192,7 @@ def warn_of_unrolling(text: str) -> None:
     """Say once that a cell has no operator in a graph for ONNX, and how there may be one."""
     if chosen_backend() in ("auto", "c"):
         _warn_once(
-            f"cell {json.loads(text)[0].split(':')[-1]} is written out step by step for ONNX, which has no operator "
+            f"{_cell(text)} is written out step by step for ONNX, which has no operator "
             f"for it: the file reads sequences of as many steps as the example has. pellucid.restore(model) first "
             f"makes it a layer of torch.nn where there is one; an LSTM of ONNX reads any length"
         )

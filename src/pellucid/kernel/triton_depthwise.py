@@ -58,7 +58,8 @@ def bound(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) ->
     if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.device != x.device)):
         return None
     key = (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % VECTOR, weight.shape, geometry)
-    return remembered(_bound, key, lambda: _try_to_bind(x, weight, geometry))
+    kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, geometry))
+    return None if kernel is None or kernel.given_up else kernel
 
 
 _bound: dict[Any, Depthwise | None] = {}
@@ -72,9 +73,13 @@ def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | N
     try:
         check(x.device.type)
     except BuildError as error:
-        warn_of_fallback("a depthwise convolution", error)
+        _warn(error)
         return None
     return Depthwise(x, weight, geometry)
+
+
+def _warn(error: BuildError) -> None:
+    warn_of_fallback("a depthwise convolution", error, "triton")
 
 
 class Tile(NamedTuple):
@@ -114,6 +119,8 @@ class Depthwise(ByTorch):
         weight: (out channels, 1, kernel); the out channels of a channel follow each other.
         geometry: how the windows lie.
     """
+
+    given_up = False  # they turned out not to compile
 
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
         self.batch, self.channels, self.length = x.shape
@@ -195,6 +202,11 @@ class Depthwise(ByTorch):
                 rows //= 2
         warps = max(1, min(MOST_WARPS, rows * steps // (WARP * each * lanes)))
         return Tile(side, rows, steps, warps, -(-channels // rows), -(-groups // steps))
+
+    def give_up(self, error: BuildError) -> None:
+        """Leave such tensors to torch from now on, with a warning: kernels, compiled when they are needed, do not."""
+        self.given_up = True
+        _warn(error)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, save: bool = False) -> tuple[Tensor, None]:
         """The result, (batch, out channels, positions), laid out as the input is; nothing else is saved."""
