@@ -338,48 +338,70 @@ struct pass {
   struct laid l;
   int64_t *terms;   // distances of the terms of the result; those of the input's gradient, phase after phase
   int64_t *counts;  // of the terms of every phase's gradient
+  int64_t *places;  // where the weights of a tap begin among those of the input's gradient
   real *weights;    // packed, of every group
   char *scratch;
   int64_t bytes;    // of a thread's scratch
 };
 
-// Weights of a group, tile after tile of channels, and in each term after term.
-static void pack_forward(const struct pass *pass)
+// What the terms of the result read.
+static void list_forward(const struct pass *pass)
 {
   const struct windows *const w = pass->w;
-  const int64_t terms = w->in * w->tap_count, tile = pass->l.channels;
-  real *to = pass->weights;
-  for (int64_t g = 0; g < w->groups; g++)
-    for (int64_t o = 0; o < w->out; o += tile)
-      for (int64_t k = 0; k < terms; k++)
-        for (int64_t i = o; i < o + tile; i++)
-          *to++ = i < w->out ? read_data(w->weight + (g * w->out + i) * terms + k) : 0;
   for (int64_t c = 0, k = 0; c < w->in; c++)
     for (int64_t t = 0; t < w->tap_count; t++)
       pass->terms[k++] = (c * pass->l.planes.phases + w->taps[2 * t]) * pass->l.planes.row + w->taps[2 * t + 1];
 }
 
-static void pack_backward(const struct pass *pass)
+// What those of the input's gradient read, phase after phase, and where their weights are.
+static void list_backward(const struct pass *pass)
 {
   const struct windows *const w = pass->w;
-  const int64_t terms = w->in * w->tap_count, tile = pass->l.dx_channels;
-  real *to = pass->weights;
-  int64_t *distance = pass->terms + terms;
+  const int64_t tile = pass->l.dx_channels;
+  int64_t *distance = pass->terms + w->in * w->tap_count, begin = 0;
   for (int64_t phase = 0; phase < pass->l.planes.phases; phase++) {
     pass->counts[phase] = 0;
-    for (int64_t t = 0; t < w->tap_count; t++)
-      for (int64_t o = 0; w->taps[2 * t] == phase && o < w->out; o++)
-          *distance++ = o * pass->l.dy_row + pass->l.margin - w->taps[2 * t + 1], pass->counts[phase]++;
+    for (int64_t t = 0; t < w->tap_count; t++) {
+      if (w->taps[2 * t] != phase)
+        continue;
+      pass->places[t] = begin + pass->counts[phase] * tile;
+      for (int64_t o = 0; o < w->out; o++)
+        *distance++ = o * pass->l.dy_row + pass->l.margin - w->taps[2 * t + 1];
+      pass->counts[phase] += w->out;
+    }
+    begin += pass->counts[phase] * rows_of_tiles(w->in, tile);
   }
-  for (int64_t g = 0; g < w->groups; g++)
-    for (int64_t phase = 0; phase < pass->l.planes.phases; phase++)
-      for (int64_t c = 0; c < w->in; c += tile)
-        for (int64_t t = 0; t < w->tap_count; t++)
-          for (int64_t o = 0; w->taps[2 * t] == phase && o < w->out; o++)
-            for (int64_t i = c; i < c + tile; i++)
-              *to++ = i < w->in ? read_data(w->weight + ((g * w->out + o) * w->in + i) * w->tap_count + t) : 0;
 }
 
+// Weights of a group for a tile of channels: of each term those of all its channels.
+static void pack_forward_task(const void *context, int64_t task, UNUSED int64_t worker)
+{
+  const struct pass *const pass = context;
+  const struct windows *const w = pass->w;
+  const int64_t terms = w->in * w->tap_count, tile = pass->l.channels, tiles = (w->out + tile - 1) / tile;
+  const int64_t g = task / tiles, o = task % tiles * tile;
+  real *to = pass->weights + g * pass->l.weights + o * terms;
+  for (int64_t k = 0; k < terms; k++)
+    for (int64_t i = o; i < o + tile; i++)
+      *to++ = i < w->out ? read_data(w->weight + (g * w->out + i) * terms + k) : 0;
+}
+
+// A line of the cache holds the weights of some taps, which go to as many places.
+static void pack_backward_task(const void *context, int64_t task, UNUSED int64_t worker)
+{
+  const struct pass *const pass = context;
+  const struct windows *const w = pass->w;
+  const int64_t taps = w->tap_count, tile = pass->l.dx_channels, tiles = (w->in + tile - 1) / tile;
+  const int64_t g = task / tiles, c = task % tiles * tile;
+  real *const to = pass->weights + g * pass->l.dx_weights;
+  for (int64_t some = 0; some < taps; some += LANES)
+    for (int64_t o = 0; o < w->out; o++)
+      for (int64_t i = 0; i < tile; i++) {
+        const data_storage *const from = w->weight + ((g * w->out + o) * w->in + c + i) * taps;
+        for (int64_t t = some; t < some + LANES && t < taps; t++)
+          to[pass->places[t] + c * pass->counts[w->taps[2 * t]] + o * tile + i] = c + i < w->in ? read_data(from + t) : 0;
+      }
+}
 
 // Samples that lie beside each other from one on; units of work; and rows that are computed each by itself.
 INLINE int samples_from(const struct windows *w, int64_t b)
@@ -455,6 +477,18 @@ INLINE void terms_of_row(const struct windows *w, int64_t phase, int64_t row, in
     *first = 0;
 }
 
+// The place in a phase's plane of an entry of the input, or of one near it that is in the plane.
+INLINE int64_t place_of_input(const struct windows *w, int64_t d, int64_t h, int64_t i)
+{
+  const int64_t entry[AXES] = {d, h, i};
+  int64_t flat = 0;
+  for (int axis = 0; axis < AXES; axis++) {
+    const int64_t place = (entry[axis] + w->before[axis]) / w->stride[axis], last = w->plane[axis] - 1;
+    flat = flat * w->plane[axis] + (place < last ? place : last);
+  }
+  return flat;
+}
+
 static void gradient_of_input(const struct pass *pass, int64_t b, int64_t g, const real *dy, real *planes)
 {
   const struct windows *const w = pass->w;
@@ -463,14 +497,19 @@ static void gradient_of_input(const struct pass *pass, int64_t b, int64_t g, con
   const real *weights = pass->weights + g * l->dx_weights;
   const int64_t channel = l->planes.phases * l->planes.row, size = w->size[0] * w->size[1] * w->size[2];
   const int64_t rows = w->lanes == 1 ? 1 : w->plane[0] * w->plane[1], row = l->planes.entries / rows;
+  int64_t begin = 0, end = row;
+  if (rows == 1) { // what lies ahead of the input and behind it, which is long where windows are, has no reader
+    begin = place_of_input(w, 0, 0, 0) * w->lanes / LANES * LANES;
+    end = (place_of_input(w, w->size[0] - 1, w->size[1] - 1, w->size[2] - 1) + 1) * w->lanes;
+  }
   for (int64_t phase = 0; phase < l->planes.phases; phase++) {
     const int64_t count = pass->counts[phase];
     for (int64_t r = 0; r < rows; r++) {
       int64_t first = 0, last = count;
       if (w->lanes > 1 && w->plane[0] == 1)
         terms_of_row(w, phase, r, &first, &last);
-      sum_places(dy + r * row, distances, weights, count, first, last, w->in, l->dx_channels, l->dx_vectors, row,
-                 planes + phase * l->planes.row + r * row, channel);
+      sum_places(dy + r * row + begin, distances, weights, count, first, last, w->in, l->dx_channels, l->dx_vectors,
+                 end - begin, planes + phase * l->planes.row + r * row + begin, channel);
     }
     distances += count, weights += count * rows_of_tiles(w->in, l->dx_channels);
   }
@@ -561,7 +600,7 @@ static void divide_work(const struct windows *w, struct pass *pass, int64_t *sha
   const struct laid l = pass->l = laid_out(w);
   const int64_t terms = w->in * w->tap_count;
   const int64_t packed = l.weights > l.dx_weights ? l.weights : l.dx_weights;
-  const int64_t lists = (terms + w->out * w->tap_count + l.planes.phases) * (int64_t)sizeof(int64_t);
+  const int64_t lists = (terms + (w->out + 1) * w->tap_count + l.planes.phases) * (int64_t)sizeof(int64_t);
   *shared = ROUNDED(lists) + ROUNDED(w->groups * packed * (int64_t)sizeof(real));
   // Pairs of a patch are read up to two vectors behind the last place.
   const int64_t forward = l.in_sample + rows_of_tiles(w->out, l.channels) * l.place_row + 2 * LANES;
@@ -570,6 +609,7 @@ static void divide_work(const struct windows *w, struct pass *pass, int64_t *sha
   pass->bytes = ROUNDED((forward > backward ? forward : backward) * (int64_t)sizeof(real));
   pass->terms = (int64_t *)w->work;
   pass->counts = pass->terms + terms + w->out * w->tap_count;
+  pass->places = pass->counts + l.planes.phases;
   pass->weights = (real *)(w->work + ROUNDED(lists));
   pass->scratch = w->work + *shared;
   pass->w = w;
@@ -587,7 +627,8 @@ void forward(const struct windows *w)
   struct pass pass;
   int64_t shared;
   divide_work(w, &pass, &shared);
-  pack_forward(&pass);
+  list_forward(&pass);
+  share(&w->threads, pack_forward_task, &pass, w->groups * rows_of_tiles(w->out, pass.l.channels) / pass.l.channels);
   const int64_t units = units_of(w);
   share(&w->threads, forward_task, &pass, units < CHUNKS ? units : CHUNKS);
 }
@@ -597,7 +638,10 @@ void backward(const struct windows *w)
   struct pass pass;
   int64_t shared;
   divide_work(w, &pass, &shared);
-  pack_forward(&pass); // for its terms
-  pack_backward(&pass);
+  list_forward(&pass);
+  list_backward(&pass);
+  const int64_t tile = pass.l.dx_channels;
+  if (w->dx)
+    share(&w->threads, pack_backward_task, &pass, w->groups * rows_of_tiles(w->in, tile) / tile);
   share(&w->threads, backward_task, &pass, w->groups * w->parts);
 }
