@@ -65,6 +65,8 @@ def draw_input(seed, *shape, layout="contiguous"):
         return F.pad(x, (2, 3))[..., 2:-3]
     if layout == "swapped":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "turned":
+        return x.mT.contiguous().mT
     return x
 
 
@@ -91,7 +93,7 @@ def convolutions(draw):
         bias = draw(st.booleans())
         layer = CONVOLUTIONS[axes](groups * each, groups * out, kernel, stride, padding, dilation, groups, bias)
     batch = draw(st.sampled_from([1, 2, 5, 8, 17, 35]))  # from 8 or 16 on, samples lie beside each other in short rows
-    layout = draw(st.sampled_from(["contiguous", "gaps", "swapped"]))
+    layout = draw(st.sampled_from(["contiguous", "gaps", "swapped", *(["turned"] if axes == 1 else [])]))
     return layer, draw_input(draw(st.integers(0, 99)), batch, groups * each, *size, layout=layout)
 
 

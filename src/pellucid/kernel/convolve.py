@@ -41,6 +41,7 @@ from pellucid.kernel.window import (
     readable,
     remembered,
     rounded,
+    side_by_side,
 )
 from pellucid.kernel.window import lanes as vector_lanes
 
@@ -136,7 +137,7 @@ def _try_to_bind(
 ) -> Kernel | None:
     geometry, groups, patch = lies
     axes = weight.dim() - 2
-    if not (readable(x, axes) or channels_last(x, axes)) or weight.dtype != x.dtype:
+    if not (readable(x, axes) or channels_last(x, axes) or side_by_side(x)) or weight.dtype != x.dtype:
         return None
     if min(geometry.results(x.shape[2:])) <= 0:
         return None
@@ -186,7 +187,7 @@ def _is_faster(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, n
     )
     if kernel.patch is not None:
         shapes += f" greatest of {list(kernel.patch)}"
-    if channels_last(x, weight.dim() - 2):
+    if channels_last(x, weight.dim() - 2) or side_by_side(x):
         shapes += " channels last"
     leaves = [t for t in tensors if t.requires_grad]
     return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", kernel.text, usual, ours, leaves)
@@ -237,8 +238,8 @@ def _samples_beside(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) 
 class Convolution(ByTorch, Windows):
     """The passes for tensors of certain shapes.
 
-    An input whose channels lie side by side is brought into planes and its result back: two copies are little beside
-    the products of windows.
+    An input whose channels lie side by side is brought into planes and, along more than one axis, its result back: two
+    copies are little beside the products of windows.
 
     Args:
         x: (batch, in channels, *size).
@@ -257,7 +258,8 @@ class Convolution(ByTorch, Windows):
         lanes = _samples_beside(x, weight, geometry, groups)
         parts = min(-(-x.shape[0] // lanes), max(1, -(-LEAST_TASKS // groups)))
         self._last = channels_last(x, len(geometry.kernel))
-        x = x.contiguous() if self._last else x
+        self._copied = self._last is not None or side_by_side(x)
+        x = x.contiguous() if self._copied else x
         ByTorch.__init__(self, geometry, groups, patch)
         Windows.__init__(self, x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes, patch)
         self._weight = weight.shape
@@ -266,7 +268,7 @@ class Convolution(ByTorch, Windows):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """The result, (batch, out channels, *positions), and of a patch which of its entries it was, uint8."""
-        x = x.contiguous() if self._last else x
+        x = x.contiguous() if self._copied else x
         y = memory.empty(self.result, self.dtype)
         best = memory.empty(self.result, torch.uint8) if save and self.patch is not None else None
         self.call("forward", {X: x, WEIGHT: weight.contiguous(), BIAS: bias, Y: y, BEST: best})
@@ -280,7 +282,7 @@ class Convolution(ByTorch, Windows):
         self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], best: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of input, weight and bias, as far as they are needed."""
-        x = x.contiguous() if self._last else x
+        x = x.contiguous() if self._copied else x
         dx = memory.empty(self.input, self.dtype) if needed[0] else None
         size, dw = math.prod(self._weight), None
         if needed[1] or needed[2]:

@@ -165,6 +165,11 @@ def channels_last(x: Tensor, axes: int) -> torch.memory_format | None:
     return last if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last) else None
 
 
+def side_by_side(x: Tensor) -> bool:
+    """Whether (batch, channels, length) is (batch, length, channels) in memory, for which torch has no format."""
+    return x.dim() == 3 and x.stride(1) == 1 and not x.is_contiguous() and x.mT.is_contiguous()
+
+
 def lanes(dtype: torch.dtype, name: str) -> int:
     """How many numbers a vector holds in a header's kernels for a type in memory."""
     return library(dtype, name).lanes()
