@@ -398,8 +398,10 @@ static void pack_backward_task(const void *context, int64_t task, UNUSED int64_t
     for (int64_t o = 0; o < w->out; o++)
       for (int64_t i = 0; i < tile; i++) {
         const data_storage *const from = w->weight + ((g * w->out + o) * w->in + c + i) * taps;
-        for (int64_t t = some; t < some + LANES && t < taps; t++)
-          to[pass->places[t] + c * pass->counts[w->taps[2 * t]] + o * tile + i] = c + i < w->in ? read_data(from + t) : 0;
+        for (int64_t t = some; t < some + LANES && t < taps; t++) {
+          real *const place = to + pass->places[t] + c * pass->counts[w->taps[2 * t]];
+          place[o * tile + i] = c + i < w->in ? read_data(from + t) : 0;
+        }
       }
 }
 

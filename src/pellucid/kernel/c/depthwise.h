@@ -1,5 +1,5 @@
-// Depthwise convolution of pictures whose channels lie side by side, and its gradients: a vector is some channels of one
-// place.
+// Depthwise convolution of pictures whose channels lie side by side, and its gradients: a vector is some channels of
+// one place.
 //
 // The result and the gradient of the input are the same sum, over the taps that meet at a place. Along a row these taps
 // are the same at every place of a phase (of which the gradient of the input has as many as the stride), each read at a
@@ -135,8 +135,8 @@ INLINE void sum_places(const int places, const int vectors, const int n, const s
 }
 
 // Some places at an end of a row, where taps may read nothing.
-INLINE void sum_ends(const int vectors, const int n, const struct sum *s, const struct phase *p, const struct rows *rows,
-                    int64_t begin, int64_t end, int64_t channel, data_storage *to)
+INLINE void sum_ends(const int vectors, const int n, const struct sum *s, const struct phase *p,
+                     const struct rows *rows, int64_t begin, int64_t end, int64_t channel, data_storage *to)
 {
   for (int64_t j = begin; j < end; j++) {
     const struct range inside = taps_at(p, j, s->source[1]);

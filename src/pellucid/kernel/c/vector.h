@@ -39,8 +39,8 @@ typedef integer ivec __attribute__((vector_size(VECTOR_BYTES))); // of masks: -1
 
 #define ROUND_UP(n) (((n) + LANES - 1) / LANES * LANES)
 
-// A vector stays in its register: read anew for every product, it would be asked of the cache as often, and often across
-// two of its lines.
+// A vector stays in its register: read anew for every product, it would be asked of the cache as often, across two of
+// its lines too.
 #if defined(__x86_64__)
 #define STAY(v) __asm__("" : "+v"(v))
 #else
