@@ -119,11 +119,11 @@ def _row(
     return WindowedRow(kind, shape, *both, f", {note}", section, floor, dtype=dtype, layout=layout)
 
 
-def _depthwise(note: str = "", **options: Any) -> WindowedRow:
+def _depthwise(note: str = "", shape: tuple[int, ...] = PICTURE, kernel: int = 3, **options: Any) -> WindowedRow:
     """A picture's convolution whose every channel has a kernel of its own."""
-    channels = PICTURE[1]
-    given = (channels, channels, 3, 1, 1)  # kernel, stride, padding
-    return _row("Conv2d", PICTURE, f"depthwise, 3×3{note}", *given, groups=channels, **options)
+    channels, size = shape[1], f"{kernel}×{kernel}"
+    given = (channels, channels, kernel, 1, kernel // 2)  # stride, padding
+    return _row("Conv2d", shape, f"depthwise, {size}{note}", *given, groups=channels, **options)
 
 
 def _depthwise_series(note: str = "", **options: Any) -> WindowedRow:
@@ -149,6 +149,8 @@ POOLING = [
 ]
 FORMATS = [
     _depthwise(", channels_last", section="formats", layout=torch.channels_last),
+    _depthwise(", channels_last", (8, 672, 14, 14), 5, section="formats", layout=torch.channels_last),
+    _depthwise(", channels_last", (8, 96, 28, 28), 7, section="formats", layout=torch.channels_last),
     _depthwise(", bfloat16", section="formats", dtype=torch.bfloat16),
     _depthwise_series(", bfloat16", section="formats", dtype=torch.bfloat16),
 ]
