@@ -23,7 +23,7 @@ from pellucid.kernel.choice import faster
 from pellucid.kernel.depthwise import Depthwise
 from pellucid.kernel.nested import language, torch_has_to
 from pellucid.kernel.pointwise import Pointwise
-from pellucid.kernel.registry import chosen_backend, warn_of_fallback
+from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
 from pellucid.kernel.window import (
     BEST,
     BIAS,
@@ -120,7 +120,7 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     try:
         return _by(kernel, x, weight, bias, any(_wanted(tensors)))
     except BuildError as error:
-        kernel.give_up(error)
+        give_up(kernel, triton_depthwise.TITLE, error)
         return None
 
 
@@ -137,7 +137,7 @@ def _try_to_bind(
 ) -> Kernel | None:
     geometry, groups, patch = lies
     axes = weight.dim() - 2
-    if not (readable(x, axes) or channels_last(x, axes) or side_by_side(x)) or weight.dtype != x.dtype:
+    if not (readable(x, axes) or side_by_side(x)) or weight.dtype != x.dtype:
         return None
     if min(geometry.results(x.shape[2:])) <= 0:
         return None
@@ -187,7 +187,7 @@ def _is_faster(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, n
     )
     if kernel.patch is not None:
         shapes += f" greatest of {list(kernel.patch)}"
-    if channels_last(x, weight.dim() - 2) or side_by_side(x):
+    if side_by_side(x):
         shapes += " channels last"
     leaves = [t for t in tensors if t.requires_grad]
     return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", kernel.text, usual, ours, leaves)
@@ -220,7 +220,7 @@ class _Convolution(torch.autograd.Function):
             try:
                 gradients = ctx.kernel.backward(x, weight, dy, needed, best)
             except BuildError as error:
-                ctx.kernel.give_up(error)
+                give_up(ctx.kernel, triton_depthwise.TITLE, error)
                 gradients = ctx.kernel.backward_by_torch(x, weight, dy, needed)
         return None, *gradients[: len(ctx.needs_input_grad) - 1]
 
@@ -258,7 +258,7 @@ class Convolution(ByTorch, Windows):
         lanes = _samples_beside(x, weight, geometry, groups)
         parts = min(-(-x.shape[0] // lanes), max(1, -(-LEAST_TASKS // groups)))
         self._last = channels_last(x, len(geometry.kernel))
-        self._copied = self._last is not None or side_by_side(x)
+        self._copied = side_by_side(x)
         x = x.contiguous() if self._copied else x
         ByTorch.__init__(self, geometry, groups, patch)
         Windows.__init__(self, x, geometry, groups, weight.shape[0] // groups, parts, NAME, lanes, patch)

@@ -20,7 +20,8 @@ from pellucid.kernel.values import Unsupported, Value
 
 IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
-ROWS_GIVEN = ("first_row", "last_row", "call", "from", "strides")  # to a sweep that takes several rows
+# What a sweep is given that takes several rows, and its type.
+ROWS_GIVEN = {"first_row": "int64_t ", "last_row": "int64_t ", "call": "const struct nest *", "from": "int64_t "}
 ROWS_TOGETHER = 16  # of a loop around the columns, whose sums stay in registers
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
 
@@ -456,7 +457,7 @@ class _Function(Columns):
                 self._sweep(written, groups[length], scope, len(groups) == 1)
 
     def _sweep(self, length: str, tasks: Sequence[_Task], outer: Scope, alone: bool) -> None:
-        scope = Scope(taken={*self.names, *outer.taken, "j", "n", *ROWS_GIVEN})
+        scope = Scope(taken={*self.names, *outer.taken, "j", "n", "strides", *ROWS_GIVEN})
         self.fixed = Scope(taken=scope.taken, own=scope.own, given=scope.given) if self.inside else None
         self.fetched: dict[str, str] = {}
         sums: list[tuple[str, str]] = []  # totals of the row, and their operations
@@ -491,8 +492,9 @@ class _Function(Columns):
         fixed, self.fixed = self.fixed, None
         name = f"{self.nest.name}_columns_{len(self.sweeps)}"
         if fixed is not None and alone and not sums and self._is_bare(outer, added):
-            self.sweeps.append(self._rows_text(name, scope, fixed, outer, added))
-            self._scope(len(self.inside) - 2).lines += self._rows_loop(name, length, scope)
+            rows = self._over_rows(scope, fixed, outer, added)
+            self.sweeps.append(sweep_text(name, rows))
+            self._scope(len(self.inside) - 2).lines += self._rows_loop(whole_sweep(name, length, rows))
             outer.lines.clear()
             return
         for at, operation, result in added:
@@ -508,60 +510,36 @@ class _Function(Columns):
         pointers = {name for key, name in self.pointers.items() if key[1] == depth}
         return len(loop.lines) == len(pointers) and not any(at.split(" ")[0] in pointers for at, _, _ in added)
 
-    def _rows_text(
-        self, name: str, scope: Scope, fixed: Scope, loop: Scope, added: Sequence[tuple[str, str, str]]
-    ) -> str:
-        """The function of a sweep over rows, and in each of them over the columns ``j`` to ``j + n``."""
-        depth = len(self.inside) - 1
-        for pointer in [name for key, name in self.pointers.items() if key[1] == depth]:
-            scope.given.pop(pointer, None)
-        sums = [self._fresh(scope, "rows_sum") for _ in added]
+    def _over_rows(self, scope: Scope, fixed: Scope, loop: Scope, added: Sequence[tuple[str, str, str]]) -> Scope:
+        """A sweep that takes some rows of the innermost loop before it goes on to the next columns."""
+        depth, axis = len(self.inside) - 1, f"i_{self.loops[-1]}"
+        made = {name for key, name in self.pointers.items() if key[1] == depth}  # in the loop itself
+        given = ROWS_GIVEN | {f"i_{outer}": "int64_t " for outer in (*self.rows, *self.loops[:-1])}
+        given |= {name: kind for name, kind in scope.given.items() if name not in made}
         start = {operation: identity for identity, operation, _ in REDUCTIONS.values()}
+        sums = [(self._fresh(scope, "rows_sum"), *add) for add in added]
         ahead = [f"FETCH_PLACE({place} + {ROWS_TOGETHER} * {step});" for place, step in self.fetched.items()]
-        axis = f"i_{self.loops[-1]}"
-        outer = [f"int64_t {index}" for index in self._outer_indices()]
-        given = [f"{kind}{name}" for name, kind in scope.given.items()]
-        parameters = ["int64_t j, int n, int64_t first_row, int64_t last_row, const struct nest *call, int64_t from"]
-        return "\n".join(
-            [
-                f"INLINE void {name}({', '.join([*parameters, *outer, *given])})",
-                "{",
-                "  UNUSED const int64_t *const sizes = call->sizes;",
-                "  UNUSED const int64_t *const strides = call->strides;",
-                *indented(fixed.lines),
-                *(f"  vec {total} = {start[operation]};" for total, (_, operation, _) in zip(sums, added, strict=True)),
-                f"  for (int64_t {axis} = first_row; {axis} < last_row; {axis}++) {{",
-                *indented([*loop.lines, *ahead, *scope.lines], 2),
-                *(
-                    f"    {total} = {op}({total}, {term}, LANES);"
-                    for total, (_, op, term) in zip(sums, added, strict=True)
-                ),
-                "  }",
-                *(
-                    f"  put_real({at}, {op}(take_real({at}, n), {total}, LANES), n);"
-                    for total, (at, op, _) in zip(sums, added, strict=True)
-                ),
-                "}",
-                "",
-            ]
-        )
+        of_row = [f"{total} = {add}({total}, {term}, LANES);" for total, _, add, term in sums]
+        lines = [
+            "UNUSED const int64_t *const sizes = call->sizes;",
+            "UNUSED const int64_t *const strides = call->strides;",
+            *fixed.lines,
+            *(f"vec {total} = {start[add]};" for total, _, add, _ in sums),
+            f"for (int64_t {axis} = first_row; {axis} < last_row; {axis}++) {{",
+            *indented([*loop.lines, *ahead, *scope.lines, *of_row]),
+            "}",
+            *(f"put_real({at}, {add}(take_real({at}, n), {total}, LANES), n);" for total, at, add, _ in sums),
+        ]
+        return Scope(lines=lines, given=given)
 
-    def _outer_indices(self) -> list[str]:
-        """The indices along the axes around the innermost loop."""
-        return [f"i_{axis}" for axis in (*self.rows, *self.loops[:-1])]
-
-    def _rows_loop(self, name: str, length: str, scope: Scope) -> list[str]:
-        """The innermost loop, some rows at a time: a sweep takes them all before it goes on to the next columns."""
+    def _rows_loop(self, sweep: Sequence[str]) -> list[str]:
+        """The innermost loop, some rows at a time."""
         size = f"sizes[{self.loops[-1]}]"
-        given = "".join(f", {one}" for one in ("call", "from", *self._outer_indices(), *scope.given))
         return [
             f"for (int64_t first_row = 0; first_row < {size}; first_row += {ROWS_TOGETHER}) {{",
-            f"  const int64_t rows = {size} - first_row, last_row = first_row + (rows < {ROWS_TOGETHER} ? rows : "
-            f"{ROWS_TOGETHER});",
-            f"  for (int64_t j = 0; j + LANES <= {length}; j += LANES)",
-            f"    {name}(j, LANES, first_row, last_row{given});",
-            f"  if ({length} % LANES)",
-            f"    {name}({length} / LANES * LANES, {length} % LANES, first_row, last_row{given});",
+            f"  const int64_t left = {size} - first_row;",
+            f"  const int64_t last_row = first_row + (left < {ROWS_TOGETHER} ? left : {ROWS_TOGETHER});",
+            *indented(sweep),
             "}",
         ]
 

@@ -19,7 +19,7 @@ from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
     definition,
-    give_up,
+    give_up_program,
     reference,
     runner,
     warn_of_unrolling,
@@ -88,7 +88,7 @@ def recurrence(
         try:
             return compute(run)
         except BuildError as error:
-            give_up(text, run, error)
+            give_up_program(text, run, error)
             return compute(again())
 
 
@@ -208,7 +208,7 @@ class _Recurrence(torch.autograd.Function):
                 (needed[0], *needed[1 + ctx.count :]),
             )
         except BuildError as error:
-            give_up(ctx.text, ctx.whole, error)
+            give_up_program(ctx.text, ctx.whole, error)
             return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
         return (*(None,) * 8, of_input, *of_states, *of_parameters)
 
@@ -225,6 +225,6 @@ def _differentiable_backward(
         output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
-    of, by = zip(*pairs, strict=True)
+    of, by = [r for r, _ in pairs], [g for _, g in pairs]
     found = iter(torch.autograd.grad(of, wanted, by, create_graph=once_more, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)

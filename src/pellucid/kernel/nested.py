@@ -17,7 +17,7 @@ from pellucid.kernel.direction import Direction, Draws
 from pellucid.kernel.layout import STORAGE
 from pellucid.kernel.nest import GRADIENT, SIZES, Form, Operand, lower
 from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend, warn_of_fallback
+from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
 from pellucid.kernel.values import Unsupported
 
 MOST_BOUND = 1024  # shapes that are remembered
@@ -136,7 +136,7 @@ def run(
         else:
             results = bound.forward(tensors, array("d", numbers), draws)[0]
     except BuildError as error:
-        bound.give_up(error)
+        give_up(bound, bound.recipe.name, error)
         return None
     if bound.copied and results[0].shape == x.shape and not x.is_contiguous():
         return (torch.empty_like(x, dtype=results[0].dtype).copy_(results[0]), *results[1:])  # laid out as the input is
@@ -197,7 +197,7 @@ class _Nested(torch.autograd.Function):
         try:
             return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
         except BuildError as error:
-            bound.give_up(error)
+            give_up(bound, bound.recipe.name, error)
             return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
 
 
@@ -282,7 +282,7 @@ class _Bound:
             order = _order(given, recipe.fixed)
         if order is None or len(order) > len(SIZES):
             raise Unsupported("an input whose axes cannot be brought into order")
-        self.recipe, self.order, self.sizes, self._written = recipe, order, given.sizes, written
+        self.recipe, self.order, self.sizes = recipe, order, given.sizes
         self.templates = [(t.shape, t.dtype) for t in tensors]
         self.wanted = [i for i, want in enumerate(wanted) if want]
         form = self._form(given, tensors, wanted)
@@ -326,11 +326,6 @@ class _Bound:
             known += [f"{recipe.tensors[i]}_gradient to" for i in self._whole]
             placed = {name: i for i, name in enumerate(known)}
             self._backward_slots = back.slots(placed, {name: starts[name] for name in saved})
-
-    def give_up(self, error: BuildError) -> None:
-        """Let it run in plain torch from now on, with a warning: its kernels, compiled when they are needed, do not."""
-        self.given_up = True
-        warn_of_fallback(self.recipe.name, error, self._written)
 
     def _dtype(self, name: str) -> torch.dtype:
         return getattr(torch, self._forward.storage[name])

@@ -140,16 +140,21 @@ def runner(text: str, training: bool, dtype: torch.dtype, device: str, save: boo
     return reference(text, training, dtype, device)
 
 
-def give_up(text: str, run: Runner, error: BuildError) -> None:
-    """Let a program run stepwise from now on, with a warning: its kernels, compiled when they are needed, do not.
+def give_up_program(text: str, run: Runner, error: BuildError) -> None:
+    """Let a program run stepwise from now on: see `give_up`.
 
     Raises:
         BuildError: it ran stepwise already.
     """
     if not isinstance(run, Fused):
         raise error
-    run.given_up = True
-    warn_of_fallback(_cell(text), error, run.name)
+    give_up(run, _cell(text), error)
+
+
+def give_up(kernels: Any, what: str, error: BuildError) -> None:
+    """Let kernels not be asked again, with a warning: compiled when they are needed, they do not compile."""
+    kernels.given_up = True
+    warn_of_fallback(what, error)
 
 
 @functools.lru_cache(maxsize=512)

@@ -24,6 +24,7 @@ from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.text_triton import power
 from pellucid.kernel.window import Geometry, remembered
 
+TITLE = "a depthwise convolution"  # of a warning
 VECTOR = 16  # bytes that a thread reads at once
 WARP, MOST_WARPS = 32, 4
 MOST_UNROLLED = 32  # taps; more are a loop
@@ -73,13 +74,9 @@ def _try_to_bind(x: Tensor, weight: Tensor, geometry: Geometry) -> Depthwise | N
     try:
         check(x.device.type)
     except BuildError as error:
-        _warn(error)
+        warn_of_fallback(TITLE, error)
         return None
     return Depthwise(x, weight, geometry)
-
-
-def _warn(error: BuildError) -> None:
-    warn_of_fallback("a depthwise convolution", error, "triton")
 
 
 class Tile(NamedTuple):
@@ -202,11 +199,6 @@ class Depthwise(ByTorch):
                 rows //= 2
         warps = max(1, min(MOST_WARPS, rows * steps // (WARP * each * lanes)))
         return Tile(side, rows, steps, warps, -(-channels // rows), -(-groups // steps))
-
-    def give_up(self, error: BuildError) -> None:
-        """Leave such tensors to torch from now on, with a warning: kernels, compiled when they are needed, do not."""
-        self.given_up = True
-        _warn(error)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, save: bool = False) -> tuple[Tensor, None]:
         """The result, (batch, out channels, positions), laid out as the input is; nothing else is saved."""

@@ -26,6 +26,7 @@ from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
 AXES = 3
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}  # in which the channels of a place lie side by side
 MOVING = ("convolve", "pool")  # headers that lay channels out in planes
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
@@ -161,13 +162,15 @@ def readable(x: Tensor, axes: int) -> bool:
 
 def channels_last(x: Tensor, axes: int) -> torch.memory_format | None:
     """The format of an input whose channels lie side by side; None for any other, and where both hold."""
-    last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(axes)
+    last = FORMATS.get(axes)
     return last if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last) else None
 
 
 def side_by_side(x: Tensor) -> bool:
-    """Whether (batch, channels, length) is (batch, length, channels) in memory, for which torch has no format."""
-    return x.dim() == 3 and x.stride(1) == 1 and not x.is_contiguous() and x.mT.is_contiguous()
+    """Whether the channels of an input lie side by side, along one axis too, for which torch has no format."""
+    if x.dim() == 3:
+        return x.stride(1) == 1 and not x.is_contiguous() and x.mT.is_contiguous()
+    return channels_last(x, x.dim() - 2) is not None
 
 
 def lanes(dtype: torch.dtype, name: str) -> int:

@@ -7,9 +7,9 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 import torch
 
+from pellucid.kernel.window import FORMATS
 from pellucid.models.report import Formatted
 from pellucid.nn import Conv2d, Conv3d
-from pellucid.nn.convolution import FORMATS
 from pellucid.nn.exchange import kind_of, runs_as
 
 FASTEST: Final = "fastest"

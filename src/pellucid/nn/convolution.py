@@ -16,7 +16,7 @@ from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
 from pellucid.kernel import pointwise, triton_depthwise
 from pellucid.kernel.choice import circumstances, lasts
-from pellucid.kernel.window import LEAST_ENTRIES, Geometry, worthwhile
+from pellucid.kernel.window import FORMATS, LEAST_ENTRIES, Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
 from pellucid.nn.component import Running, SymbolShape
@@ -24,7 +24,6 @@ from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, wrong_axe
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}  # in which the channels of a place stand side by side
 
 
 def convolve(x, *, window, weight, bias):

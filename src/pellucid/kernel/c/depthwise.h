@@ -45,18 +45,13 @@ struct sum {
 
 INLINE int64_t floor_of(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
-// Where a tap reads at a place along an axis, -1 if nowhere.
-INLINE int64_t source_of(const struct sum *s, int axis, int64_t place, int64_t tap)
+// Whether a tap reads for a place along an axis, and at which place; that may lie outside.
+INLINE int reads(const struct sum *s, int axis, int64_t place, int64_t tap, int64_t *at)
 {
   const struct depthwise *const d = s->d;
-  int64_t at = place * d->stride[axis] + tap * d->dilation[axis] - d->before[axis];
-  if (s->gradient) {
-    at = place + d->before[axis] - tap * d->dilation[axis];
-    if (at < 0 || at % d->stride[axis])
-      return -1;
-    at /= d->stride[axis];
-  }
-  return at < s->source[axis] ? at : -1;
+  const int64_t shift = tap * d->dilation[axis] - d->before[axis], stride = d->stride[axis];
+  *at = s->gradient ? (place - shift) / stride : place * stride + shift;
+  return !s->gradient || (place - shift) % stride == 0;
 }
 
 static struct phase phase_of(const struct sum *s, int64_t number)
@@ -69,13 +64,9 @@ static struct phase phase_of(const struct sum *s, int64_t number)
   p.inner = 0, p.outer = p.count;
   for (int64_t i = 0; i < d->kernel[1]; i++) {
     const int64_t k = s->gradient ? d->kernel[1] - 1 - i : i; // so that places ascend
-    int64_t at = k * d->dilation[1] - d->before[1];
-    if (s->gradient) {
-      at = number - at;
-      if (at % stride)
-        continue;
-      at /= stride;
-    }
+    int64_t at;
+    if (!reads(s, 1, number, k, &at))
+      continue;
     const int64_t inner = -floor_of(at, p.source_step), outer = floor_of(s->source[1] - 1 - at, p.source_step) + 1;
     p.inner = inner > p.inner ? inner : p.inner, p.outer = outer < p.outer ? outer : p.outer;
     p.tap[p.taps] = k, p.source[p.taps++] = at;
@@ -106,6 +97,12 @@ struct rows {
   const real *weights[TAPS_OF_A_ROW];
 };
 
+INLINE vec bias_of(const struct sum *s, int64_t channel)
+{
+  const struct depthwise *const d = s->d;
+  return s->biased ? load_real(d->work + d->kernel[0] * d->kernel[1] * ROUND_UP(d->channels) + channel) : splat(0);
+}
+
 INLINE void sum_places(const int places, const int vectors, const int n, const struct sum *s, const struct phase *p,
                        const struct rows *rows, int64_t j, int64_t first, int64_t last, int64_t channel,
                        data_storage *to)
@@ -114,8 +111,7 @@ INLINE void sum_places(const int places, const int vectors, const int n, const s
   const int64_t channels = d->channels, padded = ROUND_UP(channels);
   vec sums[places][vectors];
   for (int v = 0; v < vectors; v++) {
-    const real *const biases = d->work + d->kernel[0] * d->kernel[1] * padded + channel;
-    const vec bias = s->biased ? load_real(biases + v * LANES) : splat(0);
+    const vec bias = bias_of(s, channel + v * LANES);
     for (int i = 0; i < places; i++)
       sums[i][v] = bias;
   }
@@ -152,8 +148,7 @@ INLINE void sum_dense(const int vectors, const int taps, const int step, const s
   const int64_t channels = d->channels, padded = ROUND_UP(channels);
   vec sums[PLACES][vectors];
   for (int v = 0; v < vectors; v++) {
-    const real *const biases = d->work + d->kernel[0] * d->kernel[1] * padded + channel + v * LANES;
-    const vec bias = s->biased ? load_real(biases) : splat(0);
+    const vec bias = bias_of(s, channel + v * LANES);
     for (int i = 0; i < PLACES; i++)
       sums[i][v] = bias;
   }
@@ -248,8 +243,8 @@ static void sum_task(const void *context, int64_t task, int64_t worker)
     for (int64_t i = all * task / tasks; i < all * (task + 1) / tasks; i++) {
       struct rows rows = {0};
       for (int64_t k = 0; k < d->kernel[0]; k++) {
-        const int64_t at = source_of(s, 0, i % s->size[0], k);
-        if (at < 0)
+        int64_t at;
+        if (!reads(s, 0, i % s->size[0], k, &at) || at < 0 || at >= s->source[0])
           continue;
         rows.from[rows.count] = s->from + (i / s->size[0] * s->source[0] + at) * s->source[1] * d->channels;
         rows.weights[rows.count++] = d->work + k * d->kernel[1] * padded;
@@ -419,16 +414,15 @@ INLINE void add_row(const int n, const struct depthwise *d, const struct phase *
 struct weights {
   const struct depthwise *d;
   struct phase phase;
-  int64_t blocks; // of channels
 };
 
 static void weights_task(const void *context, int64_t task, int64_t worker)
 {
   const struct weights *const w = context;
   const struct depthwise *const d = w->d;
-  const int64_t part = task / w->blocks, block = task % w->blocks, vectors = ROUND_UP(d->channels) / LANES;
+  const int64_t part = task / d->blocks, block = task % d->blocks, vectors = ROUND_UP(d->channels) / LANES;
   const int64_t padded = vectors * LANES, sums = d->kernel[0] * d->kernel[1] + 1;
-  const int64_t begin = vectors * block / w->blocks * LANES, end = vectors * (block + 1) / w->blocks * LANES;
+  const int64_t begin = vectors * block / d->blocks * LANES, end = vectors * (block + 1) / d->blocks * LANES;
   real *const to = d->dw + part * sums * padded;
   for (int64_t k = 0; k < sums; k++)
     memset(to + k * padded + begin, 0, (size_t)(end - begin) * sizeof(real));
@@ -455,6 +449,6 @@ void backward(const struct depthwise *d)
   if (!d->dw)
     return;
   const struct sum read = {d, d->x, {d->size[0], d->size[1]}, 0, {d->result[0], d->result[1]}, 0, 0};
-  const struct weights w = {d, phase_of(&read, 0), d->blocks};
-  share(&d->threads, weights_task, &w, d->parts * w.blocks);
+  const struct weights w = {d, phase_of(&read, 0)};
+  share(&d->threads, weights_task, &w, d->parts * d->blocks);
 }
