@@ -19,7 +19,8 @@ from torch.nn.utils import parametrizations
 import pellucid
 from pellucid.benchmark.zoo import ZOO
 from pellucid.models import fusions, verification
-from pellucid.nn import fused
+from pellucid.nn import expression, fused
+from pellucid.nn.exchange import kind_of
 from recipe_commands import run
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -108,8 +109,8 @@ def follows(model: torch.nn.Module, training: bool) -> bool:
     return any(key[0] is training and plan.run is not None for key, plan in plans)
 
 
-def kinds(report) -> list[str]:
-    return [group.before for group in report.fused]
+def kinds(report, operations: bool = False) -> list[str]:
+    return [group.before for group in report.fused if group.operations is operations]
 
 
 # -- the numbers ------------------------------------------------------------------------------------------------------
@@ -505,9 +506,10 @@ def test_what_is_left_one_by_one_and_why(name):
     model = copy.deepcopy(model)
     reference = copy.deepcopy(model)
     report = pellucid.swap(model, fuse=True)
-    assert report.fused == ()
+    assert kinds(report) == []
+    assert kinds(report, operations=True) == (["ReLU → add"] if name == "used twice" else [])
     assert words in report.unfused[0].reason
-    assert type(model) is Body
+    assert type(model) is Body or report.fused
     with pellucid.backend("c"):
         found = []
         for m in (model.eval(), reference.eval()):
@@ -704,7 +706,11 @@ def test_the_faster_way_is_taken(monkeypatch, wins):
 
 # -- real models, the report and the command --------------------------------------------------------------------------
 
-GROUPS = {"ResNet-18": 12, "MobileNetV2": 52, "EfficientNet-B0": 24, "BERT": 5}
+# Of layers, and of operations.
+GROUPS = {
+    **{"ResNet-18": (12, 0), "ConvNeXt": (0, 4), "MobileNetV2": (52, 0), "EfficientNet-B0": (24, 17)},
+    **{"BERT": (5, 3), "GPT-2": (0, 2), "EnCodec": (0, 14)},
+}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -713,20 +719,21 @@ def test_a_real_model_computes_the_same(known, monkeypatch):
     if not known.is_here:
         pytest.skip(f"{known.needs} is not installed")
     monkeypatch.setattr(fused, "_chosen", {})
-    monkeypatch.setattr(fused, "LEAST", 0)
-    monkeypatch.setattr(fused, "faster", lambda *_: True)  # one pass everywhere
+    for module in (fused, expression):
+        monkeypatch.setattr(module, "LEAST", 0)
+        monkeypatch.setattr(module, "faster", lambda *_: True)  # one pass everywhere
     model, inputs = known.make(tiny=True)
     model.double()
     inputs = verification.mapped(lambda x: x.double() if x.is_floating_point() else x, inputs)
-    types, state = [type(m) for m in model.modules()], list(model.state_dict())
+    types, state = [kind_of(m) for m in model.modules()], list(model.state_dict())
     report = pellucid.swap(model, verify=inputs, fuse=True)
-    assert len(report.fused) == GROUPS[known.name]
+    assert (len(kinds(report)), len(kinds(report, operations=True))) == GROUPS[known.name]
     assert report.verification is not None
     assert report.verification.modes == ("eval", "train")
     assert max(report.verification.outputs, report.verification.gradients or 0) < 1e-10
     assert list(model.state_dict()) == state
-    assert len(pellucid.restore(model).fused) == GROUPS[known.name]
-    assert [type(m) for m in model.modules()] == types
+    assert pellucid.restore(model).fused == report.fused
+    assert [kind_of(m) for m in model.modules()] == types
 
 
 def test_a_wrong_result_is_refused_and_all_undone(monkeypatch):
@@ -756,15 +763,16 @@ def test_the_report_tells_what_is_fused():
     model.again = shared
     report = pellucid.swap(model, fuse=True)
     text, markdown, found = str(report), report.markdown(), json.loads(report.json())
-    assert "3 groups of layers are computed as one." in text
+    assert "3 groups of layers and 1 group of operations are computed as one." in text
     assert "| Conv2d → BatchNorm2d → ReLU | eval: one convolution; training: one pass behind it | 1 |" in markdown
     assert "0.bn = again.bn" in markdown
     assert "| BatchNorm1d → ReLU | what norm gives is used elsewhere too | 1 | 1.norm |" in markdown
-    assert found["fused"][2] == {
+    assert found["fused"][3] == {
         "paths": ["2.1"],
         "layers": ["1", "2"],
         "before": "LayerNorm → GELU",
         "after": "one pass",
+        "operations": False,
     }
     assert found["unfused"][0]["paths"] == ["1.norm"]
     assert max(map(len, text.splitlines())) <= 120

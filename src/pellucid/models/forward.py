@@ -6,12 +6,14 @@ of torch, behaves differently meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import inspect
 import operator
 import random
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,7 +84,8 @@ def trace(
     options = {name: recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for name, a in named.items()}
     chance = _chance()
     try:
-        result = forward(recorder.twin, *values, **options)
+        with recorder.following_calls():
+            result = forward(recorder.twin, *values, **options)
         recorder.graph.output(recorder.create_arg(result))
     except Untraceable:
         raise
@@ -112,6 +115,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         self.mode = {} if training is None else {"training": training}
         self.reads: dict[tuple[str, str], Any] = {}
         self.around = _surroundings()
+        self.calling: list[Any] = []  # functions of C that are being called
         self.twin = self.copy(module, "", {})
 
     def copy(self, module: torch.nn.Module, path: str, known: dict[torch.nn.Module, Any]) -> Any:
@@ -133,6 +137,23 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         }
         object.__getattribute__(twin, "__dict__").update({**vars(module), **held, **self.mode, RECORDER: (self, path)})
         return twin
+
+    @contextlib.contextmanager
+    def following_calls(self) -> Iterator[None]:
+        """Know which functions of C are being called by this thread."""
+
+        def follow(_: Any, event: str, argument: Any) -> None:
+            if event == "c_call":
+                self.calling.append(argument)
+            elif event.startswith("c_") and self.calling:
+                self.calling.pop()
+
+        before = sys.getprofile()
+        sys.setprofile(follow)
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
 
     def placeholder(self, like: Any) -> fx.Proxy:
         """A tensor of the caller's."""
@@ -182,7 +203,20 @@ class _Value(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
+        if _asked_by_torch(self):
+            return type(self)
         raise Untraceable("its forward depends on the type of a value on the way")
+
+    @classmethod
+    def __torch_function__(cls, *call: Any) -> Any:
+        """Write a call of torch's; as a proxy of any kind, which does not ask the others for their class."""
+        return fx.Proxy.__torch_function__.__func__(fx.Proxy, *call)  # type: ignore[attr-defined]
+
+
+def _asked_by_torch(value: Any) -> bool:
+    """Whether a function of torch's wants to know the class of a value, which it would take for a tensor's memory."""
+    calling = value.tracer.calling
+    return bool(calling) and calling[-1] is not isinstance
 
 
 def _in_place(name: str) -> Callable[..., fx.Proxy]:
@@ -199,7 +233,7 @@ class _Given(_Value):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return Tensor
+        return type(self) if _asked_by_torch(self) else Tensor
 
 
 class _Shaped(_Given):

@@ -1,8 +1,8 @@
-"""Layers that stand side by side in the forward of a module, found on its graph and computed as one.
+"""Layers that stand side by side in the forward of a module, and its arithmetic: found on its graph, computed as one.
 
-A module that holds such layers changes its class and nothing else: to one of the same name whose forward calls
-`pellucid.nn.fused` where its own calls the layers one by one. Where that cannot be known to be the same, the module's
-own forward runs.
+A module that has such changes its class and nothing else: to one of the same name whose forward calls
+`pellucid.nn.fused` where its own calls the layers one by one, and a `pellucid.nn.expression` for its arithmetic. Where
+that cannot be known to be the same, the module's own forward runs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from torch.nn.utils import parametrize
 
 from pellucid.keeping import left_alone
 from pellucid.models import report
+from pellucid.models.expressions import Piece, pieces
 from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, trace
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
 from pellucid.models.rewriting import Rewriting
 from pellucid.nn.component import Component
 from pellucid.nn.fused import LAYERS
-from pellucid.nn.reclassed import Reclassed, reclassed
+from pellucid.nn.reclassed import Reclassed, made_of, reclassed
 
+ITSELF = ""  # the path of a module's own arithmetic
 MOST_TRACES = 16  # of one module, whose forward then runs as it is: what it reads changes at every call
 
 
@@ -57,6 +59,7 @@ class Plans:
     def __init__(self, fused: tuple[report.Fused, ...]) -> None:
         self.fused = fused
         self.norms = {path for group in fused for path in group.paths}
+        self.arithmetic = ITSELF in self.norms
         self.known: dict[Any, Plan] = {}
         self.traces = 0
 
@@ -94,12 +97,14 @@ class Plans:
         except Untraceable:
             self.known[key] = Plan(plain)
             return self.known[key]
-        groups = Finder(module, forward.graph, self.norms.__contains__).find().groups
+        found = look(module, forward.graph, self.norms.__contains__, self.arithmetic)
         plan = Plan(plain, forward)
-        if groups:
+        if found.groups or found.pieces:
             rewriting = Rewriting(forward.graph)
-            for group in groups:
+            for group in found.groups:
                 group.write(rewriting)
+            for piece in found.pieces:
+                piece.write(rewriting, module)
             plan.run, plan.constants = rewriting.compiled(), tuple(rewriting.constants)
         if shaped and not any(isinstance(part, torch.Size) for part in key):
             self.known[key] = Plan(plain, by_shape=True)
@@ -124,11 +129,11 @@ def traced(
     other = next((value for value in values if _sort(value) is OTHER), None)
     if other is not None:
         raise Untraceable(f"its forward takes a {type(other).__name__}")
-    known = any(isinstance(value, Tensor) for value in values)
+    known = any(isinstance(value, (Tensor, Like)) for value in values)
 
     def signs(shaped: bool) -> tuple[list[Any], dict[str, Any]]:
         def sign(value: Any) -> Any:
-            if not isinstance(value, Tensor):
+            if not isinstance(value, (Tensor, Like)):
                 return value
             return Like(value.shape) if shaped else Tensor
 
@@ -147,7 +152,7 @@ OTHER = "other"
 
 def _sort(value: Any) -> Any:
     """What of an argument decides a plan."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, Like)):
         return Tensor
     return (type(value), value) if value is Tensor or isinstance(value, CONSTANT) else OTHER
 
@@ -194,7 +199,7 @@ def unfuse(module: torch.nn.Module) -> Plans | None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A module that holds norms which may be computed with what is around them, by their paths inside."""
+    """A module whose forward holds what may be computed as one."""
 
     module: torch.nn.Module
     paths: tuple[str, ...]
@@ -203,17 +208,26 @@ class Candidate:
 
     def plans(self) -> Plans:
         """The plans for what was found."""
-        return Plans(
-            tuple(
-                report.Fused((str(group.norm.target),), group.paths, " → ".join(group.names), group.becomes)
-                for group in self.found.groups
+        groups = [
+            report.Fused((str(group.norm.target),), group.paths, " → ".join(group.names), group.becomes)
+            for group in self.found.groups
+        ]
+        arithmetic = [
+            report.Fused(
+                (ITSELF,),
+                piece.paths,
+                " → ".join(piece.names(self.module)),
+                "one pass",
+                operations=True,
             )
-        )
+            for piece in self.found.pieces
+        ]
+        return Plans((*groups, *arithmetic))
 
 
 def everywhere(places: Iterable[str], inside: Iterable[str]) -> tuple[str, ...]:
     """The paths in a model of what has these paths in a module that has these places."""
-    return tuple(f"{place}.{path}" if place else path for place in places for path in inside)
+    return tuple(".".join(filter(None, (place, path))) for place in places for path in inside)
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
@@ -224,15 +238,15 @@ def candidates(
     admits: Callable[[torch.nn.Module, list[str]], bool],
     calls: Mapping[torch.nn.Module, Call],
 ) -> Iterator[Candidate]:
-    """Look for groups in all modules of a model.
+    """Look for what may be computed as one in all modules of a model.
 
     Args:
         found: the modules with their places.
-        admits: takes a norm and its places.
+        admits: takes a norm, or a module that does arithmetic itself, and its places.
         calls: what modules are called with, as far as that is known; else tensors are taken for what has no default.
     """
     for module, paths in found.items():
-        if not may_hold(module):
+        if not may_be_fused(module):
             continue
         try:
             yield Candidate(module, tuple(paths), _look(module, found, admits, calls.get(module)))
@@ -261,17 +275,28 @@ def _look(
         norm = at(module, path)
         return admits(norm, places.get(norm, [path]))
 
+    itself = admits(module, places.get(module, [ITSELF]))
     groups: dict[Any, Group] = {}
     refused: dict[Any, tuple[fx.Node, str, str]] = {}
+    arithmetic: list[Piece] = []
     for training in (True, False):
         graph = traced(module, plain, args, named, training)[0].graph
-        found = Finder(module, graph, admitted).find()
+        found = look(module, graph, admitted, itself)
         for group in found.groups:
             known = groups.get(group.norm.target)
             if known is None or len(known.members) < len(group.members):
                 groups[group.norm.target] = group
         refused |= {refusal[0].target: refusal for refusal in found.refused}
-    return Found(list(groups.values()), [r for path, r in refused.items() if path not in groups])
+        arithmetic = max(arithmetic, found.pieces, key=len)
+    return Found(list(groups.values()), [r for path, r in refused.items() if path not in groups], arithmetic)
+
+
+def look(module: torch.nn.Module, graph: fx.Graph, admits: Callable[[str], bool], arithmetic: bool) -> Found:
+    """What the graph of a forward holds: groups around the norms that are meant, and arithmetic where that is."""
+    finder = Finder(module, graph, admits)
+    found = finder.find()
+    found.pieces += pieces(module, graph, finder.taken) if arithmetic else ()
+    return found
 
 
 def _usual(forward: Callable[..., Any]) -> Call:
@@ -284,31 +309,36 @@ def _usual(forward: Callable[..., Any]) -> Call:
 
 
 def calls_of(model: torch.nn.Module, example: Call) -> dict[torch.nn.Module, Call]:
-    """Run a model, which stays as it is, and return what the modules are called with that may hold groups.
+    """Run a model, which stays as it is, and return what the modules are called with that may be fused.
 
     One that is called in several ways, with other constants, has the first.
     """
     calls: dict[torch.nn.Module, Call] = {}
 
+    def like(value: Any) -> Any:
+        return Like(value.shape) if isinstance(value, Tensor) else value
+
     def note(module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.setdefault(module, (args, named))
+        if module not in calls:
+            calls[module] = tuple(map(like, args)), {name: like(value) for name, value in named.items()}
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(left_alone(model))
-        for module in filter(may_hold, model.modules()):
+        for module in filter(may_be_fused, model.modules()):
             stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         stack.enter_context(torch.no_grad())
         model(*example[0], **example[1])
     return calls
 
 
-def may_hold(module: torch.nn.Module) -> bool:
-    """Whether a module's forward may call norms that it holds."""
+def may_be_fused(module: torch.nn.Module) -> bool:
+    """Whether a module's forward may hold what can be computed as one: norms, or arithmetic of its own."""
     if isinstance(module, (Component, torch.jit.ScriptModule, fx.GraphModule)) or parametrize.is_parametrized(module):
         return False
     if type(module) in (torch.nn.ModuleList, torch.nn.ModuleDict) or type(module).__module__.startswith("pellucid."):
         return False
-    return any(map(is_norm, _held(module)))
+    own = not type(module).__module__.startswith("torch.nn.") or made_of(module) in LAYERS
+    return own or any(map(is_norm, _held(module)))
 
 
 def _tempts(module: torch.nn.Module) -> bool:

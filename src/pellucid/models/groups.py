@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pellucid.models.expressions import Piece
 from pellucid.models.rewriting import Layer, Rewriting, between, called, layer_of
 from pellucid.nn.component import watched
 from pellucid.nn.dropout import Dropout
@@ -17,6 +18,7 @@ from pellucid.nn.exchange import kind_of, name_of, ours_of, runs_as
 from pellucid.nn.fused import LAYERS, activation_of_call, convolve_and_normalize, normalize_in_company
 from pellucid.nn.layer_norm import LocalResponseNorm
 from pellucid.nn.normalization import NormalizationFamily
+from pellucid.nn.reclassed import made_of
 
 CONVOLUTIONS: set[type[torch.nn.Module]] = {torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d}
 CONVOLUTIONS |= {ours for ours in map(ours_of, CONVOLUTIONS) if ours is not None}
@@ -84,6 +86,13 @@ class Found:
 
     groups: list[Group] = field(default_factory=list)
     refused: list[tuple[fx.Node, str, str]] = field(default_factory=list)  # the norm, what it would be, why it is not
+    pieces: list[Piece] = field(default_factory=list)  # of arithmetic
+
+    @property
+    def layers(self) -> list[str]:
+        """The paths of all layers that are a part of something."""
+        found = [*(group.paths for group in self.groups), *(piece.paths for piece in self.pieces)]
+        return [path for paths in found for path in paths]
 
 
 # -- on the graph -----------------------------------------------------------------------------------------------------
@@ -165,7 +174,7 @@ class Finder:
         """The name of what a node computes, if it is an activation."""
         layer = self.layer(node)
         if layer is not None:
-            return type(layer).__name__ if type(layer) in LAYERS else None
+            return type(layer).__name__ if made_of(layer) in LAYERS else None
         if node.op not in ("call_function", "call_method"):
             return None
         function = activation_of_call(node.target, node.args, node.kwargs)

@@ -31,13 +31,21 @@ class Left:
 
 @dataclass(frozen=True)
 class Fused:
-    """Layers that are computed as one: the places of their norm, their paths in the module that holds them, their
-    names in the order in which they act, and what they are computed as."""
+    """What is computed as one.
+
+    Attributes:
+        paths: the places of the norm among the layers; of operations, those of the module whose forward has them.
+        layers: the paths of the layers, in the module that holds them.
+        before: the names of layers and operations, in the order in which they act.
+        after: what they are computed as.
+        operations: whether it is arithmetic of a forward, and not layers around a norm.
+    """
 
     paths: tuple[str, ...]
     layers: tuple[str, ...]
     before: str
     after: str
+    operations: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ class Report(Printable):
         replaced: the layers that were exchanged.
         left: those that were not. Modules that only hold others are not mentioned.
         verification: the model before and after, where an example was given.
-        fused: layers that are computed as one; of "restore", those that were.
+        fused: layers, and operations, that are computed as one; of "restore", those that were.
         unfused: what stands side by side and is not, and why.
         formatted: the memory format that convolutions work in, and what it gains, where one was asked for; of
             "restore", that in which they did.
@@ -183,10 +191,14 @@ class Report(Printable):
         count = len(self.replaced)
         stayed = f"{len(self.left)} left as {'it was' if len(self.left) == 1 else 'they were'}"
         said = f"{count} {'layer is' if count == 1 else 'layers are'} {whose} now, {stayed}."
-        groups = len(self.fused)
+        counts = {
+            of: sum(group.operations is (of == "operations") for group in self.fused) for of in ("layers", "operations")
+        }
+        groups = [f"{count} group{'' if count == 1 else 's'} of {of}" for of, count in counts.items() if count]
         if groups:
+            verb = "is" if len(self.fused) == 1 else "are"
             together = "computed as one" if self.action == "swap" else "no longer computed as one"
-            said += f" {groups} {'group of layers is' if groups == 1 else 'groups of layers are'} {together}."
+            said += f" {' and '.join(groups)} {verb} {together}."
         if self.formatted is not None and self.action == "restore":
             verb = "works" if len(self.formatted.paths) == 1 else "work"
             said += f" {self.formatted.convolutions} no longer {verb} in {self.formatted.name}."

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pellucid.models.formats import Formats, Wish, check_wish, unformat
+from pellucid.models.forward import at
 from pellucid.models.fusions import Call, Plans, calls_of, candidates, everywhere, follow, unfuse
 from pellucid.models.report import Fused, Left, Replaced, Report
 from pellucid.models.selection import Only, Selection, places
@@ -168,12 +169,14 @@ def _fuse(
     """Let modules compute layers as one; return what is, what is not, and the plans of these modules."""
     unfused: list[Left] = []
     plans = {}
-    for candidate in candidates(found, selection.admits, _calls(model, example)):
+    looked_at = list(candidates(found, selection.admits, _calls(model, example)))
+    within = {at(c.module, path) for c in looked_at for path in c.found.layers}
+    for candidate in looked_at:
         if candidate.obstacle:
             unfused.append(Left(candidate.paths, name_of(kind_of(candidate.module)), candidate.obstacle))
         for norm, names, reason in candidate.found.refused:
             unfused.append(Left(everywhere(candidate.paths, [str(norm.target)]), names, reason))
-        if candidate.found.groups:
+        if candidate.found.groups or (candidate.found.pieces and candidate.module not in within):
             plans[candidate.module] = candidate.plans()
     for module, followed in plans.items():
         unfuse(module)

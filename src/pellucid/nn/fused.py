@@ -23,6 +23,7 @@ from pellucid.nn.batch_norm import BatchNormFamily
 from pellucid.nn.component import watched
 from pellucid.nn.dropout import Dropout
 from pellucid.nn.normalization import Company, NormalizationFamily
+from pellucid.nn.reclassed import made_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
 
 def activation_of(layer: torch.nn.Module) -> Activation | None:
     """Return what an activation layer of torch.nn computes; None for any other layer."""
-    function, names = LAYERS.get(type(layer), (None, ()))
+    function, names = LAYERS.get(made_of(layer), (None, ()))
     return None if function is None else Activation(function, tuple((name, getattr(layer, name)) for name in names))
 
 

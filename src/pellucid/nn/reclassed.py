@@ -31,3 +31,8 @@ def reclassed(kind: Any, bases: tuple[Any, ...], blank: Callable[[Any], Any], **
     named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     made = {"_own_kind": kind, "_blank": staticmethod(blank)}
     return type(kind.__name__, bases, {**named, **made, **own})
+
+
+def made_of(layer: torch.nn.Module) -> Any:
+    """The class that the class of an object is made out of; its own where it is not made."""
+    return type(layer)._own_kind if isinstance(layer, Reclassed) else type(layer)
