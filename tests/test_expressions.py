@@ -147,7 +147,7 @@ def test_the_same_numbers_in_one_pass(name):
             torch.testing.assert_close(module(*given), usual(*given), rtol=1e-10, atol=1e-12)
     assert list(module.state_dict()) == state
     report = pellucid.restore(module)
-    assert [(group.before, group.operations) for group in report.fused] == [(FORMULAS[name][2], True)]
+    assert [(group.before, group.kind) for group in report.fused] == [(FORMULAS[name][2], "operations")]
     assert type(module) is type(usual)
 
 

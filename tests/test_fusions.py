@@ -109,8 +109,8 @@ def follows(model: torch.nn.Module, training: bool) -> bool:
     return any(key[0] is training and plan.run is not None for key, plan in plans)
 
 
-def kinds(report, operations: bool = False) -> list[str]:
-    return [group.before for group in report.fused if group.operations is operations]
+def kinds(report, kind: str = "layers") -> list[str]:
+    return [group.before for group in report.fused if group.kind == kind]
 
 
 # -- the numbers ------------------------------------------------------------------------------------------------------
@@ -507,7 +507,7 @@ def test_what_is_left_one_by_one_and_why(name):
     reference = copy.deepcopy(model)
     report = pellucid.swap(model, fuse=True)
     assert kinds(report) == []
-    assert kinds(report, operations=True) == (["ReLU → add"] if name == "used twice" else [])
+    assert kinds(report, "operations") == (["ReLU → add"] if name == "used twice" else [])
     assert words in report.unfused[0].reason
     assert type(model) is Body or report.fused
     with pellucid.backend("c"):
@@ -727,7 +727,7 @@ def test_a_real_model_computes_the_same(known, monkeypatch):
     inputs = verification.mapped(lambda x: x.double() if x.is_floating_point() else x, inputs)
     types, state = [kind_of(m) for m in model.modules()], list(model.state_dict())
     report = pellucid.swap(model, verify=inputs, fuse=True)
-    assert (len(kinds(report)), len(kinds(report, operations=True))) == GROUPS[known.name]
+    assert (len(kinds(report)), len(kinds(report, "operations"))) == GROUPS[known.name]
     assert report.verification is not None
     assert report.verification.modes == ("eval", "train")
     assert max(report.verification.outputs, report.verification.gradients or 0) < 1e-10
@@ -772,7 +772,7 @@ def test_the_report_tells_what_is_fused():
         "layers": ["1", "2"],
         "before": "LayerNorm → GELU",
         "after": "one pass",
-        "operations": False,
+        "kind": "layers",
     }
     assert found["unfused"][0]["paths"] == ["1.norm"]
     assert max(map(len, text.splitlines())) <= 120

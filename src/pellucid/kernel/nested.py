@@ -30,6 +30,18 @@ class View(NamedTuple):
     columns: int | None = None  # along the last axis, where the formula fixes them
 
 
+def spread(tensor: Tensor, axes: int, columns: int | None = None) -> View:
+    """How a tensor lies along so many axes, to which it is spread as torch spreads operands."""
+    steps = (None if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return View((*(None,) * (axes - tensor.dim()), *steps), columns)
+
+
+def spreads(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be spread to another one."""
+    behind = whole[len(whole) - len(shape) :]
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, behind, strict=True))
+
+
 class Axes(NamedTuple):
     """The axes of a formula: their sizes, which of them are averaged, and how every operand lies along them."""
 

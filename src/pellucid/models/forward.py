@@ -79,7 +79,15 @@ def trace(
         Untraceable: its way depends on numbers in tensors or on chance, it changes the module, or does more than a
             graph says.
     """
-    recorder = _Recorder(module, training)
+    with contextlib.ExitStack() as stack:
+        for _ in range(
+            torch._C._len_torch_function_stack()
+        ):  # of modes that see calls of torch's functions: none is made
+            stack.enter_context(torch.overrides._pop_mode_temporarily())
+        return _traced(_Recorder(module, training), forward, args, named)
+
+
+def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any]) -> Forward:
     values = [recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for a in args]
     options = {name: recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for name, a in named.items()}
     chance = _chance()
@@ -97,6 +105,7 @@ def trace(
         moved = _reset(chance)
     if moved:
         raise Untraceable("its forward draws random numbers itself")
+    module = recorder.module
     inside = dict(_structure(module, ""))
     for node in recorder.graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -112,6 +121,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
 
     def __init__(self, module: torch.nn.Module, training: bool | None) -> None:
         super().__init__(fx.Graph())
+        self.module = module
         self.mode = {} if training is None else {"training": training}
         self.reads: dict[tuple[str, str], Any] = {}
         self.around = _surroundings()

@@ -12,14 +12,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.nn.utils import parametrize
 
 from pellucid.keeping import left_alone
-from pellucid.models import report
+from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
 from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, trace
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
@@ -58,8 +58,9 @@ class Plans:
 
     def __init__(self, fused: tuple[report.Fused, ...]) -> None:
         self.fused = fused
-        self.norms = {path for group in fused for path in group.paths}
-        self.arithmetic = ITSELF in self.norms
+        self.norms = {path for group in fused if group.kind == "layers" for path in group.paths}
+        self.arithmetic = any(group.kind == "operations" for group in fused)
+        self.functions = any(group.kind == "functions" for group in fused)
         self.known: dict[Any, Plan] = {}
         self.traces = 0
 
@@ -71,6 +72,14 @@ class Plans:
 
     def run(self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Compute the module's forward."""
+        if not self.functions or not module.training:
+            return self._run(module, plain, args, named)
+        with functions.Exchanged():
+            return self._run(module, plain, args, named)
+
+    def _run(self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not self.norms and not self.arithmetic:
+            return plain(module, *args, **named)
         key: Any = (module.training, torch.is_grad_enabled(), *map(_sort, args))
         if named:
             key += tuple([(name, _sort(value)) for name, value in named.items()])
@@ -199,11 +208,12 @@ def unfuse(module: torch.nn.Module) -> Plans | None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A module whose forward holds what may be computed as one."""
+    """A module whose forward holds what may be computed as one; ``functions`` are those of torch that it calls."""
 
     module: torch.nn.Module
     paths: tuple[str, ...]
     found: Found
+    functions: frozenset[Any] = frozenset()
     obstacle: str | None = None  # why it cannot be looked into
 
     def plans(self) -> Plans:
@@ -218,11 +228,16 @@ class Candidate:
                 piece.paths,
                 " → ".join(piece.names(self.module)),
                 "one pass",
-                operations=True,
+                "operations",
             )
             for piece in self.found.pieces
         ]
-        return Plans((*groups, *arithmetic))
+        called = [
+            report.Fused((ITSELF,), (), function.__name__, functions.INSTEAD[function].becomes, "functions")
+            for function in functions.INSTEAD
+            if function in self.functions
+        ]
+        return Plans((*groups, *arithmetic, *called))
 
 
 def everywhere(places: Iterable[str], inside: Iterable[str]) -> tuple[str, ...]:
@@ -230,29 +245,47 @@ def everywhere(places: Iterable[str], inside: Iterable[str]) -> tuple[str, ...]:
     return tuple(".".join(filter(None, (place, path))) for place in places for path in inside)
 
 
+def plain_of(module: torch.nn.Module) -> Any:
+    """The forward of a module as it is written."""
+    return module._own_kind.forward if isinstance(module, Fused) else type(module).forward
+
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
+
+
+class Observed(NamedTuple):
+    """What modules were called with, and the functions of torch that they called and that dropped something."""
+
+    calls: Mapping[torch.nn.Module, Call]
+    functions: Mapping[torch.nn.Module, set[Any]]
 
 
 def candidates(
     found: Mapping[torch.nn.Module, list[str]],
     admits: Callable[[torch.nn.Module, list[str]], bool],
-    calls: Mapping[torch.nn.Module, Call],
+    observed: Observed,
 ) -> Iterator[Candidate]:
     """Look for what may be computed as one in all modules of a model.
 
     Args:
         found: the modules with their places.
         admits: takes a norm, or a module that does arithmetic itself, and its places.
-        calls: what modules are called with, as far as that is known; else tensors are taken for what has no default.
+        observed: what modules are called with, as far as that is known; else tensors are taken for what has no default.
     """
     for module, paths in found.items():
+        plain = plain_of(module)
+        called = frozenset(observed.functions.get(module, ())) | functions.named_by(plain)
+        called = called if called and admits(module, paths) else frozenset()
         if not may_be_fused(module):
+            if called:
+                yield Candidate(module, tuple(paths), Found(), called)
             continue
         try:
-            yield Candidate(module, tuple(paths), _look(module, found, admits, calls.get(module)))
+            look_at = _look(module, found, admits, observed.calls.get(module))
+            yield Candidate(module, tuple(paths), look_at, called)
         except Untraceable as error:
-            if _tempts(module):
-                yield Candidate(module, tuple(paths), Found(), str(error))
+            if called or _tempts(module):
+                yield Candidate(module, tuple(paths), Found(), called, str(error) if _tempts(module) else None)
 
 
 def _look(
@@ -268,7 +301,7 @@ def _look(
     """
     if "forward" in vars(module):
         raise Untraceable("its forward was replaced on the object")
-    plain: Any = module._own_kind.forward if isinstance(module, Fused) else type(module).forward
+    plain = plain_of(module)
     args, named = call or _usual(plain)
 
     def admitted(path: str) -> bool:
@@ -308,27 +341,34 @@ def _usual(forward: Callable[..., Any]) -> Call:
     }
 
 
-def calls_of(model: torch.nn.Module, example: Call) -> dict[torch.nn.Module, Call]:
-    """Run a model, which stays as it is, and return what the modules are called with that may be fused.
+def observed(model: torch.nn.Module, example: Call) -> Observed:
+    """Run a model, which stays as it is, and tell what those modules are called with, and call, that may be fused.
 
     One that is called in several ways, with other constants, has the first.
     """
     calls: dict[torch.nn.Module, Call] = {}
+    noting = functions.Noting()
 
     def like(value: Any) -> Any:
         return Like(value.shape) if isinstance(value, Tensor) else value
 
-    def note(module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def begin(module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        noting.running.append(module)
         if module not in calls:
             calls[module] = tuple(map(like, args)), {name: like(value) for name, value in named.items()}
+
+    def end(*_: Any) -> None:
+        noting.running.pop()
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(left_alone(model))
         for module in filter(may_be_fused, model.modules()):
-            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(end, always_call=True).remove)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(noting)
         model(*example[0], **example[1])
-    return calls
+    return Observed(calls, noting.found)
 
 
 def may_be_fused(module: torch.nn.Module) -> bool:

@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# What is computed as one, in words: of one, of several.
+KINDS = {
+    "layers": ("group of layers", "groups of layers"),
+    "operations": ("group of operations", "groups of operations"),
+    "functions": ("function of torch", "functions of torch"),
+}
 SHOWN = 4  # paths of a group that are printed
 
 
@@ -34,18 +40,18 @@ class Fused:
     """What is computed as one.
 
     Attributes:
-        paths: the places of the norm among the layers; of operations, those of the module whose forward has them.
+        paths: the places of the norm among the layers; else those of the module whose forward computes it.
         layers: the paths of the layers, in the module that holds them.
         before: the names of layers and operations, in the order in which they act.
         after: what they are computed as.
-        operations: whether it is arithmetic of a forward, and not layers around a norm.
+        kind: "layers" around a norm, "operations" that a forward does itself, or "functions" of torch that it calls.
     """
 
     paths: tuple[str, ...]
     layers: tuple[str, ...]
     before: str
     after: str
-    operations: bool = False
+    kind: str = "layers"
 
 
 @dataclass(frozen=True)
@@ -191,14 +197,12 @@ class Report(Printable):
         count = len(self.replaced)
         stayed = f"{len(self.left)} left as {'it was' if len(self.left) == 1 else 'they were'}"
         said = f"{count} {'layer is' if count == 1 else 'layers are'} {whose} now, {stayed}."
-        counts = {
-            of: sum(group.operations is (of == "operations") for group in self.fused) for of in ("layers", "operations")
-        }
-        groups = [f"{count} group{'' if count == 1 else 's'} of {of}" for of, count in counts.items() if count]
+        counts = {names: sum(group.kind == kind for group in self.fused) for kind, names in KINDS.items()}
+        groups = [f"{count} {names[count > 1]}" for names, count in counts.items() if count]
         if groups:
             verb = "is" if len(self.fused) == 1 else "are"
             together = "computed as one" if self.action == "swap" else "no longer computed as one"
-            said += f" {' and '.join(groups)} {verb} {together}."
+            said += f" {_listed(groups)} {verb} {together}."
         if self.formatted is not None and self.action == "restore":
             verb = "works" if len(self.formatted.paths) == 1 else "work"
             said += f" {self.formatted.convolutions} no longer {verb} in {self.formatted.name}."
@@ -261,6 +265,10 @@ class Report(Printable):
         ):
             if groups:
                 yield title, header, [(*key, str(len(paths)), _where(paths, shown)) for key, paths in groups.items()]
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), parts[-1]])
 
 
 def _grouped(

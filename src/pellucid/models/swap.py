@@ -10,7 +10,7 @@ import torch
 
 from pellucid.models.formats import Formats, Wish, check_wish, unformat
 from pellucid.models.forward import at
-from pellucid.models.fusions import Call, Plans, calls_of, candidates, everywhere, follow, unfuse
+from pellucid.models.fusions import Observed, Plans, candidates, everywhere, follow, observed, unfuse
 from pellucid.models.report import Fused, Left, Replaced, Report
 from pellucid.models.selection import Only, Selection, places
 from pellucid.nn.exchange import base_of, exchange, kind_of, name_of, obstacle, ours_of, runs_as
@@ -169,14 +169,15 @@ def _fuse(
     """Let modules compute layers as one; return what is, what is not, and the plans of these modules."""
     unfused: list[Left] = []
     plans = {}
-    looked_at = list(candidates(found, selection.admits, _calls(model, example)))
+    looked_at = list(candidates(found, selection.admits, _observed(model, example)))
     within = {at(c.module, path) for c in looked_at for path in c.found.layers}
     for candidate in looked_at:
         if candidate.obstacle:
             unfused.append(Left(candidate.paths, name_of(kind_of(candidate.module)), candidate.obstacle))
         for norm, names, reason in candidate.found.refused:
             unfused.append(Left(everywhere(candidate.paths, [str(norm.target)]), names, reason))
-        if candidate.found.groups or (candidate.found.pieces and candidate.module not in within):
+        arithmetic = candidate.found.pieces and candidate.module not in within
+        if candidate.found.groups or candidate.functions or arithmetic:
             plans[candidate.module] = candidate.plans()
     for module, followed in plans.items():
         unfuse(module)
@@ -184,14 +185,14 @@ def _fuse(
     return _placed(plans, found), tuple(unfused), plans
 
 
-def _calls(model: torch.nn.Module, example: Any) -> Mapping[torch.nn.Module, Call]:
-    """What the modules are called with when the model reads the example, if there is one."""
+def _observed(model: torch.nn.Module, example: Any) -> Observed:
+    """What modules do when the model reads the example, if there is one."""
     if example is None:
-        return {}
+        return Observed({}, {})
     from pellucid.models.verification import arguments, mapped
 
     positional, named = mapped(lambda x: x.detach().clone(), arguments(example))
-    return calls_of(model, (positional, named))
+    return observed(model, (positional, named))
 
 
 def _placed(plans: Mapping[torch.nn.Module, Plans], found: Mapping[torch.nn.Module, list[str]]) -> tuple[Fused, ...]:

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pellucid.errors import VerificationError
 from pellucid.keeping import Draws, seed_all
 from pellucid.models.formats import FASTEST, RESHAPE, Formats
+from pellucid.models.functions import WithoutDropout
 from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
@@ -272,7 +273,7 @@ class Trial:
 
     def results(self, training: bool) -> Results:
         """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
-        with _kept(self.model), _calm(self.model, training), torch.enable_grad():
+        with _kept(self.model), _calm(self.model, training), WithoutDropout(), torch.enable_grad():
             seed_all(SEED)
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)

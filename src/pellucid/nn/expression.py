@@ -89,7 +89,7 @@ class Expression:
             return False
         if self.along_rows:
             return x.is_contiguous() and all(_in_rows(t.shape, x.shape) for t in tensors)
-        return all(_spreads(t.shape, x.shape) for t in tensors)
+        return all(nested.spreads(t.shape, x.shape) for t in tensors)
 
 
 class _Case(NamedTuple):
@@ -165,21 +165,13 @@ class _Kernel:
 
     def _axes(self, *tensors: Tensor) -> nested.Axes:
         x = tensors[0]
-        views = [nested.View(x.stride(), x.shape[-1] if self.expression.along_rows else None)]
-        for t in tensors[1:]:
-            missing = (None,) * (x.dim() - t.dim())
-            steps = (None if size == 1 else step for size, step in zip(t.shape, t.stride(), strict=True))
-            views.append(nested.View((*missing, *steps), t.shape[-1] if self.expression.along_rows else None))
+        rows = self.expression.along_rows
+        views = [nested.View(x.stride(), x.shape[-1] if rows else None)]
+        views += [nested.spread(t, x.dim(), t.shape[-1] if rows else None) for t in tensors[1:]]
         return nested.Axes(tuple(x.shape), (), tuple(views))
-
-
-def _spreads(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    """Whether a tensor of one shape is spread to another one."""
-    behind = whole[len(whole) - len(shape) :]
-    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, behind, strict=True))
 
 
 def _in_rows(shape: Sequence[int], whole: Sequence[int]) -> bool:
     """Whether a tensor has one row for each of the whole, or one for all."""
     rows = tuple(shape[:-1])
-    return _spreads(shape, whole) and (rows == tuple(whole[:-1]) or all(size == 1 for size in rows))
+    return nested.spreads(shape, whole) and (rows == tuple(whole[:-1]) or all(size == 1 for size in rows))

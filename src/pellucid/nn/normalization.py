@@ -426,10 +426,8 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         views = [nested.View(whole.stride())]
         for name, value in zip(names, others, strict=True):
             alike = name in ("real", "sublayer", "residual")
-            spread = self._grouped(value.detach() if alike else self._spread(value.detach(), x))
-            missing = (None,) * (whole.ndim - spread.ndim)
-            steps = (None if size == 1 else step for size, step in zip(spread.shape, spread.stride(), strict=True))
-            views.append(nested.View((*missing, *steps)))
+            beside = self._grouped(value.detach() if alike else self._spread(value.detach(), x))
+            views.append(nested.spread(beside, whole.ndim))
         if drawn:
             views.append(nested.View(torch.empty(whole.shape, device="meta").stride()))
         averaged = () if "running_mean" in names else self._averaged_when_grouped(x)
