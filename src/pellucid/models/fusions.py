@@ -362,7 +362,7 @@ def observed(model: torch.nn.Module, example: Call) -> Observed:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(left_alone(model))
-        for module in filter(may_be_fused, model.modules()):
+        for module in (m for m in model.modules() if may_be_fused(m) or functions.named_by(plain_of(m))):
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(end, always_call=True).remove)
         stack.enter_context(torch.no_grad())
