@@ -684,6 +684,7 @@ def test_a_model_is_measured_after_swap_and_compared_without_its_dropouts(monkey
     assert result.exit_code == 0, result.output
     (found,) = json.loads(path.read_text(encoding="utf-8"))["figures"]["models"]
     assert found["layers"] == "3 of 4"
+    assert found["fused"] == 0
     assert found["agreement"]["difference"] <= EXACT
     assert min(found["limit_ms"], found["ours_ms"], found["torch_ms"]) > 0
     assert "3 of 4" in result.output

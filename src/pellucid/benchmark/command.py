@@ -138,10 +138,11 @@ def bench(
     The sections of `models`, of which there is one:
 
     \b
-    models        A whole training step of a model after pellucid.swap(model), beside the model as it was: zero_grad,
-                  forward, loss, backward and SGD. Those of transformers, without weights, are left out where that
-                  is missing: pip install transformers. "12 of 31" layers were replaced; "channels_last" is the format
-                  of convolutions where memory_format="fastest" found it faster. All outputs and gradients are
+    models        A whole training step of a model after pellucid.swap(model, fuse=True), beside the model as it was:
+                  zero_grad, forward, loss, backward and SGD. Those of transformers, without weights, are left out
+                  where that is missing: pip install transformers. "12 of 31" layers were replaced; as many groups of
+                  layers, operations and functions are computed as one where that is faster; "channels_last" is the
+                  format of convolutions where memory_format="fastest" found it faster. All outputs and gradients are
                   compared, without dropouts; gradients relative to the largest entry of all of them.
 
     The sections of `gpu`, which implies --device cuda; its floors are those of a GPU, and with --budget 240 no row

@@ -35,11 +35,13 @@ COPIES = 3  # of each model: where one lies in memory, which is chance, changes 
 class ModelSpeed(RowSpeed):
     """A model before and after.
 
-    ``layers`` is how many of its layers were replaced, "12 of 31"; ``memory_format`` that of its convolutions, where it
-    was measured to be faster: "channels_last".
+    ``layers`` is how many of its layers were replaced, "12 of 31"; ``fused`` how many groups of layers, operations and
+    functions may be computed as one; ``memory_format`` that of its convolutions, where it was measured to be faster:
+    "channels_last".
     """
 
     layers: str
+    fused: int
     memory_format: str | None = None
 
 
@@ -71,19 +73,18 @@ class ModelRow:
         ran = ", ".join(sorted({layer.backend for layer in ours.modules() if isinstance(layer, Running)} - {"auto"}))
         layers = f"{len(report.replaced)} of {len(report.replaced) + len(report.left)}"
         form = report.formatted.name if report.formatted is not None and report.formatted.kept else None
-        return ModelSpeed(self.name, ran, agreement, *figures, layers, form)
+        return ModelSpeed(self.name, ran, agreement, *figures, layers, len(report.fused), form)
 
 
 def exchanged(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Report:
-    """Let a model's layers become pellucid's, its convolutions of pictures in the memory format that is faster.
+    """Let a model's layers become pellucid's, computed as one where that is faster, its convolutions in that format.
 
     Raises:
         Failed: it does not compute the same.
     """
-    if not any(isinstance(layer, (torch.nn.Conv2d, torch.nn.Conv3d)) for layer in model.modules()):
-        return swap(model)
+    convolves = any(isinstance(layer, (torch.nn.Conv2d, torch.nn.Conv3d)) for layer in model.modules())
     try:
-        return swap(model, verify=inputs, memory_format=FASTEST)
+        return swap(model, verify=inputs, fuse=True, memory_format=FASTEST if convolves else None)
     except VerificationError as error:
         raise Failed(str(error)) from error
 

@@ -101,7 +101,12 @@ ROWS: Columns = {
     "torch": lambda f: _time(f, f.torch_ms),
     "× torch": lambda f: _factor(f, f.torch_ms),
 }
-MODELS: Columns = {"layers": lambda f: f.layers, "format": lambda f: f.memory_format or "", **ROWS}
+MODELS: Columns = {
+    "layers": lambda f: f.layers,
+    "as one": lambda f: str(f.fused),
+    "format": lambda f: f.memory_format or "",
+    **ROWS,
+}
 STREAMING: Columns = {
     "pellucid layer": lambda f: f"{f.ours_us:.1f}",
     "torch.nn layer": lambda f: f"{f.torch_nn_us:.1f}",

@@ -25,6 +25,11 @@ from pellucid.kernel.program import Abstract
 from pellucid.kernel.values import Unsupported, Value
 
 aten = torch.ops.aten
+# Operations that take many instructions.
+FUNCTIONS = frozenset(
+    "exp expm1 exp2 log log1p log2 log10 tanh sigmoid softplus erf erfc sin cos tan asin acos atan sinh cosh asinh "
+    "acosh atanh atan2 hypot fmod pow".split()
+)
 SIZES = ((2, 3), (3, 5), (5, 7), (7, 11), (11, 13), (13, 17))  # of the axes, in the two runs of a capture
 
 
@@ -125,8 +130,15 @@ def laid_out(nest: Nest) -> Layout:
         tuple(totals),
         nest.inner,
         nest.columns is not None,
-        sum(20 if value.kind == "draws" else value.kind in ("math", "reduce", "total") for value in values),
+        sum(map(_instructions, values)),
     )
+
+
+def _instructions(value: Value) -> int:
+    """About how many an entry of a value takes."""
+    if value.kind == "draws" or value.operation in FUNCTIONS:
+        return 20
+    return value.kind in ("math", "reduce", "total")
 
 
 GRADIENT = "gradient"  # the placeholder of the first result's

@@ -19,16 +19,18 @@ from torch import Tensor, fx
 from torch.nn.utils import parametrize
 
 from pellucid.keeping import left_alone
+from pellucid.kernel.registry import chosen_backend
 from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
 from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, trace
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
 from pellucid.models.rewriting import Rewriting
 from pellucid.nn.component import Component
-from pellucid.nn.fused import LAYERS
+from pellucid.nn.fused import LAYERS, slower
 from pellucid.nn.reclassed import Reclassed, made_of, reclassed
 
 ITSELF = ""  # the path of a module's own arithmetic
+MOST_CALLS = 256  # that are known to be faster one by one
 MOST_TRACES = 16  # of one module, whose forward then runs as it is: what it reads changes at every call
 
 
@@ -39,13 +41,14 @@ MOST_TRACES = 16  # of one module, whose forward then runs as it is: what it rea
 class Plan:
     """How a module's forward, ``plain``, runs for one kind of call; ``run`` is None where it runs as it is.
 
-    ``by_shape`` says that there is a plan for each shape of the tensors.
+    ``by_shape`` says that there is a plan for each shape of the tensors; ``parts`` are its groups and expressions.
     """
 
     plain: Callable[..., Any]
     forward: Forward | None = None
     run: Callable[..., Any] | None = None
     constants: tuple[Any, ...] = ()
+    parts: int = 0
     by_shape: bool = False
 
 
@@ -63,6 +66,7 @@ class Plans:
         self.functions = any(group.kind == "functions" for group in fused)
         self.known: dict[Any, Plan] = {}
         self.traces = 0
+        self.one_by_one: set[Any] = set()  # calls of which every part is faster so, whatever the forward reads
 
     def __reduce__(self) -> Any:
         return Plans, (self.fused,)
@@ -80,6 +84,9 @@ class Plans:
     def _run(self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if not self.norms and not self.arithmetic:
             return plain(module, *args, **named)
+        call = (plain, module.training, *_circumstances(), *map(_face, args), *map(_face, named.values()), *named)
+        if call in self.one_by_one:
+            return plain(module, *args, **named)
         key: Any = (module.training, torch.is_grad_enabled(), *map(_sort, args))
         if named:
             key += tuple([(name, _sort(value)) for name, value in named.items()])
@@ -92,7 +99,16 @@ class Plans:
         if plan.run is None:
             return plain(module, *args, **named)
         given = [a for a in (*args, *named.values()) if isinstance(a, Tensor)]
-        return plan.run(module, *given, *plan.constants)
+        outside, slower.parts = slower.parts, 0
+        try:
+            result = plan.run(module, *given, *plan.constants)
+            if slower.parts == plan.parts:
+                if len(self.one_by_one) >= MOST_CALLS:
+                    self.one_by_one.clear()
+                self.one_by_one.add(call)
+            return result
+        finally:
+            slower.parts = outside
 
     def _plan(
         self, key: Any, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
@@ -115,6 +131,7 @@ class Plans:
             for piece in found.pieces:
                 piece.write(rewriting, module)
             plan.run, plan.constants = rewriting.compiled(), tuple(rewriting.constants)
+            plan.parts = len(found.groups) + len(found.pieces)
         if shaped and not any(isinstance(part, torch.Size) for part in key):
             self.known[key] = Plan(plain, by_shape=True)
             key += tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
@@ -154,6 +171,18 @@ def traced(
         if not known:
             raise
         return trace(module, plain, *signs(True), training), True
+
+
+def _circumstances() -> tuple[Any, ...]:
+    """What decides which way is faster, beside a module and what it is called with."""
+    return torch.is_grad_enabled(), chosen_backend(), torch.get_num_threads(), torch.is_autocast_enabled("cpu")
+
+
+def _face(value: Any) -> Any:
+    """What of an argument does."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
+    return _sort(value)
 
 
 OTHER = "other"

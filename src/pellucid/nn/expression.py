@@ -15,7 +15,7 @@ from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.window import remembered, rounded
 from pellucid.nn.component import watched
-from pellucid.nn.fused import LEAST, Activation, activation_of
+from pellucid.nn.fused import LEAST, Activation, activation_of, slower
 
 
 class Expression:
@@ -54,7 +54,10 @@ class Expression:
             torch.is_autocast_enabled(tensors[0].device.type),
         )
         kernel = remembered(self._ways, case, lambda: self._way(case, tensors))
-        return None if kernel is None else kernel.run(tensors)
+        if kernel is None:
+            slower.parts += 1
+            return None
+        return kernel.run(tensors)
 
     def _way(self, case: _Case, tensors: Sequence[Tensor]) -> _Kernel | None:
         """The kernel that is to compute what is alike; None where the operations are to run one by one."""

@@ -7,6 +7,7 @@ somebody watches one of them, where it has changed, or where one pass is not the
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -98,6 +99,13 @@ def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
 
+class Slower(threading.local):
+    """How many parts of a forward, in this thread, ran one by one because that takes less time."""
+
+    parts = 0
+
+
+slower = Slower()
 LEAST = 2**17  # entries of an input below which the layers are faster one by one: Python takes longer than the work
 Behind = torch.nn.Module | Activation | None  # what stands behind a norm
 
@@ -126,6 +134,7 @@ def _in_one_pass(
     """The same by one kernel; None where that is not possible, or not faster."""
     forced = chosen_backend() in ("c", "triton") or x.is_cuda  # on a GPU one pass is always the faster way
     if x.numel() < LEAST and not forced:
+        slower.parts += 1
         return None
     function = activation_of(activation) if isinstance(activation, torch.nn.Module) else activation
     beside = {name: t for name, t in (("sublayer", sublayer), ("residual", residual)) if t is not None}
@@ -133,11 +142,13 @@ def _in_one_pass(
     company = Company(function, beside, 0.0 if drops is None else drops.p)
     question = _question(norm, x, company, drops is not None)
     if not forced and _chosen.get(question) is False:
+        slower.parts += 1
         return None
     layers = [layer for layer in (norm, dropout, activation) if isinstance(layer, torch.nn.Module)]
     if (activation is not None and function is None) or not fits(x, beside, layers, dropout):
         return None
     if not forced and not remembered(_chosen, question, lambda: _measured(norm, x, company, question)):
+        slower.parts += 1
         return None
     if drops is not None:
         company = company._replace(draws=nested.Draws.of(*drops.sequence(), {"draws": 0}))
