@@ -24,6 +24,7 @@ FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
 POLYNOMIALS = "exp expm1 log log1p tanh sigmoid softplus erf".split()
+GELU = "gelu gelu_slope".split()
 EXACT = "sqrt rsqrt reciprocal abs floor ceil round trunc sign relu".split()
 LIBRARY = "sin cos tan asin acos atan sinh cosh asinh acosh atanh exp2 log2 log10 erfc".split()
 OF_TWO = "maximum minimum pow fmod atan2 hypot".split()
@@ -169,7 +170,7 @@ int main(void)
 def source(double: int, main: bool = False) -> str:
     folder = resources.files("pellucid.kernel") / "c"
     headers = [(folder / f"{name}.h").read_text() for name in ("vector", "math", "philox")]
-    unary, memory = [*POLYNOMIALS, *EXACT, *LIBRARY], [f"MEMORY({n}, {element})" for n, (element, _) in STORAGE.items()]
+    unary, memory = [*POLYNOMIALS, *GELU, *EXACT, *LIBRARY], [f"MEMORY({n}, {element})" for n, (element, _) in STORAGE.items()]
     parts = [f"#define DOUBLE {double}", *headers, DRIVER, *memory]
     parts += [*(f"UNARY({name})" for name in unary), *(f"BINARY({name})" for name in OF_TWO)]
     if main:
@@ -323,6 +324,61 @@ def test_function_is_right_to_two_units(driver: Driver, name: str) -> None:
     error = units(driver(name, x), *reference(name, driver.dtype))
     worst = error.argmax()
     assert error[worst] <= 2, f"{name}({x[worst]!r}): {error[worst]} units"
+
+
+def exact_gelu(name: str, x: np.ndarray) -> np.ndarray:
+    """gelu or its slope in float64, of mpmath."""
+    mpmath.mp.prec = 100
+    numbers = [mpmath.mpf(float(number)) for number in x]
+    values = {
+        "gelu": lambda number: number * mpmath.ncdf(number),
+        "gelu_slope": lambda number: mpmath.ncdf(number) + number * mpmath.npdf(number),
+    }
+    return np.array([float(values[name](number)) for number in numbers])
+
+
+@pytest.mark.parametrize("name", GELU)
+def test_gelu_is_right_in_its_left_tail_too(driver: Driver, name: str) -> None:
+    """In float64 to a part of 1, as torch's; in float32 to units but where the slope is 0 and past -5."""
+    x = np.concatenate([np.linspace(-15, 15, 3001), np.linspace(-1, 1, 801), [1e-30, -1e-30, 1e30, -1e30, 0.0, -0.0]])
+    x = x.astype(driver.dtype)
+    result, expected = driver(name, x), exact_gelu(name, x)
+    error = np.abs(result - expected)
+    if driver.dtype == np.float64:
+        allowed = 1e-15 * np.maximum(np.abs(x), 1)
+    else:
+        unit = np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
+        if name == "gelu":
+            allowed = 3 * unit * (1 + np.where(x < 0, x.astype(np.float64) ** 2, 0)) + 2e-12 * (x < -5)
+        else:
+            allowed = 6 * unit + 8e-8 * (np.abs(x + 0.7518) < 0.5)
+        allowed += 1e-36 * (x < -12.9)
+    worst = (error / np.maximum(allowed, 1e-300)).argmax()
+    assert (error <= allowed).all(), f"{name}({x[worst]!r}): {result[worst]!r}, {expected[worst]!r}"
+
+
+@pytest.mark.parametrize("name", GELU)
+def test_gelu_is_no_further_off_than_that_of_torch(driver: Driver, name: str) -> None:
+    """In float32, in whose left tail torch has only what is left of 1 - 1."""
+    if driver.dtype == np.float64:
+        pytest.skip("computed as torch computes it")
+    x = np.linspace(-12, -2, 2001, dtype=np.float32)
+    ours, exact = driver(name, x), exact_gelu(name, x)
+    tensor = torch.from_numpy(x).requires_grad_()
+    value = torch.nn.functional.gelu(tensor)
+    theirs = (value if name == "gelu" else torch.autograd.grad(value.sum(), tensor)[0]).detach().numpy()
+    for low, high in ((-12, -5), (-5, -4), (-4, -3), (-3, -2)):
+        part = (x >= low) & (x <= high)
+        assert np.abs(ours - exact)[part].max() < np.abs(theirs - exact)[part].max(), (low, high)
+
+
+def test_gelu_at_the_limits(driver: Driver) -> None:
+    """As torch's: 0 keeps its sign, and what is infinite times 0 is NaN."""
+    x = np.array([0.0, -0.0, -1e30, np.inf, -np.inf, np.nan], driver.dtype)
+    value = driver("gelu", x)
+    np.testing.assert_array_equal(value, [0, 0, 0, np.inf, np.nan, np.nan])
+    np.testing.assert_array_equal(np.signbit(value[:3]), [False, True, True])
+    np.testing.assert_array_equal(driver("gelu_slope", x), [0.5, 0.5, 0, np.nan, np.nan, np.nan])
 
 
 def test_functions_stay_within_their_limits(driver: Driver) -> None:

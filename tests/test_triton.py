@@ -331,7 +331,7 @@ def test_graphs_and_streams_of_the_gpu():
 @IN_INTERPRETER
 @pytest.mark.parametrize(
     "name",
-    "tanh sigmoid expm1 log1p softplus sinh cosh asinh acosh atanh trunc nearest sign relu".split(),
+    "tanh sigmoid expm1 log1p softplus gelu gelu_slope sinh cosh asinh acosh atanh trunc nearest sign relu".split(),
 )
 def test_functions(name):
     """Near 0, far from it, at the ends and beyond: a few units, in float64."""
@@ -353,9 +353,13 @@ def test_functions(name):
     x = torch.cat([small, -small, ends.double(), torch.ones(25)])
     y = torch.empty_like(x)
     kernel[(1,)](x, y, len(x))
-    expected = {"softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)), "nearest": torch.round}.get(
-        name, getattr(torch, name, None)
-    )(x)
+    others = {
+        "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+        "nearest": torch.round,
+        "gelu": torch.nn.functional.gelu,
+        "gelu_slope": lambda x: torch.ops.aten.gelu_backward(torch.ones_like(x), x),
+    }
+    expected = others.get(name, getattr(torch, name, None))(x)
     torch.testing.assert_close(y, expected, rtol=1e-14, atol=0, equal_nan=True)
 
 

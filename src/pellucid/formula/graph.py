@@ -355,6 +355,7 @@ def decompositions() -> Decompositions:
         aten.sgn.default: aten.sign.default,
         aten.sigmoid_backward.default: _in_float(lambda g, y: g * (y * (1 - y))),
         aten.tanh_backward.default: _in_float(lambda g, y: g * (1 - y * y)),
+        aten.gelu_backward.default: _gelu_backward,
         # torch's own chooses between the whole numbers 1, 0 and −1, which no loop of rows holds.
         aten.log_sigmoid_backward.default: lambda g, x, buffer: g * torch.sigmoid(-x),
     }
@@ -368,6 +369,13 @@ def _in_float(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         return function(*(v.float() for v in values)).to(dtype) if dtype.itemsize < 4 else function(*values)
 
     return computed
+
+
+def _gelu_backward(gradient: torch.Tensor, x: torch.Tensor, *, approximate: str = "none") -> Any:
+    """The slope of the exact one is one operation, as its value is."""
+    if approximate == "none":
+        return NotImplemented
+    return _core_aten_decompositions_post_autograd()[aten.gelu_backward.default](gradient, x, approximate=approximate)
 
 
 def _split(x: torch.Tensor, size: int, dim: int = 0) -> Any:

@@ -12,7 +12,7 @@ from pellucid.kernel.values import Value
 
 _FUNCTIONS = (
     "exp expm1 log log1p log2 log10 exp2 tanh sigmoid relu erf erfc sqrt rsqrt reciprocal sin cos tan asin acos atan "
-    "sinh cosh asinh acosh atanh floor ceil round trunc sign abs softplus"
+    "sinh cosh asinh acosh atanh floor ceil round trunc sign abs softplus gelu gelu_slope"
 )
 # How each operation on columns is written.
 ARITHMETIC: dict[str, str] = {

@@ -353,26 +353,18 @@ def _softplus_backward(low: Lowering, gradient: Value, x: Value, beta: float, th
 
 
 def _gelu(low: Lowering, x: Value, approximate: str = "none") -> Value:
-    half = low.math("mul", x, 0.5, name="half")
-    return low.math("mul", half, low.math("add", _gelu_inner(low, x, approximate), 1.0, name="weight"))
-
-
-def _gelu_inner(low: Lowering, x: Value, approximate: str) -> Value:
     if approximate == "none":
-        return low.math("erf", low.math("mul", x, math.sqrt(0.5), name="scaled"), name="erf")
+        return low.math("gelu", x)
     cube = low.math("mul", low.math("square", x, name="square"), x, name="cube")
     inner = low.math("add", x, low.math("mul", cube, 0.044715, name="cubic"), name="sum")
-    return low.math("tanh", low.math("mul", inner, math.sqrt(2 / math.pi), name="scaled"), name="tanh")
+    tanh = low.math("tanh", low.math("mul", inner, math.sqrt(2 / math.pi), name="scaled"), name="tanh")
+    return low.math("mul", low.math("mul", x, 0.5, name="half"), low.math("add", tanh, 1.0, name="weight"))
 
 
 def _gelu_backward(low: Lowering, gradient: Value, x: Value, approximate: str = "none") -> Value:
-    if approximate != "none":
+    if approximate != "none":  # decomposed where a formula is traced
         raise Unsupported(f"{low.node.target} with approximate={approximate!r}")
-    weight = low.math("mul", low.math("add", _gelu_inner(low, x, "none"), 1.0, name="twice"), 0.5, name="weight")
-    exponent = low.math("mul", low.math("square", x, name="square"), -0.5, name="exponent")
-    density = low.math("mul", low.math("exp", exponent, name="bell"), 1 / math.sqrt(2 * math.pi), name="density")
-    slope = low.math("add", weight, low.math("mul", x, density, name="part"), name="slope")
-    return low.math("mul", gradient, slope)
+    return low.math("mul", gradient, low.math("gelu_slope", x, name="slope"))
 
 
 def _matrix_product(low: Lowering, a: fx.Node, matrix: fx.Node) -> Value:

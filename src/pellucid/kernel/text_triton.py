@@ -15,7 +15,7 @@ from pellucid.kernel import triton_functions as functions
 
 REAL = tl.constexpr(tl.{real})
 '''
-_OWN = "expm1 log1p tanh sigmoid softplus relu sign trunc sinh cosh asinh acosh atanh"
+_OWN = "expm1 log1p tanh sigmoid softplus gelu gelu_slope relu sign trunc sinh cosh asinh acosh atanh"
 # How each operation on columns is written; what is missing here goes stepwise.
 ARITHMETIC: dict[str, str] = {
     **{name: f"tl.{name}({{0}})" for name in "exp log exp2 log2 sqrt rsqrt sin cos abs floor ceil erf".split()},

@@ -63,6 +63,24 @@ def softplus(x):
 
 
 @triton.jit
+def share_below(x):
+    """The share of the normal distribution below x."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu(x):
+    """x times the share of the normal distribution below it."""
+    return x * share_below(x)
+
+
+@triton.jit
+def gelu_slope(x):
+    """The slope of gelu, by the normal distribution's density."""
+    return share_below(x) + x * (tl.exp(-0.5 * x * x) * 0.3989422804014327)
+
+
+@triton.jit
 def relu(x):
     """The larger of x and 0; NaN stays."""
     return tl.where(x < 0, 0.0, x)

@@ -327,3 +327,47 @@ INLINE vec vec_erf(vec x)
   const vec tail = 1 - (1 + expm1_reduced(r)) * POWER(k);
   return with_sign(choose(y > NUMBER(0.875), tail, y * POLYNOMIAL(y * y, ERF) + y), x);
 }
+
+// x Φ(x) and its slope Φ(x) + x φ(x), with the normal distribution's φ(x) = e^(-x²/2) / √(2π) and the share Φ(x) of it
+// below x. In float the share beyond y = |x| is a power of 2 in one and φ(y) times Mills' ratio in the other, 0 where
+// the power would be subnormal.
+
+#if DOUBLE
+INLINE vec share_below(vec x) { return (vec_erf(x * 0.707106781186547524401) + 1) * 0.5; }
+INLINE vec vec_gelu(vec x) { return x * share_below(x); }
+INLINE vec vec_gelu_slope(vec x)
+{
+  return x * (vec_exp(x * x * -0.5) * 0.398942280401432677940) + share_below(x);
+}
+#else
+#define SHARE_LOWEST 13.04f   // where its power is 2^-BIAS
+#define DENSITY_LOWEST 13.26f // and that of φ
+static const real EXP2[] = {1, 0.6931472f, 0.24022648f, 0.05550358f, 0.009618503f, 0.0013391887f, 0.00015329165f};
+static const real LOG_SHARE[] = {-1.1511054f,    -0.4592089f,     -0.052478194f, 0.0069975043f,
+                                 -3.4065037e-05f, -0.00026923334f, 7.6253986e-05f, -1.1767197e-05f,
+                                 1.0910157e-06f,  -5.6417676e-08f, 1.2367729e-09f};
+static const real DENSITY[] = {0.3989423f,    -0.19947115f,    0.04986751f,  -0.008311139f,
+                               0.0010398761f, -0.000104526174f, 7.838111e-06f};
+static const real MILLS[] = {102.27112f, 93.78029f, 40.577026f, 9.36452f, 1};
+static const real MILLS_BELOW[] = {81.60055f, 139.93369f, 103.22584f, 41.57299f, 9.364604f, 1};
+
+// log2 of the share beyond is -1 + y p(y). Up to y = 4 less than 1e-6 of the share is lost.
+INLINE vec vec_gelu(vec x)
+{
+  const vec y = lesser(splat(SHARE_LOWEST), vec_abs(x)), exponent = y * POLYNOMIAL(y, LOG_SHARE);
+  const vec k = exponent + (ROUNDER + BIAS - 1), r = exponent - (k - (ROUNDER + BIAS - 1));
+  const vec beyond = POLYNOMIAL(r, EXP2) * POWER(k);
+  return x * choose(x > 0, 1 - beyond, beyond);
+}
+
+// y² is nowhere rounded: that of the leading bits is exact, and the rest is added to what is left of it by n ln 2.
+INLINE vec vec_gelu_slope(vec x)
+{
+  const vec y = lesser(splat(DENSITY_LOWEST), vec_abs(x)), high = (vec)((ivec)y & -4096), square = high * high;
+  const vec k = square * (-LOG2E / 2) + (ROUNDER + BIAS), n = k - (ROUNDER + BIAS);
+  const vec r = (square + n * (2 * LN2_HIGH) + (y - high) * (y + high)) + n * (2 * LN2_LOW);
+  const vec density = POLYNOMIAL(r, DENSITY) * POWER(k);
+  const vec beyond = density * POLYNOMIAL(y, MILLS) / POLYNOMIAL(y, MILLS_BELOW);
+  return x * density + choose(x > 0, 1 - beyond, beyond);
+}
+#endif

@@ -303,6 +303,9 @@ const gelu = (x, { approximate = "none" } = {}) =>
       : (v) => 0.5 * v * (1 + erf(v / Math.SQRT2)),
   )(x);
 
+const normal = (v) => Math.exp(-v * v / 2) / Math.sqrt(2 * Math.PI);
+const geluSlope = (v) => 0.5 * (1 + erf(v / Math.SQRT2)) + v * normal(v);
+
 const plain = Object.fromEntries(
   "abs acos asin atan ceil cos cosh exp expm1 floor log log1p log2 sign sin sinh sqrt tan tanh"
     .split(" ").map((name) => [name, mapped(Math[name])]),
@@ -344,6 +347,7 @@ export const OPERATIONS = {
     mapped((v) => scale * (v > 0 ? v : alpha * Math.expm1(v * inside)))(x),
   leaky_relu: (x, slope = 0.01) => mapped((v) => (v > 0 ? v : slope * v))(x),
   gelu,
+  gelu_backward: pairwise((gradient, x) => gradient * geluSlope(x)),
   clamp,
   clamp_min: (x, low) => clamp(x, low),
   clamp_max: (x, high) => clamp(x, undefined, high),
