@@ -27,8 +27,8 @@ from pellucid.kernel.values import Unsupported, Value
 aten = torch.ops.aten
 # Operations that take many instructions.
 FUNCTIONS = frozenset(
-    "exp expm1 exp2 log log1p log2 log10 tanh sigmoid softplus erf erfc sin cos tan asin acos atan sinh cosh asinh "
-    "acosh atanh atan2 hypot fmod pow".split()
+    "exp expm1 exp2 log log1p log2 log10 tanh sigmoid softplus gelu gelu_slope erf erfc sin cos tan asin acos atan "
+    "sinh cosh asinh acosh atanh atan2 hypot fmod pow".split()
 )
 SIZES = ((2, 3), (3, 5), (5, 7), (7, 11), (11, 13), (13, 17))  # of the axes, in the two runs of a capture
 
