@@ -170,7 +170,10 @@ int main(void)
 def source(double: int, main: bool = False) -> str:
     folder = resources.files("pellucid.kernel") / "c"
     headers = [(folder / f"{name}.h").read_text() for name in ("vector", "math", "philox")]
-    unary, memory = [*POLYNOMIALS, *GELU, *EXACT, *LIBRARY], [f"MEMORY({n}, {element})" for n, (element, _) in STORAGE.items()]
+    unary, memory = (
+        [*POLYNOMIALS, *GELU, *EXACT, *LIBRARY],
+        [f"MEMORY({n}, {element})" for n, (element, _) in STORAGE.items()],
+    )
     parts = [f"#define DOUBLE {double}", *headers, DRIVER, *memory]
     parts += [*(f"UNARY({name})" for name in unary), *(f"BINARY({name})" for name in OF_TWO)]
     if main:

@@ -44,7 +44,7 @@ seed_option = click.option("--seed", type=int, default=0, show_default=True, hel
 @input_option()
 @click.option("--only", metavar="PATH", multiple=True, help="Only a module and what is inside, or a pattern: 'enc.*'.")
 @click.option(
-    "--fuse", is_flag=True, help="Let layers that follow each other be computed as one, where that is faster."
+    "--fuse", is_flag=True, help="Compute layers and arithmetic that follow each other as one, where that is faster."
 )
 @click.option(
     "--memory-format",

@@ -62,7 +62,7 @@ class Expression:
     def _way(self, case: _Case, tensors: Sequence[Tensor]) -> _Kernel | None:
         """The kernel that is to compute what is alike; None where the operations are to run one by one."""
         x = max(tensors, key=Tensor.numel)
-        forced = case.backend in ("c", "triton") or x.is_cuda  # on a GPU one pass is always the faster way
+        forced = case.backend in ("c", "triton")
         if (x.numel() < LEAST and not forced) or None in case.functions or not self._fits(x, tensors):
             return None
         first = next(i for i, t in enumerate(tensors) if t is x)
