@@ -224,6 +224,10 @@ def test_options_hooks_and_constants_may_change():
         assert torch.allclose(module(*given), usual(*given))
         assert len(seen) == 1
         handle.remove()
+        for m, x in ((module, given[0].clone()), (usual, given[0].clone())):
+            m.act.inplace = True
+            m(x, given[1])
+            assert not torch.equal(x, given[0])
         for m in (module, usual):
             m.act = torch.nn.Tanh()
         assert torch.allclose(module(*given), usual(*given))

@@ -43,7 +43,9 @@ class Expression:
 
     def _in_one_pass(self, layers: Sequence[torch.nn.Module], tensors: Sequence[Any]) -> Tensor | None:
         """The same by one kernel; None where that is not possible, or not faster."""
-        if not all(isinstance(t, Tensor) for t in tensors) or not unseen(*tensors) or watched(*layers):
+        if not all(isinstance(t, Tensor) for t in tensors) or not unseen(*tensors):
+            return None
+        if watched(*layers) or any(getattr(layer, "inplace", False) for layer in layers):
             return None
         case = _Case(
             tuple(map(activation_of, layers)) if layers else (),
