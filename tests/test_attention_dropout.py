@@ -111,6 +111,22 @@ def test_how_many_are_dropped_and_that_the_mean_stays():
     assert abs(found.sum(-1).mean() - 1) < 0.01
 
 
+def test_training_after_inference_mode():
+    """The causal mask is kept from call to call."""
+    tensors = [drawn(2, 3, 9, 4, seed=i) for i in range(3)]
+    with pellucid.backend("c"):
+        with torch.inference_mode():
+            scaled_dot_product_attention(*tensors, dropout_p=P, is_causal=True)
+        assert (
+            len(
+                results(
+                    scaled_dot_product_attention, [t.requires_grad_() for t in tensors], dropout_p=P, is_causal=True
+                )
+            )
+            == 4
+        )
+
+
 @pytest.mark.parametrize("name", ["plain", "causal", "added"])
 def test_gradients_of_gradients(name):
     tensors, options = given(name)
@@ -149,6 +165,7 @@ def test_everything_else_is_torchs():
         for tensors, options in [
             ((query, key[..., :3], value), {}),
             ((query, key, value.double()), {}),
+            ((query, key[0, 0, 0], value), {}),
             ((query, key, value), {"attn_mask": look_at_some(2, 1, 4, 5)}),
             ((query, key, value), {"attn_mask": look_at_some(5, 5), "is_causal": True}),
         ]:

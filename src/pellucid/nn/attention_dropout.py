@@ -61,14 +61,14 @@ def scaled_dot_product_attention(
     products are torch's. Everywhere else, and where it is the faster one, torch's function runs. Arguments, shapes and
     errors are torch's.
     """
-    if 0 < dropout_p < 1 and not enable_gqa and not (is_causal and attn_mask is not None):
+    alone = not enable_gqa and not (is_causal and attn_mask is not None)
+    if 0 < dropout_p < 1 and alone and _fits(query, key, value, attn_mask):
         mask = _causal(query.shape[-2], key.shape[-2]) if is_causal else attn_mask
-        if _fits(query, key, value, mask):
-            scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-            usual = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p, scale=scale)
-            options: dict[str, Any] = {"is_causal": True} if is_causal else {"attn_mask": mask}
-            if _is_faster((query, key, value), mask, dropout_p, scale, functools.partial(usual, **options)):
-                return _attend((query, key, value), mask, dropout_p, scale)
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        usual = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p, scale=factor)
+        options: dict[str, Any] = {"is_causal": True} if is_causal else {"attn_mask": mask}
+        if _is_faster((query, key, value), mask, dropout_p, factor, functools.partial(usual, **options)):
+            return _attend((query, key, value), mask, dropout_p, factor)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -110,13 +110,16 @@ def _axes(scores: Tensor, *mask: Tensor) -> nested.Axes:
 @functools.lru_cache(maxsize=16)
 def _causal(queries: int, keys: int) -> Tensor:
     """Which keys a query may look at: those up to its own place."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril()
+    with torch.inference_mode(False):  # it is kept
+        return torch.ones(queries, keys, dtype=torch.bool).tril()
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether the kernel can compute with these, and torch would."""
     beside = [] if mask is None else [mask]
-    if nested.language(query, key, value, *beside) != "c" or torch.is_autocast_enabled("cpu") or query.dim() < 3:
+    if nested.language(query, key, value, *beside) != "c" or torch.is_autocast_enabled("cpu"):
+        return False
+    if query.dim() < 3 or key.dim() != query.dim():
         return False
     batch, keys = query.shape[:-2], key.shape[-2]
     shape = (*query.shape[:-1], keys)
