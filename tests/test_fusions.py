@@ -388,6 +388,16 @@ def test_a_forward_that_never_reads_the_same_is_given_up(monkeypatch):
     assert len(traced) == fusions.MOST_TRACES
 
 
+def test_scripted_modules_and_tensors_without_strides():
+    scripted = torch.jit.script(torch.nn.ELU())
+    model = S(scripted, Body(lambda self, x: torch.tanh(x) * 2))
+    report = pellucid.swap(model, fuse=True)
+    assert [group.paths for group in report.fused] == [("1",)]
+    assert model(picture(3, 4)).shape == (3, 4)
+    sparse = picture(3, 4).relu().to_sparse()
+    assert torch.allclose(model[1](sparse).to_dense(), torch.tanh(sparse.to_dense()) * 2)
+
+
 def test_what_is_faster_one_by_one_is_not_looked_at_again(monkeypatch):
     """Inputs this small; a hook that comes later is seen, other sizes are asked for again."""
     model = S(S(torch.nn.BatchNorm1d(5), R()), torch.nn.ELU())

@@ -180,7 +180,7 @@ def _circumstances() -> tuple[Any, ...]:
 
 def _face(value: Any) -> Any:
     """What of an argument does."""
-    if isinstance(value, Tensor):
+    if type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided:
         return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
     return _sort(value)
 
@@ -252,13 +252,7 @@ class Candidate:
             for group in self.found.groups
         ]
         arithmetic = [
-            report.Fused(
-                (ITSELF,),
-                piece.paths,
-                " → ".join(piece.names(self.module)),
-                "one pass",
-                "operations",
-            )
+            report.Fused((ITSELF,), piece.paths, " → ".join(piece.names(self.module)), "one pass", "operations")
             for piece in self.found.pieces
         ]
         called = [
@@ -275,8 +269,8 @@ def everywhere(places: Iterable[str], inside: Iterable[str]) -> tuple[str, ...]:
 
 
 def plain_of(module: torch.nn.Module) -> Any:
-    """The forward of a module as it is written."""
-    return module._own_kind.forward if isinstance(module, Fused) else type(module).forward
+    """The forward of a module as it is written; None where it is not in Python."""
+    return getattr(module._own_kind if isinstance(module, Fused) else type(module), "forward", None)
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
