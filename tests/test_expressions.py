@@ -64,6 +64,14 @@ def rms_norm_in_float32(self, x):  # as transformers writes it
     return self.weight * x.to(kept)
 
 
+def rms_norm_by_its_weight(self, x):  # as T5 has it
+    variance = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
+    x = x * torch.rsqrt(variance + self.eps)
+    if self.weight.dtype in (torch.float16, torch.bfloat16):
+        x = x.to(self.weight.dtype)
+    return self.weight * x if len(self.weight) == self.weight.shape[-1] else x
+
+
 def of_its_type(self, x):
     return (x.float().pow(2) * 0.5).to(x.dtype)
 
@@ -184,7 +192,7 @@ def test_any_layout_and_size():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_types(dtype):
-    for body in (rms_norm_in_float32, of_its_type):
+    for body in (rms_norm_in_float32, rms_norm_by_its_weight, of_its_type):
         module = Own(body, weight=parameter(64), eps=1e-6).to(dtype)
         exact = copy.deepcopy(module).double()
         pellucid.swap(module, fuse=True)
@@ -237,6 +245,18 @@ def test_options_hooks_and_constants_may_change():
             m.eps = 1.0
             m.weight.data.mul_(2)
         assert torch.allclose(module(*given), usual(*given))
+
+
+def test_what_is_asked_of_a_parameter_may_change():
+    module = Own(rms_norm_by_its_weight, weight=parameter(64), eps=1e-6)
+    pellucid.swap(module, fuse=True)
+    with pellucid.backend("c"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            module.to(dtype)
+            assert module(drawn(5, 64).to(dtype)).dtype == dtype
+        module.weight = parameter(1)
+        x = drawn(5, 64).float()
+        assert torch.allclose(module(x), rms_norm_by_its_weight(module, x), rtol=1e-5)
 
 
 def writes_between(self, x):

@@ -246,12 +246,15 @@ class _Given(_Value):
         return type(self) if _asked_by_torch(self) else Tensor
 
 
-class _Shaped(_Given):
+class _WithShape(_Given):
     """A tensor whose shape is known."""
 
-    def __init__(self, node: fx.Node, tracer: _Recorder, shape: torch.Size) -> None:
-        super().__init__(node, tracer)
-        self.shape, self.ndim = shape, len(shape)
+    shape: torch.Size
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the size along an axis."""
@@ -267,6 +270,30 @@ class _Shaped(_Given):
 
     def __len__(self) -> int:
         return self.shape[0]
+
+
+class _Shaped(_WithShape):
+    """One that the forward was called with."""
+
+    def __init__(self, node: fx.Node, tracer: _Recorder, shape: torch.Size) -> None:
+        super().__init__(node, tracer)
+        self.shape = shape
+
+
+class _Parameter(_WithShape):
+    """A parameter or buffer: what is asked of it but its numbers is noted."""
+
+    def __init__(self, node: fx.Node, tracer: _Recorder, path: str, name: str, value: Tensor) -> None:
+        super().__init__(node, tracer)
+        self.known = path, name, value
+
+    def _noted(self, what: str) -> Any:
+        path, name, value = self.known
+        return self.tracer.note(path, f"{name}.{what}", getattr(value, what))  # type: ignore[attr-defined]
+
+    shape = property(lambda self: self._noted("shape"))
+    dtype = property(lambda self: self._noted("dtype"))
+    device = property(lambda self: self._noted("device"))
 
 
 class _Seen:
@@ -291,10 +318,12 @@ class _Live(dict[str, Any]):
         self.recorder, self.path = recorder, path
 
     def __getitem__(self, name: str) -> Any:
-        if super().__getitem__(name) is None:
+        value = super().__getitem__(name)
+        if value is None:
             self.recorder.note(self.path, name, None)
             return None
-        return self.recorder.create_proxy("get_attr", _join(self.path, name), (), {})
+        node = self.recorder.create_node("get_attr", _join(self.path, name), (), {})
+        return _Parameter(node, self.recorder, self.path, name, value)
 
 
 @functools.cache
