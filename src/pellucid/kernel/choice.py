@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -27,7 +28,7 @@ from pellucid.kernel.registry import chosen_backend
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 BUDGET = 0.1  # seconds after which no further round is begun
-BYTES_BETWEEN = 2**22  # that pass by between two samples, as large as the caches that cores have for themselves
+BYTES_BETWEEN = 2**22  # that pass by between two samples, more than the caches that a core has for itself
 MARGIN = 0.9  # of the time of the usual way; what is hardly faster is not taken
 
 _lock = threading.Lock()
@@ -127,13 +128,14 @@ def _measure(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _pass_other_data() -> None:
-    """Fill the caches of the cores with something else, as the other layers of a network do between two calls."""
-    _other_data().add_(1)
+    """Fill the caches of this core with something else, as the other layers of a network do between two calls."""
+    data = _other_data()
+    data += 1  # by this thread alone
 
 
 @functools.cache
-def _other_data() -> Tensor:
-    return torch.zeros(BYTES_BETWEEN // 4)
+def _other_data() -> Any:
+    return np.zeros(BYTES_BETWEEN // 4, np.float32)
 
 
 def _finish() -> None:
