@@ -69,11 +69,11 @@ class Piece:
     def write(self, rewriting: Rewriting, module: torch.nn.Module) -> None:
         """Put one call in its place."""
         expression = rewriting.constant(_expression(self, self.names(module)))
-        rewriting.put(self.nodes, _compute, (expression, *map(Layer, self.layers), *self.inputs), {})
+        rewriting.put(self.nodes, _call, (expression, *map(Layer, self.layers), *self.inputs), {})
 
 
-def _compute(expression: Expression, *given: Any) -> Any:
-    return expression(*given)
+def _call(function: Any, *given: Any) -> Any:
+    return function(*given)
 
 
 def pieces(module: torch.nn.Module, graph: fx.Graph, taken: set[fx.Node]) -> Iterator[Piece]:
@@ -146,7 +146,7 @@ def _expression(piece: Piece, names: list[str]) -> Expression:
         args = fx.node.map_arg(node.args, copies.__getitem__)
         named = fx.node.map_arg(node.kwargs, copies.__getitem__)
         if node in of_layers:
-            copies[node] = graph.call_function(_called_on, (of_layers[node], *args))
+            copies[node] = graph.call_function(_call, (of_layers[node], *args))
         else:
             copies[node] = graph.create_node(node.op, node.target, args, named)
     graph.output(copies[piece.nodes[-1]])
@@ -157,7 +157,3 @@ def _expression(piece: Piece, names: list[str]) -> Expression:
         along_rows = any(node.target in ROW_FUNCTIONS for node in piece.nodes)
         _known[key] = Expression(function, len(of_layers), names, along_rows)
     return _known[key]
-
-
-def _called_on(layer: Any, x: Any) -> Any:
-    return layer(x)

@@ -80,9 +80,7 @@ def trace(
             graph says.
     """
     with contextlib.ExitStack() as stack:
-        for _ in range(
-            torch._C._len_torch_function_stack()
-        ):  # of modes that see calls of torch's functions: none is made
+        for _ in range(torch._C._len_torch_function_stack()):  # a mode around it would see calls that nobody makes
             stack.enter_context(torch.overrides._pop_mode_temporarily())
         return _traced(_Recorder(module, training), forward, args, named)
 

@@ -273,7 +273,7 @@ class Trial:
 
     def results(self, training: bool) -> Results:
         """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
-        with _kept(self.model), _calm(self.model, training), WithoutDropout(), torch.enable_grad():
+        with _kept(self.model), _calm(self.model, training), torch.enable_grad():
             seed_all(SEED)
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)
@@ -443,7 +443,8 @@ def _calm(model: torch.nn.Module, training: bool, dropout: bool = False) -> Iter
                     module.training = False
             for module in within:
                 module.dropout = 0.0
-        yield
+        with contextlib.nullcontext() if dropout else WithoutDropout():
+            yield
     finally:
         for module, rate in zip(within, rates, strict=True):
             module.dropout = rate

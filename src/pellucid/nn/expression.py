@@ -68,7 +68,8 @@ class Expression:
         if (x.numel() < LEAST and not forced) or None in case.functions or not self._fits(x, tensors):
             return None
         first = next(i for i, t in enumerate(tensors) if t is x)
-        kernel = remembered(self._kernels, (case.functions, first), lambda: _Kernel(self, case.functions, first))
+        key = (case.functions, first)
+        kernel = remembered(self._kernels, key, lambda: _Kernel(self, case.functions, first, len(tensors)))
         copies = [t.detach().requires_grad_(case.grad and t.requires_grad) for t in tensors]
         with torch.set_grad_enabled(case.grad):
             y = self.function(*case.functions, *copies)
@@ -118,16 +119,17 @@ class _Case(NamedTuple):
 
 
 class _Kernel:
-    """An expression for certain activations, and the place of the tensor that varies along all axes."""
+    """An expression for certain activations, of so many tensors, of which one varies along all axes, the ``first``."""
 
-    def __init__(self, expression: Expression, functions: tuple[Any, ...], first: int) -> None:
+    def __init__(self, expression: Expression, functions: tuple[Any, ...], first: int, count: int) -> None:
         self.expression, self.functions, self.first = expression, functions, first
-        self._recipes: dict[int, nested.Recipe] = {}
+        names = tuple(f"t{i}" for i in range(count))
+        self.recipe = nested.Recipe("an expression", self._by_axis, (), names, fixed=expression.along_rows)
 
     def run(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """The result; None where there is no kernel, of which a warning tells."""
         given = self._ordered(tensors)
-        results = nested.run(self._recipe(len(given)), given, self._axes, self._results)
+        results = nested.run(self.recipe, given, self._axes, self._results)
         if results is None:
             return None
         return results[0].view(tensors[self.first].shape) if self.expression.along_rows else results[0]
@@ -139,22 +141,7 @@ class _Kernel:
     def text(self, tensors: Sequence[Tensor]) -> str | None:
         """The text of the kernel; None where there is none."""
         given = self._ordered(tensors)
-        return nested.text_of(self._recipe(len(given)), given, self._axes)
-
-    def _recipe(self, count: int) -> nested.Recipe:
-        """The recipe of an expression of so many tensors."""
-
-        def make() -> nested.Recipe:
-            names = tuple(f"t{i}" for i in range(count))
-            return nested.Recipe(
-                "an expression",
-                lambda averaged, *given: self._results(*given),
-                (),
-                names,
-                fixed=self.expression.along_rows,
-            )
-
-        return remembered(self._recipes, count, make)
+        return nested.text_of(self.recipe, given, self._axes)
 
     def _ordered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, first the one that varies along all axes; as rows where entries of these are taken together."""
@@ -167,6 +154,10 @@ class _Kernel:
         """The expression's value, of tensors in the order of `_ordered`."""
         tensors = [*given[1 : self.first + 1], given[0], *given[self.first + 1 :]]
         return (self.expression.function(*self.functions, *tensors),)
+
+    def _by_axis(self, averaged: tuple[int, ...], *given: Tensor) -> tuple[Tensor, ...]:
+        """The same as a kernel computes it; nothing is averaged."""
+        return self._results(*given)
 
     def _axes(self, *tensors: Tensor) -> nested.Axes:
         x = tensors[0]
