@@ -731,4 +731,24 @@ ROW_WISE: list[Case] = [
     Case("AddNorm", (2,), (2,), call={"sublayer": torch.tensor([0.5, -2.0])}, random=True),
 ]
 
-ALL = RECURRENT + CONVOLUTION + TEXT + SEPARABLE + CONV_POOL + TCNS + POOLING + NORMALIZATION + DROPOUT + ROW_WISE
+LINEAR = [
+    Case(
+        "Linear",
+        (5, 7),
+        (2, 3, 5),
+        wrong=(
+            Wrong((2, 3, 7), ("nn.Linear", "batch 2, time 3, features 7", "(..., features 5)", "in_features=7")),
+            Wrong((5, 2), ("features 2", "x.transpose(-1, -2)")),
+            Wrong((), ("()", "(..., features 5)")),
+            Wrong((2, 5), ("torch.float32", "torch.float64", "x.to(torch.float64)"), dtype=torch.float64),
+        ),
+    ),
+    Case("Linear", (63, 65), (4, 63), {"bias": False}),
+    Case("Linear", (1, 1), (1,)),
+    Case("Linear", (3, 2), (0, 3)),
+]
+
+COMPONENTS = (
+    RECURRENT + CONVOLUTION + TEXT + SEPARABLE + CONV_POOL + TCNS + POOLING + NORMALIZATION + DROPOUT + ROW_WISE
+)
+ALL = COMPONENTS + LINEAR

@@ -683,11 +683,11 @@ def test_a_model_is_measured_after_swap_and_compared_without_its_dropouts(monkey
     result = run(monkeypatch, [small_row()], "--rows", "small", "--check", "--json", str(path), suite="models")
     assert result.exit_code == 0, result.output
     (found,) = json.loads(path.read_text(encoding="utf-8"))["figures"]["models"]
-    assert found["layers"] == "3 of 4"
+    assert found["layers"] == "4 of 4"
     assert found["fused"] == 0
     assert found["agreement"]["difference"] <= EXACT
     assert min(found["limit_ms"], found["ours_ms"], found["torch_ms"]) > 0
-    assert "3 of 4" in result.output
+    assert "4 of 4" in result.output
     assert f"geometric mean of 1 models: {found['torch_ms'] / found['ours_ms']:.2f}× as fast" in result.output
 
 

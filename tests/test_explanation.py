@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
-from cases import ALL, Case
+from cases import COMPONENTS, Case
 from explaining import SENTENCE, leaky, noisy, quietly
 from pellucid import nn
 from pellucid.explanation import examples
@@ -158,7 +158,10 @@ def test_large_values_are_kept_in_part_with_their_shape():
 
 @pytest.mark.parametrize(
     ("case", "lang", "training", "width"),
-    [pytest.param(case, ("en", "zh")[i % 2], i % 4 < 2, (80, 60)[i % 2], id=case.name) for i, case in enumerate(ALL)],
+    [
+        pytest.param(case, ("en", "zh")[i % 2], i % 4 < 2, (80, 60)[i % 2], id=case.name)
+        for i, case in enumerate(COMPONENTS)
+    ],
 )
 def test_every_case_is_explained(case: Case, lang: str, training: bool, width: int):
     layer = case.build().train(training)

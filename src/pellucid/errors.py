@@ -34,6 +34,12 @@ def shape_text(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
     return "(" + ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True)) + ")"
 
 
+def axes_of_features(count: int) -> tuple[str, ...]:
+    """Name the axes of an input of rows of features that has so many."""
+    before = ("batch", "time") if count == 3 else ("batch", *(f"axis {axis}" for axis in range(1, count - 1)))
+    return (*before[: count - 1], "features") if count else ()
+
+
 def label(module: torch.nn.Module) -> str:
     """Name a layer as its user knows it: ``nn.GRU "encoder.rnn"``.
 

@@ -21,16 +21,17 @@ from pellucid.kernel import build, memory
 from pellucid.kernel.text_c import header, preamble
 from pellucid.kernel.threads import useful
 
-DEPTH = 5  # its place in struct matmul
+DEPTH = 6  # its place in struct matmul
 _kept = threading.local()
 _Operand = tuple[Tensor, bool]  # a matrix, and whether it is taken transposed
 
 
-def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
+def multiply(pairs: Sequence[tuple[_Operand, _Operand]], bias: Tensor | None = None) -> list[Tensor]:
     """Return a @ b of every pair: contiguous CPU tensors of their dtype, float32 or float64, all of one.
 
     Args:
         pairs: (rows, depth) and (depth, width) each, of any strides, as they are taken.
+        bias: (width,), contiguous, of the same dtype: it is added to every row of every product.
 
     Raises:
         BuildError: it is not `ready`.
@@ -51,7 +52,7 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]]) -> list[Tensor]:
             if b_strides[1] != 1:
                 kept.append(memory.empty((depth * padded(width) + memory.ALIGNMENT // dtype.itemsize,), dtype))
                 panels = memory.aligned(kept[-1])
-            places = (a.data_ptr(), b.data_ptr(), out.data_ptr(), panels)
+            places = (a.data_ptr(), b.data_ptr(), out.data_ptr(), 0 if bias is None else bias.data_ptr(), panels)
             jobs.append((*places, rows, depth, width, *a_strides, *b_strides))
             operations += 2 * rows * depth * width
     jobs.sort(key=lambda job: -job[DEPTH])

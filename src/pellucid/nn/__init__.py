@@ -20,6 +20,7 @@ from pellucid.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNo
 from pellucid.nn.layer import Recurrent
 from pellucid.nn.layer_norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
 from pellucid.nn.lengthpool import LengthPool
+from pellucid.nn.linear import Linear
 from pellucid.nn.normalization import Normalization
 from pellucid.nn.pooling import (
     AdaptiveAvgPool1d,

@@ -21,8 +21,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from pellucid import nn
+from pellucid.nn.component import Component
 from pellucid.nn.parametrizations import copyable
 from pellucid.nn.reclassed import Reclassed, reclassed
+from pellucid.nn.sequence import SequenceLayer
 
 Kind = type[torch.nn.Module]
 
@@ -171,8 +173,9 @@ def _parametrized(kind: Kind, base: Kind) -> Kind:
 
 
 def has_twin(layer: torch.nn.Module) -> bool:
-    """Whether a layer runs torch.nn's code and pellucid has its own for it."""
-    return ours_of(kind_of(layer)) is not None and obstacle(layer) is None
+    """Whether a layer runs torch.nn's code and pellucid has its own for it, with a formula."""
+    ours = ours_of(kind_of(layer))
+    return ours is not None and issubclass(ours, (SequenceLayer, Component)) and obstacle(layer) is None
 
 
 def twin_of(layer: torch.nn.Module) -> torch.nn.Module | None:

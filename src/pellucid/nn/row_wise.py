@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import axes_of_features, label, shape_text
 from pellucid.formula.graph import step, undrawn_step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
@@ -134,14 +134,14 @@ class RowWise(Running, Component, Drawing):
         solved, source = self._solution.symbols, self.layer.source
         shapes = []
         for symbol, x in zip(source.inputs, inputs, strict=False):
-            shapes.append(SymbolShape(symbol.name, tuple(x.shape), _axes(x.ndim), "rows.input", False))
+            shapes.append(SymbolShape(symbol.name, tuple(x.shape), axes_of_features(x.ndim), "rows.input", False))
         for symbol in source.parameters:
             shape, trained = solved[symbol.name].shape, getattr(self, symbol.name).requires_grad
             shapes.append(SymbolShape(symbol.name, shape, solved[symbol.name].dims, "", trained))
         if inputs:
             shape = (*inputs[0].shape[:-1], self.output_size)
             facts = {"size": self.output_size}
-            shapes.append(SymbolShape("y", shape, _axes(len(shape)), "rows.output", False, facts))
+            shapes.append(SymbolShape("y", shape, axes_of_features(len(shape)), "rows.output", False, facts))
         return shapes
 
     def extra_repr(self) -> str:
@@ -221,12 +221,12 @@ class RowWise(Running, Component, Drawing):
             raise RuntimeError(f"{self._found(name, x)} the layer reads (..., {size}), {decided}. {cure}")
         if x.shape[:-1] != first.shape[:-1]:
             raise RuntimeError(
-                f"{self._found(name, x)} {own} has {shape_text(first.shape, _axes(first.ndim))}: all axes but the last "
-                f"must be the same. To repeat it: {name}.expand{(*first.shape[:-1], size)}."
+                f"{self._found(name, x)} {own} has {shape_text(first.shape, axes_of_features(first.ndim))}: all axes "
+                f"but the last must be the same. To repeat it: {name}.expand{(*first.shape[:-1], size)}."
             )
 
     def _found(self, name: str, x: Tensor) -> str:
-        return f"{label(self)}: the input {name} has the shape {shape_text(x.shape, _axes(x.ndim))}, but"
+        return f"{label(self)}: the input {name} has the shape {shape_text(x.shape, axes_of_features(x.ndim))}, but"
 
     def _check_type(self, name: str, x: Tensor, first: Tensor) -> None:
         if x.is_floating_point() and autocast_dtype(x) is not None:
@@ -243,9 +243,3 @@ class RowWise(Running, Component, Drawing):
                 f"{label(self)}: the input {name} is of {x.dtype}, but {others} of {dtype}. Convert one of them: "
                 f"{name}.to({dtype}) or layer.to({x.dtype})."
             )
-
-
-def _axes(count: int) -> tuple[str, ...]:
-    """Name the axes of an input that has so many."""
-    before = ("batch", "time") if count == 3 else ("batch", *(f"axis {axis}" for axis in range(1, count - 1)))
-    return (*before[: count - 1], "features") if count else ()

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from pellucid.nn.exchange import runs_as, torchs_of
+
 Formula = str | Callable[[Any], str]
 NUMBER = "{:.4g}".format
 
@@ -67,8 +69,6 @@ FORMULAS: dict[type[nn.Module], Formula] = {
 
 def formula_of(layer: nn.Module) -> str:
     """Return the formula of a layer of torch.nn that is shown in short, "" where there is none."""
-    kind = type(layer)
-    found = FORMULAS.get(kind)
-    if found is None and isinstance(layer, nn.Linear) and kind.__module__.startswith("torch.nn."):
-        found = _linear  # the output of an attention is a class of its own
+    kind = runs_as(type(layer))
+    found = FORMULAS.get(torchs_of(kind) or kind)
     return "" if found is None else found if isinstance(found, str) else found(layer)

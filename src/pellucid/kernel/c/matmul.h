@@ -1,4 +1,4 @@
-// Products of two matrices: out (rows × width) = a (rows × depth) b (depth × width).
+// Products of two matrices: out (rows × width) = a (rows × depth) b (depth × width), plus a bias of every column.
 //
 // A task is a rectangle of the result. Of DEPTH of the depth at a time it packs its part of b into panels, as in
 // product.h, and its part of a, if that lies column by column, into strips of TILE rows: a tile reads both from front
@@ -17,8 +17,9 @@
 
 struct matmul {
   const real *a, *b;
-  real *out;    // contiguous
-  real *panels; // memory for all of b, or NULL where b's columns lie side by side
+  real *out;        // contiguous
+  const real *bias; // of every column, or NULL
+  real *panels;     // memory for all of b, or NULL where b's columns lie side by side
   int64_t rows, depth, width;
   int64_t a_row, a_column, b_row, b_column; // strides; one of a's is 1
 };
@@ -73,45 +74,46 @@ INLINE void fetch(struct soon *soon)
   }
 }
 
-// A tile of the result, added to what is there unless this is the first part of the depth.
+// A tile of the result, added to what it begins with: a row for all its rows, its own ones, or, without any, zeros.
 INLINE void add_tile(const real *a, int64_t a_row, int64_t a_column, const real *panel, int64_t depth, real *out,
-                     int64_t out_row, int first)
+                     int64_t out_row, const real *begin, int64_t begin_row)
 {
   vec sums[TILE][2 * VECTORS];
   add_products(sums, TILE, 1, a, a_row, a_column, depth, panel);
   for (int r = 0; r < TILE; r++)
     for (int v = 0; v < VECTORS; v++) {
-      real *to = out + r * out_row + v * LANES;
-      store_real(to, first ? sums[r][v] : sums[r][v] + load_real(to));
+      const int64_t column = v * LANES;
+      store_real(out + r * out_row + column,
+                 begin ? sums[r][v] + load_real(begin + r * begin_row + column) : sums[r][v]);
     }
 }
 
-static void add_strip(const real *strip, const real *panel, int64_t depth, real *out, int64_t out_row, int first)
+static void add_strip(const real *strip, const real *panel, int64_t depth, real *out, int64_t out_row,
+                      const real *begin, int64_t begin_row)
 {
-  add_tile(strip, 1, TILE, panel, depth, out, out_row, first);
+  add_tile(strip, 1, TILE, panel, depth, out, out_row, begin, begin_row);
 }
 
 static void add_rows(const real *a, int64_t a_row, const real *panel, int64_t depth, real *out, int64_t out_row,
-                     int first)
+                     const real *begin, int64_t begin_row)
 {
-  add_tile(a, a_row, 1, panel, depth, out, out_row, first);
+  add_tile(a, a_row, 1, panel, depth, out, out_row, begin, begin_row);
 }
 
 // A tile at the border, of fewer rows or columns.
 static void add_border(const real *a, int64_t a_row, int strip, const real *panel, int64_t depth, real *out,
-                       int64_t out_row, int64_t rows, int64_t columns, int first)
+                       int64_t out_row, int64_t rows, int64_t columns, const real *begin, int64_t begin_row)
 {
   real whole[TILE * PANEL];
   if (strip)
-    add_strip(a, panel, depth, whole, PANEL, 1);
+    add_strip(a, panel, depth, whole, PANEL, NULL, 0);
   else
-    add_rows(a, a_row, panel, depth, whole, PANEL, 1);
+    add_rows(a, a_row, panel, depth, whole, PANEL, NULL, 0);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < columns; c += LANES) {
       const int n = PART(columns - c);
-      real *to = out + r * out_row + c;
       const vec sum = take_real(whole + r * PANEL + c, n);
-      put_real(to, first ? sum : sum + take_real(to, n), n);
+      put_real(out + r * out_row + c, begin ? sum + take_real(begin + r * begin_row + c, n) : sum, n);
     }
 }
 
@@ -139,17 +141,19 @@ static void multiply_rectangle(const struct matmul *m, int64_t top, int64_t rows
       real *const out = m->out + top * m->width + left + column;
       const int64_t columns = width - column < PANEL ? width - column : PANEL;
       for (int64_t r = 0; r < rows; r += TILE) {
-        const int strip = r >= unpacked, first = k == 0;
+        const int strip = r >= unpacked;
         const real *const tile = strip ? packed + STRIPS + (r - unpacked) / TILE * STRIP(depth) : a + r * m->a_row;
         real *const to = out + r * m->width;
+        const real *const begin = k > 0 ? to : m->bias ? m->bias + left + column : NULL;
+        const int64_t begin_row = k > 0 ? m->width : 0;
         fetch(soon), fetch(soon + 1);
         if (rows - r < TILE || columns < PANEL)
           add_border(tile, m->a_row, strip, panel, depth, to, m->width, rows - r < TILE ? rows - r : TILE, columns,
-                     first);
+                     begin, begin_row);
         else if (strip)
-          add_strip(tile, panel, depth, to, m->width, first);
+          add_strip(tile, panel, depth, to, m->width, begin, begin_row);
         else
-          add_rows(tile, m->a_row, panel, depth, to, m->width, first);
+          add_rows(tile, m->a_row, panel, depth, to, m->width, begin, begin_row);
       }
     }
   }

@@ -1,0 +1,64 @@
+"""The affine map of torch.nn, by pellucid's matrix product where that is the faster one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.kernel import linear
+from pellucid.kernel.choice import circumstances, lasts
+from pellucid.nn.component import Running
+
+
+class Linear(Running, torch.nn.Linear):
+    """Multiply rows of features by a matrix: ``y = x Wᵀ + b``.
+
+    A drop-in for ``torch.nn.Linear``, whose arguments, weights, results and gradients it shares. On the CPU, in float32
+    and float64, whichever product takes less time runs: torch's, or pellucid's own, which uses all the vectors of the
+    processor. ``layer.backend`` says which one it was.
+
+    Shapes:
+        input (..., in features), weight (out features, in features), bias (out features,); output (..., out features).
+
+    Raises:
+        RuntimeError: the input does not fit the layer.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in features) to (..., out features)."""
+        own, weight, bias = self.__dict__, self.weight, self.bias
+        met = circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
+        if met is None or own.get("_left") != met:
+            y = linear.run(input, weight, bias, F.linear)
+            own["_ran"] = "torch" if y is None else "c"
+            if y is not None:
+                return y
+            if met is not None and lasts(input):
+                own["_left"] = met
+        try:
+            return F.linear(input, weight, bias)
+        except RuntimeError as error:
+            self._explain(error, input)
+            raise
+
+    def _explain(self, error: RuntimeError, x: Tensor) -> None:
+        """Say what torch said in words that name the layer, and the cure where it is known."""
+        if type(error) is not RuntimeError:
+            return
+        found = f"{label(self)}: the input is {shape_text(x.shape, axes_of_features(x.dim()))}"
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            cure = f"Build it with in_features={x.shape[-1]}" if x.dim() else "Give it an axis of features"
+            turned = x.dim() > 1 and x.shape[-2] == self.in_features
+            cure += ", or pass x.transpose(-1, -2)." if turned else ", or check which axis holds the features."
+            raise RuntimeError(f"{found}, but the layer reads (..., features {self.in_features}). {cure}") from error
+        if x.dtype != self.weight.dtype:
+            raise RuntimeError(
+                f"{found} of {x.dtype}, but the weight is of {self.weight.dtype}. Pass x.to({self.weight.dtype})."
+            ) from error
+        if x.device != self.weight.device:
+            raise RuntimeError(
+                f"{found} on {x.device}, but the weight is on {self.weight.device}. "
+                f"Pass x.to({str(self.weight.device)!r})."
+            ) from error
