@@ -236,7 +236,7 @@ def test_in_the_place_of_torchs():
                 calls.append(name)
                 return own(*args, **named)
 
-            patch.setitem(kind, getattr(F, name), functions.Instead(noting, instead.p, instead.becomes))
+            patch.setitem(kind, getattr(F, name), functions.Instead(noting, instead.becomes, instead.p))
         model(x)
         assert calls == ["scaled_dot_product_attention", "dropout"]
         model.eval()
@@ -302,3 +302,64 @@ def test_arithmetic_is_found_within_a_mode():
     with functions.WithoutDropout(), pellucid.backend("c"):
         y = module(drawn(3, 5).requires_grad_())
     assert "_Nested" in type(y.grad_fn).__name__
+
+
+class Mixed(torch.nn.Module):
+    """A layer of another library's, by torch.addmm with a weight that lies turned."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(torch.randn(8, 12)), torch.nn.Parameter(torch.randn(12))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, 8), self.weight).view(*x.shape[:-1], 12)
+
+
+def test_a_product_of_a_forward_is_ours_in_both_modes(monkeypatch):
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(Mixed(), torch.nn.Tanh()), torch.randn(3, 4, 8, requires_grad=True)
+    expected = model(x)
+    leaves = [x, *model.parameters()]
+    gradients = torch.autograd.grad(expected.sum(), leaves)
+    report = pellucid.swap(model, fuse=True)
+    assert functions_of(report) == [(("0",), "addmm")]
+    ran = []
+    run = functions.affine.run
+    monkeypatch.setattr(functions.affine, "run", lambda *args, **named: ran.append(named) or run(*args, **named))
+    for training in (True, False):
+        with pellucid.backend("c"):
+            y = model.train(training)(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), leaves), gradients)
+    assert ran == [{"turned": False}] * 2
+    pellucid.restore(model)
+    model(x)
+    assert len(ran) == 2
+
+
+def test_other_sums_of_products_are_torchs():
+    matrix, bias, rows = torch.randn(3, 3), torch.randn(3), torch.randn(3, 3)
+    with pellucid.backend("c"):
+        assert torch.equal(functions.addmm(rows, matrix, rows), torch.addmm(rows, matrix, rows))
+        assert torch.equal(functions.addmm(bias, matrix, rows, beta=2), torch.addmm(bias, matrix, rows, beta=2))
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            functions.addmm(bias, torch.randn(3, 2), rows)
+
+
+def test_projections_of_torchs_attention_are_ours_in_training(monkeypatch):
+    torch.manual_seed(0)
+    ran = []
+    run = functions.affine.run
+    monkeypatch.setattr(
+        functions.affine, "run", lambda *args, **named: ran.append(args[1].shape) or run(*args, **named)
+    )
+    for options, shapes in (({}, [(24, 8), (8, 8)]), ({"kdim": 6, "vdim": 5}, [(8, 8), (8, 6), (8, 5), (8, 8)])):
+        model = torch.nn.MultiheadAttention(8, 2, **options)
+        q, k, v = torch.randn(3, 2, 8), torch.randn(4, 2, 6), torch.randn(4, 2, 5)
+        given = (q, k, v) if options else (q, q, q)
+        expected = model(*given)
+        pellucid.swap(model, fuse=True)
+        ran.clear()
+        with pellucid.backend("c"):
+            torch.testing.assert_close(model(*given), expected)
+        assert ran == shapes

@@ -1,4 +1,4 @@
-"""Functions of torch that drop, whatever code calls them, and pellucid's in their place while a module trains."""
+"""Functions of torch that drop or multiply, whatever code calls them, and pellucid's in their place around a module."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pellucid.kernel import linear as affine
 from pellucid.nn.attention_dropout import scaled_dot_product_attention
 from pellucid.nn.dropout import Dropout
 
 ATTENTION = "training: mask, softmax and dropout in one pass"
+PRODUCT = "the product that is measured to be faster"
 
 
 @functools.lru_cache(maxsize=64)
@@ -30,6 +32,23 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return _layer(p)(input) if training and not inplace and 0 < p < 1 else F.dropout(input, p, training, inplace)
 
 
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute torch.nn.functional.linear as `pellucid.nn.Linear` does."""
+    y = affine.run(input, weight, bias, F.linear)
+    return F.linear(input, weight, bias) if y is None else y
+
+
+def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) -> Tensor:
+    """Compute torch.addmm, of a bias that all rows share as `pellucid.nn.Linear` does."""
+    alike = not options and isinstance(input, Tensor) and input.dim() == 1 and mat1.dim() == 2
+    y = affine.run(mat1, mat2, input, _bias_last, turned=False) if alike else None
+    return torch.addmm(input, mat1, mat2, **options) if y is None else y
+
+
+def _bias_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight)
+
+
 def _calling(function: Any, **ours: Callable[..., Any]) -> Any:
     """A function of torch's, which calls other functions by these names."""
     names = {**function.__globals__, **ours, "has_torch_function": lambda _: False}  # which has been asked already
@@ -40,14 +59,24 @@ def _calling(function: Any, **ours: Callable[..., Any]) -> Any:
 
 @dataclass(frozen=True)
 class Instead:
-    """A function that drops with a probability, the argument ``p``, as pellucid computes it; ``becomes`` says how."""
+    """A function as pellucid computes it.
+
+    Args:
+        function: pellucid's.
+        becomes: what it is then, in words.
+        p: the argument that is the probability with which it drops; None for one that drops nothing.
+        always: whether it is of use in eval mode too, and where it drops nothing.
+    """
 
     function: Callable[..., Any]
-    p: str
     becomes: str
+    p: str | None = None
+    always: bool = False
 
     def drops(self, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
         """Whether a call drops anything."""
+        if self.p is None:
+            return False
         given = inspect.signature(self.function).bind(*args, **named)
         given.apply_defaults()
         p = given.arguments[self.p]
@@ -55,22 +84,27 @@ class Instead:
 
     def without(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, which drops nothing."""
+        if self.p is None:
+            return tuple(args), dict(named)
         given = inspect.signature(self.function).bind(*args, **named)
         given.arguments[self.p] = 0.0
         return given.args, given.kwargs
 
 
+_PROJECTIONS = {name: _calling(getattr(F, name), linear=linear) for name in ("_in_projection", "_in_projection_packed")}
+_MULTI_HEAD = _calling(
+    F.multi_head_attention_forward,
+    scaled_dot_product_attention=scaled_dot_product_attention,
+    dropout=dropout,
+    linear=linear,
+    **_PROJECTIONS,
+)
 # By torch's functions.
 INSTEAD: dict[Any, Instead] = {
-    F.dropout: Instead(dropout, "p", "training: one pass, in which all threads draw"),
-    F.scaled_dot_product_attention: Instead(scaled_dot_product_attention, "dropout_p", ATTENTION),
-    F.multi_head_attention_forward: Instead(
-        _calling(
-            F.multi_head_attention_forward, scaled_dot_product_attention=scaled_dot_product_attention, dropout=dropout
-        ),
-        "dropout_p",
-        ATTENTION,
-    ),
+    F.dropout: Instead(dropout, "training: one pass, in which all threads draw", "p"),
+    F.scaled_dot_product_attention: Instead(scaled_dot_product_attention, ATTENTION, "dropout_p"),
+    F.multi_head_attention_forward: Instead(_MULTI_HEAD, f"{ATTENTION}; {PRODUCT}", "dropout_p"),
+    torch.addmm: Instead(addmm, PRODUCT, always=True),
 }
 # Those that a forward names as nothing else is named.
 NAMED = {function.__name__: function for function in INSTEAD if function is not F.dropout}
@@ -96,9 +130,9 @@ class WithoutDropout(TorchFunctionMode):
 
 
 class Noting(TorchFunctionMode):
-    """Within it calls that drop are noted, by the module whose forward runs: ``found[module]`` are the functions.
+    """Within it calls that pellucid would compute are noted, by the module whose forward runs.
 
-    Whoever runs the modules puts them on ``running`` and takes them off again.
+    ``found[module]`` are their functions. Whoever runs the modules puts them on ``running`` and takes them off again.
     """
 
     def __init__(self) -> None:
@@ -108,7 +142,8 @@ class Noting(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), named: Any = None) -> Any:
         """Call a function."""
-        if self.running and function in INSTEAD and INSTEAD[function].drops(args, named or {}):
+        instead = INSTEAD.get(function) if self.running else None
+        if instead is not None and (instead.always or instead.drops(args, named or {})):
             self.found.setdefault(self.running[-1], set()).add(function)
         return function(*args, **(named or {}))
 

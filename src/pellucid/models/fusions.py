@@ -63,7 +63,9 @@ class Plans:
         self.fused = fused
         self.norms = {path for group in fused if group.kind == "layers" for path in group.paths}
         self.arithmetic = any(group.kind == "operations" for group in fused)
-        self.functions = any(group.kind == "functions" for group in fused)
+        named = {group.before for group in fused if group.kind == "functions"}
+        self.functions = bool(named)
+        self.in_eval = any(instead.always for f, instead in functions.INSTEAD.items() if f.__name__ in named)
         self.known: dict[Any, Plan] = {}
         self.traces = 0
         self.one_by_one: set[Any] = set()  # calls of which every part is faster so, whatever the forward reads
@@ -76,7 +78,7 @@ class Plans:
 
     def run(self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Compute the module's forward."""
-        if not self.functions or not module.training:
+        if not self.functions or not (module.training or self.in_eval):
             return self._run(module, plain, args, named)
         with functions.Exchanged():
             return self._run(module, plain, args, named)
@@ -277,7 +279,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword argument
 
 
 class Observed(NamedTuple):
-    """What modules were called with, and the functions of torch that they called and that dropped something."""
+    """What modules were called with, and the functions of torch that they called which pellucid would compute."""
 
     calls: Mapping[torch.nn.Module, Call]
     functions: Mapping[torch.nn.Module, set[Any]]

@@ -57,14 +57,14 @@ def swap(
             mode a convolution with its BatchNorm, as one convolution whose weight is computed at every call; and the
             module's own arithmetic, entry by entry or along the last axis, of which kernel and gradient are derived. In
             training the functions of torch.nn.functional that drop, ``scaled_dot_product_attention`` on the CPU,
-            ``multi_head_attention_forward`` and ``dropout``, are pellucid's, which draw other masks. No parameter
-            changes, nor its name. The module whose forward it is gets a class of the same name, whose forward is its
-            own but for these calls. A hook on one of the layers lets them run one by one, as does whatever one pass
-            cannot do or is not faster at; so do torch.compile and torch.export, which fuse by themselves. To be looked
-            into, forwards are run once on placeholders. What a forward reads of its module is watched; what it reads
-            elsewhere (a global variable) is taken to stay. With ``verify`` the model is run once more before: forwards
-            that depend on the shape of their input, or of whose arguments not all are tensors, are understood then too,
-            and functions are found that other code calls for a module.
+            ``multi_head_attention_forward`` and ``dropout``, are pellucid's, which draw other masks; ``torch.addmm`` is
+            so in eval mode too. No parameter changes, nor its name. The module whose forward it is gets a class of the
+            same name, whose forward is its own but for these calls. A hook on one of the layers lets them run one by
+            one, as does whatever one pass cannot do or is not faster at; so do torch.compile and torch.export, which
+            fuse by themselves. To be looked into, forwards are run once on placeholders. What a forward reads of its
+            module is watched; what it reads elsewhere (a global variable) is taken to stay. With ``verify`` the model
+            is run once more before: forwards that depend on the shape of their input, or of whose arguments not all are
+            tensors, are understood then too, and functions are found that other code calls for a module.
         memory_format: ``torch.channels_last`` lets every Conv2d of pellucid's that ``only`` admits work on pictures
             whose channels stand last in memory, ``torch.channels_last_3d`` every Conv3d; those too that have been
             pellucid's before. Only the strides of what they return differ. The layers behind them answer in the same
