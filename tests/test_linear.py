@@ -101,6 +101,51 @@ def test_a_weight_as_it_is_and_turned(turned):
     )
 
 
+OPERANDS = {
+    "batches": lambda draw: (draw(3, 2, 7, 65), draw(3, 2, 65, 33)),
+    "columns side by side": lambda draw: (draw(4, 9, 12), draw(4, 20, 12).mT),
+    "heads of one tensor": lambda draw: (draw(2, 5, 3, 8).transpose(1, 2), draw(2, 6, 3, 8).permute(0, 2, 3, 1)),
+    "expanded": lambda draw: (draw(1, 4, 6).expand(3, 4, 6), draw(6, 5).expand(3, 6, 5)),
+    "with gaps": lambda draw: (draw(2, 8, 12)[:, ::2, ::3], draw(2, 8, 14)[:, ::2, ::2]),
+    "of one number": lambda draw: (draw(2, 1, 1), draw(2, 1, 1)),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("operands", OPERANDS.values(), ids=OPERANDS)
+def test_products_of_batches(operands, dtype, monkeypatch):
+    torch.manual_seed(0)
+    given = operands(lambda *shape: torch.randn(shape, dtype=dtype))
+    ran = []
+    multiply = matmul.multiply
+    monkeypatch.setattr(matmul, "multiply", lambda pairs: ran.append(len(pairs)) or multiply(pairs))
+    leaves = [t.detach().requires_grad_() for t in given]
+    with pellucid.backend("c"), memory.poison():
+        y = kernel.product(*leaves)
+        dy = torch.randn_like(y)
+        found = torch.autograd.grad(y, leaves, dy)
+    assert ran == [1, 2]
+    exact = [t.detach().double().requires_grad_() for t in given]
+    expected = exact[0] @ exact[1]
+    for a, b in zip((y, *found), (expected, *torch.autograd.grad(expected, exact, dy.double())), strict=True):
+        torch.testing.assert_close(a.double(), b, atol=50 * torch.finfo(dtype).eps, rtol=50 * torch.finfo(dtype).eps)
+    with torch.no_grad(), pellucid.backend("c"):  # one matrix for all
+        torch.testing.assert_close(
+            kernel.product(given[0].flatten(0, -3)[0], given[1]), given[0].flatten(0, -3)[0] @ given[1]
+        )
+
+
+def test_products_are_differentiated_again_and_left_to_torch():
+    a, b = (torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    with pellucid.backend("c"):
+        assert torch.autograd.gradcheck(kernel.product, (a, b))
+        assert torch.autograd.gradgradcheck(kernel.product, (a, b))
+        for x, y in ((a[0], b), (a, b[0]), (a[:, :0], b), (a.to(torch.bfloat16), b.to(torch.bfloat16))):
+            assert torch.equal(kernel.product(x, y), x @ y)
+        with pytest.raises(RuntimeError, match="size"):
+            kernel.product(a[:, :, :2], b)
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias", "none"])
 def test_only_the_gradients_that_are_asked_for(wanted):
     ours, theirs = made(12, 16)

@@ -1,4 +1,4 @@
-"""Affine maps, ``x W + b``, by the products of `matmul.py` where they take less time than torch's.
+"""Affine maps, ``x W + b``, and matrix products, by `matmul.py` where it takes less time than torch.
 
 torch multiplies by the library that it was built with, and not every such library uses all of a processor: that of
 torch 2.13 leaves half of the vectors of a Zen 5 unused in float32. Which of the two is faster is measured.
@@ -45,33 +45,88 @@ def run(
     if language(*given) != "c" or autocast_dtype(x) is not None or not threads.shared():
         return None
     wanted_size = weight.shape[::-1] if turned else weight.shape
-    forced = chosen_backend() == "c"
     if len(wanted_size) != 2 or x.dim() == 0 or x.shape[-1] != wanted_size[0]:
         return None  # of which torch tells
-    if x.numel() * wanted_size[1] < LEAST_PRODUCTS and not forced:
+    if bias is not None and bias.shape != wanted_size[1:]:
         return None
-    dtype = x.dtype
-    if any(t.dtype != dtype for t in given) or (bias is not None and bias.shape != wanted_size[1:]):
-        return None
+
+    def ours(*given: Tensor) -> Tensor:
+        return _Linear.apply(reference, turned, *given) if _wanted(given) else _affine(turned, *given)
+
+    rows, lies = x.numel() // x.shape[-1], f"{rounded(weight.shape)} {weight.stride()}{' turned' if turned else ''}"
+    layout = (rows, weight.shape, weight.stride(), x.stride(-1), turned)
+    question = f"linear {rounded((rows,))[0]} rows, weight {lies}"
+    return ours(*given) if _takes(given, layout, question, x.numel() * wanted_size[1], reference, ours) else None
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b``, differentiable, by whichever way takes less time.
+
+    Args:
+        a: (*batch, rows, depth); without batch it serves all matrices of b, unless a gradient is wanted, which is
+            left to torch.
+        b: (*batch, depth, width).
+    """
+    given = (a, b)
+    if language(*given) != "c" or autocast_dtype(a) is not None or not threads.shared():
+        return a @ b
+    alike = a.shape[:-2] == b.shape[:-2] or (a.dim() == 2 and not _wanted(given))
+    if a.dim() < 2 or b.dim() < 2 or not alike or a.shape[-1] != b.shape[-2]:
+        return a @ b
+
+    def ours(a: Tensor, b: Tensor) -> Tensor:
+        return _Product.apply(a, b) if _wanted((a, b)) else matmul.multiply([((a, False), (b, False))])[0]
+
+    layout = (a.shape, a.stride(), b.shape, b.stride())
+    question = f"product {rounded(a.shape)} {a.stride()[-2:]} {rounded(b.shape)} {b.stride()[-2:]}"
+    return ours(a, b) if _takes(given, layout, question, b.numel() * a.shape[-2], torch.matmul, ours) else a @ b
+
+
+def _wanted(given: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in given)
+
+
+def _takes(
+    given: tuple[Tensor, ...],
+    layout: tuple[Any, ...],
+    question: str,
+    products: int,
+    usual: Callable[..., Tensor],
+    ours: Callable[..., Tensor],
+) -> bool:
+    """Whether the kernel is to compute ``usual`` of some tensors, as ``ours`` does.
+
+    Args:
+        given: the tensors.
+        layout: how they lie, as far as it matters.
+        question: the same in words, for all of about these sizes.
+        products: of two numbers.
+        usual: torch's way.
+        ours: the other way.
+    """
+    dtype, forced = given[0].dtype, chosen_backend() == "c"
+    if (products < LEAST_PRODUCTS and not forced) or any(t.dtype != dtype for t in given):
+        return False
+    if forced:
+        return matmul.ready(dtype)
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in given])
-    if not forced:
-        rows = x.numel() // x.shape[-1]
-        case = (rows, weight.shape, weight.stride(), x.stride(-1), turned, dtype, wanted, torch.get_num_threads())
-        if not remembered(_chosen, case, lambda: _is_faster(given, reference, rows, turned)):
-            return None
-    elif not matmul.ready(dtype):
-        return None
-    return _by(given, reference, turned)
+    case = (question[:7], layout, dtype, wanted, torch.get_num_threads())
+
+    def measured() -> bool:
+        if not matmul.ready(dtype):
+            return False
+        copies = tuple(t.detach().requires_grad_(want) for t, want in zip(given, wanted, strict=True))
+        whole = (
+            f"{question} {str(dtype)[6:]}, gradients of {[i for i, want in enumerate(wanted) if want]} of {len(given)}"
+        )
+        leaves = [t for t in copies if t.requires_grad]
+        return faster(whole, matmul.text(dtype), lambda: usual(*copies), lambda: ours(*copies), leaves)
+
+    return remembered(_chosen, case, measured)
 
 
-def _by(given: tuple[Tensor, ...], reference: Any, turned: bool) -> Tensor:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        return _Linear.apply(reference, turned, *given)
-    return _product(turned, *given)
-
-
-def _product(turned: bool, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _affine(turned: bool, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     y = matmul.multiply([((rows, False), (weight, turned))], None if bias is None else bias.contiguous())[0]
     return y.resize_(*x.shape[:-1], y.shape[-1])  # no view of anything: it may be written to
@@ -84,7 +139,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, reference: Any, turned: bool, *given: Tensor) -> Tensor:
         ctx.save_for_backward(*given)
         ctx.reference, ctx.turned = reference, turned
-        return _product(turned, *given)
+        return _affine(turned, *given)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -105,22 +160,19 @@ class _Linear(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _is_faster(given: tuple[Tensor, ...], reference: Callable[..., Tensor], rows: int, turned: bool) -> bool:
-    """Measure both on copies of the tensors."""
-    x, weight = given[:2]
-    if not matmul.ready(x.dtype):
-        return False
-    grad = torch.is_grad_enabled()
-    copies = tuple(t.detach().requires_grad_(grad and t.requires_grad) for t in given)
-    names = [name for name, t in zip(("x", "weight", "bias"), copies, strict=False) if t.requires_grad]
-    sizes = f"{rounded((rows,))[0]} rows, weight {rounded(weight.shape)} {'turned ' if turned else ''}{weight.stride()}"
-    gradients = f"gradients of {', '.join(names)}" if names else "no gradient"
-    question = f"linear {str(x.dtype)[6:]} {sizes}, {'bias' if len(given) == 3 else 'no bias'}, {gradients}"
+class _Product(torch.autograd.Function):
+    """The product of batches of matrices with its gradients."""
 
-    def usual() -> Tensor:
-        return reference(*copies)
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return matmul.multiply([((a, False), (b, False))])[0]
 
-    def ours() -> Tensor:
-        return _by(copies, reference, turned)
-
-    return faster(question, matmul.text(x.dtype), usual, ours, [t for t in copies if t.requires_grad])
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        if torch_has_to(dy):
+            return differentiate(torch.matmul, (a, b), dy)
+        pairs = [((dy, False), (b, True)), ((a, True), (dy, False))]
+        found = iter(matmul.multiply([pair for pair, need in zip(pairs, ctx.needs_input_grad, strict=True) if need]))
+        return tuple([next(found) if need else None for need in ctx.needs_input_grad])

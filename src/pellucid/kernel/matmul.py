@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 import threading
 from array import array
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]], bias: Tensor | None = N
     """Return a @ b of every pair: contiguous CPU tensors of their dtype, float32 or float64, all of one.
 
     Args:
-        pairs: (rows, depth) and (depth, width) each, of any strides, as they are taken.
+        pairs: (*batch, rows, depth) and (*batch, depth, width) each, of any strides, as they are taken; an operand
+            without batch serves all matrices of the other.
         bias: (width,), contiguous, of the same dtype: it is added to every row of every product.
 
     Raises:
@@ -41,20 +43,25 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]], bias: Tensor | None = N
     outs, jobs, kept = [], [], []
     operations = 0
     for (a, a_turned), (b, b_turned) in pairs:
-        if 1 not in a.stride():
+        if 1 not in a.stride()[-2:]:
             kept.append(a := a.contiguous())  # until it has been read
-        rows, depth, *a_strides = (*a.shape[::-1], *a.stride()[::-1]) if a_turned else (*a.shape, *a.stride())
-        _, width, *b_strides = (*b.shape[::-1], *b.stride()[::-1]) if b_turned else (*b.shape, *b.stride())
-        out = memory.empty((rows, width), dtype)
+        rows, depth, *a_strides = _lies(a, a_turned)
+        _, width, *b_strides = _lies(b, b_turned)
+        batch = a.shape[:-2] or b.shape[:-2]
+        out = memory.empty((*batch, rows, width), dtype)
         outs.append(out)
         if rows and width:  # struct matmul of c/matmul.h
-            panels = 0
+            count, begin = math.prod(batch), 0 if bias is None else bias.data_ptr()
+            panels, apart = 0, 0
             if b_strides[1] != 1:
-                kept.append(memory.empty((depth * padded(width) + memory.ALIGNMENT // dtype.itemsize,), dtype))
+                apart = depth * padded(width) * dtype.itemsize
+                kept.append(memory.empty((count * apart + memory.ALIGNMENT,), torch.uint8))
                 panels = memory.aligned(kept[-1])
-            places = (a.data_ptr(), b.data_ptr(), out.data_ptr(), 0 if bias is None else bias.data_ptr(), panels)
-            jobs.append((*places, rows, depth, width, *a_strides, *b_strides))
-            operations += 2 * rows * depth * width
+            places = zip(_places(a, count), _places(b, count), _places(out, count), strict=True)
+            for i, (of_a, of_b, of_out) in enumerate(places):
+                job = (of_a, of_b, of_out, begin, panels + i * apart, rows, depth, width, *a_strides, *b_strides)
+                jobs.append(job)
+            operations += 2 * count * rows * depth * width
     jobs.sort(key=lambda job: -job[DEPTH])
     team = useful(operations)
     work = _work(team.number * packed * dtype.itemsize + memory.ALIGNMENT)
@@ -62,6 +69,20 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]], bias: Tensor | None = N
     matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, memory.aligned(work), *team))  # struct matmuls
     run(matmuls.buffer_info()[0])
     return outs
+
+
+def _lies(operand: Tensor, turned: bool) -> tuple[int, ...]:
+    """Sizes and strides of the two axes of its matrices, as they are taken."""
+    sizes, strides = operand.shape[-2:], operand.stride()[-2:]
+    return (*sizes[::-1], *strides[::-1]) if turned else (*sizes, *strides)
+
+
+def _places(operand: Tensor, count: int) -> list[int]:
+    """Where so many matrices begin, which is one place if there is no batch."""
+    places, size = [operand.data_ptr()], operand.element_size()
+    for n, step in zip(operand.shape[:-2], operand.stride()[:-2], strict=True):
+        places = [place + i * step * size for place in places for i in range(n)]
+    return places if operand.dim() > 2 else places * count
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Convolution whose windows hold a single place, by torch's matrix products: its operator for convolutions is slower.
+"""Convolution whose windows hold a single place, by matrix products: torch's operator for convolutions is slower.
 
 Which of the two is taken is measured where it runs, as for every kernel.
 """
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.kernel import linear
 from pellucid.kernel.by_torch import ByTorch
 from pellucid.kernel.window import Geometry, channels_last
 
@@ -53,9 +54,9 @@ class Pointwise(ByTorch):
         """The result, (batch, out channels, *size), and the input as backward reads it, if it has been copied."""
         matrix = weight.reshape(self._out, self._in)
         if self._places == 1:
-            return F.linear(x.view(self._batch, self._in), matrix, bias).view(self._result), None
+            return _affine(x.view(self._batch, self._in), matrix, bias).view(self._result), None
         if self.differentiable:
-            return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
+            return _affine(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
         columns = self._columns(x, self._in) if self._places <= FEW_PLACES else None
         y = self._product(matrix, x, columns, self._result)
         if bias is not None:
@@ -72,7 +73,7 @@ class Pointwise(ByTorch):
         dx = self._product(matrix.t(), dy, of_dy, self._input) if needed[0] else None
         dw = None
         if needed[1] and columns is not None and of_dy is not None:
-            dw = torch.mm(of_dy, columns.t())
+            dw = linear.product(of_dy, columns.t())
         elif needed[1]:
             dw = torch.addbmm(matrix, self._flat(dy, self._out), self._flat(x, self._in).mT, beta=0)
         db = self._flat(dy, self._out).sum((0, 2)) if needed[2] else None
@@ -82,11 +83,9 @@ class Pointwise(ByTorch):
         """A matrix times the channels at every place."""
         out, channels = matrix.shape
         if columns is not None:
-            y = torch.mm(matrix, columns).view(out, self._batch, *shape[2:]).transpose(0, 1)
+            y = linear.product(matrix, columns).view(out, self._batch, *shape[2:]).transpose(0, 1)
             return y.clone(memory_format=torch.contiguous_format)
-        y = torch.empty(shape, dtype=x.dtype)
-        torch.bmm(matrix.expand(self._batch, out, channels), self._flat(x, channels), out=self._flat(y, out))
-        return y
+        return linear.product(matrix, self._flat(x, channels)).view(shape)
 
     def _flat(self, x: Tensor, channels: int) -> Tensor:
         return x.view(self._batch, channels, self._places)
@@ -94,3 +93,9 @@ class Pointwise(ByTorch):
     def _columns(self, x: Tensor, channels: int) -> Tensor:
         """The channels at every place of every sample side by side, (channels, batch · places)."""
         return self._flat(x, channels).transpose(0, 1).reshape(channels, -1)
+
+
+def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """The matrix times every row of x, by whichever product takes less time."""
+    y = linear.run(x, matrix, bias, F.linear)
+    return F.linear(x, matrix, bias) if y is None else y

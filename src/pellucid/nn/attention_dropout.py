@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.formula.drop import drop
-from pellucid.kernel import nested
+from pellucid.kernel import linear, nested
 from pellucid.kernel.choice import faster
 from pellucid.kernel.random import draw_seed
 from pellucid.kernel.registry import chosen_backend
@@ -58,8 +58,8 @@ def scaled_dot_product_attention(
 
     Where weights are dropped on the CPU, torch computes that step by step and draws the mask in one thread. Here mask,
     softmax and dropout are one pass over the weights, which draws again in backward instead of keeping the mask; the
-    products are torch's. Everywhere else, and where it is the faster one, torch's function runs. Arguments, shapes and
-    errors are torch's.
+    products are those that take less time. Everywhere else, and where it is the faster one, torch's function runs.
+    Arguments, shapes and errors are torch's.
     """
     alone = not enable_gqa and not (is_causal and attn_mask is not None)
     if 0 < dropout_p < 1 and alone and _fits(query, key, value, attn_mask):
@@ -77,7 +77,7 @@ def scaled_dot_product_attention(
 def _attend(tensors: Sequence[Tensor], mask: Tensor | None, p: float, scale: float) -> Tensor:
     """Two products, and between them the weights by one kernel, or by torch where there is none."""
     query, key, value = tensors
-    scores = query @ key.mT
+    scores = linear.product(query, key.mT)
     draws = nested.Draws.of(draw_seed(None), 0, {"draws": 0})
     beside = [] if mask is None else [mask]
 
@@ -85,7 +85,7 @@ def _attend(tensors: Sequence[Tensor], mask: Tensor | None, p: float, scale: flo
         return (weights(scores, mask, draws.tensor("draws", scores.shape, scores.device), p, scale),)
 
     results = nested.run(_recipe(len(beside)), (scores, *beside), _axes, again, (p, scale), draws)
-    return (again(scores) if results is None else results)[0] @ value
+    return linear.product((again(scores) if results is None else results)[0], value)
 
 
 @functools.cache
