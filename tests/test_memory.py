@@ -42,6 +42,7 @@ def pool(monkeypatch):
     yield
     gc.collect()
     memory.release()
+    gc.freeze()  # what is alive now was there before or is imported: the next test need not look at it
 
 
 def floats(megabytes: float) -> torch.Tensor:
