@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -18,12 +19,29 @@ if "PELLUCID_CACHE" not in os.environ:  # what the tests compile stays out of th
     os.environ["PELLUCID_CACHE"] = _folder.name
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU, by numpy
-# Half of what a kernel costs a test is the optimiser; test_first_result.py runs what users get.
-os.environ.setdefault("PELLUCID_CFLAGS", "-O1")
+# Most of what a kernel costs a test is the optimiser, at -O1 still a third more than at -Og; test_first_result.py runs
+# what users get.
+os.environ.setdefault("PELLUCID_CFLAGS", "-Og")
 # CI repeats the same examples at every run; elsewhere every run tries new ones.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("patient"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "patient")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Let the garbage collector look at what tests make alone, and not at torch and all tests again each time."""
+    gc.disable()
+    collected = yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    return collected
+
+
+def pytest_unconfigure():
+    """Let it see everything again: nanobind tells of every object that outlives the interpreter."""
+    gc.unfreeze()
 
 
 @pytest.fixture

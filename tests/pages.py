@@ -43,21 +43,33 @@ def browser() -> Any:
     return started()
 
 
+IDLE: dict[str, Any] = {}  # pages that show nothing, by their options: a new one takes longer than what is shown in it
+
+
 @contextmanager
 def opened(browser: Any, path: Path, hash: str = "", viewport: Any = WIDE, **options: Any) -> Iterator[Any]:
     """Open a page's file without a network; whatever it complains of, or asks to load, fails the test."""
-    context = browser.new_context(viewport=viewport, offline=True, **options)
-    page = context.new_page()
+    wanted = repr((viewport, options))
+    page = IDLE.pop(wanted, None) or browser.new_context(viewport=viewport, offline=True, **options).new_page()
     complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+    listeners = {
+        "console": lambda message: complaints.append(f"{message.type}: {message.text}"),
+        "pageerror": lambda error: complaints.append(f"error: {error}"),
+        "request": lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
     page.goto(path.as_uri() + (f"#{hash}" if hash else ""))
     try:
         yield page
         assert complaints == []
-    finally:
-        context.close()
+    except BaseException:
+        page.context.close()
+        raise
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+    page.goto("about:blank")  # so that the next file begins anew, even if it is the same one
+    IDLE[wanted] = page
 
 
 def table(page: Any, key: str) -> list[list[str]]:

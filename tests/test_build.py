@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import fresh
 from pellucid.errors import PellucidWarning
 from pellucid.kernel import build
 from pellucid.kernel.build import BuildError, load
@@ -108,7 +108,7 @@ def test_a_second_process_does_not_compile(compiler, tmp_path):
     in_child(check_answer)
     assert compiles(calls) == 1
     program = f"from pellucid.kernel.build import load; print(load({TEXT!r}).answer())"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    shown = fresh.run(program)
     assert shown.stdout == "42\n", shown.stderr
     assert compiles(calls) == 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import click
 import pytest
 import torch
 
+import fresh
 import pellucid
 from pellucid.cli import main
 from pellucid.kernel import build
@@ -64,8 +64,8 @@ def test_version():
 def test_the_commands_load_no_training_before_there_is_one():
     heavy = "lightning PIL mlxtend sktime snownlp pandas"
     code = f"import sys, pellucid.cli; print([name for name in '{heavy}'.split() if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = fresh.run(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_doctor(monkeypatch, tmp_path):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 import formulas
+import fresh
 import pellucid
 from pellucid.kernel import build, memory
 from pellucid.nn import cells
@@ -248,7 +247,7 @@ print(os.waitpid(child, 0)[1])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_computes_too():
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
+    done = fresh.run(FORK)
     assert done.stdout.strip() == "0", done.stderr
 
 
@@ -274,7 +273,7 @@ with torch.no_grad():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="no signals on this system")
 def test_a_long_sequence_can_be_interrupted():
-    done = subprocess.run([sys.executable, "-c", INTERRUPT], capture_output=True, text=True, timeout=120)
+    done = fresh.run(INTERRUPT)
     delays, right = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
     assert right == ("True",) * 3, done.stderr
     assert min(map(float, delays)) < 0.2

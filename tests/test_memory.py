@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fresh
 from pellucid.errors import PellucidWarning
 from pellucid.kernel import memory
 from pellucid.kernel.memory import empty
@@ -42,6 +42,7 @@ def pool(monkeypatch):
     yield
     gc.collect()
     memory.release()
+    gc.freeze()  # what is alive now was there before or is imported: the next test need not look at it
 
 
 def floats(megabytes: float) -> torch.Tensor:
@@ -61,16 +62,9 @@ def bytes_of(use: str) -> int:
 
 def run(program: str, **environment: str) -> str:
     """What a Python process prints, errors included; it must end well."""
-    done = subprocess.run(
-        (sys.executable, "-c", f"import torch\nfrom pellucid.kernel import memory\n{program}"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    done = fresh.run(f"import torch\nfrom pellucid.kernel import memory\n{program}", **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 # -- reuse -------------------------------------------------------------------------------------------------------

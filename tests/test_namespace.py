@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 import types
 
 import pytest
 import torch
 
+import fresh
 from pellucid import nn
 
 PUBLIC = [name for name in dir(torch.nn) if not name.startswith("_")]
@@ -48,4 +47,5 @@ def test_submodules_of_submodules_are_torchs_own():
         "assert isinstance(nn.GRU(2, 4)(packed)[0], pellucid.nn.utils.rnn.PackedSequence)\n"
         "assert pellucid.nn.modules.linear.Linear is torch.nn.Linear\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = fresh.run(code)
+    assert done.returncode == 0, done.stderr

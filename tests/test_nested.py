@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -17,6 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import fresh
 import pellucid
 from pellucid import nn
 from pellucid.kernel import memory, nested, nested_c, random
@@ -750,7 +749,8 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_after_a_fork():
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=120)
+    done = fresh.run(FORKED)
+    assert done.returncode == 0, done.stderr
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------

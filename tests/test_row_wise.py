@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import fresh
 import pellucid
 from explaining import quietly
 from pellucid import nn
@@ -323,7 +322,8 @@ assert torch.equal(layer(x), y) and repr(layer) == "DyT(4)"
 layer.reset_parameters()
 assert abs(layer.alpha.item() - 0.7) < 1e-6
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    done = fresh.run(script)
+    assert done.returncode == 0, done.stderr
 
 
 def test_torch_compile_takes_it():

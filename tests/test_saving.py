@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 import webbrowser
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
@@ -14,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+import fresh
 import pellucid
 from explaining import SENTENCE, leaky, quietly
 from pages import browser  # noqa: F401
@@ -381,7 +380,8 @@ for cell in {list(CELLS)!r}:
     print("CELL")
     shell.run_cell(cell)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh.run(code)
+    assert done.returncode == 0, done.stderr
     _, *printed = done.stdout.split("CELL\n")
     for cell, text in zip(CELLS, printed, strict=True):
         assert text.count("a recurrent layer\n") == CELLS[cell], (cell, text)

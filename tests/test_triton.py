@@ -6,8 +6,6 @@ import contextlib
 import functools
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 import formulas
+import fresh
 import pellucid
 from explaining import GOLDEN
 from pellucid import nn
@@ -534,14 +533,8 @@ def _pointer(storage):
 
 def test_gpus_can_have_it(tmp_path):
     """Triton compiles to machine code for a GPU that is not here, whose shared memory suffices."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(Path(__file__).parent)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
+    done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
     assert done.returncode == 0, done.stderr[-4000:]
     shared = [int(line) for line in done.stdout.split()]
     assert len(shared) == 2 * 2
@@ -560,7 +553,7 @@ with warnings.catch_warnings(record=True) as caught, pellucid.backend("triton"):
     layer(torch.randn(2, 3, 3))
 print(layer.backend, [str(w.message) for w in caught])
 """
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = fresh.run(code, TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("stepwise")
     assert "TRITON_INTERPRET=1" in done.stdout

@@ -6,14 +6,13 @@ import contextlib
 import copy
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import fresh
 import pellucid
 from pellucid import nn
 from pellucid.kernel import jitted, registry, triton_depthwise
@@ -329,14 +328,8 @@ def accesses(text):
 
 def test_gpus_can_have_it_in_whole_vectors(tmp_path):
     """Every entry of x, dy, y and dx is in accesses of 16 bytes, and none is read for each tap."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILE, str(Path(__file__).parent)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
+    done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
     assert done.returncode == 0, done.stderr[-4000:]
     found = {tuple(line.split()[:2]): [int(n) for n in line.split()[2:]] for line in done.stdout.splitlines()}
     # Along time a thread has some groups of 8 entries: each reads its own and a neighbour's, and writes its own; the

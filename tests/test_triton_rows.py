@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import fresh
 import pellucid
 from pellucid import nn
 from pellucid.kernel import nested, nested_triton
@@ -539,14 +538,8 @@ class _Compiler:
 
 def test_gpus_can_have_it_and_read_vectors(tmp_path):
     """Machine code of every kind of kernel; what lies side by side is read by 16 bytes."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(Path(__file__).parent)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
+    done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) >= 2 * 5
