@@ -340,10 +340,10 @@ def test_a_product_of_a_forward_is_ours_in_both_modes(monkeypatch):
 def test_other_sums_of_products_are_torchs():
     matrix, bias, rows = torch.randn(3, 3), torch.randn(3), torch.randn(3, 3)
     with pellucid.backend("c"):
-        assert torch.equal(functions.addmm(rows, matrix, rows), torch.addmm(rows, matrix, rows))
-        assert torch.equal(functions.addmm(bias, matrix, rows, beta=2), torch.addmm(bias, matrix, rows, beta=2))
+        assert torch.equal(functions.affine.addmm(rows, matrix, rows), torch.addmm(rows, matrix, rows))
+        assert torch.equal(functions.affine.addmm(bias, matrix, rows, beta=2), torch.addmm(bias, matrix, rows, beta=2))
         with pytest.raises(RuntimeError, match="cannot be multiplied"):
-            functions.addmm(bias, torch.randn(3, 2), rows)
+            functions.affine.addmm(bias, torch.randn(3, 2), rows)
 
 
 def test_projections_of_torchs_attention_are_ours_in_training(monkeypatch):

@@ -116,7 +116,8 @@ def bench(
     \b
     speed         Forward + backward, given the gradient of the output. "torch" is torch.nn's layer. AddNorm, which is
                   LayerNorm(x + Dropout(sublayer)), stands beside three layers of torch.nn; "own" is a function that
-                  @pellucid.layer made a layer, beside the same function called on tensors.
+                  @pellucid.layer made a layer, beside the same function called on tensors. Linear's limit is that of
+                  three products at the rate of torch's own, which is not all that every processor can do.
     small         The same where calling costs more than computing, in µs.
     formats       bfloat16, with parameters in float32; pictures whose channels stand last.
     memory        The peak of a training step of Dropout.

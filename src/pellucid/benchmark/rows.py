@@ -44,6 +44,16 @@ class LayerRow(TwinRow):
         return agree_given_the_mask(ours, theirs, *given, p=self.p, shared=self.shared)
 
 
+@dataclass(frozen=True)
+class LinearRow(LayerRow):
+    """A linear layer: three products as large as that of forward, which multiplies every row by the weight."""
+
+    def work(self, layer: torch.nn.Module, *given: Tensor) -> Work:
+        """Count multiplications and additions of the products, and each of their operands once a product."""
+        (x, dy), weight = given, dict(layer.named_parameters())["weight"]
+        return Work(flops=3 * 2 * x.numel() * len(weight), bytes=3 * (x.nbytes + weight.nbytes + dy.nbytes))
+
+
 # -- what is compared where coins are thrown ----------------------------------------------------------------------
 
 
@@ -144,6 +154,10 @@ def _drop_in(kind: str, shape: tuple[int, ...], *arguments: Any, **fields: Any) 
     return LayerRow(kind, shape, *makers(kind, *arguments), **fields)
 
 
+def _linear(shape: tuple[int, ...], out_features: int, **fields: Any) -> LinearRow:
+    return LinearRow("Linear", shape, *makers("Linear", shape[-1], out_features), note=f"→{out_features}", **fields)
+
+
 def _own(kind: str, function: Callable[..., Tensor], floor: float) -> LayerRow:
     """A function of one's own as a layer, beside itself in eager torch."""
 
@@ -170,10 +184,13 @@ ROWS = [
     _add_norm(8),
     _own("DyT", dyt, 5),
     _own("RMSNorm", rms_norm, 5),
+    _linear((1024, 768), 3072, floor=1),
+    _linear((4096, 512), 512, floor=1),
     _drop_in("LayerNorm", (8, 64), 64, **SMALL),
     _drop_in("RMSNorm", (8, 64), 64, **SMALL),
     _drop_in("BatchNorm1d", (8, 64), 64, **SMALL),
     _drop_in("Dropout", (8, 64), 0.5, **HALF, **SMALL),
+    _linear((8, 64), 64, **SMALL),
     _drop_in("LayerNorm", (1, 768), 768, **SMALL),
     _drop_in("RMSNorm", (1, 768), 768, **SMALL),
     _drop_in("Dropout", (1, 768), 0.5, **HALF, **SMALL),

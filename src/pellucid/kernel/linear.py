@@ -59,6 +59,23 @@ def run(
     return ours(*given) if _takes(given, layout, question, x.numel() * wanted_size[1], reference, ours) else None
 
 
+def mm(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute torch.mm of rows of features and a weight by whichever way takes less time."""
+    y = run(x, weight, None, torch.mm, turned=False)
+    return torch.mm(x, weight) if y is None else y
+
+
+def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) -> Tensor:
+    """Compute torch.addmm, of a bias that all rows share by whichever way takes less time."""
+    alike = not options and isinstance(input, Tensor) and input.dim() == 1 and mat1.dim() == 2
+    y = run(mat1, mat2, input, _bias_last, turned=False) if alike else None
+    return torch.addmm(input, mat1, mat2, **options) if y is None else y
+
+
+def _bias_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b``, differentiable, by whichever way takes less time.
 

@@ -1,4 +1,4 @@
-"""A formula of rows, cut at its products: what lies between two of them is one kernel, products are torch's.
+"""A formula of rows, cut at its products: what lies between two of them is one kernel.
 
 What depends on parameters alone is computed by torch too. Every product's operand, and the result, is a kernel of the
 products, inputs and parameters that it is made of.
@@ -18,11 +18,11 @@ from pellucid.formula.capture import free
 from pellucid.formula.graph import in_plain_torch, trace_forward
 from pellucid.formula.shapes import Solution
 from pellucid.formula.source import Source
-from pellucid.kernel import nested
+from pellucid.kernel import linear, nested
 from pellucid.kernel.program import Abstract, placeholder
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mm.default, aten.addmm.default}
+PRODUCTS: dict[Any, Any] = {aten.mm.default: linear.mm, aten.addmm.default: linear.addmm}
 
 
 class RowProgram:
@@ -79,7 +79,7 @@ class RowProgram:
                 known[node] = self.constants[node.name]
             else:
                 arguments, named = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = node.target(*arguments, **named)  # type: ignore[operator]
+                known[node] = PRODUCTS.get(node.target, node.target)(*arguments, **named)
         return known[self.result]
 
 

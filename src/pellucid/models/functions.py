@@ -38,17 +38,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(input, weight, bias) if y is None else y
 
 
-def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) -> Tensor:
-    """Compute torch.addmm, of a bias that all rows share as `pellucid.nn.Linear` does."""
-    alike = not options and isinstance(input, Tensor) and input.dim() == 1 and mat1.dim() == 2
-    y = affine.run(mat1, mat2, input, _bias_last, turned=False) if alike else None
-    return torch.addmm(input, mat1, mat2, **options) if y is None else y
-
-
-def _bias_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias, x, weight)
-
-
 def _calling(function: Any, **ours: Callable[..., Any]) -> Any:
     """A function of torch's, which calls other functions by these names."""
     names = {**function.__globals__, **ours, "has_torch_function": lambda _: False}  # which has been asked already
@@ -104,7 +93,7 @@ INSTEAD: dict[Any, Instead] = {
     F.dropout: Instead(dropout, "training: one pass, in which all threads draw", "p"),
     F.scaled_dot_product_attention: Instead(scaled_dot_product_attention, ATTENTION, "dropout_p"),
     F.multi_head_attention_forward: Instead(_MULTI_HEAD, f"{ATTENTION}; {PRODUCT}", "dropout_p"),
-    torch.addmm: Instead(addmm, PRODUCT, always=True),
+    torch.addmm: Instead(affine.addmm, PRODUCT, always=True),
 }
 # Those that a forward names as nothing else is named.
 NAMED = {function.__name__: function for function in INSTEAD if function is not F.dropout}
