@@ -324,8 +324,8 @@ def test_a_product_of_a_forward_is_ours_in_both_modes(monkeypatch):
     report = pellucid.swap(model, fuse=True)
     assert functions_of(report) == [(("0",), "addmm")]
     ran = []
-    run = functions.affine.run
-    monkeypatch.setattr(functions.affine, "run", lambda *args, **named: ran.append(named) or run(*args, **named))
+    run = functions.linear.run
+    monkeypatch.setattr(functions.linear, "run", lambda *args, **named: ran.append(named) or run(*args, **named))
     for training in (True, False):
         with pellucid.backend("c"):
             y = model.train(training)(x)
@@ -340,18 +340,18 @@ def test_a_product_of_a_forward_is_ours_in_both_modes(monkeypatch):
 def test_other_sums_of_products_are_torchs():
     matrix, bias, rows = torch.randn(3, 3), torch.randn(3), torch.randn(3, 3)
     with pellucid.backend("c"):
-        assert torch.equal(functions.affine.addmm(rows, matrix, rows), torch.addmm(rows, matrix, rows))
-        assert torch.equal(functions.affine.addmm(bias, matrix, rows, beta=2), torch.addmm(bias, matrix, rows, beta=2))
+        assert torch.equal(functions.linear.addmm(rows, matrix, rows), torch.addmm(rows, matrix, rows))
+        assert torch.equal(functions.linear.addmm(bias, matrix, rows, beta=2), torch.addmm(bias, matrix, rows, beta=2))
         with pytest.raises(RuntimeError, match="cannot be multiplied"):
-            functions.affine.addmm(bias, torch.randn(3, 2), rows)
+            functions.linear.addmm(bias, torch.randn(3, 2), rows)
 
 
 def test_projections_of_torchs_attention_are_ours_in_training(monkeypatch):
     torch.manual_seed(0)
     ran = []
-    run = functions.affine.run
+    run = functions.linear.run
     monkeypatch.setattr(
-        functions.affine, "run", lambda *args, **named: ran.append(args[1].shape) or run(*args, **named)
+        functions.linear, "run", lambda *args, **named: ran.append(args[1].shape) or run(*args, **named)
     )
     for options, shapes in (({}, [(24, 8), (8, 8)]), ({"kdim": 6, "vdim": 5}, [(8, 8), (8, 6), (8, 5), (8, 8)])):
         model = torch.nn.MultiheadAttention(8, 2, **options)

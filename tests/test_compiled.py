@@ -256,6 +256,7 @@ import os, signal, threading, time, torch, pellucid
 from pellucid import nn
 layer, x = nn.LSTM(256, 256), torch.randn(4000, 64, 256)
 sent = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have let it be ignored
 def interrupt():
     sent.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)

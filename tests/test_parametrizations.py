@@ -664,7 +664,7 @@ def test_representations():
             r"'wheight' of nn.Conv1d does not exist. It has weight, bias",
         ),
         (lambda: nn.Conv1d(3, 4, 5, bias=False), "bias", ValueError, r"'bias' of nn.Conv1d.* It has weight\."),
-        (lambda: nn.Linear(3, 4), "in_features", ValueError, "'in_features' of Linear does not exist"),
+        (lambda: nn.Linear(3, 4), "in_features", ValueError, "'in_features' of nn.Linear does not exist"),
         (lambda: nn.Sequential(nn.Linear(3, 4)), "0.weight", ValueError, "none of its own: pass the layer"),
         (lambda: nn.LazyLinear(4), "weight", ValueError, "no shape yet. Call the layer once"),
     ],
@@ -695,14 +695,14 @@ def test_axes_that_are_not_there(function, dim):
 def test_integers(function, dtype):
     layer = nn.Linear(3, 4)
     layer.weight = torch.nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
-    with pytest.raises(NotImplementedError, match=rf"'weight' of Linear is of {dtype}"):
+    with pytest.raises(NotImplementedError, match=rf"'weight' of nn.Linear is of {dtype}"):
         function(layer)
 
 
 def test_vectors_and_scalars():
     layer = nn.Linear(3, 4)
     for function in (ours.spectral_norm, ours.weight_standardization):
-        with pytest.raises(ValueError, match=r"'bias' of Linear has the shape \(4\)"):
+        with pytest.raises(ValueError, match=r"'bias' of nn.Linear has the shape \(4\)"):
             function(layer, "bias")
     bias = layer.bias.detach().clone()
     torch.testing.assert_close(ours.weight_norm(layer, "bias").bias, bias)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernel import linear
@@ -54,9 +53,9 @@ class Pointwise(ByTorch):
         """The result, (batch, out channels, *size), and the input as backward reads it, if it has been copied."""
         matrix = weight.reshape(self._out, self._in)
         if self._places == 1:
-            return _affine(x.view(self._batch, self._in), matrix, bias).view(self._result), None
+            return linear.linear(x.view(self._batch, self._in), matrix, bias).view(self._result), None
         if self.differentiable:
-            return _affine(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
+            return linear.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
         columns = self._columns(x, self._in) if self._places <= FEW_PLACES else None
         y = self._product(matrix, x, columns, self._result)
         if bias is not None:
@@ -85,7 +84,7 @@ class Pointwise(ByTorch):
         if columns is not None:
             y = linear.product(matrix, columns).view(out, self._batch, *shape[2:]).transpose(0, 1)
             return y.clone(memory_format=torch.contiguous_format)
-        return linear.product(matrix, self._flat(x, channels)).view(shape)
+        return linear.product(matrix, self._flat(x, channels)).resize_(shape)  # no view: it may be written to
 
     def _flat(self, x: Tensor, channels: int) -> Tensor:
         return x.view(self._batch, channels, self._places)
@@ -93,9 +92,3 @@ class Pointwise(ByTorch):
     def _columns(self, x: Tensor, channels: int) -> Tensor:
         """The channels at every place of every sample side by side, (channels, batch · places)."""
         return self._flat(x, channels).transpose(0, 1).reshape(channels, -1)
-
-
-def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """The matrix times every row of x, by whichever product takes less time."""
-    y = linear.run(x, matrix, bias, F.linear)
-    return F.linear(x, matrix, bias) if y is None else y

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pellucid.kernel import linear as affine
+from pellucid.kernel import linear
 from pellucid.nn.attention_dropout import scaled_dot_product_attention
 from pellucid.nn.dropout import Dropout
 
@@ -30,12 +30,6 @@ def _layer(p: float) -> Dropout:
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Compute torch.nn.functional.dropout as `pellucid.nn.Dropout` does."""
     return _layer(p)(input) if training and not inplace and 0 < p < 1 else F.dropout(input, p, training, inplace)
-
-
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute torch.nn.functional.linear as `pellucid.nn.Linear` does."""
-    y = affine.run(input, weight, bias, F.linear)
-    return F.linear(input, weight, bias) if y is None else y
 
 
 def _calling(function: Any, **ours: Callable[..., Any]) -> Any:
@@ -80,12 +74,14 @@ class Instead:
         return given.args, given.kwargs
 
 
-_PROJECTIONS = {name: _calling(getattr(F, name), linear=linear) for name in ("_in_projection", "_in_projection_packed")}
+_PROJECTIONS = {
+    name: _calling(getattr(F, name), linear=linear.linear) for name in ("_in_projection", "_in_projection_packed")
+}
 _MULTI_HEAD = _calling(
     F.multi_head_attention_forward,
     scaled_dot_product_attention=scaled_dot_product_attention,
     dropout=dropout,
-    linear=linear,
+    linear=linear.linear,
     **_PROJECTIONS,
 )
 # By torch's functions.
@@ -93,7 +89,7 @@ INSTEAD: dict[Any, Instead] = {
     F.dropout: Instead(dropout, "training: one pass, in which all threads draw", "p"),
     F.scaled_dot_product_attention: Instead(scaled_dot_product_attention, ATTENTION, "dropout_p"),
     F.multi_head_attention_forward: Instead(_MULTI_HEAD, f"{ATTENTION}; {PRODUCT}", "dropout_p"),
-    torch.addmm: Instead(affine.addmm, PRODUCT, always=True),
+    torch.addmm: Instead(linear.addmm, PRODUCT, always=True),
 }
 # Those that a forward names as nothing else is named.
 NAMED = {function.__name__: function for function in INSTEAD if function is not F.dropout}
