@@ -46,7 +46,7 @@ def greatest_over_time(
     tensors = [x, *weights, *(biases or ())]
     if not runs(*tensors) or autocast_dtype(x) is not None or any(t.dtype != x.dtype for t in tensors):
         return None
-    if not threads.shared() or not matmul.ready(x.dtype):
+    if not matmul.usable(x.dtype):
         return None
     longest, time = max(w.shape[1] for w in weights), x.shape[1]
     if time < longest:

@@ -56,7 +56,7 @@ def run(
 ) -> tuple[Tensor, str] | None:
     """Convolve by the kernel, differentiable in all three; None where torch's own operator is faster or must do it.
 
-    A window of a single place needs no kernel: it is a matrix product, by torch.
+    A window of a single place needs no kernel: it is a matrix product.
 
     Which one is faster is measured when work of such a size is met for the first time; ``pellucid.backend("c")`` asks
     for the kernel whatever that says.

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.kernel import matmul, threads
+from pellucid.kernel import matmul
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import faster
-from pellucid.kernel.nested import differentiate, language, torch_has_to
+from pellucid.kernel.nested import differentiate, runs, torch_has_to
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.window import remembered, rounded
 
@@ -43,7 +43,7 @@ def run(
         (..., out features).
     """
     given = (x, weight) if bias is None else (x, weight, bias)
-    if language(*given) != "c" or autocast_dtype(x) is not None or not threads.shared():
+    if not runs(*given) or autocast_dtype(x) is not None:
         return None
     wanted_size = weight.shape[::-1] if turned else weight.shape
     if len(wanted_size) != 2 or x.dim() == 0 or x.shape[-1] != wanted_size[0]:
@@ -54,9 +54,12 @@ def run(
     def ours(*given: Tensor) -> Tensor:
         return _Linear.apply(reference, turned, *given) if _wanted(given) else _affine(turned, *given)
 
-    rows, lies = x.numel() // x.shape[-1], f"{rounded(weight.shape)} {weight.stride()}{' turned' if turned else ''}"
-    layout = (rows, weight.shape, weight.stride(), x.stride(-1), turned)
-    question = f"linear {rounded((rows,))[0]} rows, weight {lies}"
+    def question() -> str:
+        lies = f"{rounded(weight.shape)} {weight.stride()}{' turned' if turned else ''}"
+        return f"linear {rounded((rows,))[0]} rows, weight {lies}"
+
+    rows = x.numel() // x.shape[-1]
+    layout = ("linear", rows, weight.shape, weight.stride(), x.stride(-1), turned)
     return ours(*given) if _takes(given, layout, question, x.numel() * wanted_size[1], reference, ours) else None
 
 
@@ -92,7 +95,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         b: (*batch, depth, width).
     """
     given = (a, b)
-    if language(*given) != "c" or autocast_dtype(a) is not None or not threads.shared():
+    if not runs(*given) or autocast_dtype(a) is not None:
         return a @ b
     alike = a.shape[:-2] == b.shape[:-2] or (a.dim() == 2 and not _wanted(given))
     if a.dim() < 2 or b.dim() < 2 or not alike or a.shape[-1] != b.shape[-2]:
@@ -101,8 +104,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     def ours(a: Tensor, b: Tensor) -> Tensor:
         return _Product.apply(a, b) if _wanted((a, b)) else matmul.multiply([((a, False), (b, False))])[0]
 
-    layout = (a.shape, a.stride(), b.shape, b.stride())
-    question = f"product {rounded(a.shape)} {a.stride()[-2:]} {rounded(b.shape)} {b.stride()[-2:]}"
+    def question() -> str:
+        return f"product {rounded(a.shape)} {a.stride()[-2:]} {rounded(b.shape)} {b.stride()[-2:]}"
+
+    layout = ("product", a.shape, a.stride(), b.shape, b.stride())
     return ours(a, b) if _takes(given, layout, question, b.numel() * a.shape[-2], torch.matmul, ours) else a @ b
 
 
@@ -113,7 +118,7 @@ def _wanted(given: tuple[Tensor, ...]) -> bool:
 def _takes(
     given: tuple[Tensor, ...],
     layout: tuple[Any, ...],
-    question: str,
+    question: Callable[[], str],
     products: int,
     usual: Callable[..., Tensor],
     ours: Callable[..., Tensor],
@@ -122,8 +127,8 @@ def _takes(
 
     Args:
         given: the tensors.
-        layout: how they lie, as far as it matters.
-        question: the same in words, for all of about these sizes.
+        layout: what is computed, and how they lie, as far as it matters.
+        question: the same in words, for all of about these sizes; asked once for each layout.
         products: of two numbers.
         usual: torch's way.
         ours: the other way.
@@ -132,18 +137,17 @@ def _takes(
     if (products < LEAST_PRODUCTS and not forced) or any(t.dtype != dtype for t in given):
         return False
     if forced:
-        return matmul.ready(dtype)
+        return matmul.usable(dtype)
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in given])
-    case = (question[:7], layout, dtype, wanted, torch.get_num_threads())
+    case = (layout, dtype, wanted, torch.get_num_threads())
 
     def measured() -> bool:
-        if not matmul.ready(dtype):
+        if not matmul.usable(dtype):
             return False
         copies = tuple(t.detach().requires_grad_(want) for t, want in zip(given, wanted, strict=True))
-        whole = (
-            f"{question} {str(dtype)[6:]}, gradients of {[i for i, want in enumerate(wanted) if want]} of {len(given)}"
-        )
+        gradients = [i for i, want in enumerate(wanted) if want]
+        whole = f"{question()} {str(dtype)[6:]}, gradients of {gradients} of {len(given)}"
         leaves = [t for t in copies if t.requires_grad]
         return faster(whole, matmul.text(dtype), lambda: usual(*copies), lambda: ours(*copies), leaves)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pellucid.kernel import build, memory
 from pellucid.kernel.text_c import header, preamble
-from pellucid.kernel.threads import useful
+from pellucid.kernel.threads import shared, useful
 
 DEPTH = 6  # its place in struct matmul
 _kept = threading.local()
@@ -95,6 +95,11 @@ def ready(dtype: torch.dtype) -> bool:
     except build.BuildError:
         return False
     return True
+
+
+def usable(dtype: torch.dtype) -> bool:
+    """Whether it is `ready`, and has torch's number of threads."""
+    return shared() and ready(dtype)
 
 
 def prepare(dtype: torch.dtype) -> None:

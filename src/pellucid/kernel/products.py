@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pellucid.kernel import matmul, threads
+from pellucid.kernel import matmul
 from pellucid.kernel.program import Stage, placeholder
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ class Apart:
         if pairs:
             dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
             on_cpu = all(operand.is_cpu for pair in pairs for operand, _ in pair)
-            compiled = len(dtypes) == 1 and on_cpu and threads.shared() and matmul.ready(*dtypes)
+            compiled = len(dtypes) == 1 and on_cpu and matmul.usable(*dtypes)
             found = matmul.multiply(pairs) if compiled else [torch.mm(_turned(a), _turned(b)) for a, b in pairs]
             results |= zip(self.products, found, strict=True)
         if self.rest is None:

@@ -1,6 +1,6 @@
 """A formula of rows, cut at its products: what lies between two of them is one kernel.
 
-What depends on parameters alone is computed by torch too. Every product's operand, and the result, is a kernel of the
+What depends on parameters alone is computed by torch. Every product's operand, and the result, is a kernel of the
 products, inputs and parameters that it is made of.
 """
 
