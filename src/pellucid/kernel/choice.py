@@ -25,6 +25,7 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError, processor, usable_cache, write
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
+from pellucid.timing import LARGEST_KEPT, settle
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 BUDGET = 0.1  # seconds after which no further round is begun
@@ -109,6 +110,7 @@ def _step(compute: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[
 
 def _measure(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """The least seconds of every way, which take turns."""
+    settle()
     least = {}
     for name, way in ways.items():  # what happens the first time only: memory is had, code is read
         way()
@@ -146,8 +148,9 @@ def _finish() -> None:
 
 @functools.lru_cache(maxsize=64)
 def _place(kernel: str) -> str:
-    """Where the measurements of a kernel stand: named by all that decides them."""
-    return hashlib.sha256(json.dumps([kernel, torch.__version__, processor()]).encode()).hexdigest()[:16]
+    """Where the measurements of a kernel stand: named by all that decides them, how they are made too."""
+    decides = [kernel, torch.__version__, processor(), BYTES_BETWEEN, LARGEST_KEPT]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
 def _known(place: str) -> dict[str, dict[str, float]]:

@@ -22,6 +22,7 @@ AHEAD = 2**16  # numbers that a block of rows computes ahead: they stay in the s
 AHEAD_TOGETHER = 2**22  # the same where all threads compute them
 OPERATIONS_WITHOUT_A_PAUSE = 2e9  # about 25 ms: then Python looks after signals
 MEETING = 5e4  # operations that a thread does while another one is told what to do
+FEW_ROWS = 2  # of a thread: reading the matrices takes longer than what it does with them
 DIRECT = 2  # rows of all steps for which a matrix is not packed
 BEGIN, END = 3, 4  # their places in struct call
 
@@ -99,9 +100,8 @@ class _Loop(FusedLoop):
         """The threads for the work, how many rows one takes at a time, and whether all work on one block of rows."""
         operations = self.layout.operations
         threads = useful(batch * time * operations)
-        if threads.number > batch:
-            if batch * operations > MEETING * threads.number:
-                return threads, batch, True
-            threads = threads._replace(number=batch)
         share = -(-batch // threads.number)
+        if threads.number > 1 and share <= FEW_ROWS and operations * batch > MEETING * threads.number * share**3:
+            return threads, batch, True
+        threads = threads._replace(number=min(threads.number, batch))
         return threads, -(-share // -(-share // BLOCK)), False

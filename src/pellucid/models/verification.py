@@ -24,7 +24,7 @@ from pellucid.models.functions import WithoutDropout
 from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
 from pellucid.nn.exchange import exchange
-from pellucid.timing import clock
+from pellucid.timing import clock, settle
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 ROUNDING = 10  # times as far from float64 as torch.nn's layers those of pellucid may be, where rounding is large
@@ -306,6 +306,7 @@ class Trial:
                 if loss is not None:
                     torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
+        settle()
         seconds: dict[Way, list[float]] = {way: [] for way in ways}
         order = list(ways)
         with _calm(self.model, differentiable, dropout=True):
