@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -49,39 +49,52 @@ LEAST_TASKS = 16  # of a backward pass: groups times parts of the batch
 MOST_IN_ROW = 40  # entries; a longer row fills its vectors by itself
 MOST_BESIDE = 2**18  # entries of samples that lie beside each other; more would not stay in the second cache
 NAME = "convolve"
+aten = torch.ops.aten
 
 
-def run(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int, patch: Geometry | None = None
-) -> tuple[Tensor, str] | None:
+class Lies(NamedTuple):
+    """How a convolution lies.
+
+    Attributes:
+        geometry: of the windows.
+        groups: of channels.
+        patch: of windows over the result; then the greatest of each is the result, as of max pooling.
+        spread: the size of the result of a transposed convolution, over which the windows lie; None for another.
+    """
+
+    geometry: Geometry
+    groups: int
+    patch: Geometry | None = None
+    spread: tuple[int, ...] | None = None
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, lies: Lies) -> tuple[Tensor, str] | None:
     """Convolve by the kernel, differentiable in all three; None where torch's own operator is faster or must do it.
 
-    A window of a single place needs no kernel: it is a matrix product.
+    Windows of a single place may also be taken by a matrix product.
 
     Which one is faster is measured when work of such a size is met for the first time; ``pellucid.backend("c")`` asks
     for the kernel whatever that says.
 
     Args:
         x: (batch, in channels, *size).
-        weight: (out channels, in channels per group, *kernel).
+        weight: (out channels, in channels per group, *kernel); of a transposed convolution (in channels, out channels
+            per group, *kernel).
         bias: (out channels,) or None.
-        geometry: how the windows lie.
-        groups: of channels.
-        patch: how windows over the result lie; then the greatest of each is the result, as of max pooling.
+        lies: how the convolution does.
 
     Returns:
         The result, and the name of what ran.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
     spoken = language(*tensors)
-    if spoken == "triton" and triton_depthwise.suits(x, weight, groups):
-        y = None if patch is not None else _run_depthwise(x, weight, bias, geometry)
+    if spoken == "triton" and lies.patch is lies.spread is None and triton_depthwise.suits(x, weight, lies.groups):
+        y = _run_depthwise(x, weight, bias, lies.geometry)
         return None if y is None else (y, spoken)
     if spoken != "c" or autocast_dtype(x) is not None:
         return None
     wanted = _wanted(tensors)
     forced = chosen_backend() == "c"
-    lies = (geometry, groups, patch)
     key = (x.shape, x.stride(), x.dtype, weight.shape, lies, wanted, forced, torch.get_num_threads())
     kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, lies, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
@@ -131,46 +144,57 @@ def _try_to_bind(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    lies: tuple[Geometry, int, Geometry | None],
+    lies: Lies,
     wanted: Sequence[bool],
     forced: bool,
 ) -> Kernel | None:
-    geometry, groups, patch = lies
+    geometry, groups, patch, spread = lies
     axes = weight.dim() - 2
     if not (readable(x, axes) or side_by_side(x)) or weight.dtype != x.dtype:
         return None
-    if min(geometry.results(x.shape[2:])) <= 0:
+    results = geometry.results(spread or x.shape[2:])
+    if min(results) <= 0 or (spread is not None and results != x.shape[2:]):
         return None
-    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    if x.shape[1] != (weight.shape[0] if spread else weight.shape[1] * groups) or weight.shape[0] % groups:
         return None
     needed = (wanted[0], wanted[1], bias is not None and wanted[2])
-    if patch is None and not forced and pointwise.fits(x, geometry, groups):
+    product = None
+    if patch is spread is None and not forced and pointwise.fits(x, geometry, groups):
         product = Pointwise(x, weight, geometry)
-        return product if _is_faster(product, x, weight, bias, needed) else None
-    if x.numel() < LEAST_ENTRIES and not forced:
-        return None
+        product = product if _is_faster(product, x, weight, bias, needed) else None
+    if (x.numel() < LEAST_ENTRIES and not forced) or (product is not None and product.differentiable):
+        return product
     try:
         kernel = _kernel(x, weight, lies)
     except BuildError as error:
         warn_of_fallback("a convolution", error)
-        return None
+        return product
     if kernel is None or forced:
         return kernel
-    return kernel if kernel.fits and _is_faster(kernel, x, weight, bias, needed) else None
+    return kernel if kernel.fits and _is_faster(kernel, x, weight, bias, needed, product) else product
 
 
-def _kernel(x: Tensor, weight: Tensor, lies: tuple[Geometry, int, Geometry | None]) -> Convolution | Depthwise | None:
-    geometry, groups, patch = lies
+def _kernel(x: Tensor, weight: Tensor, lies: Lies) -> Convolution | Depthwise | Transposed | None:
+    geometry, groups, patch, spread = lies
+    if spread is not None:
+        return None if channels_last(x, len(spread)) else Transposed(x, weight, lies)
     if patch is None and Depthwise.suits(x, weight, geometry, groups):
         return Depthwise(x, weight, geometry)
-    kernel = Convolution(x, weight, *lies)
+    kernel = Convolution(x, weight, geometry, groups, patch)
     if min(kernel.result) <= 0 or (patch is not None and math.prod(patch.kernel) > MOST_TAPS):
         return None
     return kernel
 
 
-def _is_faster(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> bool:
-    """Measure the kernel beside torch's operators."""
+def _is_faster(
+    kernel: Kernel,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    needed: Sequence[bool],
+    product: Pointwise | None = None,
+) -> bool:
+    """Measure the kernel beside torch's operators, or beside a product that is faster than those."""
     given = [t if t is None else t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
     tensors = [t for t in given if t is not None]
 
@@ -178,6 +202,8 @@ def _is_faster(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, n
         return _by(kernel, given[0], given[1], given[2], any(needed))  # type: ignore[arg-type]
 
     def usual() -> Tensor:
+        if product is not None:
+            return _by(product, given[0], given[1], given[2], any(needed))  # type: ignore[arg-type]
         return kernel.forward_by_torch(*given)[0]  # type: ignore[arg-type]
 
     names = [name for name, need in zip(("input", "weight", "bias"), needed, strict=True) if need]
@@ -187,8 +213,12 @@ def _is_faster(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, n
     )
     if kernel.patch is not None:
         shapes += f" greatest of {list(kernel.patch)}"
+    if isinstance(kernel, Transposed):
+        shapes += " transposed"
     if side_by_side(x):
         shapes += " channels last"
+    if product is not None:
+        shapes += " beside a product"
     leaves = [t for t in tensors if t.requires_grad]
     return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", kernel.text, usual, ours, leaves)
 
@@ -297,4 +327,55 @@ class Convolution(ByTorch, Windows):
         return dx, total[:size].view(self._weight), total[size:]
 
 
-Kernel = Convolution | Depthwise | Pointwise
+class Transposed:
+    """The passes of a transposed convolution: those of a convolution, whose input is the result, change places.
+
+    Args:
+        x: (batch, in channels, *size).
+        weight: (in channels, out channels per group, *kernel).
+        lies: how it does, with the size of the result.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+
+    patch = None
+
+    def __init__(self, x: Tensor, weight: Tensor, lies: Lies) -> None:
+        self.geometry, self.groups, _, spread = lies
+        assert spread is not None
+        shape = (len(x), self.groups * weight.shape[1], *spread)
+        like = torch.empty(shape, dtype=x.dtype, device="meta")
+        self._back = Convolution(like, weight, self.geometry, self.groups)
+        self.text, self.fits = self._back.text, self._back.fits
+        axes = zip(x.shape[2:], spread, *self.geometry, strict=True)
+        more = [n - (s * (m - 1) + d * (k - 1) + 1 - 2 * before) for m, n, k, s, d, before, _ in axes]
+        self._options = (self.geometry.stride, self.geometry.before, self.geometry.dilation, True, more, self.groups)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False) -> tuple[Tensor, None]:
+        """The result, (batch, out channels, *size), and nothing that backward would read beside."""
+        y = cast(Tensor, self._back.backward(x, weight, x, (True, False, False))[0])
+        return y if bias is None else y.add_(bias.view(-1, *(1,) * (x.dim() - 2))), None
+
+    def backward(
+        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], best: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of input, weight and bias, as far as they are needed."""
+        dy = dy.contiguous()
+        dx = self._back.forward(dy, weight, None)[0] if needed[0] else None
+        dw = self._back.backward(dy, weight, x, (False, True, False))[1] if needed[1] else None
+        return dx, dw, dy.sum((0, *range(2, dy.dim()))) if needed[2] else None
+
+    def forward_by_torch(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
+        """The same by torch's operator."""
+        return aten.convolution(x, weight, bias, *self._options), None
+
+    def backward_by_torch(
+        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], found: object = None
+    ) -> Any:
+        """The gradients by torch's operator, which may be differentiated again."""
+        sizes = [weight.shape[1] * self.groups]
+        return aten.convolution_backward(dy, x, weight, sizes, *self._options, list(needed))
+
+
+Kernel = Convolution | Depthwise | Pointwise | Transposed

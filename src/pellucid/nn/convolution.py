@@ -192,7 +192,7 @@ class Convolution(Running, Windowed, _ConvNd):
         """Convolve by the kernel, with zeros around; None where torch's operator is to do it."""
         before, after = zip(*margins, strict=True)
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
-        found = kernel.run(x, weight, bias, geometry, self.groups, patch)
+        found = kernel.run(x, weight, bias, kernel.Lies(geometry, self.groups, patch))
         if found is None:
             return None
         self._was_run_by(found[1])

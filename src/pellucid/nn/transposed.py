@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from pellucid.errors import label
+from pellucid.kernel import convolve as kernel
+from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.windowed import AXES, mismatch
 from pellucid.nn.windows import BEYOND, Line, Mode, at_least_zero, extend, slide
@@ -83,8 +85,27 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
             rest.append((0, -at_least_zero(excess)))
         if self.padding_mode != "zeros":
             x = extend(x, margins, self.padding_mode)
-        y = CONVOLVE[count](x, self.weight, self.bias, self.stride, crops, extras, self.groups, self.dilation)
+        y = self._by_transposed_kernel(x, crops, extras)
+        if y is None:
+            self._was_run_by("torch")
+            y = CONVOLVE[count](x, self.weight, self.bias, self.stride, crops, extras, self.groups, self.dilation)
         return extend(y, rest, "zeros") if any(after for _, after in rest) else y
+
+    def _by_transposed_kernel(
+        self, x: torch.Tensor, crops: Sequence[int], extras: Sequence[int]
+    ) -> torch.Tensor | None:
+        """Convolve by the kernel; None where torch's operator is to do it."""
+        if not worthwhile(x, self.spatial):
+            return None
+        axes = zip(x.shape[2:], self.stride, self.reach, crops, extras, strict=True)
+        spread = tuple((n - 1) * stride + reach - 2 * crop + extra for n, stride, reach, crop, extra in axes)
+        after = tuple(at_least_zero(crop - extra) for crop, extra in zip(crops, extras, strict=True))
+        geometry = Geometry(self.kernel_size, self.stride, self.dilation, tuple(crops), after)
+        found = kernel.run(x, self.weight, self.bias, kernel.Lies(geometry, self.groups, spread=spread))
+        if found is None:
+            return None
+        self._was_run_by(found[1])
+        return found[0]
 
     def _output_size(self, x: torch.Tensor, output_size: Sequence[int] | None) -> list[int]:
         """Return how many outputs there are along each axis."""
