@@ -14,7 +14,8 @@ import torch
 import formulas
 import fresh
 import pellucid
-from pellucid.kernel import build, memory
+from pellucid import nn
+from pellucid.kernel import build, compiled, memory
 from pellucid.nn import cells
 from test_cells import make, results
 
@@ -27,7 +28,7 @@ def two_threads():
 
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
-@pytest.mark.parametrize("batch", [1, 2, 33, 200])
+@pytest.mark.parametrize("batch", [1, 2, 3, 33, 200])
 @pytest.mark.parametrize(
     "cell", [cells.rnn, cells.lstm, cells.layernorm_lstm, formulas.noisy], ids=lambda c: c.source.name
 )
@@ -42,6 +43,33 @@ def test_threads_share_the_work(two_threads, cell, batch, lengths):
         found = results(layer, x, {}, state, real, "c")
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("layer", "together"),
+    [
+        (lambda: nn.LSTM(256, 256), {1: True, 2: True, 4: True, 5: False, 32: False}),  # a large matrix is read by shares
+        (lambda: nn.RNN(32, 32), {1: False, 2: False, 4: False}),  # a small one is in the cache of every thread
+    ],
+    ids=["large", "small"],
+)
+def test_threads_that_would_have_few_rows_work_on_all(two_threads, monkeypatch, layer, together):
+    found = []
+
+    def division(self, *sizes, by=compiled._Loop._division):
+        found.append(by(self, *sizes))
+        return found[-1]
+
+    monkeypatch.setattr(compiled._Loop, "_division", division)
+    layer, done = layer(), {}
+    for batch in together:
+        found.clear()
+        with pellucid.backend("c"), torch.no_grad():
+            layer(torch.randn(300, batch, layer.input_size))
+        ((threads, block, done[batch]),) = found
+        assert threads.number <= 2
+        assert block == (batch if done[batch] else -(-batch // threads.number))
+    assert done == together
 
 
 # -- what comes in --------------------------------------------------------------------------------------------------

@@ -565,3 +565,32 @@ def test_the_end_of_the_process_is_quiet(keep):
         f"x = memory.empty((1000, 1000), torch.float32).fill_(1)\n{keep}\nprint('end')"
     )
     assert run(program) == "end\n"
+
+
+SETTLING = """
+import resource
+import torch
+from pellucid.timing import settle
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [torch.empty(2**19).fill_(1) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+settle()
+faults()
+print(first, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of the C library of Linux")
+def test_freed_memory_is_kept_once_settled():
+    """torch's own: blocks of 2 MiB, four at a time, are taken from the system and given back every time before."""
+    done = fresh.run(SETTLING)
+    assert not done.returncode, done.stderr
+    first, settled = map(int, done.stdout.split())
+    assert settled < 50
+    assert first > 20 * settled + 1000

@@ -20,6 +20,7 @@ from pellucid.kernel import build, choice, convolve, memory, pool
 
 few = settings(max_examples=int(os.environ.get("WINDOW_EXAMPLES", "60")), deadline=None)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAXIMA = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 STAGES = {1: nn.ConvPool1d, 2: nn.ConvPool2d, 3: nn.ConvPool3d}
 AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -116,11 +117,78 @@ def test_property_every_convolution(case, dtype):
         (lambda: nn.Conv2d(6, 16, 5), (18, 6, 14, 14)),
         (lambda: nn.Conv2d(4, 6, 3, 2, padding=1, groups=2), (33, 4, 9, 15)),
         (lambda: nn.Conv3d(2, 3, 2, 3, padding="same"), (2, 2, 7, 8, 9)),
+        (lambda: nn.ConvTranspose1d(5, 7, 4, 3, padding="same"), (2, 5, 31)),
+        (lambda: nn.ConvTranspose1d(5, 7, 4, 2, padding_mode="reflect", padding=3), (17, 5, 31)),
+        (lambda: nn.ConvTranspose2d(6, 4, 3, 2, 1, 1, groups=2), (3, 6, 7, 9)),
     ],
 )
 def test_types_in_memory(layer, shape, dtype):
     torch.manual_seed(1)
     check(layer(), draw_input(2, *shape), dtype)
+
+
+@st.composite
+def transposed(draw):
+    """Any transposed convolution that the kernel takes, and an input that it reads."""
+    axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
+    each, out = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+
+    def tuples(numbers):
+        return tuple(draw(numbers) for _ in range(axes))
+
+    kernel, stride, dilation = tuples(st.integers(1, 5)), tuples(st.integers(1, 4)), tuples(st.integers(1, 3))
+    padding, more = tuples(st.integers(0, 3)), tuple(draw(st.integers(0, s - 1)) for s in stride)
+    size = tuples(st.integers(1, 30 if axes < 2 else 7))
+    ends = zip(size, kernel, stride, dilation, padding, more, strict=True)
+    assume(all((n - 1) * s + d * (k - 1) + 1 + m > 2 * p for n, k, s, d, p, m in ends))
+    with torch.random.fork_rng():
+        torch.manual_seed(draw(st.integers(0, 99)))
+        options = (kernel, stride, padding, more, groups, draw(st.booleans()), dilation)
+        layer = TRANSPOSED[axes](groups * each, groups * out, *options)
+    layout = draw(st.sampled_from(["contiguous", "gaps", "swapped", *(["turned"] if axes == 1 else [])]))
+    batch = draw(st.sampled_from([1, 2, 5, 17]))
+    return layer, draw_input(draw(st.integers(0, 99)), batch, groups * each, *size, layout=layout)
+
+
+@given(transposed(), st.sampled_from([torch.float64, torch.float32]))
+@few
+def test_property_every_transposed_convolution(case, dtype):
+    check(*case, dtype)
+    layer, x = case
+    x = x.to(dtype)
+    assert by_kernel(layer, x).stride() == by_torch(layer, x).stride()
+
+
+def test_transposed_gradients_of_gradients():
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose1d(2, 3, 4, 2, 1, output_padding=1).double()
+    names = list(dict(layer.named_parameters()))
+
+    def function(x, *values):
+        return by_kernel(Functional(layer), x, dict(zip(names, values, strict=True)))
+
+    inputs = [draw_input(1, 2, 2, 5).requires_grad_(), *layer.parameters()]
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.ConvTranspose1d(4, 3, 3, 1, output_padding=2, dilation=3), torch.randn(2, 4, 50)),  # windows end before
+        (nn.ConvTranspose2d(4, 3, 3, 2), torch.randn(2, 4, 5, 7).contiguous(memory_format=torch.channels_last)),
+        (nn.ConvTranspose1d(4, 3, 3, 2), torch.randn(4, 50)),
+        (nn.ConvTranspose1d(4, 3, 3, 2), torch.randn(0, 4, 50)),
+        (nn.ConvTranspose1d(4, 4, 3, 2).bfloat16(), torch.randn(2, 4, 50)),
+    ],
+)
+def test_what_torch_does_of_transposed_convolutions(layer, x):
+    with pellucid.backend("c"), torch.autocast("cpu", enabled=layer.weight.dtype == torch.bfloat16):
+        y = layer(x)
+        expected = getattr(torch.nn, type(layer).__name__).forward(layer, x)
+    assert layer.backend == "torch"
+    assert torch.equal(y, expected)
+    assert y.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -644,7 +712,7 @@ def test_the_faster_way_convolves(kept, monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, layout, bias, dtype):
-    monkeypatch.setattr(convolve, "faster", lambda *_: True)
+    monkeypatch.setattr(convolve, "faster", lambda question, *_: "beside a product" not in question)
     products = []
     monkeypatch.setattr(convolve, "_by", lambda *given, by=convolve._by: products.append(given[0]) or by(*given))
     layer = CONVOLUTIONS[len(size)](33, 17, 1, bias=bias).to(dtype)
@@ -668,6 +736,20 @@ def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, layo
     torch.testing.assert_close(torch.autograd.grad(frozen, x, dy)[0], found[0][1], rtol=tolerance, atol=tolerance)
     assert len(products) == 5
     assert all(isinstance(kernel, convolve.Pointwise) for kernel in products)
+
+
+def test_a_kernel_may_be_faster_than_a_product(kept, monkeypatch):
+    layer, x, asked = nn.Conv1d(8, 16, 1), torch.randn(2, 8, 2000), []
+
+    def faster(question, text, usual, ours, leaves):
+        torch.testing.assert_close(usual(), ours())
+        asked.append(question)
+        return True
+
+    monkeypatch.setattr(convolve, "faster", faster)
+    torch.testing.assert_close(layer(x), F.conv1d(x, layer.weight, layer.bias))
+    assert layer.backend == "c"
+    assert ["beside a product" in question for question in asked] == [False, True]
 
 
 @pytest.mark.parametrize(

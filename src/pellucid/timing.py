@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 
-LARGEST_KEPT = 2**25 - 2**16  # bytes; the C library of Linux keeps no larger block that is freed
+LARGEST_KEPT = 2**25 - 2**16  # bytes of a block, the largest that the C library of Linux may keep
 
 
 def settle() -> None:
-    """Let the process keep the memory that it frees, as one that has trained for a while does.
+    """Let the process keep the memory that it frees, as one that trains a large network does.
 
-    Until a block has been freed, the C library of Linux takes each as large anew from the system, and a page fault for
-    every 4 KiB of it: an LSTM of torch then took 2.3 times as long as it does in a network that has larger tensors.
+    The C library of Linux gives memory back to the system where more is free than twice the largest block that was ever
+    freed, and what is taken anew costs a page fault for every 4 KiB: an LSTM of torch takes about twice as long by
+    itself as in a network with larger tensors.
     """
     torch.empty(LARGEST_KEPT, dtype=torch.uint8, device="cpu")
 
