@@ -48,7 +48,10 @@ def test_threads_share_the_work(two_threads, cell, batch, lengths):
 @pytest.mark.parametrize(
     ("layer", "together"),
     [
-        (lambda: nn.LSTM(256, 256), {1: True, 2: True, 4: True, 5: False, 32: False}),  # a large matrix is read by shares
+        (
+            lambda: nn.LSTM(256, 256),
+            {1: True, 2: True, 4: True, 5: False, 32: False},
+        ),  # a large matrix is read by shares
         (lambda: nn.RNN(32, 32), {1: False, 2: False, 4: False}),  # a small one is in the cache of every thread
     ],
     ids=["large", "small"],

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 LARGEST_KEPT = 2**25 - 2**16  # bytes of a block, the largest that the C library of Linux may keep
 
 
