@@ -366,6 +366,17 @@ def test_torchs_operator_is_left_alone_where_it_cannot_do_it():
         torch.testing.assert_close(computed(x), found)
 
 
+def test_a_small_layer_takes_a_single_step_by_torch_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr(torch_recurrence, "faster", lambda *_: True)
+    monkeypatch.setattr(torch_recurrence, "_chosen", {})
+    layer, x = nn.GRU(4, 5), torch.randn(2, 1, 4)
+    whole = layer(x)[0]
+    assert layer.backend == "c"
+    first, state = layer(x[:1])
+    assert layer.backend == "torch"
+    torch.testing.assert_close(torch.cat([first, layer(x[1:], state)[0]]), whole)
+
+
 def test_which_operator_is_faster_is_measured(monkeypatch):
     """On the first steps, with the gradients that the call has, and once."""
     asked = []

@@ -1,8 +1,9 @@
 """torch's own operator in the place of a recurrent layer's kernels, where it may be faster.
 
 On the CPU that is so for few rows: with a row or two the products of a step read the whole recurrent matrix for little
-arithmetic, and torch's LSTM of oneDNN is sometimes ahead. On a GPU it may be so for any number: cuDNN has kernels of
-its own for float32. Which one is faster is measured when such work is met for the first time.
+arithmetic, and torch's LSTM of oneDNN is sometimes ahead; of a single step the call costs the most. On a GPU it may be
+so for any number: cuDNN has kernels of its own for float32. Which one is faster is measured when such work is met for
+the first time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _has_few_rows(layer: Any, tensors: Sequence[Tensor]) -> bool:
         x.shape[1] <= MOST_ROWS
         and x.dtype == torch.float32
         and not layer.proj_size  # which oneDNN has not
-        and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS
+        and (x.shape[0] == 1 or sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS)
     )
 
 
