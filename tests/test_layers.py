@@ -88,6 +88,22 @@ def test_gradients_are_right(case: Case):
         assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL if case.twice and not case.random])
+def test_a_layer_that_reads_what_it_computed_has_its_gradient(case: Case, backend: str):
+    """With create_graph too: what the second call reads was computed from the weights that it reads."""
+    layer, x = case.build(torch.float64), case.input(torch.float64).requires_grad_()
+    options = case.options(torch.float64)
+    with pellucid.backend(backend):
+        first = tree_leaves(layer(x, **options))[0]
+        if first.shape != x.shape:
+            pytest.skip("its output is no input")
+        y = tree_leaves(layer(first, **options))[0]
+        leaves = [x, *layer.parameters()]
+        plain = torch.autograd.grad(y.pow(3).sum(), leaves, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True), plain)
+
+
 @pytest.mark.parametrize("case", SHARED)
 def test_state_dict_both_ways(case: Case):
     layer, reference = case.build(), case.build_reference()

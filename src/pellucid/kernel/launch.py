@@ -15,6 +15,7 @@ from pellucid.kernel import naive, operators  # noqa: F401 (operators registers 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.chunks import WHOLE, Division, divided, plainly
+from pellucid.kernel.nested import in_place_of
 from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
@@ -218,10 +219,9 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of the reference's own operations by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
-    if not once_more:  # then these tensors have no history either
-        tensors = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed, strict=True)]
-    states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
     with torch.enable_grad():
+        tensors = [in_place_of(t) if need else t for t, need in zip(tensors, needed, strict=True)]
+        states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
         output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]

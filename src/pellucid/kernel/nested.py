@@ -105,10 +105,19 @@ def torch_has_to(gradient: Tensor) -> bool:
 def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
     """The gradients of what torch computes of tensors, which may be differentiated again."""
     again = torch.is_grad_enabled()
-    given = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
     with torch.enable_grad():
+        given = [in_place_of(t) for t in tensors]
         y = reference(*given)
     return torch.autograd.grad(y, given, gradient, create_graph=again)
+
+
+def in_place_of(tensor: Tensor) -> Tensor:
+    """A tensor with the history of another, to be read in its place where a gradient is differentiated again.
+
+    The gradient of what is computed of it ends there. That of the other one may come a further way, where one tensor
+    that is read was computed from another: of a layer that is applied twice, the input from the weights.
+    """
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def run(
@@ -412,11 +421,10 @@ class _Bound:
         tensors = [torch.zeros((), dtype=dtype, device=self.device).expand(shape) for shape, dtype in self.templates]
         for i, tensor in zip(self.read, read, strict=True):
             tensors[i] = tensor
-        for i in self.wanted:
-            if not tensors[i].requires_grad:
-                tensors[i] = tensors[i].detach().requires_grad_()
         again = torch.is_grad_enabled()
         with torch.enable_grad():
+            for i in self.wanted:
+                tensors[i] = in_place_of(tensors[i])
             y = reference(*tensors)[0]
         wanted = [tensors[i] for i in self.wanted]
         gradients = torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True)
