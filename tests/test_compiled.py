@@ -110,6 +110,20 @@ def test_strides_of_any_kind():
         torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("backend", ["c", "stepwise"])
+@pytest.mark.parametrize("state", [False, True], ids=["output", "state"])
+def test_gradients_end_at_what_a_layer_reads(backend, state):
+    """Of a layer whose input or state was computed from its own weights, where they are differentiated again too."""
+    layer = make(formulas.leaky, {}, input_size=5, hidden_size=5)
+    x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    with pellucid.backend(backend):
+        output, last = layer(x)
+        loss = (layer(x, last) if state else layer(output))[0].pow(3).sum()
+        leaves = [x, *layer.parameters()]
+        plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(loss, leaves, create_graph=True), plain)
+
+
 @pytest.mark.parametrize("frozen", ["x", "U_l0", "W_l0", "state 0", "everything else"])
 def test_what_needs_no_gradient_gets_none(frozen):
     layer, x = make(cells.gru, {}), torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)

@@ -377,6 +377,38 @@ def test_a_small_layer_takes_a_single_step_by_torch_where_that_is_faster(monkeyp
     torch.testing.assert_close(torch.cat([first, layer(x[1:], state)[0]]), whole)
 
 
+@pytest.mark.usefixtures("torch_is_faster")
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("RNNCell", {}), ("RNNCell", {"nonlinearity": "relu", "bias": False}), ("GRUCell", {}), ("LSTMCell", {})],
+    ids=str,
+)
+def test_torchs_cells_compute_the_same(name, options, batched):
+    class Heir(getattr(nn, name)):
+        """Whose name says nothing."""
+
+    layer, theirs = Heir(4, 5, **options), getattr(torch.nn, name)(4, 5, **options)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(*([12] if batched else []), 4, requires_grad=True)
+    weights, found = [x, *layer.parameters()], []
+    for backend in ("auto", "c"):
+        with pellucid.backend(backend):
+            new = layer(x, layer(x))
+            assert layer.backend == ("torch" if backend == "auto" else "c")
+            state = new if name == "LSTMCell" else (new,)
+            loss = sum((s.square() * (i + 1)).sum() for i, s in enumerate(state))
+            first = torch.autograd.grad(loss, weights, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), weights)
+            with torch.no_grad():
+                silent = layer(x)
+            found.append([new, first, second, silent])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0][0], theirs(x, theirs(x)))
+    with pytest.raises(RuntimeError, match="hidden|state"):
+        layer(x, layer(x.detach().repeat(2, 1)))
+
+
 def test_which_operator_is_faster_is_measured(monkeypatch):
     """On the first steps, with the gradients that the call has, and once."""
     asked = []

@@ -49,6 +49,34 @@ class _TorchLayout(SequenceLayer):
         """Read sequences: as torch.nn's layer of this name; what comes after ``hx`` is as in `Recurrent.forward`."""
         return self.run(input, hx, lengths, record, checkpoint_every, truncate)
 
+    @property
+    def _weights(self) -> Sequence[str]:
+        """The names of torch's parameters, in the order of its operator."""
+        raise NotImplementedError
+
+    def _by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Output and last state by torch's operator, of input and states as `SequenceLayer._levels` takes them."""
+        raise NotImplementedError
+
+    def _levels(
+        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        if lengths is not None or options.record or options.division != WHOLE:
+            return super()._levels(x, states, lengths, options)
+        found = torch_recurrence.run(self, functools.partial(self._by_kernels, options), x, states)
+        if found is None:
+            return super()._levels(x, states, lengths, options)
+        self._was_run_by("torch")
+        return found[0], found[1:], {}
+
+    def _by_kernels(self, options: Options, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Output and last state as pellucid computes them, of the input, the states and torch's weights."""
+        count = len(self._state_sizes)
+        twin = object.__new__(type(self))  # whose weights are these
+        twin.__dict__ = {**vars(self), "_parameters": dict(zip(self._weights, tensors[count:], strict=True))}
+        output, last, _ = SequenceLayer._levels(twin, x, tensors[:count], None, options)
+        return output, *last
+
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's: U = weight_ihᵀ, W = weight_hhᵀ, b = bias_ih + bias_hh."""
         suffix = f"_l{level}{'_reverse' if reverse else ''}"
@@ -73,25 +101,17 @@ def _rows(layer: Any, suffix: str) -> dict[str, Tensor]:
 class _TorchLayer(_TorchLayout):
     """Levels and directions over sequences, for which torch has one operator."""
 
-    def _levels(
-        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
-    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        if lengths is not None or options.record or options.division != WHOLE:
-            return super()._levels(x, states, lengths, options)
-        found = torch_recurrence.run(self, functools.partial(self._by_kernels, options), x, states)
-        if found is None:
-            return super()._levels(x, states, lengths, options)
-        self._was_run_by("torch")
-        return found[0], found[1:], {}
+    mode: str  # torch's operator
+    _flat_weights_names: list[str]
 
-    def _by_kernels(self, options: Options, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Output and last state as pellucid computes them, of the input, the states and torch's weights."""
-        count = len(self._state_sizes)
-        names: Any = self._flat_weights_names
-        twin = object.__new__(type(self))  # whose weights are these
-        twin.__dict__ = {**vars(self), "_parameters": dict(zip(names, tensors[count:], strict=True))}
-        output, last, _ = SequenceLayer._levels(twin, x, tensors[:count], None, options)
-        return output, *last
+    @property
+    def _weights(self) -> Sequence[str]:
+        return self._flat_weights_names
+
+    def _by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        options = (self.bias, self.num_layers, 0.0, self.training, self.bidirectional, False)
+        state = states[0] if len(states) == 1 else states
+        return getattr(torch._VF, self.mode.lower())(x, state, weights, *options)
 
 
 # torch.compile refuses instances of torch.nn.RNN, GRU and LSTM themselves, so these are siblings, not subclasses: the
@@ -175,6 +195,7 @@ class _TorchCell(_TorchLayout):
     """One step of a layer: input (batch, features) or (features,), state likewise."""
 
     num_layers, batch_first, bidirectional, dropout, proj_size = 1, False, False, 0.0, 0
+    mode: str  # torch's operator
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:  # type: ignore[override]
         """Take one step: as torch.nn's cell of this name."""
@@ -189,6 +210,16 @@ class _TorchCell(_TorchLayout):
         new = tuple(entry.squeeze(0) for entry in ((last,) if isinstance(last, Tensor) else last))
         return new[0] if len(new) == 1 else new
 
+    @property
+    def _weights(self) -> Sequence[str]:
+        return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+
+    def _by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        state = [entry[0] for entry in states]
+        new = getattr(torch._VF, self.mode)(x[0], state[0] if len(state) == 1 else state, *weights)
+        entries = (new,) if isinstance(new, Tensor) else new
+        return tuple([entry.unsqueeze(0) for entry in (entries[0], *entries)])  # the output is the first state entry
+
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's."""
         return _rows(self, "")
@@ -200,6 +231,11 @@ class _TorchCell(_TorchLayout):
 class RNNCell(_TorchCell, torch.nn.RNNCell):  # type: ignore[misc]  # torch's forward is typed for one state
     """One step of an Elman network: ``torch.nn.RNNCell``."""
 
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """torch's operator."""
+        return f"rnn_{self.nonlinearity}_cell"
+
     def _cell(self) -> Cell:
         return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
 
@@ -207,12 +243,16 @@ class RNNCell(_TorchCell, torch.nn.RNNCell):  # type: ignore[misc]  # torch's fo
 class GRUCell(_TorchCell, torch.nn.GRUCell):  # type: ignore[misc]
     """One step of gated recurrent units: ``torch.nn.GRUCell``."""
 
+    mode = "gru_cell"
+
     def _cell(self) -> Cell:
         return cells.gru
 
 
 class LSTMCell(_TorchCell, torch.nn.LSTMCell):  # type: ignore[misc]
     """One step of long short-term memory: ``torch.nn.LSTMCell``."""
+
+    mode = "lstm_cell"
 
     def _cell(self) -> Cell:
         return cells.lstm

@@ -18,6 +18,7 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import faster
 from pellucid.kernel.jitted import sources as triton_sources
 from pellucid.kernel.jitted import tf32
+from pellucid.kernel.nested import in_place_of
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.text_c import headers
@@ -41,7 +42,7 @@ def _usable(layer: Any, tensors: Sequence[Tensor]) -> bool:
     x = tensors[0]
     return (
         unseen(*tensors)  # first: a compiler would keep to the sizes that it sees compared
-        and (x.is_cuda or _has_few_rows(layer, tensors))
+        and (x.is_cuda or _is_little(layer, tensors))
         and chosen_backend() == "auto"
         and x.numel() > 0
         and not (layer.training and layer.dropout > 0 and layer.num_layers > 1)  # other masks would be drawn
@@ -49,15 +50,12 @@ def _usable(layer: Any, tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _has_few_rows(layer: Any, tensors: Sequence[Tensor]) -> bool:
-    """Whether oneDNN may be faster."""
+def _is_little(layer: Any, tensors: Sequence[Tensor]) -> bool:
+    """Whether it is a single step, or few rows of which oneDNN may take less time."""
     x = tensors[0]
-    return (
-        x.shape[1] <= MOST_ROWS
-        and x.dtype == torch.float32
-        and not layer.proj_size  # which oneDNN has not
-        and (x.shape[0] == 1 or sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS)
-    )
+    if x.dtype != torch.float32 or layer.proj_size:  # which oneDNN has not
+        return False
+    return x.shape[0] == 1 or (x.shape[1] <= MOST_ROWS and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS)
 
 
 def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Tensor]) -> Results | None:
@@ -69,7 +67,7 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
         x: (time, batch, features).
         states: (layers · directions, batch, size) each.
     """
-    known, names = layer._parameters, layer._flat_weights_names
+    known, names = layer._parameters, layer._weights
     if any(known.get(name) is None for name in names):  # some are computed
         return None
     tensors = (x, *states, *[known[name] for name in names])
@@ -78,9 +76,7 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
     count = len(states)
 
     def by_torch(x: Tensor, *rest: Tensor) -> Results:
-        state = rest[0] if count == 1 else rest[:count]
-        options = (layer.bias, layer.num_layers, 0.0, layer.training, layer.bidirectional, False)
-        return getattr(torch._VF, layer.mode.lower())(x, state, rest[count:], *options)
+        return layer._by_torch(x, rest[:count], rest[count:])
 
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in tensors])
@@ -142,7 +138,7 @@ class _Again(torch.autograd.Function):
         count, needed = ctx.count, ctx.needs_input_grad[2 + ctx.count :]
         if not torch.is_grad_enabled() or all(gradient is None for gradient in gradients):
             return None, None, *gradients, *(None for _ in needed)
-        tensors = ctx.saved_tensors
+        tensors = [in_place_of(t) if n else t for t, n in zip(ctx.saved_tensors, needed, strict=True)]
         results = zip(ctx.ours(*tensors), gradients, strict=True)
         known = [(result, gradient) for result, gradient in results if gradient is not None]
         wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
