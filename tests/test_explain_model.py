@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -289,6 +290,49 @@ def test_products_equal_torchs_counter(convolutional):
     spread = nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2, bias=False), nn.Conv2d(4, 6, 3, groups=2, dilation=2))
     x = torch.randn(2, 3, 7, 7)
     assert 2 * quietly(spread, x).row("").macs == flops(spread, x)
+
+
+class Experts(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 16, 32, dtype=dtype))
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch._grouped_mm(x, self.weight, offs=ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_experts(dtype):
+    """Every row is multiplied with the matrix of its own expert."""
+    model, x, ends = Experts(dtype), torch.randn(10, 16, dtype=dtype), torch.tensor([2, 7, 10], dtype=torch.int32)
+    try:
+        model(x, ends)
+    except (AttributeError, RuntimeError) as error:
+        pytest.skip(f"not of this torch: {error}")
+    assert quietly(model, x, ends).row("").macs == 10 * 16 * 32
+
+
+def test_torch_does_not_write_of_what_is_not_counted():
+    """Of an operation that needs real tensors: explain says that it is not counted, which is enough."""
+    logger, silent = logging.getLogger("torch._subclasses.fake_tensor"), []
+
+    @torch.library.custom_op("pellucid_tests::real_only", mutates_args=())
+    def real_only(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @real_only.register_fake
+    def without_storage(x: torch.Tensor) -> torch.Tensor:
+        silent.append(logger.disabled)
+        raise RuntimeError("not without numbers")
+
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return real_only(x)
+
+    assert any("real_only" in sentence for sentence in quietly(Odd(), torch.ones(8)).notes)
+    assert silent
+    assert all(silent)
+    assert not logger.disabled
 
 
 class Attention(nn.Module):

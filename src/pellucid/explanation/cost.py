@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ MATRIX: dict[str, Callable[[list[torch.Tensor], torch.Tensor], int]] = {
     "addmm": lambda tensors, out: out.numel() * tensors[1].shape[-1],
     "baddbmm": lambda tensors, out: out.numel() * tensors[1].shape[-1],
     "addmv": lambda tensors, out: tensors[1].numel(),
+    "_grouped_mm": lambda tensors, out: _grouped(tensors[0], tensors[1], out),
     "convolution": lambda tensors, out: out.numel() * math.prod(tensors[1].shape[1:]),
 }
 PRIMS = {f"prims::{name}" for name in "add sub mul div neg sqrt rsqrt exp log pow maximum minimum".split()}
@@ -51,6 +54,12 @@ MOVES = set(
     """.split()
 )
 RULED = {*MATRIX, *ATTENTION, *REDUCTIONS, *POOLS, *MOVES}
+
+
+def _grouped(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> int:
+    """Multiply-accumulates of a product whose rows, or whose depth, belong to several matrices, as of experts."""
+    whole = math.prod(out.shape[-2:]) if a.dim() == b.dim() == 2 else out.numel()
+    return whole * a.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -196,11 +205,23 @@ class Meter:
         key = f"{function}{pytree.tree_map(_outline, (args, kwargs))}"
         if key not in self._known:
             try:
-                self._known[key] = count(function, args, kwargs)
+                with _quiet():
+                    self._known[key] = count(function, args, kwargs)
             except Exception:  # what comes out depends on the numbers, or the operation is for real tensors only
                 name = (function._overloadpacket.__name__,) if _floating((args, kwargs, result)) else ()
                 self._known[key] = Tally(0, 0, bytes_of((args, kwargs)) + bytes_of(result), name)
         return self._known[key]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let torch not write that an operation has no result for tensors without storage."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _outline(value: Any) -> Any:
