@@ -960,6 +960,31 @@ def test_a_mode_in_which_the_model_fails_is_said():
     assert check.timed == "forward"
 
 
+class Trained(torch.nn.Module):
+    """A model that can be differentiated in train mode alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4)
+
+    def forward(self, x):
+        y = self.norm(x)
+        if y.requires_grad and not self.training:
+            y.register_hook(self.refuse)
+        return y
+
+    @staticmethod
+    def refuse(gradient):
+        raise AssertionError("train me")
+
+
+def test_a_mode_in_which_the_model_has_no_gradient_is_said():
+    check = pellucid.swap(Trained().eval(), verify=torch.randn(3, 4)).verification
+    assert check.modes == ("eval", "train")
+    assert check.gradients is not None
+    assert "Gradients are not compared in eval mode, where the model itself fails: train me" in check.notes[0]
+
+
 def test_what_a_model_draws_itself_is_drawn_alike():
     class Noisy(Tagger):
         def forward(self, ids):

@@ -125,6 +125,7 @@ class Trial:
         formats: Formats | None = None,
     ) -> None:
         self.model, self.layers, self.plans, self.way = model, layers, plans or {}, Way.OURS
+        self.graded = True  # whether gradients are compared
         self.formats = formats if formats is not None and formats.layers else None
         self.positional, self.named = example
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -164,11 +165,13 @@ class Trial:
             try:
                 before = self.results(mode)
             except Exception as error:
-                if not mode:
-                    raise
+                what = "Not compared in train mode" if mode else "Gradients are not compared in eval mode"
                 for said in notes.values():
-                    said.append(f"Not compared in train mode, where the model itself fails: {error}")
-                continue
+                    said.append(f"{what}, where the model itself fails: {error}")
+                if mode:
+                    continue
+                self.graded = False
+                before = self.results(mode)
             modes.append(name)
             trains = mode and bool(self.parameters and before.gradients)
             for way in list(found):
@@ -179,6 +182,7 @@ class Trial:
                     del found[way]
                 else:
                     found[way] = found[way].and_also(differences)
+            self.graded = True
         differentiable = self.model.training and trains
         times = self._times(differentiable, [Way.BEFORE, *found])
         way = self._decide(times)
@@ -265,7 +269,9 @@ class Trial:
         self.turn(Way.BEFORE)
         example = mapped(lambda x: x.double() if x.is_floating_point() else x, (self.positional, self.named))
         try:
-            return Trial(copy.deepcopy(self.model).double(), (), example).results(mode)
+            copied = Trial(copy.deepcopy(self.model).double(), (), example)
+            copied.graded = self.graded
+            return copied.results(mode)
         except Exception:
             return None
         finally:
@@ -277,7 +283,7 @@ class Trial:
             seed_all(SEED)
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)
-            loss = ramp(outputs)
+            loss = ramp(outputs) if self.graded else None
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if loss is not None and leaves else ()
         return Results([y.detach() for y in outputs], [g.detach() for g in gradients if g is not None])
 
