@@ -191,6 +191,18 @@ def test_what_torch_does_of_transposed_convolutions(layer, x):
     assert y.stride() == expected.stride()
 
 
+def test_what_was_left_of_transposed_convolutions_is_not_decided_again(kept, monkeypatch):
+    monkeypatch.setattr(convolve, "faster", lambda *_: False)
+    decided = []
+    monkeypatch.setattr(convolve, "run", lambda *given, run=convolve.run: decided.append(1) or run(*given))
+    layer, x = nn.ConvTranspose1d(4, 3, 4, 2), torch.randn(4, 4, 1000)
+    for count, read in enumerate((x, x.clone().requires_grad_(), x.double()), 1):
+        layer.to(read.dtype)(read), layer(read)
+        assert len(decided) == count
+        assert layer.backend == "torch"
+    torch.testing.assert_close(by_kernel(layer, read), layer(read))
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("stride", "padding"), [(1, "causal"), (2, "same"), (1, 2)])
 def test_gradients_of_gradients(groups, stride, padding):

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from pellucid.errors import label
 from pellucid.kernel import convolve as kernel
+from pellucid.kernel.choice import circumstances, lasts
 from pellucid.kernel.window import Geometry, worthwhile
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.windowed import AXES, mismatch
@@ -95,7 +96,9 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         self, x: torch.Tensor, crops: Sequence[int], extras: Sequence[int]
     ) -> torch.Tensor | None:
         """Convolve by the kernel; None where torch's operator is to do it."""
-        if not worthwhile(x, self.spatial):
+        own = self.__dict__  # torch.nn.Module would look at every attribute that is set
+        met = circumstances(x, self.weight.requires_grad, self.bias is not None and self.bias.requires_grad)
+        if (met is not None and own.get("_left") == met) or not worthwhile(x, self.spatial):
             return None
         axes = zip(x.shape[2:], self.stride, self.reach, crops, extras, strict=True)
         spread = tuple((n - 1) * stride + reach - 2 * crop + extra for n, stride, reach, crop, extra in axes)
@@ -103,6 +106,8 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, tuple(crops), after)
         found = kernel.run(x, self.weight, self.bias, kernel.Lies(geometry, self.groups, spread=spread))
         if found is None:
+            if met is not None and lasts(x):
+                own["_left"] = met
             return None
         self._was_run_by(found[1])
         return found[0]
