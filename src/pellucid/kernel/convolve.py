@@ -2,8 +2,8 @@
 
 The windowed product is linear in the input and in the weights, so its three passes are one contraction whose roles
 change places; the kernel knows nothing else. What a library does at the speed of the machine (many channels) is left to
-torch: which of the two is faster is measured. So it is for windows of a single place, which are matrix products
-(`pointwise.py`).
+torch: which of the two is faster is measured. Windows of a single place may be taken by matrix products, too
+(`pointwise.py`). In a transposed convolution input and result change places.
 """
 
 from __future__ import annotations
