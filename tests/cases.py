@@ -686,10 +686,12 @@ RECURRENT: list[Case] = [
     both("LSTM", (63, 7), (3, 2, 63)),
     both("LSTM", (3, 5, 2), (6, 2, 3), bidirectional=True, proj_size=2),
     own("LSTM", (3, 4, 2), (6, 3, 3), {"lengths": [2, 6, 1]}, bidirectional=True),
-    Case("RNNCell", (3, 4), (2, 3), wrong=(Wrong((2, 5), ("step 1, batch 2, features 5", "input_size is 3")),)),
+    Case(
+        "RNNCell", (3, 4), (2, 3), wrong=(Wrong((2, 5), ("(batch 2, features 5)", "Make the layer with input_size=5")),)
+    ),
     both("RNNCell", (3, 4), (2, 3), nonlinearity="relu", bias=False),
     Case("GRUCell", (3, 4), (2, 3), wrong=(Wrong((2, 2, 3), ("3 axes", "nn.GRU"), ValueError),)),
-    both("GRUCell", (3, 4), (3,)),
+    Case("GRUCell", (3, 4), (3,), wrong=(Wrong((5,), ("(features 5)", "input_size is 3")),)),
     both("LSTMCell", (3, 4), (2, 3)),
     both("LSTMCell", (3, 4), (3,), bias=False),
 ]

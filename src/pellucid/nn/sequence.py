@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class SequenceLayer(Running, torch.nn.Module):
     batch_first: bool
     bidirectional: bool
     dropout: float
+    _hidden_axes: ClassVar[int] = 0  # ahead of what the caller has given
     _hyperparameters: dict[str, Any]
     _keys: list[str]
     _solutions: list[Solution]
@@ -303,16 +304,16 @@ class SequenceLayer(Running, torch.nn.Module):
 
     def _check_features(self, x: Tensor, batched: bool) -> None:
         if x.shape[-1] != self.input_size:
-            axes = self._axes(batched)
-            found = [n for n, size in zip(axes[:-1], x.shape[:-1], strict=True) if size == self.input_size]
+            axes, shape = self._axes(batched)[self._hidden_axes :], x.shape[self._hidden_axes :]
+            found = [n for n, size in zip(axes[:-1], shape[:-1], strict=True) if size == self.input_size]
             if found:
                 fix = f"The {found[0]} axis has that size: move it to the end, x.transpose(...)."
-            elif batched and not self.batch_first:
+            elif batched and not self.batch_first and not self._hidden_axes:
                 fix = f"Is it (batch, time, features)? Then pass batch_first=True, and input_size={x.shape[-1]}."
             else:
                 fix = f"Make the layer with input_size={x.shape[-1]}, or give it {self.input_size} features."
             raise RuntimeError(
-                f"{label(self)}: the input is {shape_text(x.shape, axes)}, but input_size is {self.input_size}. {fix}"
+                f"{label(self)}: the input is {shape_text(shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
         first = next(iter(self._parameters.values()), None)
         dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
@@ -335,14 +336,13 @@ class SequenceLayer(Running, torch.nn.Module):
                 f"Pass {'a tensor' if len(names) == 1 else 'a tuple'} ({', '.join(names)})."
             )
         axes = ("layers × directions", "batch", "features") if batched else ("layers × directions", "features")
-        checked = []
+        checked, hidden = [], self._hidden_axes
         for name, entry, size in zip(names, entries, self._state_sizes, strict=True):
             expected = (rows, x.shape[1], size) if batched else (rows, size)
             if tuple(entry.shape) != expected:
-                raise RuntimeError(
-                    f"{label(self)}: the state {name} is {shape_text(entry.shape, axes)}, expected "
-                    f"{shape_text(expected, axes)}. The batch is the second axis of a state, with batch_first too."
-                )
+                given, wanted = (shape_text(s[hidden:], axes[hidden:]) for s in (entry.shape, expected))
+                more = "" if hidden else " The batch is the second axis of a state, with batch_first too."
+                raise RuntimeError(f"{label(self)}: the state {name} is {given}, expected {wanted}.{more}")
             if entry.dtype != x.dtype and autocast_dtype(x) is None:
                 raise RuntimeError(
                     f"{label(self)}: the state {name} is of {entry.dtype}, the input is of {x.dtype}. Convert it: "
