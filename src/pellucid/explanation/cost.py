@@ -16,6 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+
+def _grouped(tensors: list[torch.Tensor], out: torch.Tensor) -> int:
+    """Multiply-accumulates of a product whose rows, or whose depth, belong to several matrices, as of experts."""
+    a, b = tensors[:2]
+    whole = math.prod(out.shape[-2:]) if a.dim() == b.dim() == 2 else out.numel()
+    return whole * a.shape[-1]
+
+
 # Multiply-accumulates of a matrix product, from its tensor operands and its result.
 MATRIX: dict[str, Callable[[list[torch.Tensor], torch.Tensor], int]] = {
     "mm": lambda tensors, out: out.numel() * tensors[0].shape[-1],
@@ -25,7 +33,7 @@ MATRIX: dict[str, Callable[[list[torch.Tensor], torch.Tensor], int]] = {
     "addmm": lambda tensors, out: out.numel() * tensors[1].shape[-1],
     "baddbmm": lambda tensors, out: out.numel() * tensors[1].shape[-1],
     "addmv": lambda tensors, out: tensors[1].numel(),
-    "_grouped_mm": lambda tensors, out: _grouped(tensors[0], tensors[1], out),
+    "_grouped_mm": _grouped,
     "convolution": lambda tensors, out: out.numel() * math.prod(tensors[1].shape[1:]),
 }
 PRIMS = {f"prims::{name}" for name in "add sub mul div neg sqrt rsqrt exp log pow maximum minimum".split()}
@@ -54,12 +62,6 @@ MOVES = set(
     """.split()
 )
 RULED = {*MATRIX, *ATTENTION, *REDUCTIONS, *POOLS, *MOVES}
-
-
-def _grouped(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> int:
-    """Multiply-accumulates of a product whose rows, or whose depth, belong to several matrices, as of experts."""
-    whole = math.prod(out.shape[-2:]) if a.dim() == b.dim() == 2 else out.numel()
-    return whole * a.shape[-1]
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class _Loop(FusedLoop):
         operations = self.layout.operations
         threads = useful(batch * time * operations)
         share = -(-batch // threads.number)
+        # The more rows a thread has, the less of its time goes into reading the matrices, which is what can be shared.
         if threads.number > 1 and share <= FEW_ROWS and operations * batch > MEETING * threads.number * share**3:
             return threads, batch, True
         threads = threads._replace(number=min(threads.number, batch))

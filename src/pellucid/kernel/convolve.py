@@ -198,13 +198,11 @@ def _is_faster(
     given = [t if t is None else t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needed, strict=True)]
     tensors = [t for t in given if t is not None]
 
-    def ours() -> Tensor:
+    def by(kernel: Kernel) -> Tensor:
         return _by(kernel, given[0], given[1], given[2], any(needed))  # type: ignore[arg-type]
 
     def usual() -> Tensor:
-        if product is not None:
-            return _by(product, given[0], given[1], given[2], any(needed))  # type: ignore[arg-type]
-        return kernel.forward_by_torch(*given)[0]  # type: ignore[arg-type]
+        return kernel.forward_by_torch(*given)[0] if product is None else by(product)  # type: ignore[arg-type]
 
     names = [name for name, need in zip(("input", "weight", "bias"), needed, strict=True) if need]
     work = f"with gradients of {', '.join(names)}" if names else "without gradient"
@@ -220,7 +218,7 @@ def _is_faster(
     if product is not None:
         shapes += " beside a product"
     leaves = [t for t in tensors if t.requires_grad]
-    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", kernel.text, usual, ours, leaves)
+    return faster(f"convolution {str(x.dtype)[6:]} {shapes} {work}", kernel.text, usual, lambda: by(kernel), leaves)
 
 
 class _Convolution(torch.autograd.Function):

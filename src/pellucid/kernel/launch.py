@@ -15,7 +15,7 @@ from pellucid.kernel import naive, operators  # noqa: F401 (operators registers 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.chunks import WHOLE, Division, divided, plainly
-from pellucid.kernel.nested import in_place_of
+from pellucid.kernel.nested import stand_in
 from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
@@ -220,7 +220,7 @@ def _differentiable_backward(
     """The gradient of the reference's own operations by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
     with torch.enable_grad():
-        tensors = [in_place_of(t) if need else t for t, need in zip(tensors, needed, strict=True)]
+        tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
         states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
         output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]

@@ -106,12 +106,12 @@ def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], g
     """The gradients of what torch computes of tensors, which may be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        given = [in_place_of(t) for t in tensors]
+        given = [stand_in(t) for t in tensors]
         y = reference(*given)
     return torch.autograd.grad(y, given, gradient, create_graph=again)
 
 
-def in_place_of(tensor: Tensor) -> Tensor:
+def stand_in(tensor: Tensor) -> Tensor:
     """A tensor with the history of another, to be read in its place where a gradient is differentiated again.
 
     The gradient of what is computed of it ends there. That of the other one may come a further way, where one tensor
@@ -424,7 +424,7 @@ class _Bound:
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             for i in self.wanted:
-                tensors[i] = in_place_of(tensors[i])
+                tensors[i] = stand_in(tensors[i])
             y = reference(*tensors)[0]
         wanted = [tensors[i] for i in self.wanted]
         gradients = torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True)

@@ -161,17 +161,9 @@ class Trial:
         modes, trains = [], False
         dtype, tolerance = self._tolerance()
         for mode, name in ((False, "eval"), (True, "train")):
-            self.turn(Way.BEFORE)
-            try:
-                before = self.results(mode)
-            except Exception as error:
-                what = "Not compared in train mode" if mode else "Gradients are not compared in eval mode"
-                for said in notes.values():
-                    said.append(f"{what}, where the model itself fails: {error}")
-                if mode:
-                    continue
-                self.graded = False
-                before = self.results(mode)
+            before = self._before(mode, notes)
+            if before is None:
+                continue
             modes.append(name)
             trains = mode and bool(self.parameters and before.gradients)
             for way in list(found):
@@ -190,6 +182,20 @@ class Trial:
         timed = "forward + backward" if differentiable else "forward"
         compared = (found[way].outputs, found[way].gradients, tolerance, dtype, tuple(modes), tuple(notes[way]))
         return Verification(*compared, timed, times[Way.BEFORE], times[way])
+
+    def _before(self, mode: bool, notes: Mapping[Way, list[str]]) -> Results | None:
+        """Run the model as it was: without gradients where it has none in eval mode; None where it fails training."""
+        self.turn(Way.BEFORE)
+        try:
+            return self.results(mode)
+        except Exception as error:
+            what = "Not compared in train mode" if mode else "Gradients are not compared in eval mode"
+            for said in notes.values():
+                said.append(f"{what}, where the model itself fails: {error}")
+        if mode:
+            return None
+        self.graded = False
+        return self.results(mode)  # what an example that does not fit raises is told once
 
     def _compared(self, way: Way, mode: bool, name: str, before: Results, notes: list[str]) -> Differences:
         """Run the model in one way, and compare.

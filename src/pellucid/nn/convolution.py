@@ -192,7 +192,12 @@ class Convolution(Running, Windowed, _ConvNd):
         """Convolve by the kernel, with zeros around; None where torch's operator is to do it."""
         before, after = zip(*margins, strict=True)
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
-        found = kernel.run(x, weight, bias, kernel.Lies(geometry, self.groups, patch))
+        return self._run_kernel(x, weight, bias, kernel.Lies(geometry, self.groups, patch))
+
+    def _run_kernel(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, lies: kernel.Lies
+    ) -> torch.Tensor | None:
+        found = kernel.run(x, weight, bias, lies)
         if found is None:
             return None
         self._was_run_by(found[1])

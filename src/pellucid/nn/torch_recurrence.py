@@ -18,7 +18,7 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import faster
 from pellucid.kernel.jitted import sources as triton_sources
 from pellucid.kernel.jitted import tf32
-from pellucid.kernel.nested import in_place_of
+from pellucid.kernel.nested import stand_in
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.text_c import headers
@@ -138,7 +138,7 @@ class _Again(torch.autograd.Function):
         count, needed = ctx.count, ctx.needs_input_grad[2 + ctx.count :]
         if not torch.is_grad_enabled() or all(gradient is None for gradient in gradients):
             return None, None, *gradients, *(None for _ in needed)
-        tensors = [in_place_of(t) if n else t for t, n in zip(ctx.saved_tensors, needed, strict=True)]
+        tensors = [stand_in(t) if n else t for t, n in zip(ctx.saved_tensors, needed, strict=True)]
         results = zip(ctx.ours(*tensors), gradients, strict=True)
         known = [(result, gradient) for result, gradient in results if gradient is not None]
         wanted = [t for t, n in zip(tensors, needed, strict=True) if n]

@@ -104,13 +104,10 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         spread = tuple((n - 1) * stride + reach - 2 * crop + extra for n, stride, reach, crop, extra in axes)
         after = tuple(at_least_zero(crop - extra) for crop, extra in zip(crops, extras, strict=True))
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, tuple(crops), after)
-        found = kernel.run(x, self.weight, self.bias, kernel.Lies(geometry, self.groups, spread=spread))
-        if found is None:
-            if met is not None and lasts(x):
-                own["_left"] = met
-            return None
-        self._was_run_by(found[1])
-        return found[0]
+        y = self._run_kernel(x, self.weight, self.bias, kernel.Lies(geometry, self.groups, spread=spread))
+        if y is None and met is not None and lasts(x):
+            own["_left"] = met
+        return y
 
     def _output_size(self, x: torch.Tensor, output_size: Sequence[int] | None) -> list[int]:
         """Return how many outputs there are along each axis."""
