@@ -66,20 +66,39 @@ def _compare(layer, lengths, batch, dtype, device="cpu"):
 @pytest.mark.parametrize("name", ["lstm", "layernorm_gru", "lstm_projected", "cfc"])
 def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
     """So does a kernel for which the GPU has too little shared memory: the next one is taken, for good."""
-    layer, launch, launched = make(CELLS[name], 5, 41, torch.float64), jitted._Loop._launch, []
+    layer, launch, launched = make(CELLS[name], 5, 41, torch.float64), jitted._Written.launch, []
 
-    def small(loop, *arguments):
-        launched.append(loop._kernel.division.held)
-        if launched[-1]:
+    def small(written, *arguments):
+        division = written.kernel.division
+        launched.append((division.held, division.single))
+        if division.held:
             raise jitted.out_of_resources()(200_000, 100_000, "shared memory")
-        launch(loop, *arguments)
+        launch(written, *arguments)
 
-    monkeypatch.setattr(jitted._Loop, "_launch", small)
-    registry._fused.cache_clear()
-    registry._ready.cache_clear()
-    _compare(layer, [3, 2, 1, 0], 4, torch.float64)
-    assert launched.count(False) >= 2
-    assert launched.count(True) == 2
+    monkeypatch.setattr(jitted._Written, "launch", small)
+    _forget()
+    _compare(layer, [3, 2, 1, 0], 2 * jitted.MOST_TURNS, torch.float64)
+    assert launched.count((False, False)) >= 2
+    assert launched.count((True, False)) == launched.count((True, True)) == 2
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("name", CELLS)
+def test_a_row_for_every_block(name, monkeypatch):
+    """Where there are few rows the threads of a block multiply by the columns that are in their registers."""
+    number, launch, launched = list(CELLS).index(name), jitted._Written.launch, []
+    hidden, size, batch = ((41, 5, 2), (7, 33, 1), (16, 16, 2), (1, 3, 2))[number % 4]
+    dtype, turned = (torch.float64, torch.float32, torch.float32)[number % 3], number % 2 == 0
+
+    def noted(written, *arguments):
+        launched.append(written.kernel.division.single)
+        launch(written, *arguments)
+
+    monkeypatch.setattr(jitted._Written, "launch", noted)
+    layer = make(CELLS[name], size, hidden, dtype, bidirectional=turned)
+    _compare(layer, [TIME, 2][:batch] if number % 3 else None, batch, dtype)
+    assert launched
+    assert all(launched) == (name != "indrnn")  # which has no matrix
 
 
 @IN_INTERPRETER
@@ -98,29 +117,35 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
 def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
     """Each block is a process: they wait for each other, which the interpreter's blocks, one by one, cannot."""
     monkeypatch.setattr(jitted, "divisions", lambda *_: [jitted.Division(4 if batch > 16 else 2, held)])
-    monkeypatch.setattr(jitted._Loop, "_launch", _in_processes)
-    registry._fused.cache_clear()
-    registry._ready.cache_clear()
+    monkeypatch.setattr(jitted, "MOST_TURNS", 0)
+    monkeypatch.setattr(jitted, "MOST_TURNS_OF_SPLIT", 0)
+    monkeypatch.setattr(jitted._Written, "launch", _in_processes)
+    _forget()
     layer = make(cell, 3, 21 if cell is not formulas.concatenated else 6, dtype)
     compare = _as_defined if dtype == torch.float64 else _within_rounding
     compare(layer, [(i + 1) % (TIME + 1) for i in range(batch)], batch)
+    _forget()
+
+
+def _forget():
+    """Let the kernels be written anew."""
     registry._fused.cache_clear()
     registry._ready.cache_clear()
 
 
-def _in_processes(loop, blocks, given, constants, rows):
+def _in_processes(written, blocks, given, constants):
     tensors = [value for value in given if isinstance(value, torch.Tensor)]
     shared = {t.data_ptr(): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).share_memory_() for t in tensors}
     for tensor in tensors:
         shared[tensor.data_ptr()].copy_(tensor)
     given = [shared[value.data_ptr()] if isinstance(value, torch.Tensor) else value for value in given]
     children = []
-    for block, split in itertools.product(range(blocks), range(loop._kernel.division.splits)):
+    for block, split in itertools.product(range(blocks), range(written.kernel.division.splits)):
         child = os.fork()
         if not child:
             failed = 1
             try:
-                loop._function[(1, 1)](*given[:-2], given[-2] + block, split, **constants)
+                written._function[(1, 1)](*given[:-2], given[-2] + block, split, **constants)
                 failed = 0
             finally:
                 os._exit(failed)
@@ -392,18 +417,19 @@ def test_the_two_parts_of_float32_are_float32():
 # -- the text ---------------------------------------------------------------------------------------------------------
 
 
-def _written(layer, dtype, splits=1):
+def _written(layer, dtype, splits=1, single=False):
     """Both loops of a layer."""
     program = registry.program(layer._keys[0], True, dtype, "cpu", fused=True, products=False)
-    division = jitted.Division(splits, held=True)
+    division = jitted.Division(splits, True, single)
     return [(work, emit_triton.emit(program, work, dtype, division)) for work in layout.works(program, dtype, True)]
 
 
-@pytest.mark.parametrize("name", ["rnn", "layernorm_lstm"])
-def test_golden(name):
+@pytest.mark.parametrize(("name", "single"), [("rnn", False), ("rnn", True), ("layernorm_lstm", False)])
+def test_golden(name, single):
     """The whole text; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
-    text = "\n".join(written.text for _, written in _written(make(CELLS[name], 40, 24, torch.float32), torch.float32))
-    path = GOLDEN / f"{name}.triton.txt"
+    loops = _written(make(CELLS[name], 40, 24, torch.float32), torch.float32, single=single)
+    text = "\n".join(written.text for _, written in loops)
+    path = GOLDEN / f"{name}{'_single' if single else ''}.triton.txt"
     if os.environ.get("PELLUCID_GOLDEN") == "write":
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
@@ -491,29 +517,38 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import test_triton as tests
-for dtype, splits in ((torch.bfloat16, 1), (torch.float32, 2)):
-    for shared in tests.compiled(tests.make(tests.cells.gru, 8, 32, dtype), dtype, splits):
-        print(shared)
+for dtype, splits, single in ((torch.bfloat16, 1, False), (torch.float32, 2, False), (torch.float32, 1, True)):
+    for built in tests.compiled(tests.make(tests.cells.gru, 8, 32, dtype), dtype, splits, single):
+        print(built.metadata.shared, built.asm["ptx"].count("fma.rn.f32"))
 """
 
 
-def compiled(layer, dtype, splits=1):
-    """Compile both loops of a layer for a GPU: the bytes of shared memory that each takes."""
+def compiled(layer, dtype, splits=1, single=False):
+    """Compile both loops of a layer for a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    for work, written in _written(layer, dtype, splits):
+    for work, written in _written(layer, dtype, splits, single):
         function, kernel = getattr(jitted.load(written.text), work.name), written.kernel
         flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward", "EXCHANGED": kernel.exchanged}
-        flags |= {"WIDE": False, "ROWS": jitted.LEAST_ROWS, "INTERPRETED": False, "TF32": False}
+        rows = 1 if single else jitted.LEAST_ROWS
+        flags |= {"WIDE": False, "ROWS": rows, "INTERPRETED": False, "TF32": False}
         types = _types(work, kernel.layout, dtype)
         rest = dict.fromkeys(function.arg_names[len(types) :], "i32") | dict.fromkeys(flags, "constexpr")
         rest |= {"scratch": _pointer(kernel.passed_storage), "exchange": _pointer(layout.real_of(dtype))}
         rest |= {"meetings": "*i32", "lengths": "*i64", "seed": "*i64"}
-        source = ASTSource(function, dict(zip(function.arg_names, types, strict=False)) | rest, flags)
-        options = {"num_warps": jitted.warps(kernel, jitted.LEAST_ROWS)}
-        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=options).metadata.shared
+        kinds, hints = dict(zip(function.arg_names, types, strict=False)) | rest, {}
+        if single:  # as `packed` lays them
+            flags |= (ones := {f"{name}_in": 1 for name in kernel.layout.matrices})
+            kinds |= dict.fromkeys(ones, "constexpr")
+            even = [
+                function.arg_names.index(f"{n}_{what}") for n in kernel.layout.matrices for what in ("matrix", "out")
+            ]
+            hints = {(place,): [["tt.divisibility", 16]] for place in even}
+        many = jitted.warps_of_row(kernel, 3 * 32 * 32) if single else jitted.warps(kernel, rows)
+        source = ASTSource(function, kinds, flags, hints)
+        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options={"num_warps": many})
 
 
 def _types(work, laid_out, dtype):
@@ -536,9 +571,11 @@ def test_gpus_can_have_it(tmp_path):
     triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
     done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
     assert done.returncode == 0, done.stderr[-4000:]
-    shared = [int(line) for line in done.stdout.split()]
-    assert len(shared) == 2 * 2
-    assert max(shared) <= MOST_SHARED
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(found) == 3 * 2
+    assert max(shared for shared, _ in found) <= MOST_SHARED
+    share, elementwise = 3 * 32 * 32 // (4 * 32), 10  # of a single row's products, for every thread; and the rest
+    assert all(shared <= 1024 and multiplied <= share + elementwise for shared, multiplied in found[-2:])
 
 
 def test_neither_gpu_nor_interpreter(tmp_path):

@@ -8,6 +8,9 @@ A matrix stays in shared memory for all steps. One that is too large is shared a
 columns of its own share of every value, and what whole rows are needed for, products and reductions, the blocks
 exchange through memory, where they wait for each other. One that is too large even so is read at every step, out of
 the second cache.
+
+A block of a ``single`` row has no use for the units that multiply matrices: its threads have the matrix in their
+registers, a few threads a column, and multiply number by number.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pellucid.kernel.layout import Layout, Work, layout, real_of
 from pellucid.kernel.lower import lower
@@ -29,14 +33,20 @@ from pellucid.kernel.tiles import Home, Tiles, part_of
 from pellucid.kernel.values import Value
 
 DEPTH_BLOCK = 64  # rows of a matrix that are read at a time where it is not held
+ALIGNED = 16  # what divides a stride that Triton takes for one of whole vectors
+SIDE_BYTES = 64  # of a column that lie side by side: four threads read them, 16 bytes each
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a loop is divided: among how many blocks the columns, and whether these hold their part of the matrices."""
+    """How a loop is divided: among how many blocks the columns, and whether these hold their part of the matrices.
+
+    With a ``single`` row a block holds them in registers; they are to lie as `packed` lays them.
+    """
 
     splits: int
     held: bool
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,19 @@ def emit(program: Program, work: Work, dtype: torch.dtype, division: Division) -
     return Text(f"{HEADER.format(title=title, real=real_of(dtype))}\n\n{function.text()}\n", function.kernel())
 
 
+def entries_of_matrices(program: Program, work: Work) -> int:
+    """How many numbers the matrices of a loop are, in the tiles that hold them."""
+    return sum(padded(d) * padded(w) for d, w in lower(work.stage, program.draws).matrices.values())
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """A matrix as a block with a single row reads it: the numbers of a column side by side, columns aligned."""
+    if matrix.stride(0) == 1 and matrix.stride(1) % ALIGNED == 0:
+        return matrix
+    depth, width = matrix.shape
+    return matrix.new_empty(width, -(-depth // ALIGNED) * ALIGNED)[:, :depth].copy_(matrix.t()).t()
+
+
 def bytes_of_matrices(program: Program, work: Work, splits: int) -> int:
     """How much memory a block's part of the matrices of a loop takes."""
     sizes = {n: p.meta["val"].dtype.itemsize for n, p in work.stage.placeholders.items() if n != "rows"}
@@ -102,6 +125,7 @@ class _Function(Tiles):
         self.known: dict[Value, set[int]] = defaultdict(set)  # where states and products are cut
         self.passed: dict[Value, int] = {}  # operands of products, and where their columns begin in scratch
         self._cut_everything()
+        self.spread: dict[Any, list[str]] = {}  # pieces of single rows
         self.exchanged: dict[Value, int] = {}  # reductions, and the places where blocks exchange their parts
         self.widest = 1  # columns of a tile
         self.taken: set[str] = set()
@@ -382,7 +406,10 @@ class _Function(Tiles):
     def _reduced(self, value: Value) -> str:
         operand = value.values[0]
         neutral, text = REDUCTIONS[value.operation]
-        parts = [text.format(self._masked(operand, *piece, neutral), 0) for piece in self._pieces(operand)]
+        tiles = defaultdict(list)  # of a size: they are taken together before threads have to exchange anything
+        for start, length in self._pieces(operand):
+            tiles[self._size(length)].append(self._masked(operand, start, length, neutral))
+        parts = [text.format(functools.reduce(JOINED[value.operation].format, same), 0) for same in tiles.values()]
         whole = functools.reduce(JOINED[value.operation].format, parts)
         if self.splits == 1 or operand.width == 1:
             return whole
@@ -457,6 +484,8 @@ class _Function(Tiles):
             text = f"tl.load({begin} + {self._columns(length)} * {outer}{mask}).to(REAL)"
             row = self._hoisted((matrix, rows, columns), f"{matrix}_row_{first}_{start}", text)
             return f"{row} * {tile}"
+        if self.division.single:
+            return self._product_of_row(operand, matrix, rows, columns)
         along = f"tl.arange(0, {padded(depth)})[None, :]"
         masks = [f"({along} < {depth})"] if padded(depth) != depth else []
         masks += [f"({mask})" for mask in within]
@@ -464,6 +493,44 @@ class _Function(Tiles):
         text = f"tl.load({begin} + {along} * {inner} + {self._columns(length)} * {outer}{mask})"
         held = self._hoisted((matrix, rows, columns), f"{matrix}_{first}_{start}", text)
         return f"functions.product({held}, {tile}, INTERPRETED, TF32)"
+
+    def _product_of_row(self, operand: Value, matrix: str, rows: tuple[int, int], columns: tuple[int, int]) -> str:
+        """Some columns of the product of a piece of a single row: pieces of a column by pieces of the row."""
+        (first, depth), (start, length) = rows, columns
+        pointer, inner, outer = (self.parameters[f"{matrix}_{what}"] for what in ("matrix", "in", "out"))
+        side = min(padded(depth), SIDE_BYTES // self.work.stage.placeholders[matrix].meta["val"].dtype.itemsize)
+        total = ""
+        for number, piece in enumerate(self._spread(operand, rows, side)[: -(-depth // side)]):
+            begin = number * side
+            along, left = f"tl.arange(0, {side})[None, :]", depth - begin
+            masks = [f"({along} < {left})"] if left < side else []
+            masks += [f"({self._within(length)})"] if self._partial(length) else []
+            mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
+            place = f"{pointer} + ({first + begin} + {along}) * {inner} + ({start} + {self._columns(length)}) * {outer}"
+            key, name = (matrix, rows, columns, begin), f"{matrix}_{first + begin}_{start}"
+            held = self._hoisted(key, name, f"tl.load({place}{mask}).to(REAL)")
+            total = f"tl.fma({held}, {piece}, {total})" if total else f"{held} * {piece}"
+        return f"tl.sum({total}, 1, keep_dims=True)"
+
+    def _spread(self, operand: Value, rows: tuple[int, int], side: int) -> list[str]:
+        """The pieces of a piece of a single row, of so many numbers each."""
+        key = operand, rows, side
+        if key not in self.spread:
+            name = self._fresh(f"{operand.name}_row_{rows[0]}" if rows[0] else f"{operand.name}_row")
+            self.lines.append(f"{name} = functions.spread({self._whole(operand, *rows)}, {side})")
+            self.spread[key] = self._split(name, padded(rows[1]) // side, side)
+        return self.spread[key]
+
+    def _split(self, name: str, count: int, side: int) -> list[str]:
+        """The names of pieces, of which there are a power of two."""
+        if count == 1:
+            piece = self._fresh(f"{name}_piece")
+            self.lines.append(f"{piece} = tl.reshape({name}, [1, {side}])")
+            return [piece]
+        even, odd = self._fresh(f"{name}_even"), self._fresh(f"{name}_odd")
+        self.lines.append(f"{even}, {odd} = functions.halves({name})")
+        both = (self._split(half, count // 2, side) for half in (even, odd))
+        return [piece for pair in zip(*both, strict=True) for piece in pair]
 
 
 def _is_fixed(value: Value) -> bool:

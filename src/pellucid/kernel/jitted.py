@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel.build import BuildError, usable_cache, write
-from pellucid.kernel.emit_triton import Division, Kernel, bytes_of_matrices, emit
+from pellucid.kernel.emit_triton import Division, Kernel, Text, bytes_of_matrices, emit, entries_of_matrices, packed
 from pellucid.kernel.fused import Fused, FusedLoop, Steps
 from pellucid.kernel.layout import Work, works
 from pellucid.kernel.lower import lower
 from pellucid.kernel.program import Program
 from pellucid.kernel.stepwise import Values
+from pellucid.kernel.text_triton import power
 
 HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
 LEAST_SHARE = 16  # columns of a product that a block has at least
 MOST_SPLITS = 64  # blocks that share the columns of some rows
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a block
 MOST_ENTRIES = 4096  # of a tile, in registers
+REGISTERS, MOST_OF_A_THREAD = 2**16, 255  # of a multiprocessor, 32 bits each
+MOST_TURNS, MOST_TURNS_OF_SPLIT = 2, 4  # of blocks with a single row, one after the other on a multiprocessor
 COMPILER_PASSES = ("PassManager::run failed", "failed to translate module")  # in RuntimeErrors of Triton's compiler
 MOST_SPILLS = 64  # registers of a thread that lie in memory; with more, twice as many threads share the work
 
@@ -59,22 +62,57 @@ def divisions(program: Program, work: Work, dtype: torch.dtype) -> list[Division
     return [*able, Division(splits[-1], held=False)]
 
 
+class _Written:
+    """A loop as Triton text that was loaded, and with how many warps it is launched for so many rows a block."""
+
+    def __init__(self, text: Text, entries: int) -> None:
+        self.kernel = text.kernel
+        self._function = getattr(load(text.text), text.kernel.layout.name)
+        self._entries = entries  # of the matrices
+        self._warps: dict[int, int] = {}
+
+    def launch(self, blocks: int, given: Sequence[Any], constants: Mapping[str, Any]) -> None:
+        """Launch so many blocks, or groups of those that share the columns."""
+        rows, division = constants["ROWS"], self.kernel.division
+        many = self._warps.get(rows) or (
+            warps_of_row(self.kernel, self._entries) if division.single else warps(self.kernel, rows)
+        )
+        options: dict[str, Any] = {"num_warps": many}
+        if division.single:
+            options["maxnreg"] = min(MOST_OF_A_THREAD, REGISTERS // (32 * many))
+        if division.splits > 1:
+            options["launch_cooperative_grid"] = True
+        compiled = self._function[(blocks, division.splits)](*given, **constants, **options)
+        if rows not in self._warps and not interpreted():
+            spilled = compiled.n_spills > MOST_SPILLS and not division.single
+            self._warps[rows] = 2 * many if spilled else many
+
+
 class _Loop(FusedLoop):
-    """One loop as a kernel, divided in the first way for which a GPU has the shared memory."""
+    """One loop as a kernel, divided in the first way for which a GPU has the shared memory.
+
+    Where there are few rows, and the registers of a multiprocessor hold the matrices, every block has a single row.
+    """
 
     copies_output = True
 
     def __init__(self, program: Program, work: Work, dtype: torch.dtype) -> None:
         self._divisions = iter(divisions(program, work, dtype))
-        self._written = functools.partial(emit, program, work, dtype)
+        self._entries = entries_of_matrices(program, work)
+        self._write = functools.partial(emit, program, work, dtype)
         self._next()
-        super().__init__(self._kernel.layout, program, dtype)
+        super().__init__(self._many.kernel.layout, program, dtype)
+        fits = 0 < self._entries * self.real.itemsize <= 4 * REGISTERS
+        self._single = _Written(self._write(Division(1, held=True, single=True)), self._entries) if fits else None
 
     def _next(self) -> None:
-        written = self._written(next(self._divisions))
-        self._kernel = written.kernel
-        self._warps: dict[int, int] = {}  # of a kernel for so many rows
-        self._function = getattr(load(written.text), self._kernel.layout.name)
+        self._many = _Written(self._write(next(self._divisions)), self._entries)
+
+    def _suited(self, batch: int, together: int) -> _Written:
+        """The kernel for so many rows, on a GPU where so many blocks run together."""
+        division = self._many.kernel.division
+        turns = MOST_TURNS if division.splits == 1 and division.held else MOST_TURNS_OF_SPLIT
+        return self._single if self._single is not None and batch <= turns * together else self._many
 
     def _fill(
         self,
@@ -84,19 +122,22 @@ class _Loop(FusedLoop):
         slots: Sequence[int],
         steps: Steps,
     ) -> None:
-        layout, kernel, device = self.layout, self._kernel, history[0].device
+        layout, device = self.layout, history[0].device
         time, batch, backwards, lengths, seed, start = steps
-        splits, together = kernel.division.splits, processors(device)
-        rows = rows_of_a_block(batch, kernel, together, self.real)
+        together = processors(device)
+        written = self._suited(batch, together)
+        kernel, division = written.kernel, written.kernel.division
+        splits, rows = division.splits, 1 if division.single else rows_of_a_block(batch, kernel, together, self.real)
         blocks = -(-batch // rows)
         totals = self._parts(blocks, device)
         given: list[Any] = [values[name].contiguous() for name in layout.inputs]
         given += [*history, *(outputs[name] for name in layout.outputs), *totals.values()]
         given.append(outputs.get("output", history[0]))
         for name in layout.matrices:
-            given += [values[name], *values[name].stride()]
+            matrix = packed(values[name]) if division.single else values[name]
+            given += [matrix, *matrix.stride()]
         given += slots
-        given += self._shared(blocks, rows, history[0])
+        given += self._shared(kernel, blocks, rows, history[0])
         given += [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
         given += [time, batch, start]
         constants: dict[str, Any] = {
@@ -110,18 +151,21 @@ class _Loop(FusedLoop):
         with on(device):
             try:
                 for first in range(0, blocks, at_once):
-                    self._launch(min(at_once, blocks - first), [*given, first, 0], constants, rows)
+                    written.launch(min(at_once, blocks - first), [*given, first, 0], constants)
             except out_of_resources():
-                if not kernel.division.held:
+                if not division.held:
                     raise
-                self._next()
+                if division.single:
+                    self._single = None
+                else:
+                    self._next()
                 self._fill(values, history, outputs, slots, steps)
             else:
                 self._add_totals(outputs, totals)
 
-    def _shared(self, blocks: int, rows: int, unused: Tensor) -> list[Tensor]:
+    def _shared(self, kernel: Kernel, blocks: int, rows: int, unused: Tensor) -> list[Tensor]:
         """Memory in which blocks pass on and exchange what they have, and count who has come, as far as they do."""
-        kernel, device = self._kernel, unused.device
+        device = unused.device
         splits = kernel.division.splits
         dtype = getattr(torch, kernel.passed_storage) if kernel.passed_storage else self.real
         passed, exchanged = blocks * rows * 2 * kernel.passed, blocks * rows * 2 * kernel.exchanged * splits
@@ -130,15 +174,6 @@ class _Loop(FusedLoop):
             torch.empty(exchanged, dtype=self.real, device=device) if splits > 1 and exchanged else unused,
             torch.zeros(blocks, dtype=torch.int32, device=device) if splits > 1 else unused,
         ]
-
-    def _launch(self, blocks: int, given: Sequence[Any], constants: Mapping[str, Any], rows: int) -> None:
-        splits = self._kernel.division.splits
-        options: dict[str, Any] = {"num_warps": self._warps.get(rows) or warps(self._kernel, rows)}
-        if splits > 1:
-            options["launch_cooperative_grid"] = True
-        compiled = self._function[(blocks, splits)](*given, **constants, **options)
-        if rows not in self._warps and not interpreted():
-            self._warps[rows] = options["num_warps"] * (2 if compiled.n_spills > MOST_SPILLS else 1)
 
 
 @functools.cache
@@ -185,6 +220,11 @@ def warps(kernel: Kernel, rows: int) -> int:
     Of few columns of a large matrix as many as there are units for products.
     """
     return max(4 if kernel.division.splits > 1 else 1, min(8, kernel.columns * rows // 256))
+
+
+def warps_of_row(kernel: Kernel, entries: int) -> int:
+    """How many groups of 32 threads share a single row: four threads a column, and registers for all entries."""
+    return min(16, power(max(1, kernel.columns // 8, entries // 4096)))
 
 
 def check(device: str) -> None:

@@ -272,6 +272,24 @@ def product(matrix, tile, INTERPRETED: tl.constexpr, TF32: tl.constexpr):
 
 
 @triton.jit
+def spread(tile, SIDE: tl.constexpr):
+    """The numbers of a row, (depth, 1), as (1, SIDE, pieces): those of a piece are neighbours.
+
+    Without `gather`, which changes nothing, the compiler would cut matrices among the threads as the row is cut.
+    """
+    DEPTH: tl.constexpr = tile.shape[0]
+    row = tl.gather(tl.reshape(tile, [DEPTH]), tl.arange(0, DEPTH), 0)
+    return tl.reshape(tl.trans(tl.reshape(row, [DEPTH // SIDE, SIDE])), [1, SIDE, DEPTH // SIDE])
+
+
+@triton.jit
+def halves(pieces):
+    """The pieces of even and those of odd number."""
+    SIDE: tl.constexpr = pieces.shape[1]
+    return tl.split(tl.reshape(pieces, [1, SIDE, pieces.shape[2] // 2, 2]))
+
+
+@triton.jit
 def leading_bits(x):
     """float32 rounded to TF32."""
     return ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
