@@ -331,7 +331,8 @@ class Done:
         return self.figure
 
 
-RNN_FIGURE = Recurrence("RNN", TRITON, EXACT, 2.0, {NN: 5.0}, {NN: 1.5}, {})
+LAUNCHED = {"launched_ms": {"ours": 3.0, NN: 6.0}}
+RNN_FIGURE = Recurrence("RNN", TRITON, EXACT, 2.0, {NN: 5.0}, {NN: 1.5}, {}, **LAUNCHED)
 GRU_FIGURE = Recurrence("GRU", "stepwise", EXACT, 5.0, {NN: 4.0, TRITON: 2.0}, {NN: 1.5}, {}, EXACT)
 CELL_FIGURE = OwnCell("mine", TRITON, EXACT, 2.0, {LOOP: 90.0, CUDNN_LSTM: 0.5}, {LOOP: 20.0, CUDNN_LSTM: 0.5}, {})
 NORM_FIGURE = Bandwidth(
@@ -376,7 +377,7 @@ def test_the_tables_of_a_gpu(bench, tmp_path):
     rows = [Done(RNN_FIGURE), Done(GRU_FIGURE), Done(CELL_FIGURE, "own cell"), Done(NORM_FIGURE, "bandwidth")]
     result = bench(rows, "--json", str(tmp_path / "f.json"), "--markdown", str(tmp_path / "f.md"))
     assert result.exit_code == 0, result.output
-    assert cells(result.output, "RNN") == "triton 0e+00 2.000 5.000 2.50 ≥ 1.5".split()
+    assert cells(result.output, "RNN") == "triton 0e+00 2.000 5.000 2.50 ≥ 1.5 3.000 / 6.000".split()
     assert cells(result.output, "GRU") == "stepwise 0e+00 5.000 2.000 4.000 0.80 < 1.5".split()
     assert cells(result.output, "mine") == "triton 0e+00 2.000 90.000 45.00 ≥ 20 0.500 0.25 < 0.5".split()
     assert (
@@ -389,7 +390,7 @@ def test_the_tables_of_a_gpu(bench, tmp_path):
     assert found["machine"]["gpu"] == "a GPU"
     assert [figure["ours_ms"] for figure in found["figures"]["recurrence"]] == [2.0, 5.0]
     table = (tmp_path / "f.md").read_text()
-    assert "| RNN | triton | 0e+00 | 2.000 |  | 5.000 | 2.50 ≥ 1.5 |  |" in table.splitlines()
+    assert "| RNN | triton | 0e+00 | 2.000 |  | 5.000 | 2.50 ≥ 1.5 | 3.000 / 6.000 |  |" in table.splitlines()
     assert "- left out: bandwidth: norm: torch.compile: no" in table.splitlines()
     assert "Liger-Kernel 2.500 · 64%, apex 4.000 · 40% |" in table
 

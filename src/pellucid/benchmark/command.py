@@ -151,7 +151,9 @@ def bench(
     output have. TF32 is float32 whose products may be rounded to it, in cuDNN and elsewhere alike; in rows of float32
     none are. A row that breaks the GPU's context or takes longer than 90 s is given up, and the others are measured in
     a new process. The largest difference in the measured type is at most twice the opponent's own and a unit of that
-    type, or 1e-4, relative to the largest entry:
+    type, or 1e-4, relative to the largest entry. Steps are recorded as CUDA graphs and replayed: the figures are what
+    the GPU does. "launched" are those of pellucid and torch.nn where Python launches every step, which may take longer
+    than the GPU does. The own cell is launched on all sides.
 
     \b
     recurrence    Beside torch.nn, which is cuDNN; where it is not, that is said below the table. "triton" is the same

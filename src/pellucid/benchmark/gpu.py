@@ -257,9 +257,16 @@ class RecurrentRow:
             missing[TRITON] = forced.differing()
             del sides[TRITON]
         calls = {name: functools.partial(step, side, *given, by=by) for name, (side, by) in sides.items()}
-        found = _milliseconds(calls, run)
+        launched, found = self._times(calls, run, missing)
         ours = found.pop("ours")
-        return self.name, backend, agreement, ours, found, _given_floors(floors), missing, forced
+        rest = (None, None, launched)
+        return self.name, backend, agreement, ours, found, _given_floors(floors), missing, forced, *rest
+
+    def _times(
+        self, calls: Mapping[str, Callable[[], Any]], run: Run, missing: dict[str, str]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Milliseconds of steps that Python launches, where they are not the figures, and the figures."""
+        return _launched_and_recorded(calls, run, missing)
 
 
 def _without_cudnn(figure: Beside, theirs: torch.nn.Module, x: Tensor) -> Beside:
@@ -343,6 +350,12 @@ class OwnCellRow(RecurrentRow):
                 OwnCell(*self._beside(run, layer, given, compared, opponents, floors)), plain, given[0]
             )
 
+    def _times(
+        self, calls: Mapping[str, Callable[[], Any]], run: Run, missing: dict[str, str]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """As Python launches them: a loop over the steps is written for nothing else."""
+        return {}, _milliseconds(calls, run)
+
 
 # -- what moves memory ------------------------------------------------------------------------------------------------
 
@@ -377,16 +390,7 @@ class BandwidthRow:
         except Exception as error:
             missing[COMPILED] = reason(error)
         calls = {name: functools.partial(step, side, *given) for name, side in sides.items()}
-        launched = _milliseconds(calls, run)
-        replays: dict[str, Callable[[], Any]] = {}
-        for name, call in calls.items():
-            try:
-                replays[name] = recorded(call, run.device)
-            except Exception as error:
-                if name == "ours":
-                    raise
-                missing[name] = f"cannot be recorded: {reason(error)}"
-        found = _milliseconds(replays, run)
+        launched, found = _launched_and_recorded(calls, run, missing)
         ours, floors = found.pop("ours"), _given_floors({COMPILED: self.compile_floor})
         limit = 1e3 * self.twin.work(theirs, *given).bytes / run.rates.bytes
         beside = (agreement, ours, found, floors, missing, None, limit, self.least_share, launched)
@@ -395,6 +399,21 @@ class BandwidthRow:
 
 def _milliseconds(calls: Mapping[str, Callable[[], Any]], run: Run) -> dict[str, float]:
     return {name: 1e3 * seconds for name, seconds in times(calls, run.rounds, run.device).items()}
+
+
+def _launched_and_recorded(
+    calls: Mapping[str, Callable[[], Any]], run: Run, missing: dict[str, str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Milliseconds of steps that Python launches one by one, and of the same, recorded; what cannot be is missing."""
+    launched, replays = _milliseconds(calls, run), {}
+    for name, call in calls.items():
+        try:
+            replays[name] = recorded(call, run.device)
+        except Exception as error:
+            if name == "ours":
+                raise
+            missing[name] = f"cannot be recorded: {reason(error)}"
+    return launched, _milliseconds(replays, run)
 
 
 def recorded(call: Callable[[], Any], device: str) -> Callable[[], Any]:

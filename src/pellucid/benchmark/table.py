@@ -67,6 +67,11 @@ def _peers(figure: Beside) -> str:
     return "\n".join(f"{name} {_beside(name)(figure)}" for name in (LIGER, APEX, FLASHRNN) if name in figure.others_ms)
 
 
+def _launched(figure: Beside) -> str:
+    """Steps that Python launches: ours and torch.nn's."""
+    return " / ".join(f"{figure.launched_ms[name]:.3f}" for name in ("ours", NN) if name in figure.launched_ms)
+
+
 def _share(figure: Beside) -> str | Text:
     share = f"{figure.share(figure.ours_ms):.0%}"
     if figure.least_share is None:
@@ -136,7 +141,13 @@ BESIDE: Columns = {
     "pellucid": lambda f: f"{f.ours_ms:.3f}",
     "triton": _beside(TRITON),
 }
-RECURRENCE: Columns = {**BESIDE, "torch.nn": _beside(NN), "× nn": _times(NN), "peers": _peers}
+RECURRENCE: Columns = {
+    **BESIDE,
+    "torch.nn": _beside(NN),
+    "× nn": _times(NN),
+    "launched": _launched,
+    "peers": _peers,
+}
 OWN_CELL: Columns = {
     **BESIDE,
     "loop": _beside(LOOP),
@@ -151,7 +162,7 @@ BANDWIDTH: Columns = {
     "× nn": _times(NN),
     "torch.compile": _beside(COMPILED),
     "× compile": _times(COMPILED),
-    "launched": lambda f: " / ".join(f"{f.launched_ms[name]:.3f}" for name in ("ours", NN)),
+    "launched": _launched,
     "peers": _peers,
 }
 TABLES: Mapping[type, tuple[str, Columns]] = {
