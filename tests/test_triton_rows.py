@@ -23,10 +23,13 @@ IN_INTERPRETER = pytest.mark.skipif(
 )
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, *HALF)
+SMALL_TILES = {"REGISTERS": 1, "FEWEST_COLUMNS": 4, "ENOUGH_COLUMNS": 4, "WARPS": 1}
+ONE_PROCESSOR = {**SMALL_TILES, "TARGET": 32, "INTERPRETED_PROCESSORS": 1}
 WAYS = {  # how a nest is cut: what a block holds, entries of a tile, columns side by side, programs
     "whole": {},
-    "looped": {"REGISTERS": 1, "TARGET": 32, "FEWEST_COLUMNS": 4, "INTERPRETED_PROCESSORS": 1, "WARPS": 1},
-    "split": {"REGISTERS": 1, "TARGET": 16, "FEWEST_COLUMNS": 4, "INTERPRETED_PROCESSORS": 8, "WARPS": 1},
+    "looped": {**ONE_PROCESSOR, "INTERPRETED_CACHE": 0},
+    "in turns": ONE_PROCESSOR,
+    "split": {**SMALL_TILES, "TARGET": 16, "INTERPRETED_PROCESSORS": 8},
 }
 
 
@@ -142,7 +145,9 @@ REDUCED = [
 @IN_INTERPRETER
 @pytest.mark.parametrize(
     ("way", "name"),
-    [("whole", name) for name in NORMS] + [(("looped", "split")[i % 2], n) for i, n in enumerate(REDUCED)],
+    [("whole", name) for name in NORMS]
+    + [(("looped", "in turns", "split")[i % 3], n) for i, n in enumerate(REDUCED)]
+    + [("in turns", "group"), ("split", "group"), ("looped", "group last"), ("split", "group last")],
 )
 def test_every_norm_is_the_formula(cut, name, way):
     make, shape, lay = NORMS[name]
@@ -156,6 +161,7 @@ def test_every_norm_is_the_formula(cut, name, way):
     else:
         assert any(not plan.tile.whole for plan in reduced)
         assert any(plan.tile.split for plan in reduced) == (way == "split")
+        assert any(plan.tile.turns for plan in reduced) == (way == "in turns")
 
 
 @IN_INTERPRETER
@@ -390,6 +396,7 @@ LARGE = {  # beside the small ones: several blocks, rows that no block holds, fe
     "rms 1000": (lambda: nn.RMSNorm(1000), (77, 1000), lambda x: x),
     "group large": (lambda: nn.GroupNorm(4, 32), (5, 32, 57, 60), lambda x: x),
     "group large last": (lambda: nn.GroupNorm(4, 32), (5, 32, 57, 60), last),
+    "group of many": (lambda: nn.GroupNorm(32, 128), (16, 128, 96, 97), lambda x: x),
     "batch large": (lambda: nn.BatchNorm2d(8), (70, 8, 48, 48), lambda x: x),
     "batch large last": (lambda: nn.BatchNorm2d(8), (70, 8, 48, 48), last),
 }

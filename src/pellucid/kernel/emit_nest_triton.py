@@ -34,6 +34,8 @@ class Tile:
         absent: the axes along which nothing varies.
         whole: whether a tile holds all that is reduced.
         split: whether several programs share what is reduced.
+        turns: whether programs do one block after another where no totals make them, which then has its own part of
+            every total.
         wide: whether places in memory are numbers of 64 bits.
         apart: operands of which several lie in one piece of memory, each with its beginning.
         factors: of sizes and distances; the compiler cannot see of a number that it is a multiple of 8.
@@ -44,6 +46,7 @@ class Tile:
     absent: frozenset[int] = frozenset()
     whole: bool = True
     split: bool = False
+    turns: bool = False
     wide: bool = False
     apart: frozenset[str] = frozenset()
     factors: tuple[tuple[str, int], ...] = ()
@@ -162,6 +165,7 @@ class _Function(Tiles):
         self.reduces = [value for value in self.values if value.kind == "reduce"]
         self.outputs = {name: value for name, value in nest.outputs.items() if value.kind != "total"}
         self.totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
+        self.turns = tile.turns or bool(self.totals)
         self.draws = [value for value in self.values if value.kind == "draws"]
         owned = owned_axes(nest)
         self.outside = [axis for axis in range(nest.axes) if axis not in nest.inner | tile.absent]
@@ -201,7 +205,8 @@ class _Function(Tiles):
             yield f"{name}_low"
             yield from (f"{name}_high",) if self.float64 else ()
         yield from ("seed", "seed_high", "stream", "stream_high") if self.draws else ()
-        yield from ("totals", "total_entries", "programs") if self.totals else ()
+        yield from ("totals", "total_entries") if self.totals else ()
+        yield from ("programs",) if self.turns else ()
         yield from ("parts", "units", "splits") if self.tile.split else ()
 
     def _number(self, key: str) -> str:
@@ -218,7 +223,7 @@ class _Function(Tiles):
         ]
         changing += [p[name] for name in ("seed", "seed_high", "stream", "stream_high") if self.draws]
         lines = self.scopes[STEP].lines
-        if self.totals:
+        if self.turns:
             blocks = " * ".join(map(self._blocks, self.shared)) or "1"
             steps = f"program, {blocks}, {p['programs']}"
             steps = f"range({steps})" if self.passes else f"tl.range({steps}, num_stages=STAGES)"
@@ -244,9 +249,9 @@ class _Function(Tiles):
                 f"{key}, {key}_high = functions.words({self.parameters[g]}, {self.parameters[f'{g}_high']}, {lies})"
                 for key, g, lies in (("key", "seed", "SEED_LIES"), ("series", "stream", "False"))
             ]
-        if self.totals:
+        if self.turns:
             step.append("rest = step")
-        self._start(self.shared, "rest" if self.totals else "program", step)
+        self._start(self.shared, "rest" if self.turns else "program", step)
         here = {n: t for n, t in self.totals.items() if self.stage in (None, self.levels[t.values[0]])}
         sums = {name: self._sums(total, program) for name, total in here.items() if not self._is_wide(total)}
         for level in self.passes:
@@ -306,7 +311,10 @@ class _Function(Tiles):
         return found
 
     def _pass(self, level: int, sums_of_totals: Mapping[str, Sums]) -> None:
-        """Go once over what is reduced, in turns where totals vary along a part of it: one for each of their tiles."""
+        """Go once over what is reduced, in turns where totals vary along a part of it: one for each of their tiles.
+
+        A pass goes the other way than the one before it, whose last tiles are in the second cache.
+        """
         step, found = self.scopes[STEP].lines, self._of_level(level)
         slow = {name: total for name, total in self.totals.items() if total in found and self._is_wide(total)}
         varying = frozenset().union(*(self._along(total) for total in slow.values()))
@@ -315,6 +323,9 @@ class _Function(Tiles):
         self.homes = {}
         turn, inside = self.scopes[TURN:] = _Scope(), _Scope()
         self._start(self.slow, "turn", turn.lines)
+        count = " * ".join(map(self._blocks, fast)) or "1"
+        if level % 2:
+            inside.lines.append(f"part = {count} - 1 - part")
         self._start(fast, "part", inside.lines)
         beside = {self.deviations[value]: value for value in found if value in self.deviations}
         moments = {value: self._moments(value, step) for value in beside}
@@ -333,7 +344,6 @@ class _Function(Tiles):
             if total in found:
                 self._add(total, parts[name] if name in slow else sums_of_totals[name], PASS)
         behind = [store for name, total in slow.items() for store in self._parts_of_total(name, total, parts[name])]
-        count = " * ".join(map(self._blocks, fast)) or "1"
         count = f"split, {count}, {self.parameters['splits']}" if self.tile.split else f"0, {count}"
         adds = bool(sums or moments or any(total in found for total in self.totals.values()))
         parts_of = f"tl.range({count}, num_stages=STAGES)" if adds else f"range({count})"
@@ -541,6 +551,7 @@ class _Function(Tiles):
         pointer = self.parameters.get(key)
         if pointer is None:
             part = f"(program * {self.parameters['splits']} + split)" if self.tile.split else "program"
+            part = "step" if self.tile.turns else part
             pointer = f"{self.parameters['totals']} + {part} * {self.parameters['total_entries']}"
         masks = self._masks(axes, length)
         return f"{pointer} + {self._offset(key, axes, start, length)}", f", mask={' & '.join(masks)}" if masks else ""

@@ -8,7 +8,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,14 @@ TARGET = 4096  # entries of a tile, where the axes let it be chosen
 REGISTERS = 3 * 2**14  # numbers that a block keeps at most: of every operand, and of every sum over rows
 MOST_SPLITS = 128  # programs that share what is reduced: each later one reads the parts of all of them
 FEWEST_COLUMNS = 32  # of a tile: what one access to memory brings
+ENOUGH_COLUMNS = 64  # a line of the second cache, 128 bytes, in 16 bits: of all that such rows may share
+MOST_SUMS = 8  # over rows that a tile makes side by side, sooner than that the tiles of each are a loop of their own
 ENTRIES_OF_A_WARP, MOST_WARPS = 512, 16
 WARPS = 32  # of a multiprocessor, that a grid is to keep busy
 STAGES = 3  # tiles of a loop that are on their way at a time
 LEAST_TURNS = 2  # tiles that a program takes at least of what several share
-INTERPRETED_PROCESSORS = 2  # what the interpreter stands for
+INTERPRETED_PROCESSORS, INTERPRETED_CACHE = 2, 2**30  # what the interpreter stands for
+CACHED = 0.75  # of the second cache, which what is read again may fill
 MOST_COLUMNS = 2**15  # of a formula that cuts them: they are all in one tile
 FARTHEST = 2**31 - 2**24  # place in memory that 32 bits reach
 
@@ -65,7 +68,7 @@ class Kernel(Direction):
         nest = lower(form).nests[number]
         super().__init__(laid_out(nest), sizes, form.dtype, views, form.operands[0].name)
         self._nest, self._title, self._device = nest, name, device
-        self._plans = _plans(nest, self.sizes, _processors(device))
+        self._plans = _plans(nest, self.sizes, _Gpu.of(device))
         self._launches: list[_Launch] = []
         self._scratch = 0
         self._apart: dict[str, slice] = {}  # totals that lie there
@@ -138,15 +141,26 @@ class _Plan:
     programs: int  # of each of them, which share the blocks along the other axes outside
     splits: int
     warps: int
+    rows: int  # of parts of totals
 
 
-def _processors(device: torch.device) -> int:
-    return jitted.processors(device) if device.type == "cuda" else INTERPRETED_PROCESSORS
+class _Gpu(NamedTuple):
+    """Multiprocessors, and bytes of their second cache."""
+
+    processors: int
+    cache: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> _Gpu:
+        """What a GPU has, or what the interpreter stands for."""
+        if device.type != "cuda":
+            return cls(INTERPRETED_PROCESSORS, INTERPRETED_CACHE)
+        return cls(jitted.processors(device), torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def _plans(nest: Nest, sizes: Sequence[int], processors: int) -> list[_Plan]:
+def _plans(nest: Nest, sizes: Sequence[int], gpu: _Gpu) -> list[_Plan]:
     """The kernels of a nest: the first, then those of sums over rows that it cannot have beside it."""
-    first = _plan(nest, sizes, processors)
+    first = _plan(nest, sizes, gpu)
     totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
     last = nest.axes - 1
     varying = frozenset().union(*(along(total, last) for total in totals.values()))
@@ -162,13 +176,13 @@ def _plans(nest: Nest, sizes: Sequence[int], processors: int) -> list[_Plan]:
     if not apart:
         return [first]
     main, others = _divided(nest, apart)
-    plans = [_plan(main, sizes, processors)] if main.outputs else []
-    return [*plans, *(_plan(other, sizes, processors, absent) for other, absent in others)]
+    plans = [_plan(main, sizes, gpu)] if main.outputs else []
+    return [*plans, *(_plan(other, sizes, gpu, absent) for other, absent in others)]
 
 
-def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[int] = frozenset()) -> _Plan:
+def _plan(nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int] = frozenset()) -> _Plan:
     """Choose the tile and the grid of a nest."""
-    last, fixed = nest.axes - 1, nest.columns is not None
+    last, fixed, processors = nest.axes - 1, nest.columns is not None, gpu.processors
     sizes = [1 if axis in absent else size for axis, size in enumerate(sizes)]
     inner = [axis for axis in range(last, -1, -1) if axis in nest.inner and axis not in absent]
     outside = [axis for axis in range(last, -1, -1) if axis not in nest.inner and axis not in absent]
@@ -197,6 +211,7 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
                     return
                 blocks[axis], entries = 2 * blocks[axis], 2 * entries
 
+    alone = False
     if whole:
         for axis in inner:
             blocks[axis] = 1 if fixed and axis == last else power(sizes[axis])
@@ -207,7 +222,13 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
         if last in inner:
             grow([last], FEWEST_COLUMNS)
         grow(beside, FEWEST_COLUMNS)
-        grow(inner, TARGET)
+        grow(beside, ENOUGH_COLUMNS, fewest=processors * WARPS // MOST_SPLITS)
+        alone = processors < _count(sizes, blocks, outside) and _alone(nest, inner, sizes, blocks, gpu)
+        target = 2 * TARGET if alone else TARGET
+        for axis in frozenset().union(*(along(total, last) for total in totals)) & {*inner}:
+            while 2 * blocks[axis] <= MOST_SUMS and 2 * entries <= target and not sizes[axis] % (2 * blocks[axis]):
+                blocks[axis], entries = 2 * blocks[axis], 2 * entries
+        grow(inner, target)
     warps = max(1, min(MOST_WARPS, entries // ENTRIES_OF_A_WARP))
     programs = processors * max(1, WARPS // warps)  # that the GPU runs at a time
     units = _count(sizes, blocks, outside)
@@ -215,12 +236,36 @@ def _plan(nest: Nest, sizes: Sequence[int], processors: int, absent: frozenset[i
     if not whole and units < processors:
         splits = max(1, min(_count(sizes, blocks, inner) // LEAST_TURNS, programs // units, MOST_SPLITS))
     owned = _count(sizes, blocks, [axis for axis in outside if axis in owned_axes(nest)]) if totals else 1
-    shares = min(units // owned, max(1, programs // owned)) if totals else units
+    shares = rows = min(units // owned, max(1, programs // owned)) if totals else units
     if splits > 1 or (not whole and any(along(total, last) & nest.inner for total in totals)):
-        shares = units // owned
+        shares = rows = units // owned
+    if alone:
+        shares = max(1, processors // owned)
     exact = frozenset(axis for axis in range(nest.axes) if sizes[axis] % blocks[axis] == 0)
-    tile = Tile(tuple(blocks), exact, absent, whole, splits > 1)
-    return _Plan(nest, tile, owned, shares, splits, warps)
+    tile = Tile(tuple(blocks), exact, absent, whole, splits > 1, alone)
+    return _Plan(nest, tile, owned, shares, splits, warps, rows)
+
+
+def _alone(nest: Nest, inner: Sequence[int], sizes: Sequence[int], blocks: Sequence[int], gpu: _Gpu) -> bool:
+    """Whether one program at a time is to run on a multiprocessor.
+
+    What it reduces it reads again, out of the second cache, where the operands of all that run fit that.
+    """
+    last, within = nest.axes - 1, frozenset(inner)
+    values = all_values(nest.outputs.values())
+    again = any(value.kind == "reduce" for value in values) and any(
+        value.kind != "total" and along(value, last) & within for value in nest.outputs.values()
+    )
+    parted = [v for v in nest.outputs.values() if v.kind == "total" and not along(v, last) & within]
+    if not again or parted:
+        return False
+    bytes_read = 0
+    for value in values:
+        axes = along(value, last)
+        if value.kind == "memory" and axes & within:
+            entries = math.prod(sizes[axis] if axis in within else blocks[axis] for axis in axes)
+            bytes_read += entries * getattr(torch, nest.storage[value.name]).itemsize
+    return gpu.processors * bytes_read <= CACHED * gpu.cache
 
 
 def _count(sizes: Sequence[int], blocks: Sequence[int], axes: Iterable[int]) -> int:
@@ -360,7 +405,7 @@ class _Launch:
         totals, parts = self._memory
         sums = None
         if totals is not None:
-            shape = (self.plan.programs * self.plan.splits, sum(self._totals.values()))
+            shape = (self.plan.rows * self.plan.splits, sum(self._totals.values()))
             given[totals] = sums = torch.empty(shape, dtype=self._real, device=self._device)
         if parts is not None:
             given[parts] = torch.empty(self._parts, dtype=self._real, device=self._device)
