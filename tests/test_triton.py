@@ -117,8 +117,7 @@ def test_a_row_for_every_block(name, monkeypatch):
 def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
     """Each block is a process: they wait for each other, which the interpreter's blocks, one by one, cannot."""
     monkeypatch.setattr(jitted, "divisions", lambda *_: [jitted.Division(4 if batch > 16 else 2, held)])
-    monkeypatch.setattr(jitted, "MOST_TURNS", 0)
-    monkeypatch.setattr(jitted, "MOST_TURNS_OF_SPLIT", 0)
+    _rows_together(monkeypatch)
     monkeypatch.setattr(jitted._Written, "launch", _in_processes)
     _forget()
     layer = make(cell, 3, 21 if cell is not formulas.concatenated else 6, dtype)
@@ -240,13 +239,21 @@ def on_gpu(test):
     return exactly
 
 
+def _rows_together(monkeypatch):
+    """Let blocks have several rows, however few there are."""
+    monkeypatch.setattr(jitted, "MOST_TURNS", 0)
+    monkeypatch.setattr(jitted, "MOST_TURNS_OF_SPLIT", 0)
+
+
 @on_gpu
-@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("blocks", ["single", "few", "many"])
 @pytest.mark.parametrize("name", CELLS)
-def test_every_cell_is_the_reference_on_the_gpu(name, many):
-    """Of many units the columns are shared among blocks."""
+def test_every_cell_is_the_reference_on_the_gpu(name, blocks, monkeypatch):
+    """A block for every row, for several, and columns of many units that are shared among blocks."""
+    if blocks != "single":
+        _rows_together(monkeypatch)
     few = [(7, torch.float64), (64, torch.float32)][list(CELLS).index(name) % 2]
-    hidden, dtype = (200, torch.float32) if many else few
+    hidden, dtype = (200, torch.float32) if blocks == "many" else few
     layer = make(CELLS[name], 20, hidden, dtype, bidirectional=hidden == 7)
     _compare(layer, [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda")
 
@@ -263,8 +270,20 @@ def test_float64_of_many_units_on_the_gpu(name):
 
 @on_gpu
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize(("name", "hidden"), [("lstm", 128), ("gru", 512), ("rnn", 300), ("layernorm_lstm", 64)])
-def test_sixteen_bits_on_the_gpu(name, hidden, dtype):
+@pytest.mark.parametrize(
+    ("name", "hidden", "single"),
+    [
+        ("lstm", 128, False),
+        ("lstm", 128, True),
+        ("gru", 512, False),
+        ("rnn", 300, False),
+        ("layernorm_lstm", 64, False),
+        ("layernorm_lstm", 64, True),
+    ],
+)
+def test_sixteen_bits_on_the_gpu(name, hidden, single, dtype, monkeypatch):
+    if not single:
+        _rows_together(monkeypatch)
     layer = make(CELLS[name], 20, hidden, dtype)
     given = inputs(layer, TIME, 33)
     expected = run(layer, given, None, "stepwise", torch.float64)
@@ -273,7 +292,8 @@ def test_sixteen_bits_on_the_gpu(name, hidden, dtype):
 
 
 @on_gpu
-def test_tf32_is_torchs_switch_for_recurrent_layers():
+def test_tf32_is_torchs_switch_for_recurrent_layers(monkeypatch):
+    _rows_together(monkeypatch)  # a single row is multiplied exactly
     layer = make(cells.lstm, 20, 128, torch.float32).cuda()
     x = torch.randn(50, 33, 20, device="cuda")
     with pellucid.backend("stepwise"):
