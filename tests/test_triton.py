@@ -568,7 +568,7 @@ def compiled(layer, dtype, splits=1, single=False):
             hints = {(place,): [["tt.divisibility", 16]] for place in even}
         many = jitted.warps_of_row(kernel, 3 * 32 * 32) if single else jitted.warps(kernel, rows)
         source = ASTSource(function, kinds, flags, hints)
-        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options={"num_warps": many})
+        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=jitted.launched_by(many))
 
 
 def _types(work, laid_out, dtype):

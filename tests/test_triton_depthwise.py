@@ -300,7 +300,7 @@ def compiled(last, architecture=80):
 
     def compile_only(call, *tensors):
         function, fixed = getattr(triton_depthwise._kernels(), call.name), dict(call.constants)
-        options = {"num_warps": fixed.pop("num_warps", 4)}
+        options = {name: fixed.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in fixed}
         kinds = [f"*{str(t.dtype)[6:].replace('bfloat', 'bf').replace('float', 'fp')}" for t in tensors]
         types = dict(zip(function.arg_names, [*kinds, *["i32"] * len(call.numbers)], strict=False))
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(tensors))}

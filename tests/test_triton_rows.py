@@ -520,7 +520,7 @@ class _Compiler:
     def __getitem__(self, grid):
         return self
 
-    def __call__(self, *given, num_warps, **constants):
+    def __call__(self, *given, num_warps, enable_fp_fusion, **constants):
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
@@ -538,7 +538,11 @@ class _Compiler:
             if isinstance(value, torch.Tensor) or value % 16 == 0:
                 hints[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.function, kinds, known, hints)
-        built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": num_warps})
+        built = triton.compile(
+            source,
+            target=GPUTarget("cuda", 80, 32),
+            options={"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion},
+        )
         vectors = sum(map(built.asm["ptx"].count, ("ld.global.v4.b32", "cp.async.cg.shared.global")))  # of 16 bytes
         print(self.function.__name__, vectors, built.metadata.shared)
 

@@ -77,7 +77,7 @@ class _Written:
         many = self._warps.get(rows) or (
             warps_of_row(self.kernel, self._entries) if division.single else warps(self.kernel, rows)
         )
-        options: dict[str, Any] = {"num_warps": many}
+        options = launched_by(many)
         if division.single:
             options["maxnreg"] = min(MOST_OF_A_THREAD, REGISTERS // (32 * many))
         if division.splits > 1:
@@ -222,6 +222,11 @@ def warps(kernel: Kernel, rows: int) -> int:
     return max(4 if kernel.division.splits > 1 else 1, min(8, kernel.columns * rows // 256))
 
 
+def launched_by(warps: int) -> dict[str, Any]:
+    """The options of every launch: what is added to a product is so in one operation, as Triton is about to be asked."""
+    return {"num_warps": warps, "enable_fp_fusion": True}
+
+
 def warps_of_row(kernel: Kernel, entries: int) -> int:
     """How many groups of 32 threads share a single row: four threads a column, and registers for all entries."""
     return min(16, power(max(1, kernel.columns // 8, entries // 4096)))
@@ -247,7 +252,7 @@ def _fault(device: str) -> Exception | None:
     from pellucid.kernel import triton_functions
 
     try:
-        triton_functions.nothing[(1,)](torch.empty(1, device=device))
+        triton_functions.nothing[(1,)](torch.empty(1, device=device), **launched_by(1))
     except Exception as error:
         return error
     return None

@@ -372,7 +372,7 @@ class _Launch:
         self._aligned = all(s % 4 == 0 for name in draws for axis, s in enumerate(strides[name]) if axis != last)
         self._seeds = [numbers[name] for name in ("seed", "seed_high", "stream", "stream_high") if name in numbers]
         self._memory = [numbers.get(name) for name in ("totals", "parts")]
-        self._constants: dict[str, Any] = {"num_warps": plan.warps}
+        self._constants = jitted.launched_by(plan.warps)
         if tile.split:
             self._constants["SPLITS"] = power(plan.splits)
         if "STAGES" in text.options:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.by_torch import ByTorch
-from pellucid.kernel.jitted import check, on
+from pellucid.kernel.jitted import check, launched_by, on
 from pellucid.kernel.nested import language
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.text_triton import power
@@ -249,12 +249,13 @@ class Depthwise(ByTorch):
     def _added(self, bias: bool) -> Call:
         columns = self.out * (self.kernel + 1)
         constants = {"KERNEL": self.kernel, "BIAS": bias, "ROWS": ADDED_ROWS, "COLUMNS": ADDED_COLUMNS}
-        return Call("add_parts", (-(-columns // ADDED_COLUMNS),), (self._parts, columns), constants)
+        grid = (-(-columns // ADDED_COLUMNS),)
+        return Call("add_parts", grid, (self._parts, columns), constants | launched_by(MOST_WARPS))
 
     def _constants(self, tile: Tile) -> dict[str, Any]:
         tl = _kernels().tl
         real = tl.float64 if self.real == torch.float64 else tl.float32
-        of_tile = {"SIDE": tile.side, "ROWS": tile.rows, "STEPS": tile.steps, "REAL": real, "num_warps": tile.warps}
+        of_tile = {"SIDE": tile.side, "ROWS": tile.rows, "STEPS": tile.steps, "REAL": real, **launched_by(tile.warps)}
         return self._fixed | of_tile
 
     def _launch(self, call: Call, *tensors: Tensor) -> None:
