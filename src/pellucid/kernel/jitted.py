@@ -223,7 +223,7 @@ def warps(kernel: Kernel, rows: int) -> int:
 
 
 def launched_by(warps: int) -> dict[str, Any]:
-    """The options of every launch: what is added to a product is so in one operation, as Triton is about to be asked."""
+    """The options of every launch: what is added to a product is so in one operation, as Triton wants to be told."""
     return {"num_warps": warps, "enable_fp_fusion": True}
 
 
