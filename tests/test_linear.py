@@ -232,6 +232,8 @@ def test_small_work_is_torchs_and_large_work_is_measured(monkeypatch):
     assert len(asked) == 2
     assert len(set(asked)) == 1
     assert "64 rows" in asked[0]
+    ours(small)
+    assert ours.backend == "torch"  # again, though what was left to torch is not decided anew
 
 
 def test_without_a_compiler_torch_runs(monkeypatch):

@@ -32,11 +32,12 @@ class Linear(Running, torch.nn.Linear):
         met = circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
         if met is None or own.get("_left") != met:
             y = linear.run(input, weight, bias, F.linear)
-            own["_ran"] = "torch" if y is None else "c"
             if y is not None:
+                own["_ran"] = "c"
                 return y
             if met is not None and lasts(input):
                 own["_left"] = met
+        own["_ran"] = "torch"
         try:
             return F.linear(input, weight, bias)
         except RuntimeError as error:
