@@ -8,8 +8,7 @@ from torch import Tensor
 
 from pellucid.errors import axes_of_features, label, shape_text
 from pellucid.kernel import linear
-from pellucid.kernel.choice import circumstances, lasts
-from pellucid.nn.component import Running
+from pellucid.nn.component import LEFT, Running
 
 
 class Linear(Running, torch.nn.Linear):
@@ -29,14 +28,13 @@ class Linear(Running, torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in features) to (..., out features)."""
         own, weight, bias = self.__dict__, self.weight, self.bias
-        met = circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
-        if met is None or own.get("_left") != met:
+        met = self._circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
+        if met is not LEFT:
             y = linear.run(input, weight, bias, F.linear)
             if y is not None:
                 own["_ran"] = "c"
                 return y
-            if met is not None and lasts(input):
-                own["_left"] = met
+            self._leave(input, met)
         own["_ran"] = "torch"
         try:
             return F.linear(input, weight, bias)
