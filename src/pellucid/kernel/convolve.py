@@ -98,7 +98,8 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, lies: Lies) -> tuple[Ten
     kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, lies, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
-    return _by(kernel, x, weight, bias, any(wanted)), "torch" if isinstance(kernel, Pointwise) else spoken
+    y = _by(kernel, x, weight, bias, any(wanted))
+    return y, kernel.backend if isinstance(kernel, Pointwise) else spoken
 
 
 def _by(
