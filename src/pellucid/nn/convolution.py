@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from pellucid.errors import label
+from pellucid.errors import label, mismatch
 from pellucid.kernel import convolve as kernel
 from pellucid.kernel import pointwise, triton_depthwise
 from pellucid.kernel.window import FORMATS, LEAST_ENTRIES, Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
 from pellucid.nn.component import LEFT, Running, SymbolShape
-from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, wrong_axes
+from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.errors import axes_of_features, label, mismatch, shape_text
 from pellucid.kernel import linear
 from pellucid.nn.component import LEFT, Running
 
@@ -52,12 +52,5 @@ class Linear(Running, torch.nn.Linear):
             turned = x.dim() > 1 and x.shape[-2] == self.in_features
             cure += ", or pass x.transpose(-1, -2)." if turned else ", or check which axis holds the features."
             raise RuntimeError(f"{found}, but the layer reads (..., features {self.in_features}). {cure}") from error
-        if x.dtype != self.weight.dtype:
-            raise RuntimeError(
-                f"{found} of {x.dtype}, but the weight is of {self.weight.dtype}. Pass x.to({self.weight.dtype})."
-            ) from error
-        if x.device != self.weight.device:
-            raise RuntimeError(
-                f"{found} on {x.device}, but the weight is on {self.weight.device}. "
-                f"Pass x.to({str(self.weight.device)!r})."
-            ) from error
+        if text := mismatch(x, self.weight):
+            raise RuntimeError(f"{found}, {text}") from error
