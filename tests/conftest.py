@@ -45,6 +45,12 @@ def pytest_unconfigure():
 
 
 @pytest.fixture
+def few_samples(monkeypatch):
+    """Let models be timed briefly when they are verified."""
+    monkeypatch.setattr("pellucid.models.verification.TIMED_SECONDS", 0)
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """Let short stand-ins take the place of the page and the figures."""
     page = ModuleType("pellucid.explanation.page")
