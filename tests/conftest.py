@@ -1,4 +1,4 @@
-"""What all tests share: one thread for their small tensors, and patience with slow machines."""
+"""What all tests share: one thread for small tensors, patience with slow machines, fixtures of several files."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def pytest_unconfigure():
 
 
 @pytest.fixture
+def few_samples(monkeypatch):
+    """Let models be timed briefly when they are verified."""
+    monkeypatch.setattr("pellucid.models.verification.TIMED_SECONDS", 0)
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """Let short stand-ins take the place of the page and the figures."""
     page = ModuleType("pellucid.explanation.page")
@@ -56,3 +62,41 @@ def drawn(monkeypatch):
     for module in (page, figure):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return SimpleNamespace(page=page, figure=figure)
+
+
+class Ran(list):
+    """The names of the kernels that ran since the last look."""
+
+    def take(self) -> list[str]:
+        found = list(self)
+        self.clear()
+        return found
+
+
+@pytest.fixture
+def ran(monkeypatch) -> Ran:
+    """Let row programs take small inputs and those whose channels lie side by side, and note which ran."""
+    from pellucid.kernel import nested_c
+    from pellucid.nn import dropout, normalization
+    from pellucid.nn.batch_norm import BatchNormFamily
+    from pellucid.nn.layer_norm import GroupNorm
+
+    found, call = Ran(), nested_c.Kernel.run
+
+    def noted(self, *args, **options):
+        found.append(self.layout.name)
+        return call(self, *args, **options)
+
+    monkeypatch.setattr(nested_c.Kernel, "run", noted)
+    monkeypatch.setattr(normalization, "SMALL", 0)
+    monkeypatch.setattr(dropout, "SMALL", 0)
+    for family in (normalization.NormalizationFamily, BatchNormFamily, GroupNorm):
+        monkeypatch.setattr(family, "_suits_operator", lambda self, x: False)
+    return found
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -232,6 +232,8 @@ def test_small_work_is_torchs_and_large_work_is_measured(monkeypatch):
     assert len(asked) == 2
     assert len(set(asked)) == 1
     assert "64 rows" in asked[0]
+    ours(small)
+    assert ours.backend == "torch"  # again, though what was left to torch is not decided anew
 
 
 def test_without_a_compiler_torch_runs(monkeypatch):
@@ -249,8 +251,8 @@ def test_without_a_compiler_torch_runs(monkeypatch):
         (torch.zeros(2, 7, 3), r"batch 2, time 7, features 3.*reads \(\.\.\., features 4\).*in_features=3"),
         (torch.zeros(4, 6), r"features 6.*in_features=6, or pass x\.transpose\(-1, -2\)"),
         (torch.zeros(()), r"Give it an axis of features"),
-        (torch.zeros(2, 4, dtype=torch.float64), r"of torch\.float64.*Pass x\.to\(torch\.float32\)"),
-        (torch.zeros(2, 4, device="meta"), r"on meta, but the weight is on cpu"),
+        (torch.zeros(2, 4, dtype=torch.float64), r"of torch\.float64.*Convert one: x\.to\(torch\.float32\)"),
+        (torch.zeros(2, 4, device="meta"), r"on meta, but the weights are on cpu.*x.to"),
     ],
 )
 def test_errors_name_the_layer_and_the_cure(x, said):

@@ -1,68 +1,21 @@
-"""Row programs: every layout, type and set of axes of the norms and dropouts against the formula in float64."""
+"""Row programs: every layout, type and set of axes of the norms against the formula in float64."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import threading
-import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fresh
-import pellucid
 from pellucid import nn
-from pellucid.kernel import memory, nested, nested_c, random
-from pellucid.nn import dropout, normalization
-from pellucid.nn.batch_norm import BatchNormFamily
-from pellucid.nn.layer_norm import GroupNorm
-from pellucid.nn.normalization import NormalizationFamily
-
-few = settings(
-    max_examples=int(os.environ.get("NESTED_EXAMPLES", "12")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-class Ran(list):
-    """The names of the kernels that ran since the last look."""
-
-    def take(self) -> list[str]:
-        found = list(self)
-        self.clear()
-        return found
-
-
-@pytest.fixture
-def ran(monkeypatch) -> Ran:
-    """Let kernels take small inputs and those whose channels lie side by side, and note which ran."""
-    found, call = Ran(), nested_c.Kernel.run
-
-    def noted(self, *args, **options):
-        found.append(self.layout.name)
-        return call(self, *args, **options)
-
-    monkeypatch.setattr(nested_c.Kernel, "run", noted)
-    monkeypatch.setattr(normalization, "SMALL", 0)
-    monkeypatch.setattr(dropout, "SMALL", 0)
-    for family in (NormalizationFamily, BatchNormFamily, GroupNorm):
-        monkeypatch.setattr(family, "_suits_operator", lambda self, x: False)
-    return found
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
+from pellucid.kernel import memory, nested, nested_c
+from row_programs import LAYOUTS, close, few, lay, rounded_once, trained
 
 # -- the formula in float64 ---------------------------------------------------------------------------------------
 
@@ -79,49 +32,7 @@ def expected(x, axes, weight=None, bias=None, eps=1e-5, real=None, root_mean_squ
     return torch.where(real, y if bias is None else y + bias, 0)
 
 
-def lay(x: torch.Tensor, layout: str, order: int) -> torch.Tensor:
-    """The same values, lying in memory in another way."""
-    if layout == "contiguous" or x.ndim < 2:
-        return x.contiguous()
-    if layout == "permuted":
-        places = next(itertools.islice(itertools.permutations(range(x.ndim)), order % math.factorial(x.ndim), None))
-        return x.permute(places).contiguous().permute([places.index(axis) for axis in range(x.ndim)])
-    if layout == "gaps":
-        wide = x.new_full(
-            [size * 2 + 1 if axis % 2 == order % 2 else size + 1 for axis, size in enumerate(x.shape)], 7.0
-        )
-        places = [slice(1, 2 * n + 1, 2) if a % 2 == order % 2 else slice(0, n) for a, n in enumerate(x.shape)]
-        wide[tuple(places)] = x
-        return wide[tuple(places)]
-    if layout == "rows":  # a slice of a wider tensor: rows without gaps
-        wide = x.new_full((*x.shape[:-1], x.shape[-1] + 3), 7.0)
-        wide[..., 1:-2] = x
-        return wide[..., 1:-2]
-    if layout == "channels last":
-        return x.movedim(1, -1).contiguous().movedim(-1, 1)
-    axis = order % x.ndim
-    return x.narrow(axis, 0, 1).expand(x.shape)
-
-
-LAYOUTS = ["contiguous", "permuted", "gaps", "rows", "channels last", "expanded"]
 sizes = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 16, 17])
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, terms: int = 1, what: str = "") -> None:
-    """Compare with the float64 result; ``terms`` is how many entries of size 1 were added up."""
-    bound = {torch.float64: 1e-11}.get(found.dtype, 2e-5)
-    scale = max(1.0, math.sqrt(terms), float(wanted.detach().abs().max()))
-    torch.testing.assert_close(
-        found.double() / scale, wanted.reshape(found.shape) / scale, rtol=bound, atol=bound, msg=what or None
-    )
-
-
-def trained(layer: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) + 1)
-    return layer
 
 
 def compare(layer, x, formula, ran, other=lambda g: g, **call):
@@ -252,13 +163,6 @@ def test_a_member_in_a_layout(ran, name, args, shape, formula, layout):
 
 
 # -- types and far-off inputs -------------------------------------------------------------------------------------
-
-
-def rounded_once(found: torch.Tensor, exact: torch.Tensor, slack: float = 2e-5) -> None:
-    """A value within ``slack`` of the exact one, rounded to the found one's type."""
-    width = slack * exact.abs().clamp(min=1)
-    low, high = ((exact + way * width).to(found.dtype) for way in (-1, 1))
-    assert ((low <= found) & (found <= high)).all(), (found - exact).abs().max()
 
 
 @member
@@ -544,123 +448,6 @@ def test_a_mask_that_does_not_vary_along_what_is_averaged(ran, shape, averaged, 
     compare(layer, x, formula, ran, mask=mask)
 
 
-# -- dropout ------------------------------------------------------------------------------------------------------
-
-DROPOUTS = [
-    ("Dropout", {}, (7, 33, 5), ()),
-    ("Dropout1d", {}, (7, 9, 65), (2,)),
-    ("Dropout2d", {}, (5, 9, 4, 7), (2, 3)),
-    ("Dropout3d", {}, (5, 9, 4, 3, 2), (2, 3, 4)),
-    ("LockedDropout", {}, (6, 5, 33), (0,)),
-    ("LockedDropout", {"batch_first": True}, (5, 6, 33), (1,)),
-    ("DropPath", {}, (65, 3, 2), (1, 2)),
-    ("AlphaDropout", {}, (7, 33, 5), ()),
-    ("FeatureAlphaDropout", {}, (7, 9, 5), (2,)),
-]
-dropouts = pytest.mark.parametrize(
-    ("name", "options", "shape", "shared"), DROPOUTS, ids=[f"{d[0]}{'-bf' * bool(d[1])}" for d in DROPOUTS]
-)
-
-
-def by_definition(layer, x: torch.Tensor, seed: int, call: int, shared: tuple[int, ...], p: float) -> torch.Tensor:
-    """The layer's formula of the reference's uniform numbers."""
-    shape = [1 if axis in shared else size for axis, size in enumerate(x.shape)]
-    draws = random.uniform(shape, torch.tensor(seed), stream=torch.tensor(call))
-    return layer.formula(x=x, draws=draws, p=p)
-
-
-@dropouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_mask_is_the_reference_s(ran, threads, monkeypatch, name, options, shape, shared, dtype):
-    """For every number of threads, layout and backend, in forward and backward."""
-    monkeypatch.setattr("pellucid.kernel.threads.OPERATIONS_FOR_A_THREAD", 1)
-    monkeypatch.setattr(nested_c, "ENTRIES_OF_A_PART", 64)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    wanted = by_definition(getattr(nn, name)(0.3, **options), x.double(), 5, 0, shared, 0.3)
-    scale = by_definition(getattr(nn, name)(0.3, **options), x.double() + 1, 5, 0, shared, 0.3) - wanted
-    for number, layout in itertools.product((1, 2, 3), LAYOUTS[:5]):
-        threads(number)
-        nested._bound.clear()
-        layer = getattr(nn, name)(0.3, seed=5, **options)
-        given = lay(x, layout, 1).detach().requires_grad_()
-        with memory.poison():
-            y = layer(given)
-            y.sum().backward()
-        assert ran.take() == ["forward", "backward"]
-        rounded_once(y.detach(), wanted, 1e-6)
-        rounded_once(given.grad, scale, 1e-6)
-    with pellucid.backend("stepwise"):
-        y = getattr(nn, name)(0.3, seed=5, **options)(x)
-    assert not ran
-    rounded_once(y, wanted, 0.1 if dtype == torch.bfloat16 else 1e-6)
-    assert torch.equal(y == 0, wanted == 0)
-
-
-@few
-@given(data=st.data())
-def test_numbers_do_not_depend_on_how_they_are_split(ran, data):
-    """A tensor's mask, piece by piece from offsets."""
-    rows, columns = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([1, 3, 17, 64, 1030]))
-    x = torch.ones(rows, columns)
-    seed = data.draw(st.integers(0, 2**63 - 1))
-    y = nn.Dropout(0.4, seed=seed)(x)
-    cut = data.draw(st.integers(0, x.numel()))
-    pieces = [random.uniform((count,), seed, offset=first) for first, count in ((0, cut), (cut, x.numel() - cut))]
-    assert torch.equal(y.flatten() != 0, torch.cat(pieces) >= 0.4)
-    assert len(ran) == 1
-    ran.clear()
-
-
-@dropouts
-def test_second_call_p_0_p_1_and_inplace(ran, name, options, shape, shared):
-    x = torch.randn(shape)
-    layer = getattr(nn, name)(0.3, seed=5, **options)
-    layer(x)
-    torch.testing.assert_close(layer(x), by_definition(layer, x, 5, 1, shared, 0.3), rtol=1e-6, atol=1e-6)
-    assert layer.eval()(x) is x
-    assert getattr(nn, name)(0.0, **options)(x) is x
-    assert ran.take() == ["inference"] * 2
-    assert not getattr(nn, name)(1.0, **options)(x).any()
-    given = x.clone()
-    y = getattr(nn, name)(0.3, True, seed=5, **options)(given)
-    assert y is given
-    torch.testing.assert_close(y, by_definition(layer.train(), x, 5, 0, shared, 0.3), rtol=1e-6, atol=1e-6)
-
-
-def chi_square(counts: torch.Tensor, chances: torch.Tensor) -> float:
-    """Pearson's statistic, and how many standard deviations it lies above its mean."""
-    wanted = counts.sum() * chances
-    statistic, freedom = float(((counts - wanted) ** 2 / wanted).sum()), counts.numel() - 1
-    return (statistic - freedom) / math.sqrt(2 * freedom)
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("small", [0, 2**30], ids=["kernel", "default"])
-def test_independence_by_chi_square(monkeypatch, p, small):
-    """Rate, neighbours in a row, in a column and at longer distances, calls, layers of other seeds; seeds are fixed."""
-    monkeypatch.setattr(dropout, "SMALL", small)
-    x = torch.ones(256, 512)
-    first, other = nn.Dropout(p, seed=11), nn.Dropout(p, seed=12)
-    kept = [layer(x) != 0 for layer in (first, first, other)]
-    chances = torch.tensor([p, 1 - p], dtype=torch.float64)
-    pairs = {f"at distance {d}": (kept[0].flatten()[:-d], kept[0].flatten()[d:]) for d in (1, 2, 3, 4, 8, 512, 1024)}
-    pairs |= {"of calls": (kept[0], kept[1]), "of layers": (kept[0], kept[2])}
-    assert chi_square(torch.bincount(kept[0].flatten().long()).double(), chances) < 8
-    for what, (a, b) in pairs.items():
-        counts = torch.bincount((a.long() * 2 + b).flatten(), minlength=4).double()
-        assert chi_square(counts, torch.outer(chances, chances).flatten()) < 8, what
-    rows = kept[0].sum(1).double()  # a row's count is binomial
-    assert abs(float(((rows - 512 * (1 - p)) ** 2 / (512 * p * (1 - p))).sum()) - 256) < 6 * math.sqrt(512)
-    runs = torch.bincount((kept[0].reshape(-1, 8).long() * 2 ** torch.arange(8)).sum(1), minlength=256).double()
-    ones = torch.tensor([bin(pattern).count("1") for pattern in range(256)], dtype=torch.float64)
-    patterns = (1 - p) ** ones * p ** (8 - ones)
-    often = patterns * runs.sum() > 5
-    counts, chances = (
-        torch.cat([t[often], t[~often].sum().reshape(1)]) if not often.all() else t for t in (runs, patterns)
-    )
-    assert chi_square(counts, chances) < 6
-
-
 # -- threads ------------------------------------------------------------------------------------------------------
 
 
@@ -751,140 +538,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 def test_after_a_fork():
     done = fresh.run(FORKED)
     assert done.returncode == 0, done.stderr
-
-
-# -- rows ---------------------------------------------------------------------------------------------------------
-
-
-@pellucid.layer
-def gated_halves(x):
-    """A unit of its own halves."""
-    a, b = x.chunk(2, -1)
-    return a * torch.sigmoid(b)
-
-
-@pellucid.layer
-def pieces(x, *, g=pellucid.ones):
-    """Slices and concatenation of unequal pieces."""
-    return torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1)
-
-
-@pellucid.layer
-def attention(x, *, W):
-    """Softmax of a product, and what is largest."""
-    a = torch.softmax(x @ W, -1)
-    return a * (a == a.amax(-1, keepdim=True))
-
-
-@pellucid.layer
-def normed(x, *, W: "input hidden", V, g=pellucid.ones, b=pellucid.zeros):
-    """Two products in a row around a norm."""
-    h = x @ W
-    return torch.relu(F.layer_norm(h, h.shape[-1:], g, b)) @ V + x
-
-
-@pellucid.layer
-def joined(x, z: "beside", *, U, W, b=pellucid.zeros):
-    """Inputs of different features, a dropout in the middle."""
-    return torch.tanh(pellucid.dropout(x @ U, 0.4) + z @ W + b) * pellucid.dropout(z.sum(-1, keepdim=True) + x @ U, 0.2)
-
-
-@pellucid.layer
-def ordered(x, *, g=pellucid.ones):
-    """What has no kernel."""
-    return torch.sort(x * g, -1).values
-
-
-def rows(formula, sizes, exact, shape, ran, **options):
-    """Compare a layer of rows, given inputs of these sizes, with its formula in float64; return the layer."""
-    torch.manual_seed(0)
-    layer = trained(formula(sizes[0], **options))
-    inputs = [torch.randn(*shape, size).requires_grad_() for size in sizes]
-    ran.take()
-    with memory.poison(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        y = layer(*inputs)
-        leaves = [*inputs, *layer.parameters()]
-        gradient = torch.randn(y.shape)
-        found = torch.autograd.grad(y, leaves, gradient)
-    assert layer.backend == "c"
-    assert {"forward", "backward"} <= set(ran.take())
-    doubles = [t.detach().double().requires_grad_() for t in leaves]
-    wanted = exact(*doubles)
-    close(y, wanted)
-    for leaf, a, b in zip(leaves, found, torch.autograd.grad(wanted, doubles, gradient.double()), strict=True):
-        close(a, b, y.numel() // leaf.numel() + 1)
-    return layer
-
-
-shapes = pytest.mark.parametrize("shape", [(), (1,), (3, 5), (701,)], ids=str)
-
-
-@shapes
-@pytest.mark.parametrize("size", [2, 34, 126])
-def test_halves(ran, size, shape):
-    rows(gated_halves, (size,), lambda x: x[..., : size // 2] * torch.sigmoid(x[..., size // 2 :]), shape, ran)
-
-
-@shapes
-def test_slices_and_concatenation(ran, shape):
-    rows(
-        pieces,
-        (17,),
-        lambda x, g: torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1),
-        shape,
-        ran,
-    )
-
-
-@shapes
-def test_softmax_and_the_largest(ran, shape):
-    def exact(x, W):
-        a = torch.softmax(x @ W, -1)
-        return a * (a == a.amax(-1, keepdim=True))
-
-    rows(attention, (9,), exact, shape, ran, output_size=33)
-
-
-@shapes
-def test_two_products_around_a_norm(ran, shape):
-    rows(
-        normed, (11,), lambda x, W, V, g, b: torch.relu(F.layer_norm(x @ W, (24,), g, b)) @ V + x, shape, ran, hidden=24
-    )
-
-
-@shapes
-def test_dropout_in_the_middle_of_two_inputs(ran, shape):
-    def exact(x, z, U, W, b):
-        draws = random.uniform((2, *shape, 19), 3)  # first those of the one mask, then those of the other
-        first, second = (draws[0] >= 0.4) / 0.6, (draws[1] >= 0.2) / 0.8
-        return torch.tanh(x @ U * first + z @ W + b) * ((z.sum(-1, keepdim=True) + x @ U) * second)
-
-    layer = rows(joined, (7, 5), exact, shape, ran, output_size=19, beside=5, seed=3)
-    x, z = torch.randn(*shape, 7), torch.randn(*shape, 5)
-    found = []
-    for backend in ("auto", "stepwise"):
-        again = trained(joined(7, 19, beside=5, seed=4))
-        with pellucid.backend(backend):
-            found.append(again(x, z))
-        assert again.backend == ("c" if backend == "auto" else "stepwise")
-    close(found[0], found[1].double())
-    assert torch.equal(layer.eval()(x, z), layer(x, z))
-
-
-def test_what_has_no_kernel_warns_once_and_is_right(ran):
-    layer = ordered(9)
-    x = torch.randn(4, 9, requires_grad=True)
-    with pytest.warns(pellucid.errors.PellucidWarning, match=r"ordered runs stepwise.*sort"):
-        layer(x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        y = layer(x)
-    assert layer.backend == "stepwise"
-    assert torch.equal(y, x.sort(-1).values)
-    (grad,) = torch.autograd.grad(y, x, torch.arange(9.0).expand(4, 9))
-    assert torch.equal(grad, x.argsort(-1).argsort(-1).float())
-    assert not ran
 
 
 # -- torch around it ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
-from pellucid.kernel import build, choice, convolve, memory, pool
+from pellucid.kernel import build, choice, convolve, linear, memory, pool
 
 few = settings(max_examples=int(os.environ.get("WINDOW_EXAMPLES", "60")), deadline=None)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -748,6 +748,22 @@ def test_a_window_of_one_place_is_a_matrix_product(kept, monkeypatch, size, layo
     torch.testing.assert_close(torch.autograd.grad(frozen, x, dy)[0], found[0][1], rtol=tolerance, atol=tolerance)
     assert len(products) == 5
     assert all(isinstance(kernel, convolve.Pointwise) for kernel in products)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7)])  # one place, few and many
+def test_a_window_of_one_place_says_which_product_ran(kept, monkeypatch, size, layout):
+    monkeypatch.setattr(convolve, "faster", lambda question, *_: "beside a product" not in question)
+    monkeypatch.setattr(linear, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(linear, "_chosen", {})
+    layer, x = nn.Conv2d(33, 17, 1), draw_input(0, 5, 33, *size).float().to(memory_format=layout)
+    expected = F.conv2d(x, layer.weight, layer.bias)
+    for backend in ("torch", "c"):
+        monkeypatch.setattr(linear, "faster", lambda *_, ours=backend == "c": ours)
+        linear._chosen.clear()
+        for wanted in (True, False):
+            torch.testing.assert_close(layer.requires_grad_(wanted)(x), expected, rtol=1e-4, atol=1e-4)
+            assert layer.backend == backend
 
 
 def test_a_kernel_may_be_faster_than_a_product(kept, monkeypatch):

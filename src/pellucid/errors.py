@@ -1,4 +1,4 @@
-"""Exceptions, warnings, and the words in which a layer describes itself and a shape."""
+"""Exceptions, warnings, and the words for a layer, for a shape, and for tensors that do not go together."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def axes_of_features(count: int) -> tuple[str, ...]:
     """Name the axes of an input of rows of features that has so many."""
     before = ("batch", "time") if count == 3 else ("batch", *(f"axis {axis}" for axis in range(1, count - 1)))
     return (*before[: count - 1], "features") if count else ()
+
+
+def mismatch(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Say that input and weights differ in device or dtype; None if they do not."""
+    if x.device != weight.device:
+        return f"on {x.device}, but the weights are on {weight.device}. Move one: x.to({str(weight.device)!r})."
+    if x.dtype != weight.dtype:
+        return f"of {x.dtype}, but the weights are of {weight.dtype}. Convert one: x.to({weight.dtype})."
+    return None
 
 
 def label(module: torch.nn.Module) -> str:

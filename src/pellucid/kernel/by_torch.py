@@ -1,4 +1,4 @@
-"""A convolution by torch's operators: what kernels are measured against, and what differentiates their gradients."""
+"""Convolutions by torch's operators: what kernels are measured against, and what differentiates their gradients."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ class ByTorch:
         if geometry.before == geometry.after:
             return x, geometry.before
         return F.pad(x, geometry.margins), self._zeros
+
+
+class TransposedByTorch:
+    """How torch computes a transposed convolution.
+
+    Args:
+        geometry: how the windows lie over the result.
+        groups: of channels.
+        size: of the input, along every axis of windows.
+        spread: of the result.
+    """
+
+    patch = None
+
+    def __init__(self, geometry: Geometry, groups: int, size: Sequence[int], spread: Sequence[int]) -> None:
+        self.geometry, self.groups = geometry, groups
+        axes = zip(size, spread, *geometry, strict=True)
+        more = [n - (s * (m - 1) + d * (k - 1) + 1 - 2 * before) for m, n, k, s, d, before, _ in axes]
+        self._options = (geometry.stride, geometry.before, geometry.dilation, True, more, groups)
+
+    def forward_by_torch(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
+        """The same by torch's operator."""
+        return aten.convolution(x, weight, bias, *self._options), None
+
+    def backward_by_torch(
+        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], found: object = None
+    ) -> Any:
+        """The gradients by torch's operator, which may be differentiated again."""
+        sizes = [weight.shape[1] * self.groups]
+        return aten.convolution_backward(dy, x, weight, sizes, *self._options, list(needed))

@@ -21,10 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError, processor, usable_cache, write
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend
 from pellucid.timing import LARGEST_KEPT, settle
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
@@ -56,41 +53,6 @@ def faster(
             times = _measure({"usual": _step(usual, leaves), "other": _step(other, leaves)})
         _keep(place, key, times)
     return times["other"] < MARGIN * times["usual"]
-
-
-def circumstances(x: Tensor, *wanted: bool) -> tuple[Any, ...] | None:
-    """All by which a layer decides what runs, beside its own settings; None where a compiler would guard them.
-
-    A layer that finds them as they were when it left an input to torch's operator does so again, for less than the
-    decision costs. That is right whatever has become of its settings, and in transforms too.
-
-    Args:
-        x: the input.
-        wanted: which of the parameters ask for a gradient.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or type(x) is not Tensor
-        or x.layout is not torch.strided
-    ):
-        return None
-    return (
-        x.shape,
-        x.stride(),
-        x.dtype,
-        x.device,
-        x.requires_grad,
-        wanted,
-        torch.is_grad_enabled(),
-        torch.get_num_threads(),
-        chosen_backend(),
-    )
-
-
-def lasts(x: Tensor) -> bool:
-    """Whether what is decided for an input will be for the next one: neither a transform nor autocast decides."""
-    return unseen(x) and autocast_dtype(x) is None
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

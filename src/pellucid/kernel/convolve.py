@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid.kernel import memory, pointwise, triton_depthwise
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.by_torch import ByTorch
+from pellucid.kernel.by_torch import ByTorch, TransposedByTorch
 from pellucid.kernel.choice import faster
 from pellucid.kernel.depthwise import Depthwise
 from pellucid.kernel.nested import language, torch_has_to
@@ -49,7 +49,6 @@ LEAST_TASKS = 16  # of a backward pass: groups times parts of the batch
 MOST_IN_ROW = 40  # entries; a longer row fills its vectors by itself
 MOST_BESIDE = 2**18  # entries of samples that lie beside each other; more would not stay in the second cache
 NAME = "convolve"
-aten = torch.ops.aten
 
 
 class Lies(NamedTuple):
@@ -99,7 +98,8 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, lies: Lies) -> tuple[Ten
     kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, lies, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
-    return _by(kernel, x, weight, bias, any(wanted)), "torch" if isinstance(kernel, Pointwise) else spoken
+    y = _by(kernel, x, weight, bias, any(wanted))
+    return y, kernel.backend if isinstance(kernel, Pointwise) else spoken
 
 
 def _by(
@@ -325,7 +325,7 @@ class Convolution(ByTorch, Windows):
         return dx, total[:size].view(self._weight), total[size:]
 
 
-class Transposed:
+class Transposed(TransposedByTorch):
     """The passes of a transposed convolution: those of a convolution, whose input is the result, change places.
 
     Args:
@@ -337,18 +337,13 @@ class Transposed:
         BuildError: there is no compiler.
     """
 
-    patch = None
-
     def __init__(self, x: Tensor, weight: Tensor, lies: Lies) -> None:
-        self.geometry, self.groups, _, spread = lies
+        geometry, groups, _, spread = lies
         assert spread is not None
-        shape = (len(x), self.groups * weight.shape[1], *spread)
-        like = torch.empty(shape, dtype=x.dtype, device="meta")
-        self._back = Convolution(like, weight, self.geometry, self.groups)
+        super().__init__(geometry, groups, x.shape[2:], spread)
+        like = torch.empty((len(x), groups * weight.shape[1], *spread), dtype=x.dtype, device="meta")
+        self._back = Convolution(like, weight, geometry, groups)
         self.text, self.fits = self._back.text, self._back.fits
-        axes = zip(x.shape[2:], spread, *self.geometry, strict=True)
-        more = [n - (s * (m - 1) + d * (k - 1) + 1 - 2 * before) for m, n, k, s, d, before, _ in axes]
-        self._options = (self.geometry.stride, self.geometry.before, self.geometry.dilation, True, more, self.groups)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool = False) -> tuple[Tensor, None]:
         """The result, (batch, out channels, *size), and nothing that backward would read beside."""
@@ -363,17 +358,6 @@ class Transposed:
         dx = self._back.forward(dy, weight, None)[0] if needed[0] else None
         dw = self._back.backward(dy, weight, x, (False, True, False))[1] if needed[1] else None
         return dx, dw, dy.sum((0, *range(2, dy.dim()))) if needed[2] else None
-
-    def forward_by_torch(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
-        """The same by torch's operator."""
-        return aten.convolution(x, weight, bias, *self._options), None
-
-    def backward_by_torch(
-        self, x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool], found: object = None
-    ) -> Any:
-        """The gradients by torch's operator, which may be differentiated again."""
-        sizes = [weight.shape[1] * self.groups]
-        return aten.convolution_backward(dy, x, weight, sizes, *self._options, list(needed))
 
 
 Kernel = Convolution | Depthwise | Pointwise | Transposed

@@ -8,6 +8,9 @@ time its entries are read together, in blocks that begin at multiples of SIDE, a
 two neighbouring blocks; with LAST every step of a group is a read of its own. Either way a thread reads and writes
 whole vectors, and what several taps read alike is read once.
 
+The channels of a tile in a sample are a tuple: where each begins, which there are, the distance between two entries
+along time, and how many entries there are.
+
 Distances and sizes along the axis that lies side by side are passed in units of UNIT entries, so that the compiler
 knows how they are aligned.
 """
@@ -41,32 +44,32 @@ def along_time(values, LAST: tl.constexpr):
 
 
 @triton.jit
-def halves(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def halves(block):
     """The even and the odd columns."""
-    return tl.split(tl.reshape(block, [ROWS, COLUMNS // 2, 2]))
+    return tl.split(tl.reshape(block, [block.shape[0], block.shape[1] // 2, 2]))
 
 
 @triton.jit
-def quarters(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def quarters(block):
     """Every fourth column, from each of the first four."""
-    even, odd = halves(block, ROWS, COLUMNS)
-    a, c = halves(even, ROWS, COLUMNS // 2)
-    b, d = halves(odd, ROWS, COLUMNS // 2)
+    even, odd = halves(block)
+    a, c = halves(even)
+    b, d = halves(odd)
     return a, b, c, d
 
 
 @triton.jit
-def parted(block, ROWS: tl.constexpr, STEPS: tl.constexpr, SIDE: tl.constexpr):
-    """The steps of all groups in a block of ROWS times STEPS · SIDE."""
+def parted(block, SIDE: tl.constexpr):
+    """The steps of all groups in a block of channels times groups · SIDE."""
     if SIDE == 2:
-        found = halves(block, ROWS, STEPS * 2)
+        found = halves(block)
     elif SIDE == 4:
-        found = quarters(block, ROWS, STEPS * 4)
+        found = quarters(block)
     else:
         tl.static_assert(SIDE == 8)
-        even, odd = halves(block, ROWS, STEPS * 8)
-        a, c, e, g = quarters(even, ROWS, STEPS * 4)
-        b, d, f, h = quarters(odd, ROWS, STEPS * 4)
+        even, odd = halves(block)
+        a, c, e, g = quarters(even)
+        b, d, f, h = quarters(odd)
         found = a, b, c, d, e, f, g, h
     return found
 
@@ -87,27 +90,24 @@ def whole(steps, SIDE: tl.constexpr):
 
 
 @triton.jit
-def read_at(channel, real, place, distance, length, DIVISOR: tl.constexpr, REAL: tl.constexpr):
+def read_at(channels, place, DIVISOR: tl.constexpr, REAL: tl.constexpr):
     """The entries at places along time, 0 beyond the ends and, of a divided place, where a rest is left."""
+    begin, real, distance, length = channels
     real = real & (place >= 0)
     if DIVISOR > 1:
         real = real & (place % DIVISOR == 0)
         place = place // DIVISOR
-    return tl.load(channel + place.to(tl.int64) * distance, mask=real & (place < length), other=0.0).to(REAL)
+    return tl.load(begin + place.to(tl.int64) * distance, mask=real & (place < length), other=0.0).to(REAL)
 
 
 @triton.jit
 def read(
-    channel,
-    real,
+    channels,
     first,
     origin,
     shift,
-    distance,
-    length,
     MULTIPLE: tl.constexpr,
     DIVISOR: tl.constexpr,
-    ROWS: tl.constexpr,
     STEPS: tl.constexpr,
     SIDE: tl.constexpr,
     LAST: tl.constexpr,
@@ -116,29 +116,26 @@ def read(
     """The groups of a tile, shifted along time: step i is the entry at (i · MULTIPLE + origin + shift) / DIVISOR.
 
     Args:
-        channel: where every channel of the tile begins.
-        real: which channels there are.
+        channels: those of the tile.
         first: the first step of the tile.
         origin: a shift by a multiple of CHUNK.
         shift: a further one, which the compiler knows.
-        distance: between two entries along time.
-        length: how many entries there are along time.
     """
     if SIDE == 1:
         place = along_time((first + tl.arange(0, STEPS)) * MULTIPLE + origin, LAST) + shift
-        found = (read_at(channel, real, place, distance, length, DIVISOR, REAL),)
+        found = (read_at(channels, place, DIVISOR, REAL),)
     elif LAST:
         place = along_time(first + origin + tl.arange(0, STEPS) * SIDE, LAST)
         found = ()
         for i in tl.static_range(SIDE):
-            found = found + (read_at(channel, real, place + (shift + i), distance, length, 1, REAL),)
+            found = found + (read_at(channels, place + (shift + i), 1, REAL),)
     else:
         place = along_time(first + origin + tl.arange(0, STEPS * SIDE), LAST)
-        block = read_at(channel, real, place + shift // SIDE * SIDE, distance, length, 1, REAL)
-        found = parted(block, ROWS, STEPS, SIDE)
+        block = read_at(channels, place + shift // SIDE * SIDE, 1, REAL)
+        found = parted(block, SIDE)
         if shift % SIDE != 0:
-            block = read_at(channel, real, place + (shift // SIDE + 1) * SIDE, distance, length, 1, REAL)
-            both = found + parted(block, ROWS, STEPS, SIDE)
+            block = read_at(channels, place + (shift // SIDE + 1) * SIDE, 1, REAL)
+            both = found + parted(block, SIDE)
             found = ()
             for i in tl.static_range(SIDE):
                 found = found + (both[shift % SIDE + i],)
@@ -146,30 +143,21 @@ def read(
 
 
 @triton.jit
-def write(
-    channel,
-    real,
-    first,
-    distance,
-    length,
-    steps,
-    STEPS: tl.constexpr,
-    SIDE: tl.constexpr,
-    LAST: tl.constexpr,
-):
+def write(channels, first, steps, STEPS: tl.constexpr, SIDE: tl.constexpr, LAST: tl.constexpr):
     """Write the groups of a tile where they lie."""
-    kind = channel.dtype.element_ty
+    begin, real, distance, length = channels
+    kind = begin.dtype.element_ty
     if SIDE == 1 or LAST:
         place = along_time(first + tl.arange(0, STEPS) * SIDE, LAST)
         for i in tl.static_range(SIDE):
             at = place + i
-            tl.store(channel + at.to(tl.int64) * distance, steps[i].to(kind), mask=real & (at < length))
+            tl.store(begin + at.to(tl.int64) * distance, steps[i].to(kind), mask=real & (at < length))
     else:
         found = ()
         for i in tl.static_range(SIDE):
             found = found + (steps[i].to(kind),)
         at = along_time(first + tl.arange(0, STEPS * SIDE), LAST)
-        tl.store(channel + at.to(tl.int64) * distance, whole(found, SIDE), mask=real & (at < length))
+        tl.store(begin + at.to(tl.int64) * distance, whole(found, SIDE), mask=real & (at < length))
 
 
 @triton.jit
@@ -192,16 +180,11 @@ def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr, LAST: 
 
 
 @triton.jit
-def begin(tensor, sample, batch, channel, row, UNIT: tl.constexpr, LAST: tl.constexpr):
-    """Where the channels of a sample begin."""
-    at = tensor + tl.cast(sample, tl.int64) * batch * UNIT
-    return at + channel if LAST else at + channel.to(tl.int64) * row * UNIT
-
-
-@triton.jit
-def distance_of(row, UNIT: tl.constexpr, LAST: tl.constexpr):
-    """Between two entries along time."""
-    return tl.cast(row, tl.int64) * UNIT if LAST else 1
+def channels_of(tensor, sample, batch, channel, real, row, length, UNIT: tl.constexpr, LAST: tl.constexpr):
+    """The channels of a tile in a sample; distances are those of samples and of what does not lie side by side."""
+    begin = tensor + tl.cast(sample, tl.int64) * batch * UNIT
+    begin += channel if LAST else channel.to(tl.int64) * row * UNIT
+    return begin, real, tl.cast(row, tl.int64) * UNIT if LAST else 1, length
 
 
 @triton.jit
@@ -260,9 +243,9 @@ def forward(
         span, tile, sample = number % spans, number // spans % tiles, number // spans // tiles
     channel = along_channels(tile * ROWS + tl.arange(0, ROWS), LAST)
     real, first = channel < channels, span * STEPS * SIDE
-    given = begin(x, sample, x_batch, channel // MULTIPLIER if MULTIPLIER > 1 else channel, x_row, UNIT, LAST)
-    result = begin(y, sample, y_batch, channel, y_row, UNIT, LAST)
-    x_distance, y_distance = distance_of(x_row, UNIT, LAST), distance_of(y_row, UNIT, LAST)
+    source = channel // MULTIPLIER if MULTIPLIER > 1 else channel
+    given = channels_of(x, sample, x_batch, source, real, x_row, length, UNIT, LAST)
+    result = channels_of(y, sample, y_batch, channel, real, y_row, results, UNIT, LAST)
     totals = zeros(ROWS, STEPS, SIDE, LAST, REAL)
     if BIAS:
         totals = added(totals, tl.load(b + channel, mask=real, other=0.0).to(REAL), (1.0,) * SIDE, SIDE)
@@ -270,43 +253,13 @@ def forward(
     for chunk in range(0, LOOPED, CHUNK):
         for i in tl.static_range(CHUNK):
             weight = weight_of(w, chunk + i, channel, real, channels, KERNEL, LAST, REAL)
-            steps = read(
-                given,
-                real,
-                first,
-                chunk * DILATION,
-                i * DILATION - LEFT,
-                x_distance,
-                length,
-                STRIDE,
-                1,
-                ROWS,
-                STEPS,
-                SIDE,
-                LAST,
-                REAL,
-            )
+            steps = read(given, first, chunk * DILATION, i * DILATION - LEFT, STRIDE, 1, STEPS, SIDE, LAST, REAL)
             totals = added(totals, weight, steps, SIDE)
     for k in tl.static_range(LOOPED, KERNEL):
         weight = weight_of(w, k, channel, real, channels, KERNEL, LAST, REAL)
-        steps = read(
-            given,
-            real,
-            first,
-            0,
-            k * DILATION - LEFT,
-            x_distance,
-            length,
-            STRIDE,
-            1,
-            ROWS,
-            STEPS,
-            SIDE,
-            LAST,
-            REAL,
-        )
+        steps = read(given, first, 0, k * DILATION - LEFT, STRIDE, 1, STEPS, SIDE, LAST, REAL)
         totals = added(totals, weight, steps, SIDE)
-    write(result, real, first, y_distance, results, totals, STEPS, SIDE, LAST)
+    write(result, first, totals, STEPS, SIDE, LAST)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -374,56 +327,28 @@ def backward(
     SHARED: tl.constexpr = MULTIPLIER if WEIGHT else 1  # channels of the tile that read one in channel
     channel = along_channels(tile * ROWS + tl.arange(0, ROWS), LAST)
     real = channel < channels
-    x_distance = distance_of(x_row, UNIT, LAST)
-    dy_distance = distance_of(dy_row, UNIT, LAST)
-    dx_distance = distance_of(dx_row, UNIT, LAST)
     sums = zeros(ROWS, STEPS, TAPS + 1 if WEIGHT else 0, LAST, REAL)
     for unit in range(part * share, tl.minimum(part * share + share, units)):
         sample, first = unit // spans, unit % spans * STEPS * SIDE
         if WEIGHT:
-            given = begin(x, sample, x_batch, channel // SHARED if SHARED > 1 else channel, x_row, UNIT, LAST)
-            entries = read(given, real, first, 0, 0, x_distance, length, 1, 1, ROWS, STEPS, SIDE, LAST, REAL)
+            source = channel // SHARED if SHARED > 1 else channel
+            given = channels_of(x, sample, x_batch, source, real, x_row, length, UNIT, LAST)
+            entries = read(given, first, 0, 0, 1, 1, STEPS, SIDE, LAST, REAL)
         totals = zeros(ROWS, STEPS, SIDE, LAST, REAL)
         for j in tl.static_range(EACH):
             out = channel * EACH + j
-            gradient = begin(dy, sample, dy_batch, out, dy_row, UNIT, LAST)
+            gradient = channels_of(dy, sample, dy_batch, out, real, dy_row, results, UNIT, LAST)
             for chunk in range(0, LOOPED, CHUNK):
                 for i in tl.static_range(CHUNK):
                     weight = weight_of(w, chunk + i, out, real, channels * EACH, KERNEL, LAST, REAL)
                     steps = read(
-                        gradient,
-                        real,
-                        first,
-                        -chunk * DILATION,
-                        LEFT - i * DILATION,
-                        dy_distance,
-                        results,
-                        1,
-                        STRIDE,
-                        ROWS,
-                        STEPS,
-                        SIDE,
-                        LAST,
-                        REAL,
+                        gradient, first, -chunk * DILATION, LEFT - i * DILATION, 1, STRIDE, STEPS, SIDE, LAST, REAL
                     )
                     totals = added(totals, weight, steps, SIDE)
             found = ()
             for i in tl.static_range(LOOPED, TAPS):
                 steps = read(
-                    gradient,
-                    real,
-                    first,
-                    -skipped * DILATION,
-                    LEFT - i * DILATION,
-                    dy_distance,
-                    results,
-                    1,
-                    STRIDE,
-                    ROWS,
-                    STEPS,
-                    SIDE,
-                    LAST,
-                    REAL,
+                    gradient, first, -skipped * DILATION, LEFT - i * DILATION, 1, STRIDE, STEPS, SIDE, LAST, REAL
                 )
                 if INPUT:
                     weight = weight_of(w, i, out, real, channels * EACH, KERNEL, LAST, REAL)
@@ -436,13 +361,13 @@ def backward(
             if WEIGHT:
                 total = sums[TAPS]
                 if BIAS:
-                    steps = read(gradient, real, first, 0, 0, dy_distance, results, 1, 1, ROWS, STEPS, SIDE, LAST, REAL)
+                    steps = read(gradient, first, 0, 0, 1, 1, STEPS, SIDE, LAST, REAL)
                     for s in tl.static_range(SIDE):
                         total += steps[s]
                 sums = found + (total,)
         if INPUT:
-            result = begin(dx, sample, dx_batch, channel, dx_row, UNIT, LAST)
-            write(result, real, first, dx_distance, length, totals, STEPS, SIDE, LAST)
+            result = channels_of(dx, sample, dx_batch, channel, real, dx_row, length, UNIT, LAST)
+            write(result, first, totals, STEPS, SIDE, LAST)
     if WEIGHT:
         channel = tile * ROWS + tl.arange(0, ROWS)
         at = parts + (tl.cast(part, tl.int64) * channels + channel) * (KERNEL + 1)

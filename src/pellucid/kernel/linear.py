@@ -87,7 +87,13 @@ def _bias_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b``, differentiable, by whichever way takes less time.
+    """Compute ``a @ b`` as `run_product` does, by whichever way takes less time."""
+    y = run_product(a, b)
+    return a @ b if y is None else y
+
+
+def run_product(a: Tensor, b: Tensor) -> Tensor | None:
+    """Return ``a @ b``, differentiable; None where torch's operator is faster or must do it.
 
     Args:
         a: (*batch, rows, depth); without batch it serves all matrices of b, unless a gradient is wanted, which is
@@ -96,19 +102,22 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """
     given = (a, b)
     if not runs(*given) or autocast_dtype(a) is not None:
-        return a @ b
+        return None
     alike = a.shape[:-2] == b.shape[:-2] or (a.dim() == 2 and not _wanted(given))
     if a.dim() < 2 or b.dim() < 2 or not alike or a.shape[-1] != b.shape[-2]:
-        return a @ b
-
-    def ours(a: Tensor, b: Tensor) -> Tensor:
-        return _Product.apply(a, b) if _wanted((a, b)) else matmul.multiply([((a, False), (b, False))])[0]
+        return None
 
     def question() -> str:
         return f"product {rounded(a.shape)} {a.stride()[-2:]} {rounded(b.shape)} {b.stride()[-2:]}"
 
     layout = ("product", a.shape, a.stride(), b.shape, b.stride())
-    return ours(a, b) if _takes(given, layout, question, b.numel() * a.shape[-2], torch.matmul, ours) else a @ b
+    return (
+        _multiply(a, b) if _takes(given, layout, question, b.numel() * a.shape[-2], torch.matmul, _multiply) else None
+    )
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    return _Product.apply(a, b) if _wanted((a, b)) else matmul.multiply([((a, False), (b, False))])[0]
 
 
 def _wanted(given: tuple[Tensor, ...]) -> bool:

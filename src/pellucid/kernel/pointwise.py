@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernel import linear
@@ -35,6 +36,9 @@ class Pointwise(ByTorch):
         x: (batch, in channels, *size).
         weight: (out channels, in channels, 1, ...).
         geometry: how the windows lie.
+
+    Attributes:
+        backend: the name of what took the product of the last result, which is measured as for every product.
     """
 
     text = "pointwise convolution: one product of the batch up to 16 places"  # its measurements are kept under it
@@ -52,12 +56,14 @@ class Pointwise(ByTorch):
     ) -> tuple[Tensor, Tensor | None]:
         """The result, (batch, out channels, *size), and the input as backward reads it, if it has been copied."""
         matrix = weight.reshape(self._out, self._in)
-        if self._places == 1:
-            return linear.linear(x.view(self._batch, self._in), matrix, bias).view(self._result), None
         if self.differentiable:
-            return linear.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1), None
+            rows = x.view(self._batch, self._in) if self._places == 1 else x.movedim(1, -1)
+            found = linear.run(rows, matrix, bias, F.linear)
+            self.backend = "torch" if found is None else "c"
+            y = F.linear(rows, matrix, bias) if found is None else found
+            return y.view(self._result) if self._places == 1 else y.movedim(-1, 1), None
         columns = self._columns(x, self._in) if self._places <= FEW_PLACES else None
-        y = self._product(matrix, x, columns, self._result)
+        y, self.backend = self._product(matrix, x, columns, self._result)
         if bias is not None:
             y.add_(bias.view(-1, *(1,) * len(self._zeros)))
         return y, columns if save else None
@@ -69,7 +75,7 @@ class Pointwise(ByTorch):
         dy = dy.contiguous()
         of_dy = None if columns is None else self._columns(dy, self._out)
         matrix = weight.reshape(self._out, self._in)
-        dx = self._product(matrix.t(), dy, of_dy, self._input) if needed[0] else None
+        dx = self._product(matrix.t(), dy, of_dy, self._input)[0] if needed[0] else None
         dw = None
         if needed[1] and columns is not None and of_dy is not None:
             dw = linear.product(of_dy, columns.t())
@@ -78,13 +84,16 @@ class Pointwise(ByTorch):
         db = self._flat(dy, self._out).sum((0, 2)) if needed[2] else None
         return dx, None if dw is None else dw.view(self._weight), db
 
-    def _product(self, matrix: Tensor, x: Tensor, columns: Tensor | None, shape: Sequence[int]) -> Tensor:
-        """A matrix times the channels at every place."""
+    def _product(self, matrix: Tensor, x: Tensor, columns: Tensor | None, shape: Sequence[int]) -> tuple[Tensor, str]:
+        """A matrix times the channels at every place, and the name of what took it."""
         out, channels = matrix.shape
-        if columns is not None:
-            y = linear.product(matrix, columns).view(out, self._batch, *shape[2:]).transpose(0, 1)
-            return y.clone(memory_format=torch.contiguous_format)
-        return linear.product(matrix, self._flat(x, channels)).resize_(shape)  # no view: it may be written to
+        given = self._flat(x, channels) if columns is None else columns
+        found = linear.run_product(matrix, given)
+        y, ran = (matrix @ given, "torch") if found is None else (found, "c")
+        if columns is None:
+            return y.resize_(shape), ran  # no view: it may be written to
+        y = y.view(out, self._batch, *shape[2:]).transpose(0, 1)
+        return y.clone(memory_format=torch.contiguous_format), ran
 
     def _flat(self, x: Tensor, channels: int) -> Tensor:
         return x.view(self._batch, channels, self._places)

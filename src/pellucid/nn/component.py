@@ -8,7 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
+
+LEFT: Any = object()  # in the place of circumstances in which the last input was left to torch
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Running:
     """A layer that says what ran it, and what it has beside torch.nn's layer of its name.
 
     ``added`` are the attributes that its objects have beside those of torch.nn's: what ran last, and the
-    `kernel.choice.circumstances` of the last call that was left to torch's operator.
+    circumstances of the last call that was left to torch's operator.
     """
 
     added: ClassVar[tuple[str, ...]] = ("_ran", "_left")
@@ -52,6 +56,41 @@ class Running:
 
     def _was_run_by(self, backend: str) -> None:
         self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set
+
+    def _circumstances(self, x: torch.Tensor, *wanted: bool) -> Any:
+        """All by which a layer decides what runs, beside its own settings; None where a compiler would guard them.
+
+        `LEFT` where they are as they were when it left an input to torch's operator: it does so again, for less than
+        the decision costs. That is right whatever has become of its settings, and in transforms too.
+
+        Args:
+            x: the input.
+            wanted: which of the parameters ask for a gradient.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._is_tracing()
+            or type(x) is not torch.Tensor
+            or x.layout is not torch.strided
+        ):
+            return None
+        met = (
+            x.shape,
+            x.stride(),
+            x.dtype,
+            x.device,
+            x.requires_grad,
+            wanted,
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            chosen_backend(),
+        )
+        return LEFT if self.__dict__.get("_left") == met else met
+
+    def _leave(self, x: torch.Tensor, met: Any) -> None:
+        """Leave to torch's operator what comes in these circumstances, unless a transform or autocast decided that."""
+        if met is not None and unseen(x) and autocast_dtype(x) is None:
+            self.__dict__["_left"] = met
 
 
 def ran_by(layers: Iterable[Any]) -> str:

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.errors import label
+from pellucid.errors import label, mismatch
 from pellucid.kernel.window import worthwhile
 from pellucid.nn.component import Running, SymbolShape, watched
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d, rises_from_zero
-from pellucid.nn.windowed import AXES, OneWindow, Windowed, WindowView, mismatch, one_window
+from pellucid.nn.windowed import AXES, OneWindow, Windowed, WindowView, one_window
 from pellucid.nn.windows import Line, Mode, Window
 
 

@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from pellucid.errors import label
+from pellucid.errors import label, mismatch
 from pellucid.kernel import convolve as kernel
 from pellucid.kernel import pointwise, triton_depthwise
-from pellucid.kernel.choice import circumstances, lasts
 from pellucid.kernel.window import FORMATS, LEAST_ENTRIES, Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
-from pellucid.nn.component import Running, SymbolShape
-from pellucid.nn.windowed import AXES, Windowed, mismatch, one_window, wrong_axes
+from pellucid.nn.component import LEFT, Running, SymbolShape
+from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -133,10 +132,9 @@ class Convolution(Running, Windowed, _ConvNd):
             raise
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        own = self.__dict__  # torch.nn.Module would look at every attribute that is set
-        met = circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
-        if met is not None and own.get("_left") == met:
-            own["_ran"] = "torch"
+        met = self._circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
+        if met is LEFT:
+            self.__dict__["_ran"] = "torch"
             return super()._conv_forward(input, weight, bias)
         if self._kernel_may_read(input, weight):
             margins = self._margins(input.shape[2:])
@@ -148,8 +146,7 @@ class Convolution(Running, Windowed, _ConvNd):
         self._was_run_by("torch")
         if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
             y = super()._conv_forward(input, weight, bias)
-            if met is not None and lasts(input):
-                own["_left"] = met
+            self._leave(input, met)
             return y
         return self.convolve_padded(
             extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode), weight, bias

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.errors import axes_of_features, label, mismatch, shape_text
 from pellucid.kernel import linear
-from pellucid.kernel.choice import circumstances, lasts
-from pellucid.nn.component import Running
+from pellucid.nn.component import LEFT, Running
 
 
 class Linear(Running, torch.nn.Linear):
@@ -29,14 +28,14 @@ class Linear(Running, torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in features) to (..., out features)."""
         own, weight, bias = self.__dict__, self.weight, self.bias
-        met = circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
-        if met is None or own.get("_left") != met:
+        met = self._circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
+        if met is not LEFT:
             y = linear.run(input, weight, bias, F.linear)
-            own["_ran"] = "torch" if y is None else "c"
             if y is not None:
+                own["_ran"] = "c"
                 return y
-            if met is not None and lasts(input):
-                own["_left"] = met
+            self._leave(input, met)
+        own["_ran"] = "torch"
         try:
             return F.linear(input, weight, bias)
         except RuntimeError as error:
@@ -53,12 +52,5 @@ class Linear(Running, torch.nn.Linear):
             turned = x.dim() > 1 and x.shape[-2] == self.in_features
             cure += ", or pass x.transpose(-1, -2)." if turned else ", or check which axis holds the features."
             raise RuntimeError(f"{found}, but the layer reads (..., features {self.in_features}). {cure}") from error
-        if x.dtype != self.weight.dtype:
-            raise RuntimeError(
-                f"{found} of {x.dtype}, but the weight is of {self.weight.dtype}. Pass x.to({self.weight.dtype})."
-            ) from error
-        if x.device != self.weight.device:
-            raise RuntimeError(
-                f"{found} on {x.device}, but the weight is on {self.weight.device}. "
-                f"Pass x.to({str(self.weight.device)!r})."
-            ) from error
+        if text := mismatch(x, self.weight):
+            raise RuntimeError(f"{found}, {text}") from error

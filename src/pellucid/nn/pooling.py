@@ -12,9 +12,8 @@ import torch.nn.functional as F
 
 from pellucid.errors import label
 from pellucid.kernel import pool as kernel
-from pellucid.kernel.choice import circumstances, lasts
 from pellucid.kernel.window import Geometry, worthwhile
-from pellucid.nn.component import Running, SymbolShape
+from pellucid.nn.component import LEFT, Running, SymbolShape
 from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
 from pellucid.nn.windows import Line, Window, share, slide
 
@@ -176,13 +175,13 @@ class Sliding(Pooling):
     def _by_kernel(self, x: torch.Tensor) -> torch.Tensor | None:
         if not worthwhile(x, self.spatial):
             return None
-        met = circumstances(x)
-        if met is not None and self.__dict__.get("_left") == met:
+        met = self._circumstances(x)
+        if met is LEFT:
             return None
         geometry = self._geometry(x.shape[2:])
         y = None if geometry is None else self._pool(x, geometry)
-        if y is None and lasts(x):
-            self.__dict__["_left"] = met
+        if y is None:
+            self._leave(x, met)
         return y
 
     def _geometry(self, size: Sequence[int]) -> Geometry | None:

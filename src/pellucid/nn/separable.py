@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pellucid.errors import label
+from pellucid.errors import label, mismatch
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
 from pellucid.nn.component import SymbolShape, ran_by
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
-from pellucid.nn.windowed import AXES, OneWindow, Windowed, mismatch, one_window
+from pellucid.nn.windowed import AXES, OneWindow, Windowed, one_window
 from pellucid.nn.windows import Mode, Window
 
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import label, mismatch, shape_text
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
 from pellucid.nn.component import Component, SymbolShape, ran_by
 from pellucid.nn.convolution import Conv1d
 from pellucid.nn.dropout import Dropout1d
 from pellucid.nn.parametrizations import weight_norm
-from pellucid.nn.windowed import mismatch, name_axes, wrong_axes
+from pellucid.nn.windowed import name_axes, wrong_axes
 
 State = tuple[Tensor, ...]
 CAUSAL = ("first", "second")  # the convolutions of a block that read earlier steps

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from pellucid.errors import label
+from pellucid.errors import label, mismatch
 from pellucid.kernel import convolve as kernel
-from pellucid.kernel.choice import circumstances, lasts
 from pellucid.kernel.window import Geometry, worthwhile
+from pellucid.nn.component import LEFT
 from pellucid.nn.convolution import Convolution
-from pellucid.nn.windowed import AXES, mismatch
+from pellucid.nn.windowed import AXES
 from pellucid.nn.windows import BEYOND, Line, Mode, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -96,17 +96,16 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         self, x: torch.Tensor, crops: Sequence[int], extras: Sequence[int]
     ) -> torch.Tensor | None:
         """Convolve by the kernel; None where torch's operator is to do it."""
-        own = self.__dict__  # torch.nn.Module would look at every attribute that is set
-        met = circumstances(x, self.weight.requires_grad, self.bias is not None and self.bias.requires_grad)
-        if (met is not None and own.get("_left") == met) or not worthwhile(x, self.spatial):
+        met = self._circumstances(x, self.weight.requires_grad, self.bias is not None and self.bias.requires_grad)
+        if met is LEFT or not worthwhile(x, self.spatial):
             return None
         axes = zip(x.shape[2:], self.stride, self.reach, crops, extras, strict=True)
         spread = tuple((n - 1) * stride + reach - 2 * crop + extra for n, stride, reach, crop, extra in axes)
         after = tuple(at_least_zero(crop - extra) for crop, extra in zip(crops, extras, strict=True))
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, tuple(crops), after)
         y = self._run_kernel(x, self.weight, self.bias, kernel.Lies(geometry, self.groups, spread=spread))
-        if y is None and met is not None and lasts(x):
-            own["_left"] = met
+        if y is None:
+            self._leave(x, met)
         return y
 
     def _output_size(self, x: torch.Tensor, output_size: Sequence[int] | None) -> list[int]:

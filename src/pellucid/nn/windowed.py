@@ -161,12 +161,3 @@ def wrong_axes(x: torch.Tensor, count: int, channels: str = "channels") -> str:
     if x.ndim > count + 2:
         cure = "If its first axes all count samples, x.flatten(0, 1) joins two of them."
     return f"but the layer reads (batch, {wanted}), or ({wanted}) without a batch. {cure}"
-
-
-def mismatch(x: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """Say that input and weights differ in device or dtype; None if they do not."""
-    if x.device != weight.device:
-        return f"on {x.device}, but the weights are on {weight.device}. Move one: x.to({str(weight.device)!r})."
-    if x.dtype != weight.dtype:
-        return f"of {x.dtype}, but the weights are of {weight.dtype}. Convert one: x.to({weight.dtype})."
-    return None
