@@ -76,7 +76,7 @@ class Ran(list):
 @pytest.fixture
 def ran(monkeypatch) -> Ran:
     """Let row programs take small inputs and those whose channels lie side by side, and note which ran."""
-    from pellucid.kernel import nested_c
+    from pellucid.kernel.rows import nested_c
     from pellucid.nn import dropout, normalization
     from pellucid.nn.batch_norm import BatchNormFamily
     from pellucid.nn.layer_norm import GroupNorm

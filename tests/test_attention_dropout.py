@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import pellucid
-from pellucid.kernel.direction import Draws
 from pellucid.kernel.random import draw_seed
+from pellucid.kernel.rows.direction import Draws
 from pellucid.models import functions, verification
 from pellucid.nn.attention_dropout import scaled_dot_product_attention, weights
 

@@ -15,7 +15,8 @@ import formulas
 import fresh
 import pellucid
 from pellucid import nn
-from pellucid.kernel import build, compiled, memory
+from pellucid.kernel import build, matmul, memory
+from pellucid.kernel.recurrence import compiled
 from pellucid.nn import cells
 from test_cells import make, results
 
@@ -201,7 +202,9 @@ def with_compiler(line):
     ],
     ids=["missing", "failing", "hanging"],
 )
-def test_without_a_compiler_there_is_one_warning_and_the_result(monkeypatch, tmp_path, spoil, reason):
+def test_without_a_compiler_there_is_one_warning_and_the_result(monkeypatch, tmp_path, spoil, reason, request):
+    request.addfinalizer(matmul.ready.cache_clear)  # other tests of this process have a compiler
+
     def fresh(x, h, *, U, W):
         return torch.tanh(x @ U - h @ W)
 

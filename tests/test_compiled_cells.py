@@ -16,9 +16,10 @@ import torch
 import formulas
 import pellucid
 from explaining import GOLDEN
-from pellucid.kernel import build, compiled, registry, threads
-from pellucid.kernel.emit_c import emit
-from pellucid.kernel.text_c import MOST_COLUMNS, headers
+from pellucid.kernel import build, registry, threads
+from pellucid.kernel.language.text_c import MOST_COLUMNS, headers
+from pellucid.kernel.recurrence import compiled
+from pellucid.kernel.recurrence.emit_c import emit
 from pellucid.nn import cells
 from running import CELLS, DTYPES, HALF, TIME, amplified, check, inputs, make, run
 
@@ -136,7 +137,8 @@ SANITIZED = """
 import os, sys
 os.environ.pop("LD_PRELOAD")  # not for the compiler
 import torch
-from pellucid.kernel import compiled, memory, threads
+from pellucid.kernel import memory, threads
+from pellucid.kernel.recurrence import compiled
 sys.path.insert(0, sys.argv[1])
 import test_compiled_cells as tests
 

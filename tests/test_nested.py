@@ -14,7 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fresh
 from pellucid import nn
-from pellucid.kernel import memory, nested, nested_c
+from pellucid.kernel import memory
+from pellucid.kernel.rows import nested, nested_c
 from row_programs import LAYOUTS, close, few, lay, rounded_once, trained
 
 # -- the formula in float64 ---------------------------------------------------------------------------------------
@@ -516,7 +517,7 @@ def test_several_python_threads(ran):
 FORKED = """
 import os, numpy, torch
 from pellucid import nn
-from pellucid.kernel import nested_c
+from pellucid.kernel.rows import nested_c
 from pellucid.nn import normalization, dropout
 normalization.SMALL = dropout.SMALL = 0
 torch.set_num_threads(2)

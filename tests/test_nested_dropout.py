@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
-from pellucid.kernel import memory, nested, nested_c, random
+from pellucid.kernel import memory, random
+from pellucid.kernel.rows import nested, nested_c
 from pellucid.nn import dropout
 from row_programs import LAYOUTS, few, lay, rounded_once
 

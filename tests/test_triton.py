@@ -17,7 +17,10 @@ import fresh
 import pellucid
 from explaining import GOLDEN
 from pellucid import nn
-from pellucid.kernel import emit_triton, jitted, layout, registry, triton_depthwise
+from pellucid.kernel import gpu, registry
+from pellucid.kernel.language import layout
+from pellucid.kernel.recurrence import emit_triton, jitted
+from pellucid.kernel.windows import triton_depthwise
 from pellucid.nn import cells, torch_recurrence
 from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
 
@@ -72,7 +75,7 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
         division = written.kernel.division
         launched.append((division.held, division.single))
         if division.held:
-            raise jitted.out_of_resources()(200_000, 100_000, "shared memory")
+            raise gpu.out_of_resources()(200_000, 100_000, "shared memory")
         launch(written, *arguments)
 
     monkeypatch.setattr(jitted._Written, "launch", small)
@@ -382,7 +385,7 @@ def test_functions(name):
     import triton
     import triton.language as tl
 
-    from pellucid.kernel import triton_functions
+    from pellucid.kernel.language import triton_functions
 
     function = getattr(triton_functions, name)
 
@@ -413,7 +416,7 @@ def test_the_two_parts_of_float32_are_float32():
     import triton
     import triton.language as tl
 
-    from pellucid.kernel import triton_functions as functions
+    from pellucid.kernel.language import triton_functions as functions
 
     @triton.jit
     def kernel(x, high, low, COUNT: tl.constexpr):
@@ -479,14 +482,13 @@ def test_what_does_not_compile_runs_in_plain_torch(kind, part, monkeypatch):
     broken = part == "forward"
 
     @contextlib.contextmanager
-    def on(device, on=jitted.on):
+    def on(device, on=gpu.on):
         with on(device):
             if broken:
                 raise TritonError(f"ptxas is out of patience with the {part} of a {kind}")
             yield
 
-    for module in (jitted, triton_depthwise):
-        monkeypatch.setattr(module, "on", on)
+    monkeypatch.setattr(gpu, "on", on)
     weights = list(layer.parameters())
 
     def gradients():
@@ -550,7 +552,7 @@ def compiled(layer, dtype, splits=1, single=False):
     from triton.compiler import ASTSource
 
     for work, written in _written(layer, dtype, splits, single):
-        function, kernel = getattr(jitted.load(written.text), work.name), written.kernel
+        function, kernel = getattr(gpu.load(written.text), work.name), written.kernel
         flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward", "EXCHANGED": kernel.exchanged}
         rows = 1 if single else jitted.LEAST_ROWS
         flags |= {"WIDE": False, "ROWS": rows, "INTERPRETED": False, "TF32": False}
@@ -568,7 +570,7 @@ def compiled(layer, dtype, splits=1, single=False):
             hints = {(place,): [["tt.divisibility", 16]] for place in even}
         many = jitted.warps_of_row(kernel, 3 * 32 * 32) if single else jitted.warps(kernel, rows)
         source = ASTSource(function, kinds, flags, hints)
-        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=jitted.launched_by(many))
+        yield triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=gpu.launched_by(many))
 
 
 def _types(work, laid_out, dtype):

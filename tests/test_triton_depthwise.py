@@ -15,8 +15,9 @@ import torch.nn.functional as F
 import fresh
 import pellucid
 from pellucid import nn
-from pellucid.kernel import jitted, registry, triton_depthwise
-from pellucid.kernel.window import Geometry
+from pellucid.kernel import gpu, registry
+from pellucid.kernel.windows import triton_depthwise
+from pellucid.kernel.windows.window import Geometry
 
 pytest.importorskip("triton", reason="Triton is not installed")
 IN_INTERPRETER = pytest.mark.skipif(
@@ -265,9 +266,9 @@ def test_wrong_inputs_are_named():
 def test_what_is_missing_is_said(compiles, monkeypatch):
     words = "cannot compile .*no gcc.* C compiler"
     if compiles:
-        monkeypatch.setattr(jitted, "interpreted", lambda: False)
+        monkeypatch.setattr(gpu, "interpreted", lambda: False)
         words = "TRITON_INTERPRET=1"
-    monkeypatch.setattr(jitted, "_fault", lambda device: None if compiles else RuntimeError("no gcc"))
+    monkeypatch.setattr(gpu, "_fault", lambda device: None if compiles else RuntimeError("no gcc"))
     registry._warn_once.cache_clear()
     layer, x = make(3, 3), torch.randn(2, 3, 8)
     with pellucid.backend("triton"):

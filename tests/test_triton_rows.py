@@ -14,7 +14,7 @@ import torch
 import fresh
 import pellucid
 from pellucid import nn
-from pellucid.kernel import nested, nested_triton
+from pellucid.kernel.rows import nested, nested_triton
 from pellucid.nn import dropout, fused, normalization
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -485,9 +485,9 @@ STORAGE = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp6
 
 def compile_all():
     """Compile kernels for a GPU that is not here, and print how each reads memory."""
-    from pellucid.kernel import jitted
+    from pellucid.kernel import gpu
 
-    jitted.check = lambda device: None
+    gpu.check = lambda device: None
     nested_triton.INTERPRETED_PROCESSORS = 132
     launch = nested_triton._Launch.__init__
 

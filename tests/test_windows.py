@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
-from pellucid.kernel import build, choice, convolve, linear, memory, pool
+from pellucid.kernel import build, choice, linear, memory
+from pellucid.kernel.windows import convolve, pool
 
 few = settings(max_examples=int(os.environ.get("WINDOW_EXAMPLES", "60")), deadline=None)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -853,7 +854,7 @@ def test_without_a_compiler_torch_convolves(monkeypatch):
         raise build.BuildError("no C compiler was found")
 
     monkeypatch.setattr(convolve, "_bound", {})
-    monkeypatch.setattr("pellucid.kernel.window.library", missing)
+    monkeypatch.setattr("pellucid.kernel.windows.window.library", missing)
     layer, x = nn.Conv1d(8, 8, 3, groups=8), torch.randn(8, 8, 500)
     with pytest.warns(pellucid.errors.PellucidWarning, match="a convolution runs stepwise.*no C compiler"):
         y = layer(x)

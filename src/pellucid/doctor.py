@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import pellucid
-from pellucid.kernel import build, choice, jitted
+from pellucid.kernel import build, choice, gpu
 from pellucid.kernel.registry import BACKENDS
 
 EXTRAS = {
@@ -143,7 +143,7 @@ def _triton() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"works": False, "error": None}
     try:
-        jitted.check("cuda")
+        gpu.check("cuda")
     except build.BuildError as error:
         return {"works": False, "error": str(error)}
     return {"works": True, "error": None}

@@ -19,7 +19,7 @@ from pellucid.errors import FormulaError
 from pellucid.formula.capture import free
 from pellucid.formula.graph import Joint
 from pellucid.formula.source import Source
-from pellucid.kernel.lower import lowerable
+from pellucid.kernel.language.lower import lowerable
 from pellucid.kernel.program import Abstract, Program, Stage, placeholder
 
 ONCE, INPUT, STEP = range(3)

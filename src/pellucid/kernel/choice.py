@@ -24,6 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pellucid.kernel.build import BuildError, processor, usable_cache, write
 from pellucid.timing import LARGEST_KEPT, settle
 
+MOST_REMEMBERED = 1024  # shapes
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 BUDGET = 0.1  # seconds after which no further round is begun
 BYTES_BETWEEN = 2**24  # that pass by between two samples: as in a network, memory is not at hand, nor is code
@@ -53,6 +54,20 @@ def faster(
             times = _measure({"usual": _step(usual, leaves), "other": _step(other, leaves)})
         _keep(place, key, times)
     return times["other"] < MARGIN * times["usual"]
+
+
+def remembered(kernels: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """What was made for a key, which may be None; when too many keys are known, all are forgotten."""
+    if key not in kernels:
+        if len(kernels) >= MOST_REMEMBERED:
+            kernels.clear()
+        kernels[key] = make()
+    return kernels[key]
+
+
+def rounded(sizes: Sequence[int]) -> list[int]:
+    """Sizes up to the next power of two: what is measured for one is taken to hold for its neighbours."""
+    return [2 ** (n - 1).bit_length() for n in sizes]
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from pellucid.kernel import matmul
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.choice import faster
-from pellucid.kernel.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.window import remembered, rounded
+from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
 
 LEAST_PRODUCTS = 2**21  # of two numbers, below which calling takes longer than what could be won
 _chosen: dict[Any, bool] = {}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, memory
-from pellucid.kernel.text_c import header, preamble
+from pellucid.kernel.language.text_c import header, preamble
 from pellucid.kernel.threads import shared, useful
 
 DEPTH = 6  # its place in struct matmul

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, memory
-from pellucid.kernel.text_c import preamble
+from pellucid.kernel.language.text_c import preamble
 from pellucid.kernel.threads import useful
 
 WORD = 0xFFFFFFFF

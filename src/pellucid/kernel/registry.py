@@ -23,12 +23,12 @@ from pellucid.formula.schedule import schedule
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Source
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.compiled import Compiled
-from pellucid.kernel.fused import Fused
-from pellucid.kernel.jitted import Jitted
+from pellucid.kernel.language.values import Unsupported
 from pellucid.kernel.program import Program
-from pellucid.kernel.stepwise import Stepwise
-from pellucid.kernel.values import Unsupported
+from pellucid.kernel.recurrence.compiled import Compiled
+from pellucid.kernel.recurrence.fused import Fused
+from pellucid.kernel.recurrence.jitted import Jitted
+from pellucid.kernel.recurrence.stepwise import Stepwise
 
 BACKENDS = ("auto", "c", "triton", "stepwise", "naive")
 _sources: dict[str, Source] = {}

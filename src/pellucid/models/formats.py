@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 import torch
 
-from pellucid.kernel.window import FORMATS
+from pellucid.kernel.windows.window import FORMATS
 from pellucid.models.report import Formatted
 from pellucid.nn import Conv2d, Conv3d
 from pellucid.nn.exchange import kind_of, runs_as

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.formula.drop import drop
-from pellucid.kernel import linear, nested
-from pellucid.kernel.choice import faster
+from pellucid.kernel import linear
+from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.random import draw_seed
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.window import remembered, rounded
+from pellucid.kernel.rows import nested
 
 LEAST = 2**15  # weights below which torch's function is the faster one: Python takes longer than the work
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.errors import label, mismatch
-from pellucid.kernel.window import worthwhile
+from pellucid.kernel.windows.window import worthwhile
 from pellucid.nn.component import Running, SymbolShape, watched
 from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d, rises_from_zero

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from pellucid.errors import label, mismatch
-from pellucid.kernel import convolve as kernel
-from pellucid.kernel import pointwise, triton_depthwise
-from pellucid.kernel.window import FORMATS, LEAST_ENTRIES, Geometry, worthwhile
+from pellucid.kernel.windows import convolve as kernel
+from pellucid.kernel.windows import pointwise, triton_depthwise
+from pellucid.kernel.windows.window import FORMATS, LEAST_ENTRIES, Geometry, worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn import streaming
 from pellucid.nn.component import LEFT, Running, SymbolShape

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop, dropping
-from pellucid.kernel import nested
 from pellucid.kernel.random import in_plain_python, kept
+from pellucid.kernel.rows import nested
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 from pellucid.nn.windowed import AXES, name_axes

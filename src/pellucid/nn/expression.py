@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.kernel import nested
-from pellucid.kernel.choice import faster
+from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.window import remembered, rounded
+from pellucid.kernel.rows import nested
 from pellucid.nn.component import watched
 from pellucid.nn.fused import LEAST, Activation, activation_of, slower
 

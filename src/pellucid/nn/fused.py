@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.kernel import nested
-from pellucid.kernel.choice import faster
+from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.window import remembered, rounded
+from pellucid.kernel.rows import nested
 from pellucid.nn.batch_norm import BatchNormFamily
 from pellucid.nn.component import watched
 from pellucid.nn.dropout import Dropout

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from pellucid.errors import label, shape_text
-from pellucid.kernel.steps import pool_steps
-from pellucid.kernel.window import worthwhile
+from pellucid.kernel.windows.steps import pool_steps
+from pellucid.kernel.windows.window import worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.pooling import Mean, lowest, pool

@@ -14,9 +14,9 @@ from torch._prims_common import suggest_memory_format
 
 from pellucid.errors import label, shape_text
 from pellucid.formula.drop import drop
-from pellucid.kernel import nested
 from pellucid.kernel.largest import largest_product
 from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.rows import nested
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Average, Over, Remembered
 from pellucid.nn.component import Component, Running, SymbolShape

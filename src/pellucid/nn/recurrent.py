@@ -12,7 +12,7 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import label, shape_text
-from pellucid.kernel.chunks import WHOLE
+from pellucid.kernel.recurrence.chunks import WHOLE
 from pellucid.nn import cells, torch_recurrence
 from pellucid.nn.cell import Cell
 from pellucid.nn.lengths import Lengths

@@ -11,7 +11,7 @@ import torch
 
 from pellucid.errors import FormulaError
 from pellucid.formula import graph
-from pellucid.kernel.rowwise import RowProgram
+from pellucid.kernel.rows.rowwise import RowProgram
 from pellucid.nn.factory import Factory
 from pellucid.nn.row_wise import RowWise
 

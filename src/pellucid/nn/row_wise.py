@@ -14,7 +14,7 @@ from pellucid.errors import axes_of_features, label, shape_text
 from pellucid.formula.graph import step, undrawn_step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.nested import Draws, language, language_for
+from pellucid.kernel.rows.nested import Draws, language, language_for
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.drawing import Drawing, Numbers
 

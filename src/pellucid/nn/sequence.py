@@ -13,9 +13,10 @@ from pellucid.errors import FormulaError, label, shape_text
 from pellucid.formula.drop import dropping
 from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
-from pellucid.kernel import launch, random, registry
+from pellucid.kernel import random, registry
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.chunks import Division
+from pellucid.kernel.recurrence import launch
+from pellucid.kernel.recurrence.chunks import Division
 from pellucid.nn import lengths as real
 from pellucid.nn.component import Running
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.errors import label, mismatch, shape_text
-from pellucid.kernel.best import greatest_over_time
-from pellucid.kernel.window import worthwhile
+from pellucid.kernel.windows.best import greatest_over_time
+from pellucid.kernel.windows.window import worthwhile
 from pellucid.nn import lengths as real
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.pooling import lowest, rises_from_zero

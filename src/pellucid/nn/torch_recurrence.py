@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.kernel import gpu
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.choice import faster
-from pellucid.kernel.jitted import sources as triton_sources
-from pellucid.kernel.jitted import tf32
-from pellucid.kernel.nested import stand_in
+from pellucid.kernel.choice import faster, remembered, rounded
+from pellucid.kernel.language.text_c import headers
 from pellucid.kernel.random import unseen
+from pellucid.kernel.recurrence.jitted import sources as triton_sources
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.text_c import headers
-from pellucid.kernel.window import remembered, rounded
+from pellucid.kernel.rows.nested import stand_in
 
 MOST_ROWS = 8
 LEAST_WEIGHTS = 2**16  # entries of a layer; less is in the first caches whoever computes
@@ -82,7 +81,7 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
     wanted = tuple([grad and t.requires_grad for t in tensors])
     options: tuple[Any, ...] = (layer.mode, layer.hidden_size, layer.num_layers, layer.bidirectional, layer.bias)
     if x.is_cuda:
-        options = (*options, layer.proj_size, str(x.dtype), torch.cuda.get_device_name(x.device), f"TF32 {tf32()}")
+        options = (*options, layer.proj_size, str(x.dtype), torch.cuda.get_device_name(x.device), f"TF32 {gpu.tf32()}")
     key = (options, layer.training, x.shape, wanted, torch.get_num_threads())
     if key not in _chosen and x.is_cuda and torch.cuda.is_current_stream_capturing():
         return None  # a graph takes no measurements

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from pellucid.errors import label, mismatch
-from pellucid.kernel import convolve as kernel
-from pellucid.kernel.window import Geometry, worthwhile
+from pellucid.kernel.windows import convolve as kernel
+from pellucid.kernel.windows.window import Geometry, worthwhile
 from pellucid.nn.component import LEFT
 from pellucid.nn.convolution import Convolution
 from pellucid.nn.windowed import AXES

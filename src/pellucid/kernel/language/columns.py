@@ -1,0 +1,131 @@
+"""C of values, a vector of columns at a time: what every loop of rows is written with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.kernel.language.pieces import Pieces
+from pellucid.kernel.language.text_c import identifier, indented, number_text
+from pellucid.kernel.language.values import Value
+
+_FUNCTIONS = (
+    "exp expm1 log log1p log2 log10 exp2 tanh sigmoid relu erf erfc sqrt rsqrt reciprocal sin cos tan asin acos atan "
+    "sinh cosh asinh acosh atanh floor ceil round trunc sign abs softplus gelu gelu_slope"
+)
+# How each operation on columns is written.
+ARITHMETIC: dict[str, str] = {
+    **{name: f"vec_{name}({{0}})" for name in _FUNCTIONS.split()},
+    **{name: f"vec_{name}({{0}}, {{1}})" for name in ("maximum", "minimum", "atan2", "hypot", "fmod", "pow")},
+    **{"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}"},
+    **{"neg": "-{0}", "square": "{0} * {0}", "constant": "{0}", "copysign": "with_sign({0}, {1})"},
+    **{"eq": "{0} == {1}", "ne": "{0} != {1}", "lt": "{0} < {1}"},
+    **{"le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}"},
+    **{"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "~{0}"},
+    **{"where": "choose({0}, {1}, {2})", "from_mask": "from_mask({0})"},
+}
+REDUCTIONS = {
+    "sum": ("splat(0)", "add_columns", "sum"),
+    "product": ("splat(1)", "multiply_columns", "multiplied"),
+    "largest": ("splat(-INFINITY)", "larger_columns", "largest"),
+    "smallest": ("splat(INFINITY)", "smaller_columns", "smallest"),
+}
+
+
+@dataclass
+class Scope:
+    """A piece of C: lines, and the names of the values at their offsets that stand in it."""
+
+    lines: list[str] = field(default_factory=list)
+    names: dict[tuple[Value, int], str] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    own: set[str] = field(default_factory=set)
+    given: dict[str, str] = field(default_factory=dict)  # of a sweep: parameters and their types
+
+
+def sweep_text(name: str, scope: Scope) -> str:
+    """The function of a sweep, for columns ``j`` to ``j + n``."""
+    parameters = ["int64_t j", "int n", *(f"{kind}{given}" for given, kind in scope.given.items())]
+    return "\n".join([f"INLINE void {name}({', '.join(parameters)})", "{", *indented(scope.lines), "}", ""])
+
+
+def whole_sweep(name: str, length: str, scope: Scope) -> list[str]:
+    """The calls of a sweep for all columns."""
+    given = "".join(f", {'&' if kind == 'vec *' else ''}{given}" for given, kind in scope.given.items())
+    return [
+        f"for (int64_t j = 0; j + LANES <= {length}; j += LANES)",
+        f"  {name}(j, LANES{given});",
+        f"if ({length} % LANES)",
+        f"  {name}({length} / LANES * LANES, {length} % LANES{given});",
+    ]
+
+
+class Columns(Pieces):
+    """Writes values where they are asked for, each once in a scope.
+
+    A value of one column is the same for a whole row and stands in the scope of the row, others in the scope of a
+    sweep, for columns ``j`` to ``j + n``.
+    """
+
+    def _home(self, value: Value) -> Scope:
+        """The scope of a value of one column."""
+        raise NotImplementedError
+
+    def _read(self, value: Value, start: int, scope: Scope) -> str:
+        """The expression that reads a value from memory."""
+        raise NotImplementedError
+
+    def _evaluate(self, value: Value, start: int, scope: Scope) -> str:
+        """The name of a value's columns from ``start`` in a scope, written there where it is new."""
+        if value.width == 1 and scope is not self._home(value):
+            name = self._evaluate(value, 0, self._home(value))
+            scope.given[name] = "ivec " if value.mask else "vec "
+            return name
+        name = scope.names.get((value, start), "")
+        if not name:
+            name = text = self._expression(value, start, scope)
+            if not text.isidentifier():
+                name = self._fresh(scope, identifier(value.name) + (f"_{start}" if start else ""), own=not start)
+                scope.lines.append(f"const {'ivec' if value.mask else 'vec'} {name} = {text};")
+            scope.names[(value, start)] = name
+        return name
+
+    def _expression(self, value: Value, start: int, scope: Scope) -> str:
+        if self._lies(value):
+            return self._read(value, start, scope)
+        if value.kind == "slice":
+            return self._evaluate(value.values[0], start + value.start, scope)
+        if value.kind == "spread":
+            return self._evaluate(value.values[0], 0, scope)
+        if value.kind == "cat":
+            for part in value.values:
+                if start < part.width:
+                    return self._evaluate(part, start, scope)
+                start -= part.width
+        operands = [
+            self._evaluate(o, start if o.width > 1 else 0, scope) if isinstance(o, Value) else number_text(o)
+            for o in value.operands
+        ]
+        return ARITHMETIC[value.operation].format(*operands)
+
+    def _fresh(self, scope: Scope, name: str, own: bool = False) -> str:
+        """A name that is not taken; a value's own name is its own where it stands first."""
+        while name in scope.taken and not (own and name not in scope.own):
+            name += "_"
+        scope.taken.add(name)
+        scope.own.add(name)
+        return name
+
+
+def even(pieces: list[tuple[Value, Any, int, int]]) -> list[tuple[Value, Any, int, int]]:
+    """Cut long pieces to the length of the short ones, so that one sweep takes them all, if that is few cuts."""
+    lengths = {length for *_, length in pieces if length > 1}
+    unit = math.gcd(*lengths) if lengths else 0
+    if len(lengths) < 2 or unit < 8 or max(lengths) // unit > 8:
+        return pieces
+    return [
+        (value, reduction, place, min(unit, length))
+        for value, reduction, start, length in pieces
+        for place in range(start, start + length, unit)
+    ]

@@ -1,0 +1,126 @@
+"""A stage in a few kinds of values that every emitter can write: columns of a row, and what crosses them.
+
+A row is a sample's vector. Arithmetic goes column by column; slices and concatenations only say where a column is
+read; products with a matrix and reductions need the whole row. `rules` says what each operation is made of.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from pellucid.kernel.language.rules import OPERATIONS, WITH_MATRIX
+from pellucid.kernel.language.values import Lowering, Unsupported, Value
+from pellucid.kernel.program import Abstract, Stage
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered stage: the inputs that it reads as memory, the matrices of its products, and its outputs."""
+
+    inputs: Mapping[str, Value]
+    matrices: Mapping[str, tuple[int, int]]  # depth × width
+    outputs: Mapping[str, Value]
+    names: frozenset[str]  # of all values, each its own
+
+
+def lower(stage: Stage, draws: tuple[str, ...]) -> Lowered:
+    """Lower a stage whose rows are those of one step; ``draws`` are the inputs that are random.
+
+    Raises:
+        Unsupported: an operation without a line in the table, or used in a way that has none.
+    """
+    lowering = _Rows(draws, {node.name for node in stage.graph.nodes} | set(stage.inputs))
+    for name, node in stage.placeholders.items():
+        lowering.placeholder(name, node)
+    for node in stage.graph.nodes:
+        if node.op == "output":
+            results = [lowering.value(a) for a in node.args[0]]
+        elif node.op != "placeholder":
+            lowering.call(node)
+    outputs = dict(zip(stage.outputs, results, strict=True))
+    return Lowered(lowering.inputs, lowering.matrices, outputs, frozenset(lowering.names))
+
+
+def lowerable(node: fx.Node) -> bool:
+    """Whether a value with rows can be computed in a loop of rows, as far as its operation and axes tell."""
+    value = node.meta.get("val")
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and lowerable(node.args[0])
+    if node.target not in OPERATIONS:
+        return False
+    axes = value if isinstance(value, (tuple, list)) else (value,)
+    return all(v is None or not v.rows or v.dim() <= 2 for v in axes)
+
+
+class Nodes(Lowering):
+    """Values made of one node of a graph after the other."""
+
+    def fits(self, value: Abstract) -> bool:
+        """Whether a result can be a value, as far as its axes tell."""
+        raise NotImplementedError
+
+    def call(self, node: fx.Node) -> None:
+        """Make the result of an operation."""
+        self.node = node
+        if node.target is operator.getitem:
+            self.made[node] = self.value(node.args[0])[node.args[1]]
+            return
+        value: Any = node.meta.get("val")
+        rule = OPERATIONS.get(node.target)
+        if rule is None:
+            raise Unsupported(str(node.target))
+        if isinstance(value, Abstract) and not self.fits(value):
+            raise Unsupported(f"{node.target} with a result of {value.dim()} axes")
+        arguments = node.args if node.target in WITH_MATRIX else self.value(node.args)
+        made = self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
+        parts, metas = ([made], [value]) if isinstance(value, Abstract) else (made, value)
+        for part, meta in zip(parts, metas, strict=True):  # another width would write beside the memory
+            if isinstance(part, Value) and part.width != self.width_of(meta):
+                raise Unsupported(f"{node.target} of {part.width} columns instead of {self.width_of(meta)}")
+
+
+class _Rows(Nodes):
+    """The values of a stage."""
+
+    def placeholder(self, name: str, node: fx.Node) -> None:
+        """Make a value of an input."""
+        meta = node.meta.get("val")
+        if not isinstance(meta, Abstract):
+            self.made[node] = "rows"
+            return
+        rows = meta.rows
+        if not rows and meta.dim() == 2:
+            self.matrix_names[node] = name
+            if meta.shape[0] != 1:  # one row is a vector too
+                self.made[node] = None
+                return
+        if not (meta.dtype.is_floating_point or meta.dtype == torch.bool):
+            raise Unsupported(f"a value of {meta.dtype}")
+        if meta.dim() > 2 or (rows and not _plain_rows(meta)):
+            raise Unsupported(f"a value of {meta.dim()} axes, {name}")
+        width = self.width_of(meta)
+        kind = "draws" if name in self.draws else "memory"
+        made = Value(kind, name, width, mask=meta.dtype == torch.bool, rows=rows)
+        self.made[node] = self.inputs[name] = made
+
+    def call(self, node: fx.Node) -> None:
+        """Make the result of an operation; what is no tensor is the number of rows."""
+        if node.target is not operator.getitem and not isinstance(node.meta.get("val"), (Abstract, tuple, list)):
+            self.made[node] = "rows"
+            return
+        super().call(node)
+
+    def fits(self, value: Abstract) -> bool:
+        """One row of columns for each row of the batch, or a value without rows."""
+        return not value.rows or (value.dim() <= 2 and _plain_rows(value))
+
+
+def _plain_rows(meta: Abstract) -> bool:
+    """Whether there is one row for each row of the batch."""
+    return meta.shape[0] == 1

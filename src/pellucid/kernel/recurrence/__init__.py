@@ -1,0 +1,1 @@
+"""A loop over time as one kernel: planned, written in C or Triton, launched."""

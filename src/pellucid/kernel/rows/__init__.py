@@ -1,0 +1,1 @@
+"""Formulas without time, and their gradients, as loops over the axes of memory."""

@@ -1,0 +1,669 @@
+"""A lowered form as Triton text: every axis of the nest is one of a tile's, so that a block holds some entries of each.
+
+Where a block can hold all that is reduced, the data is read once and every statistic is made of what stands in
+registers. Otherwise a block goes over what is reduced once for every level, the number of reductions before a value;
+where there are fewer blocks than the GPU can run, several share what is reduced: each level is then a kernel of its
+own, which leaves parts of its sums in memory for the next. A sum of squared deviations from a mean needs no pass of its
+own: it is made beside the mean (Welford, "Note on a method for calculating corrected sums of squares and products",
+Technometrics 1962), and its parts are put together as in Chan, Golub and LeVeque, "Updating formulae and a pairwise
+algorithm for computing sample variances", 1979. Sums over rows are added up by a fixed number of programs, each of
+which takes its share of the rows and stores a part: no order depends on chance.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.kernel.language.text_c import indented
+from pellucid.kernel.language.text_triton import HEADER, JOINED, REDUCTIONS, number_text, power
+from pellucid.kernel.language.tiles import Home, Tiles
+from pellucid.kernel.language.values import Value
+from pellucid.kernel.rows.nest import Nest, all_values, laid_out
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a nest is cut into tiles.
+
+    Attributes:
+        blocks: entries of a tile along every axis, powers of two; along columns that the formula cuts, any.
+        exact: the axes that consist of whole blocks.
+        absent: the axes along which nothing varies.
+        whole: whether a tile holds all that is reduced.
+        split: whether several programs share what is reduced.
+        turns: whether programs do one block after another where no totals make them, which then has its own part of
+            every total.
+        wide: whether places in memory are numbers of 64 bits.
+        apart: operands of which several lie in one piece of memory, each with its beginning.
+        factors: of sizes and distances; the compiler cannot see of a number that it is a multiple of 8.
+    """
+
+    blocks: tuple[int, ...]
+    exact: frozenset[int]
+    absent: frozenset[int] = frozenset()
+    whole: bool = True
+    split: bool = False
+    turns: bool = False
+    wide: bool = False
+    apart: frozenset[str] = frozenset()
+    factors: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """The Triton text of a nest, a Python module, and what a caller must know.
+
+    Attributes:
+        text: the module.
+        tile: how it is cut.
+        stages: its functions in the order in which they run, and whether each goes over what is reduced.
+        parameters: what they all take, in this order.
+        options: what they take of what is known when they are compiled.
+        owned: axes outside whose blocks a program takes one of, and along which totals vary; () without totals.
+        shared: the other axes outside.
+        parts: how many statistics leave their parts in memory.
+    """
+
+    text: str
+    tile: Tile
+    stages: tuple[tuple[str, bool], ...]
+    parameters: tuple[str, ...]
+    options: tuple[str, ...]
+    owned: tuple[int, ...]
+    shared: tuple[int, ...]
+    parts: int
+
+
+def along(value: Value, last: int) -> frozenset[int]:
+    """The axes along which a value varies, the columns too."""
+    return value.axes | {last} if value.width > 1 else value.axes
+
+
+def owned_axes(nest: Nest) -> frozenset[int]:
+    """The axes outside along which totals vary."""
+    totals = (value for value in nest.outputs.values() if value.kind == "total")
+    return frozenset().union(*(along(total, nest.axes - 1) for total in totals)) - nest.inner
+
+
+def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
+    """Write a nest.
+
+    Raises:
+        Unsupported: an operation has no Triton.
+    """
+    count = 1 + max(_levels(nest, _deviations(nest)).values()) if tile.split else 1
+    functions = [_Function(nest, tile, real, stage if tile.split else None) for stage in range(count)]
+    header = HEADER.format(title=f"{title}: written by pellucid from the formula.", real=real)
+    first = functions[0]
+    return Text(
+        "\n\n".join([header, *(function.text() for function in functions)]) + "\n",
+        tile,
+        tuple((function.name, bool(function.passes)) for function in functions),
+        tuple(first.parameters),
+        tuple(first.options),
+        tuple(first.owned),
+        tuple(first.shared),
+        len(first.reduces) + len(first.deviations),
+    )
+
+
+def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
+    """How many reductions come before each value; sums of squared deviations are made beside those of the means."""
+    levels: dict[Value, int] = {}
+    for value in all_values(nest.outputs.values()):
+        levels[value] = max((levels[v] for v in value.values), default=0) + (value.kind == "reduce")
+        levels[value] = levels.get(deviations.get(value), levels[value])  # type: ignore[arg-type]
+    return levels
+
+
+def _deviations(nest: Nest) -> dict[Value, Value]:
+    """The sums of squared deviations from a mean, and the sum that the mean is made of."""
+    found: dict[Value, Value] = {}
+    for value in all_values(nest.outputs.values()):
+        square = value.operands[0] if value.kind == "reduce" and value.operation == "sum" else None
+        if square is None or square.operation != "square" or square.operands[0].operation != "sub":
+            continue
+        entry, mean = square.operands[0].operands
+        if not isinstance(mean, Value) or mean.operation != "mul":
+            continue
+        total, reciprocal = mean.operands
+        if not (isinstance(total, Value) and total.kind == "reduce" and total.operation == "sum"):
+            continue
+        counts = isinstance(reciprocal, Value) and reciprocal.operation == "reciprocal"
+        size = reciprocal.operands[0] if counts else None
+        if size is None or size.kind != "size" or total.operands[0] is not entry or total in found.values():
+            continue
+        if total.over == value.over == size.over:
+            found[value] = total
+    return found
+
+
+@dataclass
+class _Scope:
+    """Lines, and the names that stand in them."""
+
+    names: dict[Any, str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+PROGRAM, STEP, TURN, PASS = range(4)  # what is the same for all tiles, for all that is reduced, for a sum, for nothing
+
+
+class _Function(Tiles):
+    """The Triton of one nest, or of one stage of it."""
+
+    def __init__(self, nest: Nest, tile: Tile, real: str, stage: int | None) -> None:
+        self.nest, self.tile, self.stage, self.last = nest, tile, stage, nest.axes - 1
+        self.name = nest.name if stage is None else f"{nest.name}_{stage}"
+        self.float64 = real == "float64"
+        self.values = all_values(nest.outputs.values())
+        self.deviations = {} if tile.whole else _deviations(nest)
+        self.levels = _levels(nest, self.deviations)
+        self.reduces = [value for value in self.values if value.kind == "reduce"]
+        self.outputs = {name: value for name, value in nest.outputs.items() if value.kind != "total"}
+        self.totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
+        self.turns = tile.turns or bool(self.totals)
+        self.draws = [value for value in self.values if value.kind == "draws"]
+        owned = owned_axes(nest)
+        self.outside = [axis for axis in range(nest.axes) if axis not in nest.inner | tile.absent]
+        self.owned = [axis for axis in self.outside if axis in owned]
+        self.shared = [axis for axis in self.outside if axis not in owned]
+        self.inner = sorted(nest.inner - tile.absent)
+        self.tiled = [axis for axis in range(nest.axes) if tile.blocks[axis] > 1 or axis == self.last]
+        self.ones = str([1] * len(self.tiled))
+        self.most = max(self.levels.values())
+        levels = range(self.most + 1) if stage is None else [stage]
+        self.passes = [] if tile.whole else [level for level in levels if self._of_level(level)]
+        self.options = ["SEED_LIES", "ALIGNED"] if self.draws else []
+        self.options += ["SPLITS"] if tile.split else []
+        self.options += ["STAGES"] if self.totals or not tile.whole else []
+        self.taken = {*TAKEN, *(f"{name}_{a}" for name in ("i", "start", "within") for a in range(nest.axes))}
+        self.homes: dict[Value, int] = {}
+        self.factors = dict(tile.factors)
+        self.parameters = {key: self._fresh(key) for key in self._parameters()}
+        self.scopes = [_Scope(), _Scope(), _Scope(), _Scope()]
+        self.slow: list[int] = []  # what is reduced, but not by the totals of a pass
+        self.behind: list[str] = []  # all tiles
+        self._write()
+
+    def _parameters(self) -> Iterator[str]:
+        """What a call gives, in this order."""
+        for operand in laid_out(self.nest).operands:
+            output = operand.endswith(" to")
+            key = operand.replace(" to", "_to")
+            value = self.nest.outputs[operand[:-3]] if output else self.nest.inputs[operand]
+            lies = value.kind not in ("draws", "total")
+            yield from (key,) if lies else ()
+            if not lies or operand in self.tile.apart:
+                yield f"{key}_begin"
+            yield from (f"{key}_{axis}" for axis in strided(value, self.nest, self.tile))
+        yield from (f"size_{axis}" for axis in range(self.nest.axes))
+        for name in self.nest.numbers:
+            yield f"{name}_low"
+            yield from (f"{name}_high",) if self.float64 else ()
+        yield from ("seed", "seed_high", "stream", "stream_high") if self.draws else ()
+        yield from ("totals", "total_entries") if self.totals else ()
+        yield from ("programs",) if self.turns else ()
+        yield from ("parts", "units", "splits") if self.tile.split else ()
+
+    def _number(self, key: str) -> str:
+        """A size or a distance."""
+        factor = self.factors.get(key)
+        return f"({self.parameters[key]} * {factor})" if factor else self.parameters[key]
+
+    def text(self) -> str:
+        """The kernel, a function of Python."""
+        p = self.parameters
+        given = [f"{name}," for name in p.values()] + [f"{name}: tl.constexpr," for name in self.options]
+        changing = [
+            p[f"{name}_{half}"] for name in self.nest.numbers for half in ("low", "high") if f"{name}_{half}" in p
+        ]
+        changing += [p[name] for name in ("seed", "seed_high", "stream", "stream_high") if self.draws]
+        lines = self.scopes[STEP].lines
+        if self.turns:
+            blocks = " * ".join(map(self._blocks, self.shared)) or "1"
+            steps = f"program, {blocks}, {p['programs']}"
+            steps = f"range({steps})" if self.passes else f"tl.range({steps}, num_stages=STAGES)"
+            lines = [f"for step in {steps}:", *indented(lines)]
+        return "\n".join(
+            [
+                f"@triton.jit(do_not_specialize={changing})" if changing else "@triton.jit",
+                f"def {self.name}(",
+                *indented(given, 2),
+                "):",
+                *indented(["program = tl.program_id(0)", *self.scopes[PROGRAM].lines, *lines, *self.behind], 2),
+            ]
+        )
+
+    def _write(self) -> None:
+        program, step = self.scopes[PROGRAM].lines, self.scopes[STEP].lines
+        if self.tile.split and self.passes:
+            blocks = " * ".join(map(self._blocks, self.outside)) or "1"
+            program += [f"split = program // ({blocks})", f"program = program % ({blocks})"]
+        self._start(self.owned, "program", program, behind=True)
+        if self.draws:
+            program += [
+                f"{key}, {key}_high = functions.words({self.parameters[g]}, {self.parameters[f'{g}_high']}, {lies})"
+                for key, g, lies in (("key", "seed", "SEED_LIES"), ("series", "stream", "False"))
+            ]
+        if self.turns:
+            step.append("rest = step")
+        self._start(self.shared, "rest" if self.turns else "program", step)
+        here = {n: t for n, t in self.totals.items() if self.stage in (None, self.levels[t.values[0]])}
+        sums = {name: self._sums(total, program) for name, total in here.items() if not self._is_wide(total)}
+        for level in self.passes:
+            self._pass(level, sums)
+        if self.stage in (None, self.most):
+            self._store_all([name for name, value in self.outputs.items() if not self._is_wide(value)])
+        for name, total in here.items():
+            if not self._goes_over(total):
+                self._add(total, sums[name], STEP)
+        for name, of_total in sums.items():
+            self.behind += self._parts_of_total(name, self.totals[name], of_total)
+
+    def _store_all(self, names: Sequence[str]) -> None:
+        """Write what is the same for all that is reduced, or all results of a tile that holds it."""
+        lines = self.scopes[STEP].lines
+        stores = [store for name in names for store in self._stores(name, self.outputs[name])]
+        first = self.tile.split and self.passes and stores
+        lines += ["if split == 0:", *indented(stores)] if first else stores
+
+    def _blocks(self, axis: int) -> str:
+        """How many blocks there are along an axis."""
+        block, size = self.tile.blocks[axis], self._number(f"size_{axis}")
+        return size if block == 1 else f"tl.cdiv({size}, {block})"
+
+    def _start(self, axes: Sequence[int], counter: str, lines: list[str], behind: bool = False) -> None:
+        """Where the tile begins along some axes, of which the last changes fastest; something may count ``behind``."""
+        for place, axis in reversed(list(enumerate(axes))):
+            block, final = self.tile.blocks[axis], place == 0 and not behind
+            start = counter if final else f"{counter} % {self._blocks(axis)}"
+            start = f"tl.cast({start}, tl.int64)" if self.tile.wide else start
+            lines.append(f"start_{axis} = {start}" + (f" * {block}" if block > 1 else ""))
+            if not final:
+                lines.append(f"{counter} = {counter} // {self._blocks(axis)}")
+
+    # -- reductions -----------------------------------------------------------------------------------------------
+
+    def _along(self, value: Value) -> frozenset[int]:
+        return along(value, self.last) - self.tile.absent
+
+    def _span(self, value: Value) -> frozenset[int]:
+        """The axes of what a reduction takes together: equal entries, too, as often as they are met."""
+        return self._along(value.values[0]) | (value.over - self.tile.absent)
+
+    def _is_wide(self, value: Value) -> bool:
+        """Whether a value changes along what is reduced, and a tile does not hold all of that."""
+        return not self.tile.whole and bool(self._along(value) & self.nest.inner)
+
+    def _goes_over(self, total: Value) -> bool:
+        """Whether a total is made of what changes along what is reduced."""
+        return not self.tile.whole and bool(self._span(total) & self.nest.inner)
+
+    def _of_level(self, level: int) -> list[Value]:
+        """What a pass over what is reduced is for."""
+        found = [value for value in self.reduces if self.levels[value] == level + 1]
+        found += [v for v in self.totals.values() if self.levels[v.values[0]] == level and self._goes_over(v)]
+        found += [v for v in self.outputs.values() if self.levels[v] == level and self._is_wide(v)]
+        return found
+
+    def _pass(self, level: int, sums_of_totals: Mapping[str, Sums]) -> None:
+        """Go once over what is reduced, in turns where totals vary along a part of it: one for each of their tiles.
+
+        A pass goes the other way than the one before it, whose last tiles are in the second cache.
+        """
+        step, found = self.scopes[STEP].lines, self._of_level(level)
+        slow = {name: total for name, total in self.totals.items() if total in found and self._is_wide(total)}
+        varying = frozenset().union(*(self._along(total) for total in slow.values()))
+        self.slow = [axis for axis in self.inner if axis in varying]
+        fast = [axis for axis in self.inner if axis not in varying]
+        self.homes = {}
+        turn, inside = self.scopes[TURN:] = _Scope(), _Scope()
+        self._start(self.slow, "turn", turn.lines)
+        count = " * ".join(map(self._blocks, fast)) or "1"
+        if level % 2:
+            inside.lines.append(f"part = {count} - 1 - part")
+        self._start(fast, "part", inside.lines)
+        beside = {self.deviations[value]: value for value in found if value in self.deviations}
+        moments = {value: self._moments(value, step) for value in beside}
+        apart = (*moments, *beside.values())
+        sums = {value: self._sums(value, step) for value in found if value.kind == "reduce" and value not in apart}
+        parts = {name: self._sums(total, turn.lines) for name, total in slow.items()}
+        for value, of_value in sums.items():
+            self._add(value, of_value, PASS)
+        for value, names in moments.items():
+            self._add_to_moments(value, *names)
+        for name, value in self.outputs.items():
+            if value in found and self._is_wide(value):
+                stores = self._stores(name, value)
+                inside.lines += stores
+        for name, total in self.totals.items():
+            if total in found:
+                self._add(total, parts[name] if name in slow else sums_of_totals[name], PASS)
+        behind = [store for name, total in slow.items() for store in self._parts_of_total(name, total, parts[name])]
+        count = f"split, {count}, {self.parameters['splits']}" if self.tile.split else f"0, {count}"
+        adds = bool(sums or moments or any(total in found for total in self.totals.values()))
+        parts_of = f"tl.range({count}, num_stages=STAGES)" if adds else f"range({count})"
+        lines = [*turn.lines, f"for part in {parts_of}:", *indented(inside.lines), *behind]
+        if self.slow:
+            lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
+        step += lines
+        for value, of_value in sums.items():
+            self._keep(value, self.reduces.index(value), self._together(value, [name for _, name in of_value]))
+        for value, (count, mean, squares) in moments.items():
+            self._keep_moments(value, beside[value], count, mean, squares)
+
+    def _keep(self, value: Value, slot: int, result: str) -> str:
+        """Name the result of a reduction, and store it where it is a part."""
+        step = self.scopes[STEP]
+        name = step.names[value, 0, value.width] = self._fresh(value.name)
+        step.lines.append(f"{name} = {result}")
+        if self.tile.split:
+            place, mask = self._part(slot, "split", self.outside)
+            shape = self._shape(frozenset(self.outside))
+            step.lines.append(f"tl.store({place}, tl.broadcast_to({name}, {shape}){mask})")
+        return name
+
+    def _moments(self, total: Value, lines: list[str]) -> tuple[str, str, str]:
+        """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares.
+
+        The count is one number where all tiles are full.
+        """
+        count, mean, squares = (self._fresh(f"{total.name}_{what}") for what in ("count", "mean", "squares"))
+        shape = self._shape(self._span(total))
+        lines.append(f"{count} = tl.full({shape if self._masks_of(total) else self.ones}, 0.0, REAL)")
+        lines += [f"{name} = tl.full({shape}, 0.0, REAL)" for name in (mean, squares)]
+        return count, mean, squares
+
+    def _masks_of(self, total: Value) -> str:
+        """Which entries of a tile are new to a sum."""
+        return " & ".join([*self._once(total, PASS), *self._masks(total.over - self.tile.absent)])
+
+    def _add_to_moments(self, total: Value, count: str, mean: str, squares: str) -> None:
+        """Take a tile of entries in; one that is not there is the mean, and moves nothing."""
+        inside, masks = self.scopes[PASS].lines, self._masks_of(total)
+        tile = self._evaluate(total.values[0], 0, total.values[0].width)
+        tile = f"tl.broadcast_to({tile}, {self._shape(self._span(total))})"
+        entry, moved = self._fresh(f"{total.name}_entry"), self._fresh(f"{total.name}_moved")
+        inside += [
+            f"{entry} = " + (f"tl.where({masks}, {tile}, {mean})" if masks else tile),
+            f"{count} = {count} + " + (f"tl.where({masks}, 1.0, 0.0).to(REAL)" if masks else "1.0"),
+            f"{moved} = {entry} - {mean}",
+            f"{mean} = {mean} + {moved} * (1.0 / tl.where({count} == 0, 1.0, {count}))",
+            f"{squares} = {squares} + {moved} * ({entry} - {mean})",
+        ]
+
+    def _keep_moments(self, total: Value, deviation: Value, count: str, mean: str, squares: str) -> None:
+        """Put together what was counted entry by entry."""
+        step = self.scopes[STEP].lines
+        whole = self._keep(total, self.reduces.index(total), self._together(total, [f"{count} * {mean}"]))
+        all_of_them = self._fresh(f"{total.name}_counted")
+        counts = f"tl.broadcast_to({count}, {self._shape(self._span(total))})"
+        step.append(f"{all_of_them} = {self._together(total, [counts])}")
+        centre = f"{whole} / tl.where({all_of_them} == 0, 1.0, {all_of_them})"
+        squares = f"{squares} + {count} * functions.square({mean} - {centre})"
+        self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
+        if self.tile.split:
+            place, mask = self._part(self._slot_of_count(deviation), "split", self.outside)
+            shape = self._shape(frozenset(self.outside))
+            step.append(f"tl.store({place}, tl.broadcast_to({all_of_them}, {shape}){mask})")
+
+    def _slot_of_count(self, deviation: Value) -> int:
+        return len(self.reduces) + list(self.deviations).index(deviation)
+
+    def _sums(self, value: Value, lines: list[str]) -> Sums:
+        """The tiles in which a reduction is taken together, one for each piece of columns."""
+        operand, found = value.values[0], []
+        neutral = number_text(REDUCTIONS[value.operation][0])
+        for start, length in self._pieces(operand):
+            name = self._fresh(f"{value.name}_sum_{start}" if start else f"{value.name}_sum")
+            lines.append(f"{name} = tl.full({self._shape(self._span(value), length)}, {neutral}, REAL)")
+            found.append(((start, length), name))
+        return found
+
+    def _add(self, value: Value, sums: Sums, scope: int) -> None:
+        """Take a tile of the operand into a reduction; once where it is the same for several tiles."""
+        once = self._once(value, scope)
+        for piece, name in sums:
+            tile = self._masked(value, piece, once)
+            self.scopes[scope].lines.append(f"{name} = {JOINED[value.operation].format(name, tile)}")
+
+    def _once(self, value: Value, scope: int) -> list[str]:
+        """What is true for one of the tiles that have the same entries of a reduction."""
+        looped = [*(self.shared if value.kind == "total" else []), *(self.inner if scope == PASS else [])]
+        return [f"(start_{axis} == 0)" for axis in looped if axis not in self._span(value)]
+
+    def _masked(self, value: Value, piece: tuple[int, int], once: Sequence[str] = ()) -> str:
+        """A tile of a reduction's operand, with what is neutral where there are no entries to take."""
+        tile = self._evaluate(value.values[0], *piece)
+        tile = f"tl.broadcast_to({tile}, {self._shape(self._span(value), piece[1])})"
+        masks = [*once, *self._masks(value.over - self.tile.absent, piece[1])]
+        neutral = number_text(REDUCTIONS[value.operation][0])
+        return f"tl.where({' & '.join(masks)}, {tile}, {neutral})" if masks else tile
+
+    def _together(self, value: Value, tiles: Sequence[str]) -> str:
+        """The result of a reduction, of its tiles."""
+        text, found = REDUCTIONS[value.operation][1], list(tiles)
+        for axis in sorted(value.over, reverse=True):
+            if axis in self.tiled:
+                found = [text.format(tile, self.tiled.index(axis)) for tile in found]
+        return functools.reduce(JOINED[value.operation].format, found)
+
+    def _parts_of_total(self, name: str, total: Value, sums: Sums) -> list[str]:
+        """The lines that store a program's part of a sum over rows."""
+        axes, lines = self._along(total), []
+        pieces = [(piece, self._together(total, [tile])) for piece, tile in sums]
+        if self.last in total.over:
+            pieces = [((0, 1), self._together(total, [tile for _, tile in sums]))]
+        for (start, length), text in pieces:
+            place, mask = self._place(f"{name}_to", axes, start, length)
+            lines.append(f"tl.store({place}, tl.broadcast_to({text}, {self._shape(axes, length)}){mask})")
+        return lines
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def _home_of(self, axes: Iterable[int]) -> int:
+        """Where the indices of axes stand."""
+
+        def home(axis: int) -> int:
+            if axis in self.owned or (self.tile.whole and axis in self.inner):
+                return PROGRAM
+            return STEP if axis in self.shared else TURN if axis in self.slow else PASS
+
+        return max(map(home, axes), default=PROGRAM)
+
+    def _index(self, axis: int) -> str:
+        """The indices of a tile along an axis."""
+        scope, name, block = self.scopes[self._home_of([axis])], f"i_{axis}", self.tile.blocks[axis]
+        if name not in scope.names:
+            scope.names[name] = name
+            held = axis in self.nest.inner and self.tile.whole
+            text = "0" if held else f"start_{axis}"
+            if axis in self.tiled:
+                cast = ".to(tl.int64)" if self.tile.wide else ""
+                text = ("" if held else f"{text} + ") + f"tl.arange(0, {block}){cast}"
+                text = f"({text}){self._along_axis(axis)}"
+            scope.lines.append(f"{name} = {text}")
+        return name
+
+    def _along_axis(self, axis: int) -> str:
+        """What makes a list a tile along an axis."""
+        if len(self.tiled) == 1:
+            return ""
+        return f"[{', '.join(':' if a == axis else 'None' for a in self.tiled)}]"
+
+    def _columns(self, start: int, length: int) -> str:
+        """The columns of a piece."""
+        if self.nest.columns is None:
+            return self._index(self.last)
+        size = power(length)
+        name = self._hoisted(f"columns_{size}", f"tl.arange(0, {size}){self._along_axis(self.last)}")
+        return f"{name} + {start}" if start else name
+
+    def _masks(self, axes: Iterable[int], length: int = 1) -> list[str]:
+        """Which entries of a tile there are, along some axes."""
+        found = []
+        for axis in sorted(axes):
+            if axis == self.last and self.nest.columns is not None:
+                if length != power(length):
+                    found.append(self._hoisted(f"within_{length}_columns", f"{self._columns(0, length)} < {length}"))
+            elif axis not in self.tile.exact and self.tile.blocks[axis] > 1:
+                index, name = self._index(axis), f"within_{axis}"
+                scope = self.scopes[self._home_of([axis])]
+                if name not in scope.names:
+                    scope.names[name] = name
+                    scope.lines.append(f"{name} = {index} < {self._number(f'size_{axis}')}")
+                found.append(name)
+        return found
+
+    def _shape(self, axes: Collection[int], length: int = 1) -> str:
+        """The shape of a tile that varies along some axes."""
+        sizes = {axis: self.tile.blocks[axis] for axis in self.tiled}
+        if self.nest.columns is not None:
+            sizes[self.last] = power(length)
+        return str([sizes[axis] if axis in axes else 1 for axis in self.tiled])
+
+    def _hoisted(self, name: str, text: str) -> str:
+        """A name for what is the same for all tiles."""
+        names = self.scopes[PROGRAM].names
+        if name not in names:
+            names[name] = self._fresh(name)
+            self.scopes[PROGRAM].lines.append(f"{names[name]} = {text}")
+        return names[name]
+
+    def _offset(self, key: str, axes: Collection[int], start: int, length: int) -> str:
+        """The distance of a tile's entries from the beginning of an operand."""
+        terms = [self.parameters[f"{key}_begin"]] if f"{key}_begin" in self.parameters else []
+        terms += [
+            f"{self._index(axis)} * {self._number(f'{key}_{axis}')}" for axis in sorted(axes) if axis != self.last
+        ]
+        if self.last in axes:
+            terms.append(self._columns(start, length))
+        if not set(axes) & set(self.tiled):
+            terms.append(self._hoisted("origin", f"tl.zeros({self.ones}, tl.int32)"))
+        return " + ".join(terms)
+
+    def _place(self, key: str, axes: Collection[int], start: int, length: int) -> tuple[str, str]:
+        """The pointers of a tile of an operand, and their mask."""
+        pointer = self.parameters.get(key)
+        if pointer is None:
+            part = f"(program * {self.parameters['splits']} + split)" if self.tile.split else "program"
+            part = "step" if self.tile.turns else part
+            pointer = f"{self.parameters['totals']} + {part} * {self.parameters['total_entries']}"
+        masks = self._masks(axes, length)
+        return f"{pointer} + {self._offset(key, axes, start, length)}", f", mask={' & '.join(masks)}" if masks else ""
+
+    def _stores(self, name: str, value: Value) -> list[str]:
+        """The lines that write a result."""
+        axes, lines = self._along(value), []
+        for start, length in self._pieces(value):
+            tile = self._evaluate(value, start, length)
+            place, mask = self._place(f"{name}_to", axes, start, length)
+            lines.append(f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})")
+        return lines
+
+    def _part(self, slot: int, split: str, axes: Collection[int]) -> tuple[str, str]:
+        """The place of a part of the statistic of this number, which varies along some axes outside, and its mask."""
+        scope, p, key = self.scopes[STEP], self.parameters, ("unit", tuple(sorted(axes)))
+        if key not in scope.names:
+            unit = self._hoisted("origin", f"tl.zeros({self.ones}, tl.int32)")
+            for axis in self.outside:
+                unit = f"({unit}) * {self._number(f'size_{axis}')}" + (
+                    f" + {self._index(axis)}" if axis in axes else ""
+                )
+            scope.names[key] = self._fresh("unit")
+            scope.lines.append(f"{scope.names[key]} = {unit}")
+        masks = self._masks(axes)
+        begin = f"({slot} * {p['splits']} + {split}) * {p['units']}"
+        return f"{p['parts']} + {begin} + {scope.names[key]}", f", mask={' & '.join(masks)}" if masks else ""
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def _lies(self, value: Value) -> bool:
+        return value.kind in ("first", "number", "size")
+
+    def _home(self, value: Value) -> Home:
+        scope = self.scopes[self._level_of_scope(value)]
+        return scope.names, scope.lines
+
+    def _level_of_scope(self, value: Value) -> int:
+        if value not in self.homes:
+            if value.kind in ("memory", "first", "draws"):
+                home = self._home_of(self._along(value))
+            elif value.kind == "reduce" and not self.tile.whole:
+                home = STEP
+            else:
+                home = max(map(self._level_of_scope, value.values), default=PROGRAM)
+            self.homes[value] = home
+        return self.homes[value]
+
+    def _read(self, value: Value, start: int, length: int) -> str:
+        if value.kind == "number":
+            low = self.parameters[f"{value.name}_low"]
+            high = self.parameters.get(f"{value.name}_high", low)
+            return f"tl.full({self.ones}, functions.number({low}, {high}, REAL), REAL)"
+        if value.kind == "size":
+            sizes = (self._number(f"size_{axis}") for axis in sorted(value.over))
+            return " * ".join(f"tl.full({self.ones}, {size}, REAL)" for size in sizes)
+        if value.kind == "draws":
+            return self._drawn(value, start, length)
+        if value.kind == "reduce":
+            return self._reduced(value)
+        name = (value.values[0] if value.kind == "first" else value).name
+        place, mask = self._place(name, self._along(value), start, length)
+        text = f"tl.load({place}{mask}{', other=0' if mask else ''})"
+        return f"{text} != 0" if value.mask else f"{text}.to(REAL)"
+
+    def _drawn(self, value: Value, start: int, length: int) -> str:
+        """Random numbers: a block of them for four columns where these begin together."""
+        axes = self._along(value)
+        given = "key, key_high, series, series_high"
+        alone = f"functions.uniform_of({given}, {self._offset(value.name, axes, start, length)}).to(REAL)"
+        fixed = self.nest.columns is not None
+        count = power(length) if fixed else self.tile.blocks[self.last]
+        if self.last not in axes or count < 4 or start % 4:
+            return alone
+        fourth = f"tl.arange(0, {count // 4}){self._along_axis(self.last)} * 4"
+        if fixed:
+            columns = f"{fourth} + {start}"
+        elif self.last in self.nest.inner and self.tile.whole:
+            columns = fourth
+        else:
+            columns = f"start_{self.last} + {fourth}"
+        others = self._offset(value.name, axes - {self.last}, 0, 1)
+        return f"functions.uniform_in_fours({given}, {others} + {columns}).to(REAL) if ALIGNED else {alone}"
+
+    def _reduced(self, value: Value) -> str:
+        """A reduction of a tile that holds all of it, or of its parts in memory."""
+        if self.tile.whole:
+            return self._together(value, [self._masked(value, piece) for piece in self._pieces(value.values[0])])
+        neutral, text = REDUCTIONS[value.operation]
+        axes = self._along(value)
+        shape = self._shape(axes)
+        parts = self._all_parts(self.reduces.index(value), neutral, axes)
+        if value in self.deviations:
+            counts = self._all_parts(self._slot_of_count(value), 0.0, axes)
+            sums = self._all_parts(self.reduces.index(self.deviations[value]), 0.0, axes)
+            return f"tl.reshape(functions.squares_of_all({parts}, {sums}, {counts}), {shape})"
+        return f"tl.reshape({text.format(parts, 0)}, {shape})"
+
+    def _all_parts(self, slot: int, neutral: float, axes: Collection[int]) -> str:
+        """The parts of a statistic, along an axis before the tile's own."""
+        splits = f"tl.reshape(tl.arange(0, SPLITS), [{', '.join(['SPLITS', *['1'] * len(self.tiled)])}])"
+        splits = self._hoisted("all_splits", splits)
+        place, mask = self._part(slot, splits, axes)
+        masks = [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
+        return f"tl.load({place}, mask={' & '.join(masks)}, other={number_text(neutral)})"
+
+
+Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name
+TAKEN = set("triton tl functions REAL range program split rest step turn part key key_high series series_high".split())
+
+
+def strided(value: Value, nest: Nest, tile: Tile) -> list[int]:
+    """The axes along which an operand's distance of entries is given; that of columns is 1."""
+    last = nest.axes - 1
+    return sorted(along(value, last) - {last} - tile.absent)

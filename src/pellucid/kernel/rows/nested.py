@@ -1,0 +1,445 @@
+"""Programs of nested loops on tensors: bound to their axes, run, differentiated."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pellucid.kernel import memory
+from pellucid.kernel.build import BuildError
+from pellucid.kernel.language.layout import STORAGE
+from pellucid.kernel.language.values import Unsupported
+from pellucid.kernel.random import unseen
+from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
+from pellucid.kernel.rows import nested_c, nested_triton
+from pellucid.kernel.rows.direction import Direction, Draws
+from pellucid.kernel.rows.nest import GRADIENT, SIZES, Form, Operand, lower
+
+MOST_BOUND = 1024  # shapes that are remembered
+
+
+class View(NamedTuple):
+    """How an operand lies along the axes of a formula: its distance of entries, None where it does not vary."""
+
+    strides: tuple[int | None, ...]
+    columns: int | None = None  # along the last axis, where the formula fixes them
+
+
+def spread(tensor: Tensor, axes: int, columns: int | None = None) -> View:
+    """How a tensor lies along so many axes, to which it is spread as torch spreads operands."""
+    steps = (None if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return View((*(None,) * (axes - tensor.dim()), *steps), columns)
+
+
+def spreads(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be spread to another one."""
+    behind = whole[len(whole) - len(shape) :]
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, behind, strict=True))
+
+
+class Axes(NamedTuple):
+    """The axes of a formula: their sizes, which of them are averaged, and how every operand lies along them."""
+
+    sizes: tuple[int, ...]
+    averaged: tuple[int, ...]
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A formula as `run` takes it.
+
+    ``function(averaged, *options, *operands)`` returns a tuple, of which the first result is differentiated;
+    ``averaged`` are axes. Operands are the tensors, then the numbers, then what is random. A recipe is made once.
+    """
+
+    name: str
+    function: Callable[..., tuple[Tensor, ...]]
+    options: tuple[Any, ...]
+    tensors: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    draws: tuple[str, ...] = ()
+    results: tuple[str, ...] = ("y",)
+    fixed: bool = False  # whether the formula cuts the last axis, whose size is then a part of the program
+
+
+def runs(*tensors: Tensor) -> bool:
+    """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
+    return language(*tensors) == "c"
+
+
+def language(*tensors: Tensor) -> str | None:
+    """In which language a kernel may compute on tensors as they are: "c" on the CPU, "triton" on a GPU.
+
+    None where they are no plain ones on one device, or a transform or compiler looks on. On the CPU Triton runs in its
+    interpreter, where it is asked for.
+    """
+    if not unseen(*tensors):  # before all else: a compiler cannot look into it
+        return None
+    wanted = chosen_backend()
+    if wanted not in ("auto", "c", "triton"):
+        return None
+    device = tensors[0].device
+    for t in tensors:
+        if t.dtype not in STORAGE or t.numel() == 0 or t.device != device:
+            return None
+    return None if wanted == "c" and device.type != "cpu" else language_for(tensors[0])
+
+
+def language_for(x: Tensor) -> str:
+    """The language of a kernel that computes on a tensor."""
+    return "c" if x.is_cpu and chosen_backend() != "triton" else "triton"
+
+
+def torch_has_to(gradient: Tensor) -> bool:
+    """Whether torch has to compute with a gradient: it is differentiated again, mapped, or a compiler looks on."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
+    return torch.is_grad_enabled() or batched or not unseen(gradient)
+
+
+def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of what torch computes of tensors, which may be differentiated again."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        given = [stand_in(t) for t in tensors]
+        y = reference(*given)
+    return torch.autograd.grad(y, given, gradient, create_graph=again)
+
+
+def stand_in(tensor: Tensor) -> Tensor:
+    """A tensor with the history of another, to be read in its place where a gradient is differentiated again.
+
+    The gradient of what is computed of it ends there. That of the other one may come a further way, where one tensor
+    that is read was computed from another: of a layer that is applied twice, the input from the weights.
+    """
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def run(
+    recipe: Recipe,
+    tensors: Sequence[Tensor],
+    axes: Callable[..., Axes],
+    reference: Callable[..., tuple[Tensor, ...]],
+    numbers: Sequence[float] = (),
+    draws: Draws | None = None,
+    kind: Any = None,
+) -> tuple[Tensor, ...] | None:
+    """Run a formula as one kernel, differentiable in its tensors; None where it has none, of which a warning tells.
+
+    Args:
+        recipe: the formula.
+        tensors: those of which `runs` is true; the first varies along all axes.
+        axes: takes the tensors; asked when tensors of such shapes are met for the first time. The views of what is
+            random stand behind those of the tensors, and their distances are those of the elements in the sequence.
+        reference: takes the tensors, returns the results by plain torch, for a gradient that is differentiated again.
+        numbers: what may change from call to call.
+        draws: where the random numbers come from.
+        kind: what ``axes`` depends on beside the tensors' shapes.
+
+    Returns:
+        The results. The first has the shape of the first tensor, and lies in memory as it does; the others have all
+        axes, of size 1 where they do not vary, and no gradient.
+    """
+    bound = _bind(recipe, tensors, axes, kind)
+    if not bound:
+        return None
+    x = tensors[0]
+    if bound.copied:
+        tensors = [t.contiguous() for t in tensors]
+    try:
+        if bound.wanted:
+            results = _Nested.apply(bound, reference, array("d", numbers), draws, *tensors)
+        else:
+            results = bound.forward(tensors, array("d", numbers), draws)[0]
+    except BuildError as error:
+        give_up(bound, bound.recipe.name, error)
+        return None
+    if bound.copied and results[0].shape == x.shape and not x.is_contiguous():
+        return (torch.empty_like(x, dtype=results[0].dtype).copy_(results[0]), *results[1:])  # laid out as the input is
+    return results
+
+
+def text_of(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], kind: Any = None) -> str | None:
+    """The text of the kernel that `run` would run; None where it has none, of which a warning tells."""
+    bound = _bind(recipe, tensors, axes, kind)
+    return bound.text if bound else None
+
+
+_bound: dict[Any, _Bound | None] = {}
+
+
+def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], kind: Any) -> _Bound | None:
+    """The recipe for tensors of these shapes, remembered."""
+    grad = torch.is_grad_enabled()
+    x = tensors[0]
+    written = language_for(x)
+    key = (
+        recipe,
+        kind,
+        written,
+        x.device,
+        *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors],
+    )
+    bound = _bound.get(key)
+    if bound is None:
+        if len(_bound) >= MOST_BOUND:
+            _bound.clear()
+        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[4:]), written)
+    return None if bound is None or bound.given_up else bound
+
+
+class _Nested(torch.autograd.Function):
+    """A program with its derived gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bound: _Bound, reference: Any, numbers: array[float], draws: Draws | None, *tensors: Tensor
+    ) -> Any:
+        results, saved = bound.forward(tensors, numbers, draws)
+        ctx.save_for_backward(*[tensors[i] for i in bound.read], saved)
+        ctx.bound, ctx.reference, ctx.numbers, ctx.draws = bound, reference, numbers, draws
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Any:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
+        bound = ctx.bound
+        *read, saved = ctx.saved_tensors
+        if torch_has_to(gradient):
+            return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
+        try:
+            return *(None,) * 4, *bound.backward(read, saved, gradient, ctx.numbers, ctx.draws)
+        except BuildError as error:
+            give_up(bound, bound.recipe.name, error)
+            return *(None,) * 4, *bound.differentiable_backward(read, gradient, ctx.reference)
+
+
+# -- a formula's axes in the order of memory ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the kernel: axes of the formula that lie one inside the other."""
+
+    parts: tuple[int, ...]  # of the formula, outer ones first
+    size: int
+    averaged: bool
+    strides: tuple[int | None, ...]  # of every view
+
+
+def _order(axes: Axes, fixed: bool) -> list[_Axis] | None:
+    """The axes in the order of memory, joined where all views allow it; None where the last entries do not lie side
+    by side."""
+    sizes, count = axes.sizes, len(axes.sizes)
+    kept = [a for a in range(count) if sizes[a] != 1 or fixed]
+    if axes.averaged and not set(kept) & set(axes.averaged):
+        kept = sorted([*kept, axes.averaged[-1]])
+    kept = kept or [count - 1]
+    first = axes.views[0].strides
+    if any(first[a] in (None, 0) and sizes[a] != 1 for a in kept):
+        return None
+    kept.sort(key=lambda a: (sizes[a] == 1, -first[a]) if not fixed else a)  # type: ignore[operator]
+    found: list[_Axis] = []
+    for a in kept:
+        strides = tuple(view.strides[a] for view in axes.views)
+        axis = _Axis((a,), sizes[a], a in axes.averaged, strides)
+        last = found[-1] if found else None
+        joined = last is not None and last.averaged == axis.averaged and not (fixed and a == count - 1)
+        if last is not None and joined and all(map(functools.partial(_follows, axis.size), last.strides, strides)):
+            found[-1] = _Axis((*last.parts, a), last.size * axis.size, axis.averaged, strides)
+        else:
+            found.append(axis)
+    innermost = found[-1]
+    if any(s not in (None, 1) for s in innermost.strides) and innermost.size != 1:
+        return None
+    return found
+
+
+def _follows(size: int, outer: int | None, inner: int | None) -> bool:
+    """Whether an axis continues another one, inside it."""
+    return (outer is None and inner is None) or (outer is not None and inner is not None and outer == inner * size)
+
+
+# -- a program bound to shapes --------------------------------------------------------------------------------------
+
+
+def _try_to_bind(
+    recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool], written: str
+) -> _Bound | None:
+    try:
+        return _Bound(recipe, tensors, axes, wanted, written)
+    except (Unsupported, BuildError) as error:
+        warn_of_fallback(recipe.name, error, written)
+        return None
+
+
+class _Bound:
+    """A recipe for tensors of certain shapes; ``given_up`` says that its kernels turned out not to compile."""
+
+    given_up = False
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tensors: Sequence[Tensor],
+        axes: Callable[..., Axes],
+        wanted: Sequence[bool],
+        written: str,
+    ) -> None:
+        given = axes(*tensors)
+        order = _order(given, recipe.fixed) if all(t.is_contiguous() for t in tensors[1:]) else None
+        self.copied = order is None
+        if order is None:
+            tensors = [t.contiguous() for t in tensors]
+            given = axes(*tensors)
+            order = _order(given, recipe.fixed)
+        if order is None or len(order) > len(SIZES):
+            raise Unsupported("an input whose axes cannot be brought into order")
+        self.recipe, self.order, self.sizes = recipe, order, given.sizes
+        self.templates = [(t.shape, t.dtype) for t in tensors]
+        self.wanted = [i for i, want in enumerate(wanted) if want]
+        form = self._form(given, tensors, wanted)
+        saved, self.device = lower(form).saved, tensors[0].device
+        names = (*recipe.tensors, *recipe.draws)
+        views: dict[str, Sequence[int]] = {
+            name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)
+        }
+        x, result = tensors[0], recipe.results[0]
+        sizes, self.real = [axis.size for axis in order], form.dtype
+
+        def direction(number: int) -> Direction:
+            if written == "c":
+                return nested_c.kernel(form, recipe.name, number, sizes, views)
+            return nested_triton.kernel(form, recipe.name, number, sizes, views, self.device)
+
+        kernel = self._forward = direction(0)
+        shape = (*x.shape[:-1], kernel.widths[result]) if recipe.fixed else x.shape
+        like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
+        self._result = (tuple(shape), like.stride(), getattr(torch, kernel.storage[result]))
+        self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
+        # What is no tensor of its own stands in one, one after the other: further results, and what is saved.
+        starts, self._rest = {}, 0
+        for name in dict.fromkeys((*recipe.results[1:], *saved)):
+            starts[name], self._rest = self._rest, self._rest + kernel.counts[name]
+        self._extras = [(self._along_all(name, starts[name]), self._dtype(name)) for name in recipe.results[1:]]
+        tensor_places = {name: i for i, name in enumerate(recipe.tensors)}
+        placed = tensor_places | {f"{result} to": len(tensors)}
+        self._forward_slots = kernel.slots(placed, {f"{name} to": start for name, start in starts.items()})
+        self.text = kernel.text
+        self.read: list[int] = []
+        if self.wanted:
+            views |= {name: kernel.strides[name] for name in saved}
+            views[GRADIENT] = kernel.strides[result]
+            back = self._backward = direction(1)
+            self.read = [i for name, i in tensor_places.items() if name in back.layout.inputs]
+            of = {f"{recipe.tensors[i]}_gradient": i for i in self.wanted}
+            self._whole = [i for name, i in of.items() if name not in back.starts]
+            self._totalled = [of[name] for name in back.starts]
+            known = [recipe.tensors[i] for i in self.read] + [GRADIENT]
+            known += [f"{recipe.tensors[i]}_gradient to" for i in self._whole]
+            placed = {name: i for i, name in enumerate(known)}
+            self._backward_slots = back.slots(placed, {name: starts[name] for name in saved})
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return getattr(torch, self._forward.storage[name])
+
+    def _form(self, given: Axes, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Form:
+        recipe, order = self.recipe, self.order
+        flags = [tuple(axis.strides[i] is not None for axis in order) for i in range(len(given.views))]
+        columns = [view.columns or given.sizes[-1] if recipe.fixed else None for view in given.views]
+        operands = [
+            Operand(name, varies, t.dtype, "memory", want, width)
+            for name, varies, t, want, width in zip(recipe.tensors, flags, tensors, wanted, columns, strict=False)
+        ]
+        operands += [Operand(name, (False,) * len(order), torch.float64, "number") for name in recipe.numbers]
+        operands += [
+            Operand(name, varies, torch.float32, "draws", columns=width)
+            for name, varies, width in zip(recipe.draws, flags[len(tensors) :], columns[len(tensors) :], strict=True)
+        ]
+        averaged = tuple(i for i, axis in enumerate(order) if axis.averaged)
+        fixed = given.sizes[-1] if recipe.fixed else None
+        options = (averaged, *recipe.options)
+        inner = frozenset({len(order) - 1}) if recipe.fixed else frozenset(averaged)
+        return Form(recipe.function, options, len(order), tuple(operands), recipe.results, inner, fixed)
+
+    def _along_all(self, name: str, start: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Shape, distances and beginning of a further result along all axes of the formula."""
+        shape, steps = [1] * len(self.sizes), [0] * len(self.sizes)
+        for axis, stride in zip(self.order, self._forward.strides[name], strict=True):
+            for part in reversed(axis.parts):
+                if stride:
+                    shape[part], steps[part] = self.sizes[part], stride
+                    stride *= self.sizes[part]
+        return tuple(shape), tuple(steps), start
+
+    def forward(
+        self, tensors: Sequence[Tensor], numbers: array[float], draws: Draws | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The results, and what backward reads of them, one after the other."""
+        y, rest = _allocate(*self._result, self.device), torch.empty(self._rest, dtype=self.real, device=self.device)
+        self._forward.run(self._forward_slots, (*tensors, y), rest, numbers, draws)
+        if not self._extras:
+            return (y,), rest
+        return (y, *(rest.as_strided(*place).to(dtype) for place, dtype in self._extras)), rest
+
+    def backward(
+        self, read: Sequence[Tensor], saved: Tensor, gradient: Tensor, numbers: array[float], draws: Draws | None
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors."""
+        kernel = self._backward
+        shape, strides, dtype = self._result
+        if gradient.stride() != strides or gradient.dtype != dtype:
+            gradient = _allocate(shape, strides, dtype, self.device).copy_(gradient)
+        found: list[Tensor | None] = [None] * len(self.templates)
+        places = [*read, gradient]
+        for i in self._whole:
+            found[i] = made = (
+                _allocate(*self._input, self.device) if i == 0 else _empty(*self.templates[i], self.device)
+            )
+            places.append(made)
+        totals = kernel.run(self._backward_slots, places, saved, numbers, draws)
+        for i, total in zip(self._totalled, totals, strict=True):
+            shape, dtype = self.templates[i]
+            found[i] = total.view(shape).to(dtype, copy=kernel.lent)
+        return found
+
+    def differentiable_backward(
+        self, read: Sequence[Tensor], gradient: Tensor, reference: Callable[..., tuple[Tensor, ...]]
+    ) -> list[Tensor | None]:
+        """The gradients where they will be differentiated again, or mapped: torch differentiates the formula's own.
+
+        A tensor that no gradient depends on has not been kept; there any value does.
+        """
+        tensors = [torch.zeros((), dtype=dtype, device=self.device).expand(shape) for shape, dtype in self.templates]
+        for i, tensor in zip(self.read, read, strict=True):
+            tensors[i] = tensor
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            for i in self.wanted:
+                tensors[i] = stand_in(tensors[i])
+            y = reference(*tensors)[0]
+        wanted = [tensors[i] for i in self.wanted]
+        gradients = torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for i, of_tensor in zip(self.wanted, gradients, strict=True):
+            found[i] = of_tensor
+        return found
+
+
+def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a tensor without gaps, whatever the order of its axes."""
+    tensor = _empty(shape, dtype, device)
+    return tensor if tensor.stride() == strides else tensor.as_strided_(shape, strides)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
