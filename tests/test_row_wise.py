@@ -96,6 +96,35 @@ def test_a_ready_layer_is_its_paper(name: str, shape: tuple[int, ...]):
         torch.testing.assert_close(one, other)
 
 
+def named_as_a_kernels_steps(x, *, p: "" = pellucid.constant(3.0)):
+    return x.abs().mean(-1, keepdim=True).pow(1 / p)  # the gradient of pow multiplies, and 1 / p is called mul
+
+
+def named_as_gradients(x, gradient, x_gradient, *, tanh=pellucid.ones):
+    return torch.tanh(x) * gradient * tanh + x_gradient
+
+
+def same_gradients(function):
+    """Compare a formula's kernel with the author's function, run by torch."""
+    layer = weights(pellucid.layer(function)(6).double())
+    generator = torch.Generator().manual_seed(2)
+    count = len(layer.layer.source.inputs)
+    given = [torch.randn(3, 6, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(count)]
+    values = dict(layer.named_parameters())
+    of = [*given, *values.values()]
+    y, expected = layer(*given), function(*given, **values)
+    torch.testing.assert_close(y, expected)
+    gradient = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape)
+    for one, other in zip(*(torch.autograd.grad(r, of, gradient) for r in (y, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+    return layer
+
+
+@pytest.mark.parametrize("function", [named_as_a_kernels_steps, named_as_gradients])
+def test_a_name_of_the_formula_is_no_step_of_its_kernel(function):
+    assert same_gradients(function).backend == "c"
+
+
 @pytest.mark.parametrize("name", READY)
 def test_first_and_second_derivative_of_every_input_and_parameter(name: str):
     layer, _ = made(name, 4)

@@ -64,8 +64,8 @@ def capture(
 
 
 def free(name: str) -> str:
-    """A name of the formula as it stands in a graph, where three are taken."""
-    return f"{name}_" if name in ("rows", "output", "self") else name
+    """A name of the formula as it stands in a graph, where three are taken, and those of gradients."""
+    return f"{name}_" if name in ("rows", "output", "self") or name.endswith("gradient") else name
 
 
 def call_by_variables(source: Source, variables: Mapping[str, Any]) -> None:
