@@ -115,7 +115,8 @@ def same_gradients(function):
     y, expected = layer(*given), function(*given, **values)
     torch.testing.assert_close(y, expected)
     gradient = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape)
-    for one, other in zip(*(torch.autograd.grad(r, of, gradient) for r in (y, expected)), strict=True):
+    ours, theirs = (torch.autograd.grad(r, of, gradient, materialize_grads=True) for r in (y, expected))
+    for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
     return layer
 
@@ -123,6 +124,47 @@ def same_gradients(function):
 @pytest.mark.parametrize("function", [named_as_a_kernels_steps, named_as_gradients])
 def test_a_name_of_the_formula_is_no_step_of_its_kernel(function):
     assert same_gradients(function).backend == "c"
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds, with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2
+
+
+def straight_through(x, *, gamma=pellucid.ones):
+    return x + ((gamma * x).round() - x).detach()
+
+
+def scaled_by_a_constant(x, *, W: "input input"):
+    return torch.sigmoid(x @ W).detach() * x / x.square().mean(-1, keepdim=True).detach()
+
+
+def without_gradients(x, *, gamma=pellucid.ones):
+    with torch.no_grad():
+        largest = x.abs().amax(-1, keepdim=True)
+    return x * gamma / largest
+
+
+def with_a_gradient_of_its_own(x, *, gamma=pellucid.ones):
+    return Rounded.apply(x * gamma) * x
+
+
+@pytest.mark.parametrize("function", [straight_through, scaled_by_a_constant])
+def test_a_gradient_stops_where_the_formula_detaches(function):
+    assert same_gradients(function).backend == "c"
+
+
+@pytest.mark.parametrize("function", [without_gradients, with_a_gradient_of_its_own])
+def test_a_gradient_that_operations_do_not_show_is_torchs(function):
+    with pytest.warns(pellucid.PellucidWarning, match=r"stepwise.*torch\.no_grad, or by a torch\.autograd\.Function"):
+        assert same_gradients(function).backend == "stepwise"
 
 
 @pytest.mark.parametrize("name", READY)

@@ -22,6 +22,7 @@ from pellucid.formula.einsum import RowsFirst
 from pellucid.formula.rewrite import is_returning, returning
 from pellucid.formula.shapes import Solution, split_result
 from pellucid.formula.source import Source
+from pellucid.kernel.values import Unsupported
 
 aten = torch.ops.aten
 Result = TypeVar("Result")
@@ -148,6 +149,7 @@ def trace_forward(
 
     Raises:
         FormulaError: torch cannot trace the formula.
+        Unsupported: its gradient cannot be derived from the graph.
     """
     tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device("cpu"))
     with _told(source):
@@ -169,7 +171,7 @@ def _told(source: Source) -> Iterator[None]:
     """Let whatever is wrong with a formula be a FormulaError."""
     try:
         yield
-    except FormulaError:
+    except (FormulaError, Unsupported):
         raise
     except DependsOnRows as error:
         raise FormulaError(
@@ -268,7 +270,7 @@ class _Tracing:
             (inputs,), weights, noise = self.values(rows)
             return [value.requires_grad_() for value in (*apart(inputs, sizes), *weights)] + noise
 
-        return capture(forward, arguments, decompositions())
+        return capture(forward, arguments, decompositions(), differentiated=True)
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a formula must not know of the batch."""
