@@ -469,6 +469,10 @@ def draws_for_parameters(x, *, W: "input output"):
     return x @ pellucid.dropout(W, 0.5)
 
 
+def draws_by_itself(x, *, gamma):
+    return F.dropout(x, 0.5) * gamma
+
+
 def changes_input(x, *, gamma):
     x *= gamma
     return x
@@ -492,6 +496,7 @@ BROKEN = [
     (counts_rows, {}, ("other samples of the batch",), "x * gamma / x.shape[0]"),
     (shares_draws, {}, ("knows no time", "nn.LockedDropout"), 'pellucid.dropout(x, 0.5, shared="time")'),
     (draws_for_parameters, {"output_size": 2}, ("not for a parameter",), "pellucid.dropout(W, 0.5)"),
+    (draws_by_itself, {}, ("draws random numbers", "Use pellucid.dropout"), "F.dropout(x, 0.5)"),
     (changes_input, {}, ("in place",), "x *= gamma"),
     (unused, {}, ("the shape of q stays open", "Remove it"), "q"),
 ]
@@ -517,6 +522,15 @@ def test_where_the_rows_of_a_cell_meet_is_shown_too():
 
     with pytest.raises(pellucid.FormulaError, match=r"(?s)cell sorting: .*invisible to a cell.*\n *\^{16}$"):
         sorting(3, 4)(torch.randn(5, 2, 3))
+
+
+def test_a_cell_that_draws_by_itself_is_told_where():
+    @pellucid.cell
+    def noisy(x, h, *, U, W):
+        return torch.tanh(x @ U + h @ W) + torch.randn_like(h)
+
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)cell noisy: .*pellucid\.noise.*\n *\^{19}$"):
+        noisy(3, 4)(torch.randn(5, 2, 3))
 
 
 def no_input(*, gamma):

@@ -14,6 +14,7 @@ from torch import fx
 from torch._decomp import _core_aten_decompositions_post_autograd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
@@ -283,7 +284,9 @@ class _Tracing:
 
         together, *alone = of(slice(None)), *(of(slice(row, row + 1)) for row in range(3))
         with torch.no_grad():
-            results = zip(self.run(together), *map(self.run, alone), strict=True)
+            with _NoDraws(self.named):
+                whole = self.run(together)
+            results = zip(whole, *map(self.run, alone), strict=True)
             if not all(self._is_by_rows(*values) for values in results):
                 raise FormulaError(
                     f"{self.source.title}: a sample's result depends on the other samples of the batch. The batch is "
@@ -314,6 +317,28 @@ class _Tracing:
             except RuntimeError:  # shapes that are not those of rows
                 return place
         return f"  in {self.source.where}"
+
+
+class _NoDraws(TorchDispatchMode):
+    """Refuses random numbers that a formula draws by itself."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped it would have to be imported."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise FormulaError(
+                f"{self.source.title}: this draws random numbers by {func.overloadpacket}, which could not be drawn "
+                f"again in backward. Use pellucid.dropout(x, p), pellucid.zoneout(new, old, p) or "
+                f"pellucid.noise(x, sigma).\n{self.source.caret_here()}"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 class _Watch(TorchFunctionMode):
