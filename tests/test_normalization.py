@@ -208,6 +208,16 @@ def test_a_batch_of_padding_teaches_nothing():
     torch.testing.assert_close(y[1, :, 0], torch.full((3,), (1 + 1e-5) ** -0.5))
 
 
+def test_the_unbiased_variance_has_all_digits():
+    """The counts of instance norm and of padding are integers, whose quotient alone would be of float32."""
+    x = torch.randn(4, 3, 20, dtype=torch.float64)
+    for name in ("InstanceNorm1d", "BatchNorm1d"):
+        layer, reference = (getattr(made, name)(3, track_running_stats=True).double() for made in (nn, torch.nn))
+        layer(x, lengths=[20] * 4)
+        reference(x)
+        torch.testing.assert_close(layer.running_var, reference.running_var, rtol=1e-14, atol=0)
+
+
 def test_track_running_stats_off():
     layer, reference = (source.BatchNorm1d(3, track_running_stats=False).double() for source in (nn, torch.nn))
     x = torch.randn(4, 3, 5, dtype=torch.float64)

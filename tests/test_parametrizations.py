@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations as theirs
 from torch.nn.utils import parametrize
 
 import formulas
+import pellucid
 from pellucid import nn
 from pellucid.nn import parametrizations as ours
 from pellucid.nn.parametrizations import SpectralNorm, WeightNorm, WeightStandardization
@@ -165,6 +166,25 @@ def test_spectral_norm_is_torchs(layer, source):
     theirs_by_name = dict(reference.named_parameters())
     for key, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
+
+
+@layers
+@pytest.mark.parametrize("backend", ["auto", "c"])
+def test_a_call_computes_the_weight_once(layer, backend):
+    """The power iterations of spectral norm, or masks that are drawn, go one step further at every computation."""
+    calls = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, weight):
+            calls.append(weight)
+            return weight * 1
+
+    module, x = build(layer)
+    parametrize.register_parametrization(module, layer[-1], Counted())
+    calls.clear()
+    with pellucid.backend(backend):
+        module(x)
+    assert len(calls) == 1
 
 
 @layers

@@ -220,6 +220,14 @@ def test_compile_in_one_graph(make):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("gradients_off", [torch.no_grad, torch.inference_mode])
+def test_compile_in_one_graph_without_gradients(gradients_off):
+    layer, x = nn.GRU(3, 4), torch.randn(5, 2, 3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with gradients_off():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
 def test_compile_of_random_draws():
     layer = formulas.variational(3, 4)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -96,6 +96,77 @@ def test_a_ready_layer_is_its_paper(name: str, shape: tuple[int, ...]):
         torch.testing.assert_close(one, other)
 
 
+def named_as_a_kernels_steps(x, *, p: "" = pellucid.constant(3.0)):
+    return x.abs().mean(-1, keepdim=True).pow(1 / p)  # the gradient of pow multiplies, and 1 / p is called mul
+
+
+def named_as_gradients(x, gradient, x_gradient, *, tanh=pellucid.ones):
+    return torch.tanh(x) * gradient * tanh + x_gradient
+
+
+def same_gradients(function):
+    """Compare a formula's kernel with the author's function, run by torch."""
+    layer = weights(pellucid.layer(function)(6).double())
+    generator = torch.Generator().manual_seed(2)
+    count = len(layer.layer.source.inputs)
+    given = [torch.randn(3, 6, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(count)]
+    values = dict(layer.named_parameters())
+    of = [*given, *values.values()]
+    y, expected = layer(*given), function(*given, **values)
+    torch.testing.assert_close(y, expected)
+    gradient = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape)
+    ours, theirs = (torch.autograd.grad(r, of, gradient, materialize_grads=True) for r in (y, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    return layer
+
+
+@pytest.mark.parametrize("function", [named_as_a_kernels_steps, named_as_gradients])
+def test_a_name_of_the_formula_is_no_step_of_its_kernel(function):
+    assert same_gradients(function).backend == "c"
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds, with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2
+
+
+def straight_through(x, *, gamma=pellucid.ones):
+    return x + ((gamma * x).round() - x).detach()
+
+
+def scaled_by_a_constant(x, *, W: "input input"):
+    return torch.sigmoid(x @ W).detach() * x / x.square().mean(-1, keepdim=True).detach()
+
+
+def without_gradients(x, *, gamma=pellucid.ones):
+    with torch.no_grad():
+        largest = x.abs().amax(-1, keepdim=True)
+    return x * gamma / largest
+
+
+def with_a_gradient_of_its_own(x, *, gamma=pellucid.ones):
+    return Rounded.apply(x * gamma) * x
+
+
+@pytest.mark.parametrize("function", [straight_through, scaled_by_a_constant])
+def test_a_gradient_stops_where_the_formula_detaches(function):
+    assert same_gradients(function).backend == "c"
+
+
+@pytest.mark.parametrize("function", [without_gradients, with_a_gradient_of_its_own])
+def test_a_gradient_that_operations_do_not_show_is_torchs(function):
+    with pytest.warns(pellucid.PellucidWarning, match=r"stepwise.*torch\.no_grad, or by a torch\.autograd\.Function"):
+        assert same_gradients(function).backend == "stepwise"
+
+
 @pytest.mark.parametrize("name", READY)
 def test_first_and_second_derivative_of_every_input_and_parameter(name: str):
     layer, _ = made(name, 4)
@@ -398,6 +469,10 @@ def draws_for_parameters(x, *, W: "input output"):
     return x @ pellucid.dropout(W, 0.5)
 
 
+def draws_by_itself(x, *, gamma):
+    return F.dropout(x, 0.5) * gamma
+
+
 def changes_input(x, *, gamma):
     x *= gamma
     return x
@@ -421,6 +496,7 @@ BROKEN = [
     (counts_rows, {}, ("other samples of the batch",), "x * gamma / x.shape[0]"),
     (shares_draws, {}, ("knows no time", "nn.LockedDropout"), 'pellucid.dropout(x, 0.5, shared="time")'),
     (draws_for_parameters, {"output_size": 2}, ("not for a parameter",), "pellucid.dropout(W, 0.5)"),
+    (draws_by_itself, {}, ("draws random numbers", "Use pellucid.dropout"), "F.dropout(x, 0.5)"),
     (changes_input, {}, ("in place",), "x *= gamma"),
     (unused, {}, ("the shape of q stays open", "Remove it"), "q"),
 ]
@@ -446,6 +522,15 @@ def test_where_the_rows_of_a_cell_meet_is_shown_too():
 
     with pytest.raises(pellucid.FormulaError, match=r"(?s)cell sorting: .*invisible to a cell.*\n *\^{16}$"):
         sorting(3, 4)(torch.randn(5, 2, 3))
+
+
+def test_a_cell_that_draws_by_itself_is_told_where():
+    @pellucid.cell
+    def noisy(x, h, *, U, W):
+        return torch.tanh(x @ U + h @ W) + torch.randn_like(h)
+
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)cell noisy: .*pellucid\.noise.*\n *\^{19}$"):
+        noisy(3, 4)(torch.randn(5, 2, 3))
 
 
 def no_input(*, gamma):

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pellucid.formula.source import Source
+from pellucid.kernel.language.values import Unsupported
 from pellucid.kernel.program import Abstract
 
 ROWS = (11, 18)  # without a common factor, and so that no simple arithmetic takes both to one number
@@ -41,6 +42,7 @@ def capture(
     arguments: Callable[..., Sequence[Tensor]],
     decompositions: Decompositions,
     sizes: Sizes | None = None,
+    differentiated: bool = False,
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Return the graph of a function, and the tensors from outside that it reads.
 
@@ -53,19 +55,23 @@ def capture(
             first argument.
         decompositions: what is recorded in place of an operation.
         sizes: of the open axes, one after the other. None: the rows, and shapes tell how many there are for one sample.
+        differentiated: whether the gradient is derived from the graph, in which the function's detach has to stay then.
 
     Raises:
         DependsOnRows: the function does something else for another number of rows.
+        Unsupported: the gradient is to be derived, and the function's own is another than that of its operations.
     """
     opened = (ROWS,) if sizes is None else sizes
-    first, second = (_Capture(decompositions).run(function, arguments(*run)) for run in zip(*opened, strict=True))
+    first, second = (
+        _Capture(decompositions, differentiated).run(function, arguments(*run)) for run in zip(*opened, strict=True)
+    )
     _open_sizes(first, second, opened, by_row=sizes is None)
     return first.graph, first.constants
 
 
 def free(name: str) -> str:
-    """A name of the formula as it stands in a graph, where three are taken."""
-    return f"{name}_" if name in ("rows", "output", "self") else name
+    """A name of the formula as it stands in a graph, where three are taken, and those of gradients."""
+    return f"{name}_" if name in ("rows", "output", "self") or name.endswith("gradient") else name
 
 
 def call_by_variables(source: Source, variables: Mapping[str, Any]) -> None:
@@ -82,9 +88,9 @@ def call_by_variables(source: Source, variables: Mapping[str, Any]) -> None:
 class _Capture(TorchDispatchMode):
     """Writes down what reaches torch's kernels: below autograd and the transforms of torch.func."""
 
-    def __init__(self, decompositions: Decompositions) -> None:
+    def __init__(self, decompositions: Decompositions, differentiated: bool) -> None:
         super().__init__()
-        self.decompositions = decompositions
+        self.decompositions, self.differentiated = decompositions, differentiated
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self._known = WeakTensorKeyDictionary()  # the nodes of the tensors that are still alive
@@ -113,7 +119,12 @@ class _Capture(TorchDispatchMode):
         if func._schema.is_mutable and self._is_alone(args[0]):
             return self._renewed(func, args, kwargs)
         if func in (aten.detach.default, aten.alias.default):
-            return self._remember(func(*args), self._node(args[0]))
+            node = self._node(args[0])
+            if self.differentiated and func is aten.detach.default:
+                node = self.graph.call_function(func, (node,))
+            return self._remember(func(*args), node)
+        if self.differentiated and not torch.is_grad_enabled() and any(map(self._is_given, pytree.tree_leaves(args))):
+            raise Unsupported("what is computed under torch.no_grad, or by a torch.autograd.Function,")
         with self:
             result = self.decompositions.get(func, func.decompose)(*args, **kwargs)
         if result is not NotImplemented:

@@ -14,6 +14,7 @@ from torch import fx
 from torch._decomp import _core_aten_decompositions_post_autograd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
@@ -22,6 +23,7 @@ from pellucid.formula.einsum import RowsFirst
 from pellucid.formula.rewrite import is_returning, returning
 from pellucid.formula.shapes import Solution, split_result
 from pellucid.formula.source import Source
+from pellucid.kernel.language.values import Unsupported
 
 aten = torch.ops.aten
 Result = TypeVar("Result")
@@ -148,6 +150,7 @@ def trace_forward(
 
     Raises:
         FormulaError: torch cannot trace the formula.
+        Unsupported: its gradient cannot be derived from the graph.
     """
     tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device("cpu"))
     with _told(source):
@@ -169,7 +172,7 @@ def _told(source: Source) -> Iterator[None]:
     """Let whatever is wrong with a formula be a FormulaError."""
     try:
         yield
-    except FormulaError:
+    except (FormulaError, Unsupported):
         raise
     except DependsOnRows as error:
         raise FormulaError(
@@ -268,7 +271,7 @@ class _Tracing:
             (inputs,), weights, noise = self.values(rows)
             return [value.requires_grad_() for value in (*apart(inputs, sizes), *weights)] + noise
 
-        return capture(forward, arguments, decompositions())
+        return capture(forward, arguments, decompositions(), differentiated=True)
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a formula must not know of the batch."""
@@ -281,7 +284,9 @@ class _Tracing:
 
         together, *alone = of(slice(None)), *(of(slice(row, row + 1)) for row in range(3))
         with torch.no_grad():
-            results = zip(self.run(together), *map(self.run, alone), strict=True)
+            with _NoDraws(self.named):
+                whole = self.run(together)
+            results = zip(whole, *map(self.run, alone), strict=True)
             if not all(self._is_by_rows(*values) for values in results):
                 raise FormulaError(
                     f"{self.source.title}: a sample's result depends on the other samples of the batch. The batch is "
@@ -312,6 +317,28 @@ class _Tracing:
             except RuntimeError:  # shapes that are not those of rows
                 return place
         return f"  in {self.source.where}"
+
+
+class _NoDraws(TorchDispatchMode):
+    """Refuses random numbers that a formula draws by itself."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped it would have to be imported."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise FormulaError(
+                f"{self.source.title}: this draws random numbers by {func.overloadpacket}, which could not be drawn "
+                f"again in backward. Use pellucid.dropout(x, p), pellucid.zoneout(new, old, p) or "
+                f"pellucid.noise(x, sigma).\n{self.source.caret_here()}"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 class _Watch(TorchFunctionMode):

@@ -129,7 +129,7 @@ class BatchNormFamily(Remembering):
             entries = x.numel() // x.shape[1]
             self._move(mu, var, factor, entries / (entries - 1))
             return
-        unbiased = var * (count / (count - 1).clamp(min=1))
+        unbiased = unbiased_of(var, count)
         seen = (count > 1).flatten()
         self._update(self.running_mean, mu.flatten(), seen, factor)
         self._update(self.running_var, unbiased.flatten(), seen, factor)
@@ -262,6 +262,12 @@ class SyncBatchNorm(BatchNormFamily, torch.nn.SyncBatchNorm):
         if self._is_synchronized() and input.device.type == "cpu":
             return self._by_formula(input, None)
         return super()._plain(input)
+
+
+def unbiased_of(var: Tensor, count: Tensor) -> Tensor:
+    """Return the unbiased variance of ``count`` entries (int), their quotient as exact as the biased one."""
+    entries = count.to(torch.promote_types(var.dtype, torch.float32))
+    return var * (entries / (entries - 1).clamp(min=1))
 
 
 def wrong_channels(x: Tensor, wanted: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.averages import Over
-from pellucid.nn.batch_norm import Remembering, wrong_channels
+from pellucid.nn.batch_norm import Remembering, unbiased_of, wrong_channels
 from pellucid.nn.normalization import ALONE, Company, by_group_norm
 from pellucid.nn.windowed import AXES, name_axes
 
@@ -95,7 +95,7 @@ class InstanceNormFamily(Remembering):
         if not self.training or not self.track_running_stats or self.momentum is None:
             return
         count = average.count(x).expand(x.shape[0], x.shape[1], *(1,) * self.space)
-        unbiased = var * (count / (count - 1).clamp(min=1))
+        unbiased = unbiased_of(var, count)
         # A sample without steps has no mean, one with a single step no unbiased variance.
         for running, value, least in ((self.running_mean, mu, 1), (self.running_var, unbiased, 2)):
             seen = count >= least

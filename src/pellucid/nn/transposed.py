@@ -67,12 +67,15 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
         ``output_size`` picks one of the output sizes that a stride above 1 leaves open, as in torch.nn.
         """
         try:
-            return self._spread(input, output_size)
+            return self._spread(input, self.weight, self.bias, output_size)
         except RuntimeError as error:
             self._explain(error, input, mismatch(input, self.weight))
             raise
 
-    def _spread(self, x: torch.Tensor, output_size: Sequence[int] | None) -> torch.Tensor:
+    def _spread(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, output_size: Sequence[int] | None
+    ) -> torch.Tensor:
+        """Convolve with weight and bias, which a parametrization computes anew whenever they are asked for."""
         count = self.spatial
         size, margins = x.shape[-count:], self._margins(x.shape[-count:])
         wanted = self._output_size(x, output_size)
@@ -86,24 +89,29 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
             rest.append((0, -at_least_zero(excess)))
         if self.padding_mode != "zeros":
             x = extend(x, margins, self.padding_mode)
-        y = self._by_transposed_kernel(x, crops, extras)
+        y = self._by_transposed_kernel(x, weight, bias, crops, extras)
         if y is None:
             self._was_run_by("torch")
-            y = CONVOLVE[count](x, self.weight, self.bias, self.stride, crops, extras, self.groups, self.dilation)
+            y = CONVOLVE[count](x, weight, bias, self.stride, crops, extras, self.groups, self.dilation)
         return extend(y, rest, "zeros") if any(after for _, after in rest) else y
 
     def _by_transposed_kernel(
-        self, x: torch.Tensor, crops: Sequence[int], extras: Sequence[int]
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        crops: Sequence[int],
+        extras: Sequence[int],
     ) -> torch.Tensor | None:
         """Convolve by the kernel; None where torch's operator is to do it."""
-        met = self._circumstances(x, self.weight.requires_grad, self.bias is not None and self.bias.requires_grad)
+        met = self._circumstances(x, weight.requires_grad, bias is not None and bias.requires_grad)
         if met is LEFT or not worthwhile(x, self.spatial):
             return None
         axes = zip(x.shape[2:], self.stride, self.reach, crops, extras, strict=True)
         spread = tuple((n - 1) * stride + reach - 2 * crop + extra for n, stride, reach, crop, extra in axes)
         after = tuple(at_least_zero(crop - extra) for crop, extra in zip(crops, extras, strict=True))
         geometry = Geometry(self.kernel_size, self.stride, self.dilation, tuple(crops), after)
-        y = self._run_kernel(x, self.weight, self.bias, kernel.Lies(geometry, self.groups, spread=spread))
+        y = self._run_kernel(x, weight, bias, kernel.Lies(geometry, self.groups, spread=spread))
         if y is None:
             self._leave(x, met)
         return y

@@ -58,7 +58,7 @@ def recurrence(
         compiler asks, an exporter or a tracer).
     """
     tensors = [x, *states, *parameters]
-    differentiable = (torch.is_grad_enabled() or torch._C._is_tracing()) and any(t.requires_grad for t in tensors)
+    differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
         if _has_no_operator(text):
             return *_unrolled(text, training, reverse, x, list(states), list(parameters), lengths, seed, *division), ""
@@ -125,6 +125,11 @@ def _recorded(tensors: Sequence[Tensor]) -> bool:
         or torch._C._get_dispatch_mode(_ModeKey.FAKE) is not None
         or FakeTensor in map(type, tensors)
     )
+
+
+def _traced() -> bool:
+    """Whether torch.jit traces, which a compiler cannot be asked."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def _has_no_operator(text: str) -> bool:

@@ -227,6 +227,7 @@ class _Axes(Nodes):
 
     def run(self, graph: fx.Graph) -> list[Value]:
         """Lower all of a graph; return its results."""
+        self._name_apart(graph)
         self.names |= {node.name for node in graph.nodes}
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         for operand, node in zip(self.form.operands, placeholders, strict=False):
@@ -242,6 +243,15 @@ class _Axes(Nodes):
             if node.op != "placeholder":
                 self.call(node)
         raise AssertionError("a graph has an output")
+
+    def _name_apart(self, graph: fx.Graph) -> None:
+        """Let no value on the way have the name of what the form reads or returns, which are names of its author's."""
+        taken = {operand.name for operand in self.form.operands} | {GRADIENT, *self.form.results}
+        *nodes, output = graph.nodes
+        results = dict(zip(output.args[0], self.form.results, strict=False))
+        for node in nodes:
+            while node.name in taken and results.get(node) != node.name:
+                node._rename(f"{node.name}_of_kernel")
 
     def spread_result(self, value: Value, meta: Abstract) -> Value:
         """A result varies along the axes of its shape, though it be the same everywhere."""

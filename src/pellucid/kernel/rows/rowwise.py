@@ -19,7 +19,9 @@ from pellucid.formula.graph import in_plain_torch, trace_forward
 from pellucid.formula.shapes import Solution
 from pellucid.formula.source import Source
 from pellucid.kernel import linear
+from pellucid.kernel.language.values import Unsupported
 from pellucid.kernel.program import Abstract, placeholder
+from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.rows import nested
 
 aten = torch.ops.aten
@@ -32,9 +34,14 @@ class RowProgram:
     def __init__(
         self, source: Source, solution: Solution, hyperparameters: Mapping[str, Any], training: bool, dtype: torch.dtype
     ) -> None:
-        traced = in_plain_torch(lambda: trace_forward(source, solution, hyperparameters, training, dtype))
-        graph, self.constants = traced
         self.name = source.title
+        self._steps: list[fx.Node] | None = None  # what is computed, one after the other; None if nothing can be
+        try:
+            traced = in_plain_torch(lambda: trace_forward(source, solution, hyperparameters, training, dtype))
+        except Unsupported as error:
+            warn_of_fallback(self.name, error)
+            return
+        graph, self.constants = traced
         self.draws = solution.sites if training else ()
         nodes = list(graph.nodes)
         placeholders = [n for n in nodes if n.op == "placeholder"]
@@ -51,18 +58,18 @@ class RowProgram:
                 self.of_rows.add(node)
         self.result = next(n for n in nodes if n.op == "output").args[0][0]
         self._parts: dict[fx.Node, _Part] = {}
-        self._steps: list[fx.Node] = []  # what is computed, one after the other
-        self._plan(self.result)
+        self._steps = []
+        self._plan(self.result, self._steps)
 
-    def _plan(self, node: fx.Node) -> None:
+    def _plan(self, node: fx.Node, steps: list[fx.Node]) -> None:
         """Put a node, and before it what it is made of, among the steps."""
-        if node in self._steps or node in self.given or node in self.drawn:
+        if node in steps or node in self.given or node in self.drawn:
             return
         if node in self.of_rows and not self.is_product(node):
             self._parts[node] = _Part(self, node)
         for operand in self._parts[node].leaves if node in self._parts else node.all_input_nodes:
-            self._plan(operand)
-        self._steps.append(node)
+            self._plan(operand, steps)
+        steps.append(node)
 
     def is_product(self, node: fx.Node) -> bool:
         """Whether a node is a product of rows with a matrix of parameters."""
@@ -70,6 +77,8 @@ class RowProgram:
 
     def run(self, values: Sequence[Tensor], draws: nested.Draws | None) -> Tensor | None:
         """The result of inputs, (rows, features) each, and parameters; None where a part has no kernel."""
+        if self._steps is None:
+            return None
         known: dict[fx.Node, Any] = dict(zip(self.given, values, strict=True))
         for node in self._steps:
             if node in self._parts:
