@@ -234,6 +234,14 @@ def open_state(x, h, c, *, U):
     return h + c[:, 1:].sum(-1, keepdim=True) + x @ U, c
 
 
+def star_forgotten(x, h, U, W):
+    return torch.tanh(x @ U + h @ W)
+
+
+def spiking(x, h, *, U, W):
+    return (x @ U + h @ W) > 0
+
+
 def einsum_over_the_batch(x, h, *, U, W):
     return x @ U + torch.einsum("bi,bj,jk->bk", h, h, W) + torch.einsum("bi,ij->j", h, W)
 
@@ -253,6 +261,7 @@ BROKEN = [
     (state_missing, {}, ("c is not returned", "return h, c"), "return c"),
     (state_grows, {}, ("a state entry keeps its shape",), "return torch.cat([x @ U, h @ W], -1)"),
     (column_vectors, {}, ("write x @ U, not U @ x",), "U @ x"),
+    (star_forgotten, {}, ("U stands before the *, so it is a state", "move it behind the *"), "x @ U"),
     (mixes_batch, {}, ("the batch", "dim=-1"), "z.mean(0)"),
     (in_place, {}, ("in place", "c = c + i * g"), "h += x @ U"),
     (in_place_method, {}, ("in place", "use add"), "(x @ U).add_(h @ W)"),

@@ -90,6 +90,19 @@ def test_rows_that_are_mixed_without_losing_them_are_found_by_running():
         layer(torch.randn(5, 2, 3))
 
 
+def test_a_state_of_another_kind_is_found_by_running():
+    layer = pellucid.cell(formulas.spiking)(3, 4)
+    with pytest.raises(pellucid.FormulaError, match=r"the new h is of torch.bool.*\.to\(h.dtype\)"):
+        layer(torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("given", [3, torch.tanh, torch.nn.GRUCell], ids=["a number", "in C", "a class"])
+def test_what_is_no_function_in_python(given):
+    for make in (pellucid.cell, pellucid.layer):
+        with pytest.raises(TypeError, match="takes a function that is written in Python"):
+            make(given)
+
+
 def no_state(x, *, U):
     return x @ U
 

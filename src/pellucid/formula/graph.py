@@ -21,7 +21,7 @@ from pellucid.formula import draws
 from pellucid.formula.capture import Decompositions, DependsOnRows, call_by_variables, capture
 from pellucid.formula.einsum import RowsFirst
 from pellucid.formula.rewrite import is_returning, returning
-from pellucid.formula.shapes import Solution, split_result
+from pellucid.formula.shapes import Solution, caret_at_return, split_result
 from pellucid.formula.source import Source
 from pellucid.kernel.language.values import Unsupported
 
@@ -213,6 +213,12 @@ class _Tracing:
         inputs = apart(values[0], self.solution.input_sizes(self.source))
         with RowsFirst():
             output, states = step(self.named, self.hyperparameters, self.training, [*inputs, *values[1:]])
+        for symbol, state in zip(self.source.states, states, strict=True):
+            if isinstance(state, torch.Tensor) and not state.is_floating_point():
+                raise FormulaError(
+                    f"{self.source.title}: the new {symbol.name} is of {state.dtype}, but a state is kept in the type "
+                    f"of the input. Convert it, as in (h > 0).to(h.dtype).\n{caret_at_return(self.source)}"
+                )
         return (output, *states)
 
     @functools.cached_property

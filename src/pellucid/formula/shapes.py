@@ -69,7 +69,7 @@ def split_result(source: Source, result: Any) -> tuple[Any, tuple[Any, ...]]:
             what = "nothing" if result is None else f"{len(result)} values"
             raise FormulaError(
                 f"{source.title}: {what} came back, where one tensor is returned, rows × output features.\n"
-                + _caret_at_return(source)
+                + caret_at_return(source)
             )
         return result, ()
     expected = names[0] if len(names) == 1 else ", ".join(names)
@@ -86,12 +86,13 @@ def split_result(source: Source, result: Any) -> tuple[Any, tuple[Any, ...]]:
         raise FormulaError(
             f"{source.title}: the state is ({', '.join(names)}), and every entry must be returned in that order, "
             f"but {what}. Write return {expected}, or return y, ({', '.join(names)},) with an output of its own.\n"
-            + _caret_at_return(source)
+            + caret_at_return(source)
         )
     return output, states
 
 
-def _caret_at_return(source: Source) -> str:
+def caret_at_return(source: Source) -> str:
+    """The author's line that returns, with what it returns marked."""
     nodes = ast.walk(source.tree) if source.tree else ()
     returns = [node for node in nodes if isinstance(node, ast.Return)]
     if not returns:
@@ -210,7 +211,7 @@ class _Solver(Tracer):
     def _returned_wrong(self, name: str, old: Traced, new: Any) -> NoReturn:
         raise FormulaError(
             f"{self.source.title}: the state {name} is {self.text(old)}, but what is returned for it is "
-            f"{self.text(new)}; a state entry keeps its shape from step to step.\n" + _caret_at_return(self.source)
+            f"{self.text(new)}; a state entry keeps its shape from step to step.\n" + caret_at_return(self.source)
         )
 
     def _end(self, output: Any) -> None:
@@ -225,12 +226,12 @@ class _Solver(Tracer):
             raise FormulaError(
                 f"{self.source.title}: output_size is {sizes['output']}, but what the formula returns for input_size "
                 f"{sizes['input']} is {self.text(output)}. Leave output_size out where the formula decides it.\n"
-                + _caret_at_return(self.source)
+                + caret_at_return(self.source)
             ) from None
         if "output" not in sizes and self.unifier.value(self.output) is None:
             raise FormulaError(
                 f"{self.source.title}: the formula leaves open how many features its result has. Give the constructor "
-                f"output_size, its second argument: {name}({sizes['input']}, 16).\n" + _caret_at_return(self.source)
+                f"output_size, its second argument: {name}({sizes['input']}, 16).\n" + caret_at_return(self.source)
             )
 
     def _row_size(self, value: Any, what: str) -> int:
@@ -238,7 +239,7 @@ class _Solver(Tracer):
         if dims is None or len(dims) != 2 or self.unifier.resolve(dims[0]) != ROWS:
             raise FormulaError(
                 f"{self.source.title}: {what} must be rows (batch × features), but it is {self.text(value)}.\n"
-                + _caret_at_return(self.source)
+                + caret_at_return(self.source)
             )
         return self._number(dims[1])
 

@@ -202,7 +202,12 @@ def read(function: Callable[..., Any], kind: str = "cell") -> Source:
 
     Raises:
         FormulaError: the signature does not follow the contract of a cell, or of a layer.
+        TypeError: it is no function that is written in Python.
     """
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        raise TypeError(
+            f"pellucid.{kind} takes a function that is written in Python, by def or lambda, not {function!r}"
+        )
     try:
         lines, first_line = inspect.getsourcelines(function)
         text = textwrap.dedent("".join(lines))

@@ -141,13 +141,22 @@ class Tracer:
             return "the batch"
         return name if value is None or name == str(value) else f"{name} {value}"
 
+    def _why_not_right(self) -> str:
+        """Say why what is right of a product, rows, cannot stand there: it may have been meant for a matrix."""
+        right = self.expression().rpartition("@")[2].strip()
+        given = [symbol.name for symbol in self.source.symbols if symbol.role in ("input", "state")]
+        if right in given[1:]:
+            role = "a state" if self.source.kind == "cell" else "an input"
+            return f"{right} stands before the *, so it is {role}, a row. If it is a parameter, move it behind the *"
+        return "vectors are rows here, and rows stand left of a matrix: write x @ U, not U @ x"
+
     def product(self, left: Any, right: Any) -> Traced:
         """The matrix product: rows or a matrix, times a matrix or a vector."""
         a, b = self.dims_of(left), self.dims_of(right)
         if a is None and b is None:
             self.fail('a product of two parameters: annotate the axes of one of them, as in U: "input rank"')
         if b and b[0] == ROWS:
-            self.fail("vectors are rows here, and rows stand left of a matrix: write x @ U, not U @ x")
+            self.fail(self._why_not_right())
         facts = {"expression": self.expression(), "left": "" if a is None else self.text(left)}
         if a is None:
             a = self._matrix(left, 1, Dim() if b is None else b[0], facts)
