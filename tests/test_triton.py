@@ -600,6 +600,54 @@ def test_gpus_can_have_it(tmp_path):
     assert all(shared <= 1024 and multiplied <= share + elementwise for shared, multiplied in found[-2:])
 
 
+LAUNCH = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+
+class Driver:
+    # Of a GPU that loads kernels and does nothing with them.
+    def __init__(self):
+        self.utils, self.launched = self, 0
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, device):
+        return 0
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+    def load_binary(self, *given):
+        return 1, 2, 64, 0, 1024  # module, function, registers, spills, threads
+    def launcher_cls(self, source, metadata):
+        return self.launch
+    def launch(self, *given):
+        self.launched += 1
+
+driver = Driver()
+triton.runtime.driver.set_active(driver)
+torch.cuda.current_device = lambda: 0
+import pellucid
+from pellucid import nn
+from pellucid.kernel import gpu
+
+gpu.check = lambda device: None
+gpu.processors = lambda device: 132
+for layer, shape in ((nn.GRU(8, 32), (2, 3, 8)), (nn.RNN(8, 32), (2, 300, 8)), (nn.LayerNorm(8), (4, 8))):
+    x = torch.randn(shape, requires_grad=True)
+    with pellucid.backend("triton"):
+        y = layer(x)
+    (y[0] if isinstance(y, tuple) else y).sum().backward()
+    print(layer.backend, driver.launched)
+"""
+
+
+def test_triton_takes_what_launches_give_it(tmp_path):
+    """All but the launch itself, which is another matter in the interpreter: arguments, constants and options."""
+    done = fresh.run(LAUNCH, TRITON_CACHE_DIR=str(tmp_path / "triton"), TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == "triton 2 triton 4 triton 6".split()
+
+
 def test_neither_gpu_nor_interpreter(tmp_path):
     """What is missing is said, and the layer runs."""
     code = """
