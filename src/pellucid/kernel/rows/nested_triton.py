@@ -264,7 +264,8 @@ def _alone(nest: Nest, inner: Sequence[int], sizes: Sequence[int], blocks: Seque
         axes = along(value, last)
         if value.kind == "memory" and axes & within:
             entries = math.prod(sizes[axis] if axis in within else blocks[axis] for axis in axes)
-            bytes_read += entries * getattr(torch, nest.storage[value.name]).itemsize
+            storage = nest.storage[value.name]
+            bytes_read += entries * (8 if storage == "real" else getattr(torch, storage).itemsize)
     return gpu.processors * bytes_read <= CACHED * gpu.cache
 
 
