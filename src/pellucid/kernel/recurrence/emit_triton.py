@@ -91,11 +91,6 @@ def emit(program: Program, work: Work, dtype: torch.dtype, division: Division) -
     return Text(f"{HEADER.format(title=title, real=real_of(dtype))}\n\n{function.text()}\n", function.kernel())
 
 
-def entries_of_matrices(program: Program, work: Work) -> int:
-    """How many numbers the matrices of a loop are, in the tiles that hold them."""
-    return sum(padded(d) * padded(w) for d, w in lower(work.stage, program.draws).matrices.values())
-
-
 def packed(matrix: Tensor) -> Tensor:
     """A matrix as a block with a single row reads it: the numbers of a column side by side, columns aligned."""
     if matrix.stride(0) == 1 and matrix.stride(1) % ALIGNED == 0:
@@ -104,11 +99,11 @@ def packed(matrix: Tensor) -> Tensor:
     return matrix.new_empty(width, -(-depth // ALIGNED) * ALIGNED)[:, :depth].copy_(matrix.t()).t()
 
 
-def bytes_of_matrices(program: Program, work: Work, splits: int) -> int:
-    """How much memory a block's part of the matrices of a loop takes."""
+def bytes_of_matrices(program: Program, work: Work, splits: int, itemsize: int | None = None) -> int:
+    """How much memory a block's part of the matrices of a loop takes, with an entry of their own size or of another."""
     sizes = {n: p.meta["val"].dtype.itemsize for n, p in work.stage.placeholders.items() if n != "rows"}
     matrices = lower(work.stage, program.draws).matrices
-    return sum(padded(d) * padded(-(-w // splits)) * sizes[name] for name, (d, w) in matrices.items())
+    return sum(padded(d) * padded(-(-w // splits)) * (itemsize or sizes[name]) for name, (d, w) in matrices.items())
 
 
 class _Function(Tiles):

@@ -21,7 +21,6 @@ from pellucid.kernel.recurrence.emit_triton import (
     Text,
     bytes_of_matrices,
     emit,
-    entries_of_matrices,
     packed,
 )
 from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Steps
@@ -101,21 +100,27 @@ class _Loop(FusedLoop):
 
     def __init__(self, program: Program, work: Work, dtype: torch.dtype) -> None:
         self._divisions = iter(divisions(program, work, dtype))
-        self._entries = entries_of_matrices(program, work)
+        self._entries = bytes_of_matrices(program, work, 1, itemsize=1)
         self._write = functools.partial(emit, program, work, dtype)
         self._next()
         super().__init__(self._many.kernel.layout, program, dtype)
-        fits = 0 < self._entries * self.real.itemsize <= 4 * REGISTERS
-        self._single = _Written(self._write(Division(1, held=True, single=True)), self._entries) if fits else None
 
     def _next(self) -> None:
         self._many = _Written(self._write(next(self._divisions)), self._entries)
+
+    @functools.cached_property
+    def _single(self) -> _Written | None:
+        """The kernel of blocks with a single row, written when it is first asked for; None where there is none."""
+        if not 0 < self._entries * self.real.itemsize <= 4 * REGISTERS:
+            return None
+        return _Written(self._write(Division(1, held=True, single=True)), self._entries)
 
     def _suited(self, batch: int, together: int) -> _Written:
         """The kernel for so many rows, on a GPU where so many blocks run together."""
         division = self._many.kernel.division
         turns = MOST_TURNS if division.splits == 1 and division.held else MOST_TURNS_OF_SPLIT
-        return self._single if self._single is not None and batch <= turns * together else self._many
+        single = self._single if batch <= turns * together else None
+        return single or self._many
 
     def _fill(
         self,
