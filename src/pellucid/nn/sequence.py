@@ -16,6 +16,7 @@ from pellucid.formula.shapes import Solution
 from pellucid.kernel import random, registry
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.recurrence import launch
+from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import Division
 from pellucid.nn import lengths as real
 from pellucid.nn.component import Running
@@ -212,9 +213,8 @@ class SequenceLayer(Running, torch.nn.Module):
         key = self._keys[min(level, 1)]
         if options.record:
             key, columns = registry.recording_keys(key, options.record)
-        output, last, ran = launch.recurrence(
-            key, self.training, reverse, x, states, parameters, lengths, seed, options.division
-        )
+        call = Call(x, parameters, lengths, seed, reverse)
+        output, last, ran = launch.recurrence(key, self.training, call, states, options.division)
         if ran:
             self._was_run_by(ran)
         recorded: Sequence[Tensor] = ()

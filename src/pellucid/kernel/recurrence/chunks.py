@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.kernel.recurrence.call import Call
+
 if TYPE_CHECKING:
     from pellucid.kernel.program import Program
     from pellucid.kernel.registry import Runner
@@ -57,30 +59,26 @@ class Chunk:
         """The steps of this chunk."""
         return steps[self.begin : self.end]
 
-    def lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """How many of its steps are real."""
-        return None if lengths is None else (lengths - self.begin).clamp(0, self.end - self.begin)
+    def part(self, call: Call) -> Call:
+        """The call for this chunk alone."""
+        lengths = None if call.lengths is None else (call.lengths - self.begin).clamp(0, self.end - self.begin)
+        return call._replace(x=self.of(call.x), lengths=lengths, start=self.begin)
 
 
 def plainly(
-    forward: Callable[..., Any],
-    division: Division,
-    x: Tensor,
-    states: Sequence[Tensor],
-    lengths: Tensor | None,
-    reverse: bool,
+    forward: Callable[..., Any], division: Division, call: Call, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run ``forward(x, states, lengths, start) -> (output, last, ...)``, itself differentiable, chunk by chunk."""
+    """Run ``forward(call, states) -> (output, last, ...)``, itself differentiable, chunk by chunk."""
     if division == WHOLE:
-        output, last, *_ = forward(x, states, lengths, 0)
+        output, last, *_ = forward(call, states)
         return output, last
     outputs = []
-    for chunk in division.chunks(x.shape[0], reverse):
+    for chunk in division.chunks(call.time, call.reverse):
         if chunk.cut:
             states = [s.detach() for s in states]
-        output, states, *_ = forward(chunk.of(x), states, chunk.lengths(lengths), chunk.begin)
+        output, states, *_ = forward(chunk.part(call), states)
         outputs.append(output)
-    return torch.cat(outputs[::-1] if reverse else outputs), list(states)
+    return torch.cat(outputs[::-1] if call.reverse else outputs), list(states)
 
 
 def divided(runner: Runner, division: Division) -> Runner:
@@ -108,34 +106,23 @@ class Chunked:
         return self.runner.program
 
     def forward(
-        self,
-        x: Tensor,
-        states: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        lengths: Tensor | None = None,
-        seed: Tensor | None = None,
-        reverse: bool = False,
-        save: bool = False,
+        self, call: Call, states: Sequence[Tensor], save: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """As `stepwise.Stepwise.forward`; with checkpoints it saves the state before each chunk."""
         if not self.division.checkpoint_every:
-            return self.runner.forward(x, states, parameters, lengths, seed, reverse, save)
+            return self.runner.forward(call, states, save)
         before: list[Sequence[Tensor]] = []
 
-        def forward(x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, start: int) -> Any:
+        def forward(part: Call, states: Sequence[Tensor]) -> Any:
             before.append(states)
-            return self.runner.forward(x, states, parameters, lengths, seed, reverse, start=start)
+            return self.runner.forward(part, states)
 
-        output, last = plainly(forward, self.division, x, states, lengths, reverse)
+        output, last = plainly(forward, self.division, call, states)
         return output, last, [torch.stack(entry) for entry in zip(*before, strict=True)] if save else []
 
     def backward(
         self,
-        x: Tensor,
-        parameters: Sequence[Tensor],
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        reverse: bool,
+        call: Call,
         saved: Sequence[Tensor],
         output_gradient: Tensor,
         state_gradients: Sequence[Tensor],
@@ -145,16 +132,16 @@ class Chunked:
         gradients = list(state_gradients)
         of_input: list[Any] = []
         total: list[Tensor | None] = []
-        chunks = self.division.chunks(x.shape[0], reverse)
+        chunks = self.division.chunks(call.time, call.reverse)
         for index, chunk in reversed(list(enumerate(chunks))):
-            part, real = chunk.of(x), chunk.lengths(lengths)
+            part = chunk.part(call)
             if self.division.checkpoint_every:
                 states = [entry[index] for entry in saved]
-                *_, kept = self.runner.forward(part, states, parameters, real, seed, reverse, True, chunk.begin)
+                *_, kept = self.runner.forward(part, states, save=True)
             else:
-                kept = list(self._saved(saved, chunk, x.shape[1]))
+                kept = list(self._saved(saved, chunk, call.batch))
             of_part, gradients, of_parameters = self.runner.backward(
-                part, parameters, real, seed, reverse, kept, chunk.of(output_gradient), gradients, needed, chunk.begin
+                part, kept, chunk.of(output_gradient), gradients, needed
             )
             if chunk.cut:
                 gradients = [torch.zeros_like(g) for g in gradients]
@@ -165,7 +152,7 @@ class Chunked:
                 total = [
                     None if t is None or g is None else t.add_(g) for t, g in zip(total, of_parameters, strict=True)
                 ]
-        first_to_last = of_input if reverse else of_input[::-1]
+        first_to_last = of_input if call.reverse else of_input[::-1]
         return torch.cat(first_to_last) if needed[0] else None, gradients, total
 
     def _saved(self, saved: Sequence[Tensor], chunk: Chunk, batch: int) -> Iterator[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pellucid.kernel import build, matmul, memory
 from pellucid.kernel.program import Program
+from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.emit_c import emit
-from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Steps
+from pellucid.kernel.recurrence.fused import Fused, FusedLoop
 from pellucid.kernel.recurrence.plan import Loop
 from pellucid.kernel.recurrence.stepwise import Values
 from pellucid.kernel.threads import Threads, useful
@@ -53,16 +54,11 @@ class _Loop(FusedLoop):
         self._work.argtypes, self._work.restype = [ctypes.c_int64] * 3, ctypes.c_int64
 
     def _fill(
-        self,
-        values: Values,
-        history: Sequence[Tensor],
-        outputs: dict[str, Tensor],
-        slots: Sequence[int],
-        steps: Steps,
+        self, call: Call, values: Values, history: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
     ) -> None:
-        layout, (time, batch, backwards, lengths, seed, start) = self.layout, steps
+        layout, time, batch = self.layout, call.time, call.batch
         matrices = [values[name] for name in layout.matrices]
-        real = None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
+        real = None if call.lengths is None else call.lengths.to("cpu", torch.int64).contiguous()
         threads, block, together = self._division(batch, time)
         blocks = -(-batch // block)
         totals = self._parts(blocks, history[0].device)
@@ -79,20 +75,20 @@ class _Loop(FusedLoop):
         buffers.append(outputs["output"].data_ptr() if "output" in outputs else 0)
         buffers.extend([matrix.data_ptr() for matrix in matrices])
         strides, kept = array("q", [stride for matrix in matrices for stride in matrix.stride()]), array("q", slots)
-        call = array(  # struct call of c/call.h
+        struct = array(  # struct call of c/call.h
             "q",
             (
-                *(time, batch, start, 0, time, backwards, block, chunk, direct, together),
-                0 if seed is None else int(seed),
+                *(time, batch, call.start, 0, time, call.reverse, block, chunk, direct, together),
+                0 if call.seed is None else int(call.seed),
                 0 if real is None else real.data_ptr(),
                 *(strides.buffer_info()[0], kept.buffer_info()[0]),
                 *(memory.aligned(work), buffers.buffer_info()[0]),
                 *threads,
             ),
         )
-        address = call.buffer_info()[0]
+        address = struct.buffer_info()[0]
         for begin in range(0, time, count):
-            call[BEGIN], call[END] = begin, min(begin + count, time)
+            struct[BEGIN], struct[END] = begin, min(begin + count, time)
             self._run(address)
         self._add_totals(outputs, totals)
 

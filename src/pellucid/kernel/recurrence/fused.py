@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,26 +12,16 @@ from torch import Tensor
 from pellucid.kernel import memory
 from pellucid.kernel.language.layout import Layout, real_of
 from pellucid.kernel.program import Program
+from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.products import apart
 from pellucid.kernel.recurrence.stepwise import (
     Values,
     after_loop,
-    fixed_values,
-    folded_inputs,
+    given_values,
     gradients,
+    no_gradients,
     real_gradient,
 )
-
-
-class Steps(NamedTuple):
-    """The steps that a loop takes, with what decides them: see `stepwise.Stepwise.forward`."""
-
-    time: int
-    batch: int
-    backwards: bool
-    lengths: Tensor | None
-    seed: Tensor | None
-    start: int
 
 
 class Fused:
@@ -69,39 +58,29 @@ class Fused:
         raise NotImplementedError
 
     def forward(
-        self,
-        x: Tensor,
-        states: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        lengths: Tensor | None = None,
-        seed: Tensor | None = None,
-        reverse: bool = False,
-        save: bool = False,
-        start: int = 0,
+        self, call: Call, states: Sequence[Tensor], save: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the whole sequence: as `stepwise.Stepwise.forward`."""
-        program, (time, batch, _) = self.program, x.shape
+        program, x, time, batch = self.program, call.x, call.time, call.batch
         loop = self.loops(save)["forward"]
-        values = fixed_values(program, parameters, x.device)
-        values |= folded_inputs(program, x, seed, (program.per_input,), start)
+        values = given_values(program, call, program.per_input)
         values |= program.per_input.run(time * batch, values)
         saved = program.saved_steps if save else ()
         whole = {loop.state_of.get(name, name) for name in saved}
         output_state = loop.layout.output_is_state
         outputs = {}
         if output_state is not None:
-            if lengths is None and (not save or loop.copies_output):
+            if call.lengths is None and (not save or loop.copies_output):
                 whole.add(program.states[output_state])
             else:  # padded steps are 0 in the output alone; what backward reads is not the user's to change in place
                 outputs["output"] = loop.empty((time, batch, states[output_state].shape[-1]), x.dtype, x.device)
         slots = [time + 1 if state in whole else 2 for state in program.states]
-        steps = Steps(time, batch, reverse, lengths, seed, start)
-        history, last = loop.run(values, states, outputs, slots, steps)
+        history, last = loop.run(call, values, states, outputs, slots)
         output = outputs.get("output", outputs.get(program.output))  # its steps that are not real are 0, a state's stay
         for state, new, kept in zip(program.states, program.new_states, history, strict=True):
             if kept.shape[0] == time + 1:
                 older, newer = kept[:-1], kept[1:]
-                outputs[state], outputs[new] = (newer, older) if reverse else (older, newer)
+                outputs[state], outputs[new] = (newer, older) if call.reverse else (older, newer)
         if output is None:
             output = outputs[program.output].clone() if save and loop.copies_output else outputs[program.output]
         folded = [values[name] for name in program.saved_folded] if save else []
@@ -109,35 +88,28 @@ class Fused:
 
     def backward(
         self,
-        x: Tensor,
-        parameters: Sequence[Tensor],
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        reverse: bool,
+        call: Call,
         saved: Sequence[Tensor],
         output_gradient: Tensor,
         state_gradients: Sequence[Tensor],
         needed: Sequence[bool],
-        start: int = 0,
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
         """Return the gradients of input, initial state and parameters: as `stepwise.Stepwise.backward`."""
-        program, (time, batch, _) = self.program, x.shape
-        if time == 0:
-            return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
+        program, rows = self.program, call.time * call.batch
+        if call.time == 0:
+            return no_gradients(call, state_gradients)
         loop = self.loops(True)["backward"]
-        values = fixed_values(program, parameters, x.device)
-        values |= folded_inputs(program, x, seed, (program.before, program.after), start)
+        values = given_values(program, call, program.before, program.after)
         values |= zip((*program.saved_folded, *program.saved_steps), saved, strict=True)
-        values[program.output_gradient] = real_gradient(output_gradient, lengths)
-        values |= self._before.run(time * batch, values, self._by_step)
+        values[program.output_gradient] = real_gradient(output_gradient, call.lengths)
+        values |= self._before.run(rows, values, self._by_step)
         outputs: dict[str, Tensor] = {}
         slots = [2] * len(program.states)
-        steps = Steps(time, batch, not reverse, lengths, seed, start)
-        _, last = loop.run(values, state_gradients, outputs, slots, steps)
+        _, last = loop.run(call._replace(reverse=not call.reverse), values, state_gradients, outputs, slots)
         values |= outputs
-        values |= apart(after_loop(program, parameters, needed)).run(time * batch, values, self._by_step)
-        of_input, of_parameters = gradients(program, values, needed, x)
-        return of_input, [g.to(x.dtype) for g in last], of_parameters
+        values |= apart(after_loop(program, call, needed)).run(rows, values, self._by_step)
+        of_input, of_parameters = gradients(program, values, needed, call)
+        return of_input, [g.to(call.x.dtype) for g in last], of_parameters
 
 
 class FusedLoop:
@@ -156,23 +128,21 @@ class FusedLoop:
         self._outputs = [(name, axes, getattr(torch, kind)) for name, (axes, kind) in layout.outputs.items()]
 
     def run(
-        self,
-        values: Values,
-        states: Sequence[Tensor],
-        outputs: dict[str, Tensor],
-        slots: Sequence[int],
-        steps: Steps,
+        self, call: Call, values: Values, states: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Add the outputs to those that have their memory; return the slots of every state, and the last states."""
-        device, (time, batch, backwards, *_) = states[0].device, steps
+        """Add the outputs to those that have their memory; return the slots of every state, and the last states.
+
+        The order of the call is that of the loop: backward's is the other one.
+        """
+        device, time, batch = states[0].device, call.time, call.batch
         for name, axes, dtype in self._outputs:
             outputs[name] = self.empty((time, batch, *axes), dtype, device)
         history = [self.empty((n, *s.shape), self.state_dtype, device) for n, s in zip(slots, states, strict=True)]
-        first, last = (time, 0) if backwards else (0, time)
+        first, last = (time, 0) if call.reverse else (0, time)
         for kept, state, n in zip(history, states, slots, strict=True):
             kept[first % n].copy_(state)
         if time and batch:
-            self._fill(values, history, outputs, slots, steps)
+            self._fill(call, values, history, outputs, slots)
         else:
             outputs |= {
                 name: torch.zeros(meta.shape, dtype=meta.dtype, device=device)
@@ -185,12 +155,7 @@ class FusedLoop:
         return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
 
     def _fill(
-        self,
-        values: Values,
-        history: Sequence[Tensor],
-        outputs: dict[str, Tensor],
-        slots: Sequence[int],
-        steps: Steps,
+        self, call: Call, values: Values, history: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
     ) -> None:
         """Run all steps: write the outputs, and the states to their slots."""
         raise NotImplementedError

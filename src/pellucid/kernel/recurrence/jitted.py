@@ -15,6 +15,7 @@ from pellucid.kernel.language.layout import Work, works
 from pellucid.kernel.language.lower import lower
 from pellucid.kernel.language.text_triton import power
 from pellucid.kernel.program import Program
+from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.emit_triton import (
     Division,
     Kernel,
@@ -23,7 +24,7 @@ from pellucid.kernel.recurrence.emit_triton import (
     emit,
     packed,
 )
-from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Steps
+from pellucid.kernel.recurrence.fused import Fused, FusedLoop
 from pellucid.kernel.recurrence.stepwise import Values
 
 HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
@@ -123,20 +124,15 @@ class _Loop(FusedLoop):
         return single or self._many
 
     def _fill(
-        self,
-        values: Values,
-        history: Sequence[Tensor],
-        outputs: dict[str, Tensor],
-        slots: Sequence[int],
-        steps: Steps,
+        self, call: Call, values: Values, history: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
     ) -> None:
         layout, device = self.layout, history[0].device
-        time, batch, backwards, lengths, seed, start = steps
         together = gpu.processors(device)
-        written = self._suited(batch, together)
+        written = self._suited(call.batch, together)
         kernel, division = written.kernel, written.kernel.division
-        splits, rows = division.splits, 1 if division.single else rows_of_a_block(batch, kernel, together, self.real)
-        blocks = -(-batch // rows)
+        splits = division.splits
+        rows = 1 if division.single else rows_of_a_block(call.batch, kernel, together, self.real)
+        blocks = -(-call.batch // rows)
         totals = self._parts(blocks, device)
         given: list[Any] = [values[name].contiguous() for name in layout.inputs]
         given += [*history, *(outputs[name] for name in layout.outputs), *totals.values()]
@@ -146,11 +142,11 @@ class _Loop(FusedLoop):
             given += [matrix, *matrix.stride()]
         given += slots
         given += self._shared(kernel, blocks, rows, history[0])
-        given += [history[0] if other is None else other.to(device, torch.int64) for other in (lengths, seed)]
-        given += [time, batch, start]
+        given += [history[0] if other is None else other.to(device, torch.int64) for other in (call.lengths, call.seed)]
+        given += [call.time, call.batch, call.start]
         constants: dict[str, Any] = {
-            "BACKWARDS": backwards,
-            "LENGTHS": lengths is not None,
+            "BACKWARDS": call.reverse,
+            "LENGTHS": call.lengths is not None,
             "OUTPUT": "output" in outputs,
         }
         constants["WIDE"] = max(t.numel() for t in given if isinstance(t, Tensor)) >= 2**31
@@ -167,7 +163,7 @@ class _Loop(FusedLoop):
                     self._single = None
                 else:
                     self._next()
-                self._fill(values, history, outputs, slots, steps)
+                self._fill(call, values, history, outputs, slots)
             else:
                 self._add_totals(outputs, totals)
 

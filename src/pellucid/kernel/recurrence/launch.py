@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch._C import _TorchDispatchModeKey as _ModeKey
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
+from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
 from pellucid.kernel.registry import (
     Runner,
@@ -30,50 +31,35 @@ Tensor = torch.Tensor
 
 
 def recurrence(
-    text: str,
-    training: bool,
-    reverse: bool,
-    x: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    division: Division = WHOLE,
+    text: str, training: bool, call: Call, states: Sequence[Tensor], division: Division = WHOLE
 ) -> tuple[Tensor, list[Tensor], str]:
     """Run a cell over a sequence, differentiable in input, states and parameters.
 
     Args:
         text: the program's `key`.
         training: whether random draws take place.
-        reverse: from the last step to the first.
-        x: (time, batch, features).
+        call: what is read; its seed is None where nothing is drawn.
         states: (batch, features) each.
-        parameters: in the formula's order and row convention.
-        lengths: (batch,) int64 or None.
-        seed: int64 scalar, None where nothing is drawn.
         division: whether the sequence is taken in chunks.
 
     Returns:
         Output (time, batch, features), the last state, and the name of the backend that ran ("" where none ran: a
         compiler asks, an exporter or a tracer).
     """
+    x, parameters, lengths, seed, reverse, _ = call
     tensors = [x, *states, *parameters]
     differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
         if _has_no_operator(text):
-            return *_unrolled(text, training, reverse, x, list(states), list(parameters), lengths, seed, *division), ""
+            return *_unrolled(x, list(states), list(parameters), lengths, seed, text, training, reverse, *division), ""
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
         return results[0], list(results[1 : 1 + len(states)]), ""
     with no_autocast(x):
         if chosen_backend() == "naive":
-            cell = definition(text, training)
-
-            def define(x: Tensor, states: Any, lengths: Tensor | None, start: int) -> Any:
-                return naive.forward(*cell, x, states, parameters, lengths, seed, reverse, start)
-
-            return *plainly(define, division, x, states, lengths, reverse), "naive"
+            define = functools.partial(naive.forward, *definition(text, training))
+            return *plainly(define, division, call, states), "naive"
         plain = _transformed()
         place = (text, training, x.dtype, x.device.type)
         again = functools.partial(reference, *place)
@@ -81,8 +67,9 @@ def recurrence(
         def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
             if plain or not differentiable:
                 # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
-                return *_plain(run, division, x, states, parameters, lengths, seed, reverse), run.name
-            output, *last = _Recurrence.apply(run, again, division, reverse, lengths, seed, len(states), text, *tensors)
+                return *plainly(run.forward, division, call, states), run.name
+            way = _Way(run, again, text, division, reverse, len(states))
+            output, *last = _Recurrence.apply(way, lengths, seed, *tensors)
             return output, last, run.name
 
         run = again() if plain else runner(*place, differentiable)
@@ -91,24 +78,6 @@ def recurrence(
         except BuildError as error:
             give_up_program(text, run, error)
             return compute(again())
-
-
-def _plain(
-    run: Runner,
-    division: Division,
-    x: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Output and last state by a runner's own operations."""
-
-    def forward(x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, start: int) -> Any:
-        return run.forward(x, states, parameters, lengths, seed, reverse, start=start)
-
-    return plainly(forward, division, x, states, lengths, reverse)
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:
@@ -148,20 +117,21 @@ _has_no_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]  #
 
 
 def _unrolled(
-    text: str,
-    training: bool,
-    reverse: bool,
     x: Tensor,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
+    text: str,
+    training: bool,
+    reverse: bool,
     checkpoint_every: int,
     truncate: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
     run = reference(text, training, x.dtype, x.device.type)
-    return _plain(run, Division(checkpoint_every, truncate), x, states, parameters, lengths, seed, reverse)
+    call = Call(x, parameters, lengths, seed, reverse)
+    return plainly(run.forward, Division(checkpoint_every, truncate), call, states)
 
 
 def _transformed() -> bool:
@@ -169,65 +139,62 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+class _Way(NamedTuple):
+    """How a recurrence is run, and in plain torch where it has to be; the state has so many ``entries``."""
+
+    run: Runner
+    again: Callable[[], Runner]
+    text: str
+    division: Division
+    reverse: bool
+    entries: int
+
+    def call(self, lengths: Tensor | None, seed: Tensor | None, tensors: Sequence[Tensor]) -> Call:
+        """The call, its tensors in the order in which autograd has them."""
+        return Call(tensors[0], tensors[1 + self.entries :], lengths, seed, self.reverse)
+
+    def states(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The states of the same."""
+        return tensors[1 : 1 + self.entries]
+
+
 class _Recurrence(torch.autograd.Function):
     """The program with its derived gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        run: Runner,
-        again: Any,
-        division: Division,
-        reverse: bool,
-        lengths: Any,
-        seed: Any,
-        count: int,
-        text: str,
-        *tensors: Tensor,
-    ) -> Any:
-        x, states, parameters = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
-        ctx.whole, ctx.text = run, text
-        run = divided(run, division)
-        output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save=True)
-        ctx.run, ctx.again, ctx.division, ctx.reverse, ctx.count = run, again, division, reverse, count
+    def forward(ctx: Any, way: _Way, lengths: Any, seed: Any, *tensors: Tensor) -> Any:
+        run = divided(way.run, way.division)
+        output, last, saved = run.forward(way.call(lengths, seed, tensors), way.states(tensors), save=True)
+        ctx.run, ctx.way = run, way
         ctx.save_for_backward(lengths, seed, *tensors, *saved)
         return (output, *last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        way = ctx.way
         lengths, seed, *rest = ctx.saved_tensors
-        split = 1 + ctx.count + len(ctx.run.program.parameters)
-        tensors, saved = rest[:split], rest[split:]
-        needed = ctx.needs_input_grad[8:]
-        if torch.is_grad_enabled():
-            return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
-        try:
-            of_input, of_states, of_parameters = ctx.run.backward(
-                tensors[0],
-                tensors[1 + ctx.count :],
-                lengths,
-                seed,
-                ctx.reverse,
-                saved,
-                gradients[0],
-                gradients[1:],
-                (needed[0], *needed[1 + ctx.count :]),
-            )
-        except BuildError as error:
-            give_up_program(ctx.text, ctx.whole, error)
-            return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
-        return (*(None,) * 8, of_input, *of_states, *of_parameters)
+        needed = ctx.needs_input_grad[3:]
+        tensors, saved = rest[: len(needed)], rest[len(needed) :]
+        if not torch.is_grad_enabled():
+            call, wanted = way.call(lengths, seed, tensors), (needed[0], *needed[1 + way.entries :])
+            try:
+                of_input, of_states, of_parameters = ctx.run.backward(call, saved, gradients[0], gradients[1:], wanted)
+            except BuildError as error:
+                give_up_program(way.text, way.run, error)
+            else:
+                return (None, None, None, of_input, *of_states, *of_parameters)
+        return (None, None, None, *_differentiable_backward(way, lengths, seed, tensors, gradients, needed))
 
 
 def _differentiable_backward(
-    ctx: Any, lengths: Tensor | None, seed: Tensor | None, tensors: Any, gradients: Any, needed: Sequence[bool]
+    way: _Way, lengths: Tensor | None, seed: Tensor | None, tensors: Any, gradients: Any, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradient of the reference's own operations by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
-        states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
-        output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
+        call = way.call(lengths, seed, tensors)
+        output, last = plainly(way.again().forward, way.division, call, way.states(tensors))
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
     of, by = [r for r, _ in pairs], [g for _, g in pairs]

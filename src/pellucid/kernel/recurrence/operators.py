@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pellucid.kernel.autocast import no_autocast
+from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import Division, divided
 from pellucid.kernel.registry import runner
 
@@ -32,7 +33,7 @@ def _operator(
 ) -> list[Tensor]:
     run = divided(runner(text, training, x.dtype, x.device.type, save), Division(checkpoint_every, truncate))
     with no_autocast(x):
-        output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save)
+        output, last, saved = run.forward(Call(x, parameters, lengths, seed, reverse), states, save)
     return _apart([output, *last, *saved], [x, *states, *parameters])
 
 
@@ -74,7 +75,7 @@ def _backward_operator(
     needed = [True] * (1 + len(parameters))
     with no_autocast(x):
         of_input, of_states, of_parameters = run.backward(
-            x, parameters, lengths, seed, reverse, saved, gradients[0], gradients[1:], needed
+            Call(x, parameters, lengths, seed, reverse), saved, gradients[0], gradients[1:], needed
         )
     results = [g for g in (of_input, *of_states, *of_parameters) if g is not None]
     return _apart(results, [x, *states, *parameters, *saved, *gradients])

@@ -12,6 +12,7 @@ from torch import fx
 
 from pellucid.kernel import random
 from pellucid.kernel.program import Program, Stage, placeholder
+from pellucid.kernel.recurrence.call import Call
 
 Tensor = torch.Tensor
 Values = dict[str, Any]
@@ -25,78 +26,62 @@ class Stepwise:
     name = "stepwise"
 
     def forward(
-        self,
-        x: Tensor,
-        states: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        lengths: Tensor | None = None,
-        seed: Tensor | None = None,
-        reverse: bool = False,
-        save: bool = False,
-        start: int = 0,
+        self, call: Call, states: Sequence[Tensor], save: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the whole sequence.
 
         Args:
-            x: (time, batch, features).
+            call: what is read.
             states: every entry (batch, features), before the first step.
-            parameters: in the order of the formula, in its row convention.
-            lengths: (batch,) int64: steps at or beyond a sample's length keep its state and give 0; None: all are real.
-            seed: int64 scalar, keys the random draws; needed where the program has draws.
-            reverse: from the last step to the first.
             save: whether to return what `backward` reads.
-            start: the number of the first step, where this is a chunk of a longer sequence: it decides the draws.
 
         Returns:
             The output (time, batch, features), the last state, and the saved values.
         """
-        program, (time, batch) = self.program, x.shape[:2]
-        values = fixed_values(program, parameters, x.device)
-        values |= folded_inputs(program, x, seed, (program.per_input, program.step), start)
-        folded = program.per_input.run(time * batch, values)
-        masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
+        program = self.program
+        values = given_values(program, call, program.per_input, program.step)
+        folded = program.per_input.run(call.time * call.batch, values)
+        masks = _masks(call)
         loop = _loop(program.step, program.states, program.new_states, program.fixed)
-        order = range(time - 1, -1, -1) if reverse else range(time)
+        order = range(call.time - 1, -1, -1) if call.reverse else range(call.time)
         wanted = (program.output, *(program.saved_steps if save else ()))
-        last, kept = loop.run(order, batch, list(states), values | folded, masks, wanted)
-        output, *saved = (_stack(kept[name], x, program.features[name]) for name in wanted)
+        last, kept = loop.run(order, call.batch, list(states), values | folded, masks, wanted)
+        output, *saved = (_stack(kept[name], call.x, program.features[name]) for name in wanted)
         if masks is not None:
             output = output.masked_fill(~masks, 0)
         return output, last, [folded[name] for name in program.saved_folded if save] + saved
 
     def backward(
         self,
-        x: Tensor,
-        parameters: Sequence[Tensor],
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        reverse: bool,
+        call: Call,
         saved: Sequence[Tensor],
         output_gradient: Tensor,
         state_gradients: Sequence[Tensor],
         needed: Sequence[bool],
-        start: int = 0,
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
         """Return the gradients of input, initial state and parameters, None where ``needed`` (input first) is False."""
-        program, (time, batch) = self.program, x.shape[:2]
-        if time == 0:
-            return torch.zeros_like(x), list(state_gradients), [torch.zeros_like(p) for p in parameters]
-        stages = (program.before, program.back_step, program.after)
-        values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages, start)
+        program, rows = self.program, call.time * call.batch
+        if call.time == 0:
+            return no_gradients(call, state_gradients)
+        values = given_values(program, call, program.before, program.back_step, program.after)
         for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
             values[name] = value if name in program.saved_folded else value.flatten(0, 1)
-        values[program.output_gradient] = real_gradient(output_gradient, lengths).flatten(0, 1)
-        values |= program.before.run(time * batch, values)
-        masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
+        values[program.output_gradient] = real_gradient(output_gradient, call.lengths).flatten(0, 1)
+        values |= program.before.run(rows, values)
         loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
-        order = range(time) if reverse else range(time - 1, -1, -1)
+        order = range(call.time) if call.reverse else range(call.time - 1, -1, -1)
         wanted = tuple(name for name in program.back_step.outputs if name in program.after.inputs)
-        last, kept = loop.run(order, batch, list(state_gradients), values, masks, wanted, zero_masked=True)
+        last, kept = loop.run(order, call.batch, list(state_gradients), values, _masks(call), wanted, zero_masked=True)
         for name in wanted:
             values[name] = torch.cat(kept[name])
-        values |= after_loop(program, parameters, needed).run(time * batch, values)
-        of_input, of_parameters = gradients(program, values, needed, x)
+        values |= after_loop(program, call, needed).run(rows, values)
+        of_input, of_parameters = gradients(program, values, needed, call)
         return of_input, last, of_parameters
+
+
+def no_gradients(call: Call, state_gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """The gradients of a sequence of no steps."""
+    return torch.zeros_like(call.x), list(state_gradients), [torch.zeros_like(p) for p in call.parameters]
 
 
 def real_gradient(output_gradient: Tensor, lengths: Tensor | None) -> Tensor:
@@ -106,22 +91,22 @@ def real_gradient(output_gradient: Tensor, lengths: Tensor | None) -> Tensor:
     return output_gradient.masked_fill(~_mask(output_gradient.shape[0], lengths).unsqueeze(-1), 0)
 
 
-def after_loop(program: Program, parameters: Sequence[Tensor], needed: Sequence[bool]) -> Stage:
+def after_loop(program: Program, call: Call, needed: Sequence[bool]) -> Stage:
     """What is done behind backward's loop, as far as it is needed."""
     names = (program.input_gradient, *program.parameter_gradients)
     wanted = tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need))
     # The gradient of a parameter that is a transposed view (torch's weights) gets its layout: nobody has to copy it.
-    turned = tuple(n for n, p in zip(names[1:], parameters, strict=True) if _is_transposed(p))
+    turned = tuple(n for n, p in zip(names[1:], call.parameters, strict=True) if _is_transposed(p))
     return program.after.only(wanted, turned)
 
 
 def gradients(
-    program: Program, results: Values, needed: Sequence[bool], x: Tensor
+    program: Program, results: Values, needed: Sequence[bool], call: Call
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of input and parameters, of the values behind the loop."""
     names = (program.input_gradient, *program.parameter_gradients)
     of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
-    return None if of_input is None else of_input.reshape(x.shape), of_parameters
+    return None if of_input is None else of_input.reshape(call.x.shape), of_parameters
 
 
 def _is_transposed(matrix: Tensor) -> bool:
@@ -219,33 +204,32 @@ def _shorten(graph: fx.Graph) -> None:
             node.target = _AS_TORCH[node.target]
 
 
-def fixed_values(program: Program, parameters: Sequence[Tensor], device: torch.device) -> Values:
-    """Parameters, constants, and what depends on them alone."""
-    values: Values = dict(zip(program.parameters, parameters, strict=True))
+def given_values(program: Program, call: Call, *stages: Stage) -> Values:
+    """What stages read that is there before any of them runs.
+
+    That is parameters, constants, and what depends on them alone; and with time folded into the rows the input, and the
+    random draws that the stages read.
+    """
+    values: Values = dict(zip(program.parameters, call.parameters, strict=True))
     for name, constant in program.constants.items():
-        values[name] = constant.to(device)
+        values[name] = constant.to(call.x.device)
     if program.once.outputs:
         values |= program.once.run(0, values)
-    return values
-
-
-def folded_inputs(program: Program, x: Tensor, seed: Tensor | None, stages: Sequence[Stage], start: int) -> Values:
-    """The input of all steps, and the random draws that some stages read, time folded into the rows."""
-    values: Values = {program.input: x.flatten(0, 1)}
+    values[program.input] = call.x.flatten(0, 1)
     for site, (name, (size, shared)) in enumerate(zip(program.draws, program.sites, strict=True)):
         if any(name in stage.inputs for stage in stages):
-            values[name] = site_draws(x, size, shared, seed, site, start).flatten(0, 1)
+            values[name] = site_draws(call, size, shared, site).flatten(0, 1)
     return values
 
 
-def site_draws(x: Tensor, size: int, shared: str | None, seed: Tensor | None, site: int, start: int) -> Tensor:
-    """The numbers of a random site of the formula at every step from ``start``, float32 (time, batch, size)."""
-    if seed is None:
+def site_draws(call: Call, size: int, shared: str | None, site: int) -> Tensor:
+    """The numbers of a random site of the formula at every step, float32 (time, batch, size)."""
+    if call.seed is None:
         raise ValueError("a formula that draws random numbers needs a seed")
-    shape = (1 if shared == "time" else x.shape[0], x.shape[1], size)
-    before = 0 if shared == "time" else start * x.shape[1] * size
-    drawn = random.uniform(shape, seed, device=x.device, stream=site, offset=before)
-    return drawn.expand(x.shape[0], *shape[1:])
+    shape = (1 if shared == "time" else call.time, call.batch, size)
+    before = 0 if shared == "time" else call.start * call.batch * size
+    drawn = random.uniform(shape, call.seed, device=call.x.device, stream=site, offset=before)
+    return drawn.expand(call.time, *shape[1:])
 
 
 def _unfold(value: Tensor, time: int) -> Tensor:
@@ -258,6 +242,11 @@ def _stack(values: list[Any], x: Tensor, features: tuple[int, ...]) -> Tensor:
     if values:
         return torch.stack(values)
     return x.new_empty((0, x.shape[1] * features[0], *features[1:]))
+
+
+def _masks(call: Call) -> Tensor | None:
+    """(time, batch, 1), True at real steps; None where all are."""
+    return None if call.lengths is None else _mask(call.time, call.lengths).unsqueeze(-1)
 
 
 def _mask(time: int, lengths: Tensor) -> Tensor:
