@@ -15,7 +15,7 @@ import pellucid
 from pellucid.kernel.random import draw_seed
 from pellucid.kernel.rows.direction import Draws
 from pellucid.models import functions, verification
-from pellucid.nn.attention_dropout import scaled_dot_product_attention, weights
+from pellucid.nn.dropout.attention_dropout import scaled_dot_product_attention, weights
 
 P = 0.3
 
@@ -178,7 +178,7 @@ def test_everything_else_is_torchs():
 
 def test_the_choice_draws_nothing(monkeypatch):
     asked = []
-    module = pellucid.nn.attention_dropout
+    module = pellucid.nn.dropout.attention_dropout
     monkeypatch.setattr(module, "_chosen", {})
     monkeypatch.setattr(module, "LEAST", 0)
     monkeypatch.setattr(module, "faster", lambda *question: (asked.append(question), question[3]())[0] is None)

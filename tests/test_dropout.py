@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pellucid import nn
 from pellucid.formula.drop import drop
 from pellucid.kernel import random
-from pellucid.nn.alpha_dropout import SATURATED, drop_alpha
+from pellucid.nn.dropout.alpha_dropout import SATURATED, drop_alpha
 
 CHANCE = 1e-9  # the probability with which a right layer would fail a statistical test
 

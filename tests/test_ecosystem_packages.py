@@ -15,7 +15,7 @@ import pellucid
 from pellucid import nn
 from pellucid.benchmark.zoo import ZOO
 from pellucid.models.verification import difference, mapped, ramp, tensors
-from pellucid.nn.exchange import kind_of
+from pellucid.nn.swapped.exchange import kind_of
 
 pytest.importorskip("transformers", reason="the real models are built from transformers' code")
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pellucid
 from pellucid.models import fusions
-from pellucid.nn import expression
+from pellucid.nn.swapped import expression
 
 MODES = (True, False)
 

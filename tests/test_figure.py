@@ -23,7 +23,7 @@ from pellucid.explanation import examples, figure
 from pellucid.explanation.figure import convert, measure
 from pellucid.explanation.figure.sheet import style
 from pellucid.explanation.report import Picture, Report, Rows, Unrolled, Values
-from pellucid.nn.cell import Cell
+from pellucid.nn.recurrence.cell import Cell
 from test_explanation_text import GOLDENS
 
 SVG = "{http://www.w3.org/2000/svg}"

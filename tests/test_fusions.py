@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations
 import pellucid
 from pellucid.benchmark.zoo import ZOO
 from pellucid.models import fusions, verification
-from pellucid.nn import expression, fused
-from pellucid.nn.exchange import kind_of
+from pellucid.nn.swapped import expression, fused
+from pellucid.nn.swapped.exchange import kind_of
 from recipe_commands import run
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import pellucid
 from cases import ALL, COMPONENTS, Case, Wrong
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.recurrence.sequence import SequenceLayer
 
 EVERY = [pytest.param(case, id=case.name) for case in ALL]
 SHARED = [pytest.param(case, id=case.name) for case in ALL if case.build_reference() is not None]  # torch.nn has it

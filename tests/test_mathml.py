@@ -21,8 +21,8 @@ from pellucid.explanation.mathml import block, inline
 from pellucid.explanation.paper import Paper, letter
 from pellucid.explanation.pieces import Name, Piece, plain
 from pellucid.explanation.report import Values
-from pellucid.nn.cell import Cell
-from pellucid.nn.row_formula import Layer
+from pellucid.nn.recurrence.cell import Cell
+from pellucid.nn.rows.row_formula import Layer
 
 CORE = set("math mrow mi mo mn mtext mspace msub msup msubsup mfrac msqrt mover".split())
 ATTRIBUTES = set("data-symbol display mathvariant stretchy lspace rspace accent width".split())

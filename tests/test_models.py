@@ -12,7 +12,7 @@ from explaining import quietly
 from pellucid.benchmark.zoo import ZOO, ZooModel
 from pellucid.models import verification
 from pellucid.models.verification import Trial, arguments, mapped
-from pellucid.nn.exchange import kind_of
+from pellucid.nn.swapped.exchange import kind_of
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 

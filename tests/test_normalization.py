@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid import nn
-from pellucid.nn.averages import Grouped, Neighbours, Over
-from pellucid.nn.normalization import normalize
+from pellucid.nn.normalization.averages import Grouped, Neighbours, Over
+from pellucid.nn.normalization.normalization import normalize
 
 GARBAGE = (float("nan"), float("inf"), 1e30)
 

@@ -22,8 +22,8 @@ from pellucid.explanation.page.dropout.sheet import Sheet
 from pellucid.explanation.page.script import asset, script
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel.random import uniform
-from pellucid.nn.alpha_dropout import drop_alpha
-from pellucid.nn.drop_block import drop_block
+from pellucid.nn.dropout.alpha_dropout import drop_alpha
+from pellucid.nn.dropout.drop_block import drop_block
 
 SEED = 11
 FOLDER = Path(pellucid.__file__).parent / "explanation" / "page" / "dropout"

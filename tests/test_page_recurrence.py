@@ -18,7 +18,7 @@ from pellucid.explanation.page.words import words
 from pellucid.explanation.report import Exhibit
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
-from pellucid.nn.cell import Cell
+from pellucid.nn.recurrence.cell import Cell
 
 READY = {name: cell for name, cell in vars(cells).items() if isinstance(cell, Cell)}
 OPEN = "document.querySelectorAll('.exhibit details').forEach(part => (part.open = true))"

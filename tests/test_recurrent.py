@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import formulas
 import pellucid
 from pellucid import nn
-from pellucid.nn import torch_recurrence
+from pellucid.nn.recurrence import torch_recurrence
 
 
 def pair(name, *args, **kwargs):

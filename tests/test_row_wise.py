@@ -14,7 +14,7 @@ import fresh
 import pellucid
 from explaining import quietly
 from pellucid import nn
-from pellucid.nn import row_layers
+from pellucid.nn.rows import row_layers
 
 SCALE = torch.tensor([1.0, -2.0, 0.5])
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import pellucid
 from cases import ALL, Case
 from pellucid import nn
-from pellucid.nn.exchange import has_twin, twin_of
+from pellucid.nn.swapped.exchange import has_twin, twin_of
 from recipe_commands import run
 from swapping import COPIES, PATHS, Tagger, classes, first, held, ids, tagger, train
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 import pellucid
 from explaining import quietly
 from pellucid import nn
-from pellucid.nn.exchange import has_twin, ours_of, runs_as, torchs_of, twin_of
+from pellucid.nn.swapped.exchange import has_twin, ours_of, runs_as, torchs_of, twin_of
 from swapping import COPIES, LAST, first, held, picture
 
 pytestmark = pytest.mark.usefixtures("few_samples")

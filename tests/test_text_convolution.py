@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid import nn
-from pellucid.nn.text_convolution import max_over_time
+from pellucid.nn.convolution.text_convolution import max_over_time
 
 
 def draw(*shape, seed=0):

@@ -21,7 +21,8 @@ from pellucid.kernel import gpu, registry
 from pellucid.kernel.language import layout
 from pellucid.kernel.recurrence import emit_triton, jitted
 from pellucid.kernel.windows import triton_depthwise
-from pellucid.nn import cells, torch_recurrence
+from pellucid.nn import cells
+from pellucid.nn.recurrence import torch_recurrence
 from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
 
 pytest.importorskip("triton", reason="Triton is not installed")

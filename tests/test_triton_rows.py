@@ -15,7 +15,9 @@ import fresh
 import pellucid
 from pellucid import nn
 from pellucid.kernel.rows import nested, nested_triton
-from pellucid.nn import dropout, fused, normalization
+from pellucid.nn.dropout.dropout import dropout
+from pellucid.nn.normalization.normalization import normalization
+from pellucid.nn.swapped import fused
 
 pytest.importorskip("triton", reason="Triton is not installed")
 IN_INTERPRETER = pytest.mark.skipif(

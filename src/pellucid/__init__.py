@@ -7,8 +7,8 @@ from pellucid.formula.initializers import constant, ones, orthogonal, uniform, z
 from pellucid.kernel.registry import backend
 from pellucid.models import check, restore, swap
 from pellucid.monte_carlo import monte_carlo
-from pellucid.nn.cell import Cell, cell
-from pellucid.nn.row_formula import Layer, layer
+from pellucid.nn.recurrence.cell import Cell, cell
+from pellucid.nn.rows.row_formula import Layer, layer
 
 __all__ = [
     "Cell",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.nn.drawing import Drawing
+from pellucid.nn.dropout.drawing import Drawing
 
 HELD = ("_parameters", "_buffers", "_modules")  # what a module changes in place when one of these is assigned to
 MISSING = object()

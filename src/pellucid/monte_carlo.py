@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from pellucid.nn.row_wise import RowWise
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.recurrence.sequence import SequenceLayer
+from pellucid.nn.rows.row_wise import RowWise
 
 
 class Prediction(NamedTuple):

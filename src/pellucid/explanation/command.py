@@ -99,7 +99,7 @@ def command(
     """
     from pellucid.explanation import ModelReport, explain  # torch takes a while to load; --help does without
     from pellucid.explanation.notebook import explained
-    from pellucid.nn.cell import load
+    from pellucid.nn.recurrence.cell import load
 
     if numbers and sentence is not None:
         raise click.UsageError("--input and --sentence are both the input: give one of them")
@@ -169,8 +169,8 @@ def built(subject: Any, arguments: dict[str, Any], seed: int) -> tuple[Any, dict
     import torch
 
     from pellucid.explanation.examples import build
-    from pellucid.nn.cell import Cell
-    from pellucid.nn.row_formula import Layer
+    from pellucid.nn.recurrence.cell import Cell
+    from pellucid.nn.rows.row_formula import Layer
 
     if isinstance(subject, (str, Cell, Layer, torch.nn.Module)) or not callable(subject):
         return subject, arguments

@@ -20,8 +20,8 @@ from pellucid.explanation.request import Request
 from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.nn.component import Component, SymbolShape
-from pellucid.nn.drawing import Drawing
-from pellucid.nn.exchange import kind_of, runs_as
+from pellucid.nn.dropout.drawing import Drawing
+from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 DRAWN_STEPS = 2  # steps whose pictures stand for the layer
 EACH = ("stride", "padding", "dilation", "pool_stride")

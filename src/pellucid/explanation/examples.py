@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pellucid import nn
 from pellucid.nn import cells
-from pellucid.nn.cell import Cell
+from pellucid.nn.recurrence.cell import Cell
 
 Shape = Callable[[Mapping[str, Any]], tuple[int, ...]]
 

@@ -15,7 +15,7 @@ from pellucid.explanation import explain
 from pellucid.explanation.texts import Texts, languages
 from pellucid.files import write_whole
 from pellucid.formula.initializers import zeros
-from pellucid.nn.cell import cell
+from pellucid.nn.recurrence.cell import cell
 
 SENTENCE = "你个扑该!"
 FIGURES = "figures"

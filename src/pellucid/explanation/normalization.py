@@ -13,8 +13,8 @@ from pellucid.explanation.component import ComponentExplained, shape_text
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Picture, Step
 from pellucid.explanation.request import Request
-from pellucid.nn.averages import Over, Remembered
-from pellucid.nn.normalization import ChannelFirst, NormalizationFamily
+from pellucid.nn.normalization.averages import Over, Remembered
+from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily
 
 DRAWN = 8  # places of an axis that are drawn at most
 

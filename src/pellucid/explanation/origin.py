@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.keeping import Draws
-from pellucid.nn.drawing import Drawing
+from pellucid.nn.dropout.drawing import Drawing
 
 if TYPE_CHECKING:
     from pellucid.explanation.report import Exhibit, Report

@@ -17,7 +17,7 @@ from pellucid.explanation.request import Request, in_eval
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.formula import draws
 from pellucid.formula.shapes import split_result
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.recurrence.sequence import SequenceLayer
 
 READ = 512  # a longer sequence is read this far
 

@@ -22,8 +22,8 @@ from pellucid.explanation.trace import Trace
 from pellucid.explanation.unrolling import unrolled
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
-from pellucid.nn.exchange import kind_of, runs_as
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.recurrence.sequence import SequenceLayer
+from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 WORKED = 8  # steps that are worked out unless the caller says otherwise
 TWINS = {"rnn": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "lstm_projected": "LSTM", "gru": "GRU"}

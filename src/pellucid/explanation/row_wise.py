@@ -19,7 +19,7 @@ from pellucid.explanation.trace import Trace
 from pellucid.formula.draws import provided_by
 from pellucid.formula.graph import Given
 from pellucid.nn.component import SymbolShape
-from pellucid.nn.row_wise import DRAWS, RowWise
+from pellucid.nn.rows.row_wise import DRAWS, RowWise
 
 
 class RowWiseExplained(ComponentExplained):

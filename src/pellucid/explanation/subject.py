@@ -28,18 +28,18 @@ from pellucid.explanation.windowed import (
     PoolingExplained,
     SeparableExplained,
 )
-from pellucid.nn.cell import Cell
 from pellucid.nn.component import Component
-from pellucid.nn.conv_pool import ConvPooling
-from pellucid.nn.convolution import Convolution
-from pellucid.nn.drop_connect import DropConnect
-from pellucid.nn.dropout import DropoutFamily
-from pellucid.nn.exchange import has_twin, kind_of, name_of, runs_as, twin_of
-from pellucid.nn.normalization import NormalizationFamily
-from pellucid.nn.row_formula import Layer
-from pellucid.nn.row_wise import RowWise
-from pellucid.nn.separable import SeparableConvolution
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.convolution.conv_pool import ConvPooling
+from pellucid.nn.convolution.convolution import Convolution
+from pellucid.nn.convolution.separable import SeparableConvolution
+from pellucid.nn.dropout.drop_connect import DropConnect
+from pellucid.nn.dropout.dropout import DropoutFamily
+from pellucid.nn.normalization.normalization import NormalizationFamily
+from pellucid.nn.recurrence.cell import Cell
+from pellucid.nn.recurrence.sequence import SequenceLayer
+from pellucid.nn.rows.row_formula import Layer
+from pellucid.nn.rows.row_wise import RowWise
+from pellucid.nn.swapped.exchange import has_twin, kind_of, name_of, runs_as, twin_of
 from pellucid.nn.windowed import Windowed
 
 SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name

@@ -12,7 +12,7 @@ from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.report import Check, Cost, Picture, Report, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
-from pellucid.nn.tcn import TCN
+from pellucid.nn.convolution.tcn import TCN
 
 WORKED = 2  # blocks that are worked out unless the caller says otherwise
 DRAWN = 32  # steps that are drawn at most: the last ones

@@ -13,7 +13,7 @@ from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.report import Check, Cost, Picture, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
-from pellucid.nn.text_convolution import TextConv
+from pellucid.nn.convolution.text_convolution import TextConv
 
 DRAWN = 16  # words, and entries of their vectors, that are drawn at most
 

@@ -106,7 +106,7 @@ def load_model(name: str) -> Any:
     """
     import torch
 
-    from pellucid.nn.cell import load
+    from pellucid.nn.recurrence.cell import load
 
     if ".py:" not in name:
         raise click.UsageError(f"{name!r}: name a file and what is in it, FILE.PY:MODEL")

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pellucid.models.rewriting import Layer, Rewriting, between, called, compiled, layer_of, writes
-from pellucid.nn.expression import Expression
-from pellucid.nn.fused import FUNCTIONS, LAYERS
-from pellucid.nn.reclassed import made_of
+from pellucid.nn.swapped.expression import Expression
+from pellucid.nn.swapped.fused import FUNCTIONS, LAYERS
+from pellucid.nn.swapped.reclassed import made_of
 
 # Operations on single entries; of those named "costly" one alone may be worth a pass.
 COSTLY = "exp expm1 log log1p tanh sigmoid erf pow sin cos".split()

@@ -10,7 +10,7 @@ import torch
 from pellucid.kernel.windows.window import FORMATS
 from pellucid.models.report import Formatted
 from pellucid.nn import Conv2d, Conv3d
-from pellucid.nn.exchange import kind_of, runs_as
+from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 FASTEST: Final = "fastest"
 GAIN = 1.05  # times as fast as without it a model is with a format that "fastest" keeps

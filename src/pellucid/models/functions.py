@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pellucid.kernel import linear
-from pellucid.nn.attention_dropout import scaled_dot_product_attention
-from pellucid.nn.dropout import Dropout
+from pellucid.nn.dropout.attention_dropout import scaled_dot_product_attention
+from pellucid.nn.dropout.dropout import Dropout
 
 ATTENTION = "training: mask, softmax and dropout in one pass"
 PRODUCT = "the product that is measured to be faster"

@@ -1,8 +1,8 @@
 """Layers that stand side by side in the forward of a module, and its arithmetic: found on its graph, computed as one.
 
 A module that has such changes its class and nothing else: to one of the same name whose forward calls
-`pellucid.nn.fused` where its own calls the layers one by one, and a `pellucid.nn.expression` for its arithmetic. Where
-that cannot be known to be the same, the module's own forward runs.
+`pellucid.nn.swapped.fused` where its own calls the layers one by one, and a `pellucid.nn.swapped.expression` for its
+arithmetic. Where that cannot be known to be the same, the module's own forward runs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, tr
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
 from pellucid.models.rewriting import Rewriting
 from pellucid.nn.component import Component
-from pellucid.nn.fused import LAYERS, slower
-from pellucid.nn.reclassed import Reclassed, made_of, reclassed
+from pellucid.nn.swapped.fused import LAYERS, slower
+from pellucid.nn.swapped.reclassed import Reclassed, made_of, reclassed
 
 ITSELF = ""  # the path of a module's own arithmetic
 MOST_CALLS = 256  # that are known to be faster one by one

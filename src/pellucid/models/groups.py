@@ -13,12 +13,12 @@ from torch import fx
 from pellucid.models.expressions import Piece
 from pellucid.models.rewriting import Layer, Rewriting, between, called, layer_of
 from pellucid.nn.component import watched
-from pellucid.nn.dropout import Dropout
-from pellucid.nn.exchange import kind_of, name_of, ours_of, runs_as
-from pellucid.nn.fused import LAYERS, activation_of_call, convolve_and_normalize, normalize_in_company
-from pellucid.nn.layer_norm import LocalResponseNorm
-from pellucid.nn.normalization import NormalizationFamily
-from pellucid.nn.reclassed import made_of
+from pellucid.nn.dropout.dropout import Dropout
+from pellucid.nn.normalization.layer_norm import LocalResponseNorm
+from pellucid.nn.normalization.normalization import NormalizationFamily
+from pellucid.nn.swapped.exchange import kind_of, name_of, ours_of, runs_as
+from pellucid.nn.swapped.fused import LAYERS, activation_of_call, convolve_and_normalize, normalize_in_company
+from pellucid.nn.swapped.reclassed import made_of
 
 CONVOLUTIONS: set[type[torch.nn.Module]] = {torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d}
 CONVOLUTIONS |= {ours for ours in map(ours_of, CONVOLUTIONS) if ours is not None}

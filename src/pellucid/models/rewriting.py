@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from pellucid.models.forward import at
-from pellucid.nn.exchange import kind_of, runs_as
+from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 IN_PLACE = {getattr(operator, name) for name in ("setitem", "delitem", *(n for n in dir(operator) if n[0] == "i"))} - {
     operator.index,

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import torch
 
-from pellucid.nn.exchange import Kind, kind_of, ours_of
+from pellucid.nn.swapped.exchange import Kind, kind_of, ours_of
 
 Predicate: TypeAlias = Callable[[str, torch.nn.Module], bool]
 Rule: TypeAlias = Predicate | Kind | str | torch.nn.Module

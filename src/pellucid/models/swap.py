@@ -13,7 +13,7 @@ from pellucid.models.forward import at
 from pellucid.models.fusions import Observed, Plans, candidates, everywhere, follow, observed, unfuse
 from pellucid.models.report import Fused, Left, Replaced, Report
 from pellucid.models.selection import Only, Selection, places
-from pellucid.nn.exchange import base_of, exchange, kind_of, name_of, obstacle, ours_of, runs_as
+from pellucid.nn.swapped.exchange import base_of, exchange, kind_of, name_of, obstacle, ours_of, runs_as
 
 
 def swap(

@@ -23,7 +23,7 @@ from pellucid.models.formats import FASTEST, RESHAPE, Formats
 from pellucid.models.functions import WithoutDropout
 from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
-from pellucid.nn.exchange import exchange
+from pellucid.nn.swapped.exchange import exchange
 from pellucid.timing import clock, settle
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -9,20 +9,24 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from pellucid.nn import parametrizations
-from pellucid.nn.alpha_dropout import AlphaDropout, FeatureAlphaDropout
-from pellucid.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
-from pellucid.nn.conv_pool import ConvPool1d, ConvPool2d, ConvPool3d
-from pellucid.nn.convolution import Conv1d, Conv2d, Conv3d
-from pellucid.nn.drop_block import DropBlock2d
-from pellucid.nn.drop_connect import DropConnect
-from pellucid.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
-from pellucid.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from pellucid.nn.layer import Recurrent
-from pellucid.nn.layer_norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
-from pellucid.nn.lengthpool import LengthPool
+from pellucid.nn.convolution.conv_pool import ConvPool1d, ConvPool2d, ConvPool3d
+from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d
+from pellucid.nn.convolution.receptive import ReceptiveField, receptive_field
+from pellucid.nn.convolution.separable import SeparableConv1d, SeparableConv2d, SeparableConv3d
+from pellucid.nn.convolution.tcn import TCN
+from pellucid.nn.convolution.text_convolution import TextConv
+from pellucid.nn.convolution.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from pellucid.nn.dropout.alpha_dropout import AlphaDropout, FeatureAlphaDropout
+from pellucid.nn.dropout.drop_block import DropBlock2d
+from pellucid.nn.dropout.drop_connect import DropConnect
+from pellucid.nn.dropout.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
 from pellucid.nn.linear import Linear
-from pellucid.nn.normalization import Normalization
-from pellucid.nn.pooling import (
+from pellucid.nn.normalization.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from pellucid.nn.normalization.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from pellucid.nn.normalization.layer_norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
+from pellucid.nn.normalization.normalization import Normalization
+from pellucid.nn.pooling.lengthpool import LengthPool
+from pellucid.nn.pooling.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
     AdaptiveAvgPool3d,
@@ -36,14 +40,10 @@ from pellucid.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
-from pellucid.nn.receptive import ReceptiveField, receptive_field
-from pellucid.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from pellucid.nn.row_layers import GEGLU, AddNorm, DyT, ScaleNorm, SwiGLU
-from pellucid.nn.row_wise import RowWise
-from pellucid.nn.separable import SeparableConv1d, SeparableConv2d, SeparableConv3d
-from pellucid.nn.tcn import TCN
-from pellucid.nn.text_convolution import TextConv
-from pellucid.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from pellucid.nn.recurrence.layer import Recurrent
+from pellucid.nn.recurrence.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from pellucid.nn.rows.row_layers import GEGLU, AddNorm, DyT, ScaleNorm, SwiGLU
+from pellucid.nn.rows.row_wise import RowWise
 
 # `import pellucid.nn.functional as F` and `import pellucid.nn.utils.rnn` find torch's submodules under these names too;
 # to import them once more from their files would make second classes of the same names.

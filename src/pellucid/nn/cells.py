@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pellucid.formula.draws import noise
 from pellucid.formula.initializers import constant, ones, zeros
-from pellucid.nn.cell import cell
+from pellucid.nn.recurrence.cell import cell
 
 
 @cell

@@ -23,10 +23,10 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from pellucid.errors import label, shape_text
 from pellucid.kernel.autocast import no_autocast
-from pellucid.nn.averages import Average, Grouped
 from pellucid.nn.component import Component
-from pellucid.nn.normalization import ALONE, Company, Normalization
-from pellucid.nn.reclassed import Reclassed
+from pellucid.nn.normalization.averages import Average, Grouped
+from pellucid.nn.normalization.normalization import ALONE, Company, Normalization
+from pellucid.nn.swapped.reclassed import Reclassed
 from pellucid.nn.windowed import AXES
 
 __all__ = [

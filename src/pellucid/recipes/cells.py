@@ -10,7 +10,7 @@ import torch
 
 from pellucid import nn
 from pellucid.nn import cells
-from pellucid.nn.cell import Cell, load
+from pellucid.nn.recurrence.cell import Cell, load
 from pellucid.recipes.errors import RecipeError
 
 DROP_IN = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.nn.component import Component
-from pellucid.nn.exchange import kind_of, runs_as
-from pellucid.nn.normalization import space_axes
+from pellucid.nn.normalization.normalization import space_axes
+from pellucid.nn.swapped.exchange import kind_of, runs_as
 from pellucid.nn.windowed import AXES
 
 Axes = tuple[str, ...]  # a name for every axis, "" for one that nothing is known of

@@ -17,8 +17,8 @@ from pellucid.explanation.model.tree import LayerRow, ModelReport, TensorRow, We
 from pellucid.explanation.report import Total
 from pellucid.explanation.texts import Texts
 from pellucid.nn.component import Component
-from pellucid.nn.exchange import has_twin
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.recurrence.sequence import SequenceLayer
+from pellucid.nn.swapped.exchange import has_twin
 
 NAMED = 8  # layers or weights that a note names
 TENSORS = 6  # tensors of a call that are listed

@@ -14,9 +14,9 @@ from pellucid.explanation.component import untouched
 from pellucid.explanation.cost import NOTHING, Tally, count
 from pellucid.explanation.reading import Reading
 from pellucid.nn.component import Component
-from pellucid.nn.dropout import DropoutFamily
-from pellucid.nn.exchange import has_twin, kind_of, runs_as, twin_of
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.dropout.dropout import DropoutFamily
+from pellucid.nn.recurrence.sequence import SequenceLayer
+from pellucid.nn.swapped.exchange import has_twin, kind_of, runs_as, twin_of
 
 
 class Counts:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pellucid.nn.exchange import runs_as, torchs_of
+from pellucid.nn.swapped.exchange import runs_as, torchs_of
 
 Formula = str | Callable[[Any], str]
 NUMBER = "{:.4g}".format

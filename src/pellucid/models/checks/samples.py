@@ -14,7 +14,7 @@ from pellucid.explanation.model.run import Inputs
 from pellucid.models.checks.comparison import changed, origins
 from pellucid.models.checks.mistakes import Found, Given
 from pellucid.models.checks.trial import Run, Trial
-from pellucid.nn.sequence import SequenceLayer
+from pellucid.nn.recurrence.sequence import SequenceLayer
 
 WINDOWED = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 CERTAIN = ("given", "lengths")

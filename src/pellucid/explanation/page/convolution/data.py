@@ -24,9 +24,9 @@ from pellucid.explanation.windowed import (
     PoolingExplained,
     WindowedExplained,
 )
-from pellucid.nn.convolution import Convolution
-from pellucid.nn.pooling import Adaptive, Average, Maximum, Mean, SlidingAverage
-from pellucid.nn.separable import SeparableConvolution
+from pellucid.nn.convolution.convolution import Convolution
+from pellucid.nn.convolution.separable import SeparableConvolution
+from pellucid.nn.pooling.pooling import Adaptive, Average, Maximum, Mean, SlidingAverage
 from pellucid.nn.windows import slide
 
 WHOLE = 30_000  # entries of the input, the kernels and the output up to which each is in the page as a whole

@@ -12,8 +12,8 @@ from pellucid import nn
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.dropout.recomputed import SOME, both
 from pellucid.kernel.random import WORD, philox, round_keys
-from pellucid.nn.drop_block import DropBlock2d, drop_block
-from pellucid.nn.dropout import DropoutFamily
+from pellucid.nn.dropout.drop_block import DropBlock2d, drop_block
+from pellucid.nn.dropout.dropout import DropoutFamily
 
 BLOCK = 2
 SEED = 3  # of the examples: at the usual p its first mask drops something, whatever shares a coin

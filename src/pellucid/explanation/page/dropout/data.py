@@ -18,10 +18,10 @@ from pellucid.explanation.report import Exhibit
 from pellucid.explanation.trace import recording
 from pellucid.formula.drop import drop, drop_all
 from pellucid.kernel.random import uniform
-from pellucid.nn.alpha_dropout import SATURATED, drop_alpha
-from pellucid.nn.drop_block import DropBlock2d
-from pellucid.nn.dropout import Dropout
-from pellucid.nn.exchange import kind_of, runs_as
+from pellucid.nn.dropout.alpha_dropout import SATURATED, drop_alpha
+from pellucid.nn.dropout.drop_block import DropBlock2d
+from pellucid.nn.dropout.dropout import Dropout
+from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 MASKS = 1000
 COUNTS = (1, 10, 100, 1000)  # masks whose mean is written out

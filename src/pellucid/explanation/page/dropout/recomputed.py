@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.program import Program, Unsupported, gradient, program
-from pellucid.nn.dropout import DropoutFamily
+from pellucid.nn.dropout.dropout import DropoutFamily
 
 Formula = Callable[..., Any]
 SOME = 0.5  # a p at which something is dropped and something stays

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid import nn
 from pellucid.explanation.page.normalization.layout import Layout
-from pellucid.nn.batch_norm import Remembering
+from pellucid.nn.normalization.batch_norm import Remembering
 
 BATCHES = 6
 

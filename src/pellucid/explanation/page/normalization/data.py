@@ -14,9 +14,9 @@ from pellucid.explanation.page.normalization.kinds import Given, Kind, Recorded,
 from pellucid.explanation.page.normalization.layout import Layout, layout_of
 from pellucid.explanation.page.program import Unsupported
 from pellucid.explanation.report import Exhibit
-from pellucid.nn.averages import Synchronized
-from pellucid.nn.batch_norm import BatchNormFamily, Remembering
-from pellucid.nn.instance_norm import InstanceNormFamily
+from pellucid.nn.normalization.averages import Synchronized
+from pellucid.nn.normalization.batch_norm import BatchNormFamily, Remembering
+from pellucid.nn.normalization.instance_norm import InstanceNormFamily
 
 NAMES = {
     nn.LayerNorm: "layer", nn.RMSNorm: "rms", nn.GroupNorm: "group", nn.LocalResponseNorm: "lrn",

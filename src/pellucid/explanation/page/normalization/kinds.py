@@ -14,9 +14,9 @@ from pellucid.explanation.lines import Lines, Site
 from pellucid.explanation.page.normalization.layout import Layout
 from pellucid.explanation.page.program import Unsupported, gradient, program
 from pellucid.explanation.trace import recording
-from pellucid.nn.averages import Grouped, Neighbours, Over, Remembered
-from pellucid.nn.layer_norm import normalize_by_neighbours, normalize_by_root_mean_square
-from pellucid.nn.normalization import normalize
+from pellucid.nn.normalization.averages import Grouped, Neighbours, Over, Remembered
+from pellucid.nn.normalization.layer_norm import normalize_by_neighbours, normalize_by_root_mean_square
+from pellucid.nn.normalization.normalization import normalize
 
 Average = Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
 FORMULAS: dict[str, Callable[..., Tensor]] = {"rms": normalize_by_root_mean_square, "lrn": normalize_by_neighbours}

@@ -1,0 +1,1 @@
+"""Convolution: a windowed dot product, and the layers that are made of it."""

@@ -1,0 +1,587 @@
+"""Convolution as one family: a windowed dot product; the members differ in how the window lies and moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from pellucid.errors import label, mismatch
+from pellucid.kernel.windows import convolve as kernel
+from pellucid.kernel.windows import pointwise, triton_depthwise
+from pellucid.kernel.windows.window import FORMATS, LEAST_ENTRIES, Geometry, worthwhile
+from pellucid.nn import lengths as real
+from pellucid.nn.component import LEFT, Running, SymbolShape
+from pellucid.nn.convolution import streaming
+from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
+from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
+
+CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve(x, *, window, weight, bias):
+    """Convolve, which in a neural network means correlate: the kernel is not turned round.
+
+    ``window(x)`` lays out what every output reads: (batch, out channels, *positions, in channels per group, *kernel).
+    ``window.axes`` are the axes of what stands under one window: channels and kernel.
+    """
+    products = window(x) * weight
+    return products.sum(window.axes) + bias
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWindow:
+    """Lay out what every output reads: the in channels of its own group, under the window at its own position.
+
+    (..., in channels, *size) becomes (..., out channels, *positions, in channels per group, *kernel).
+    """
+
+    window: Window
+    groups: int
+    out_channels: int
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of the entries under one window: channels and kernel."""
+        return tuple(range(-1 - len(self.window.lines), 0))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Read the windows."""
+        count = len(self.window.lines)
+        entries = self.window(x)  # (..., in channels, *positions, *kernel)
+        channels = entries.shape[-1 - 2 * count]
+        grouped = entries.unflatten(-1 - 2 * count, (self.groups, channels // self.groups))
+        grouped = grouped.movedim(-1 - 2 * count, -1 - count)  # (..., groups, *positions, channels, *kernel)
+        return grouped.repeat_interleave(self.out_channels // self.groups, -2 - 2 * count)
+
+
+class Convolution(Running, Windowed, _ConvNd):
+    """What all convolutions share: the formula, its windows, and the paddings that torch.nn does not have."""
+
+    formula = staticmethod(convolve)
+    paddings: tuple[str, ...] = ("valid", "same")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Mode = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        self._check_padding(padding, padding_mode)
+        strides = (stride,) if isinstance(stride, int) else tuple(stride)
+        ours = padding == "causal" or (padding == "same" and any(s != 1 for s in strides))
+        first = (in_channels, out_channels, kernel_size, stride, 0 if ours else padding, dilation, groups, bias)
+        super().__init__(*first, padding_mode, device=device, dtype=dtype)  # type: ignore[call-arg, arg-type]
+        if ours:
+            self.padding = cast(str, padding)
+
+    def _check_padding(self, padding: Any, mode: Mode) -> None:
+        if not isinstance(padding, str):
+            return
+        if padding == "causal" and padding not in self.paddings:
+            raise ValueError(
+                f"{label(self)}: padding='causal' exists in 1-D only, for nn.Conv1d, whose one axis can be time. "
+                f"Pad the axis of time with F.pad, and use padding=0."
+            )
+        if padding not in self.paddings:
+            raise ValueError(f"{label(self)}: padding is {padding!r}; give numbers or one of {self.paddings}.")
+        if padding == "causal" and mode in ("reflect", "circular"):
+            raise ValueError(
+                f"{label(self)}: padding='causal' with padding_mode={mode!r} would read later entries ahead of the "
+                f"first one. Use padding_mode='zeros' or 'replicate'."
+            )
+
+    @property
+    def beyond_torch(self) -> str | None:
+        """A padding that torch.nn does not have."""
+        if self.padding == "causal" or (self.padding == "same" and (self.transposed or max(self.stride) > 1)):
+            strided = f" with stride={self.stride}" if self.padding == "same" and not self.transposed else ""
+            return f"padding={self.padding!r}{strided}"
+        return f"padding_mode={self.padding_mode!r}" if self.transposed and self.padding_mode != "zeros" else None
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """How many places a window spans along each axis, from its first entry to its last."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+
+    @property
+    def receptive_field(self) -> tuple[int, ...]:
+        """How many neighbouring entries of the input one output sees, along each axis."""
+        return self.reach
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve (batch, in channels, *size), or (in channels, *size) without a batch."""
+        try:
+            return self._conv_forward(input, self.weight, self.bias)
+        except RuntimeError as error:
+            self._explain(error, input, mismatch(input, self.weight))
+            raise
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        met = self._circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
+        if met is LEFT:
+            self.__dict__["_ran"] = "torch"
+            return super()._conv_forward(input, weight, bias)
+        if self._kernel_may_read(input, weight):
+            margins = self._margins(input.shape[2:])
+            if self.padding_mode != "zeros":
+                return self.convolve_padded(extend(input, margins, self.padding_mode), weight, bias)
+            y = self._by_kernel(input, weight, bias, margins)
+            if y is not None:
+                return y
+        self._was_run_by("torch")
+        if self.padding != "causal" and (self.padding != "same" or max(self.stride) == 1):
+            y = super()._conv_forward(input, weight, bias)
+            self._leave(input, met)
+            return y
+        return self.convolve_padded(
+            extend(input, self._margins(input.shape[-self.spatial :]), self.padding_mode), weight, bias
+        )
+
+    def convolve_padded(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolve what has its padding already."""
+        y = None
+        if self._kernel_may_read(x, weight):
+            y = self._by_kernel(x, weight, bias, ((0, 0),) * self.spatial)
+        if y is None:
+            self._was_run_by("torch")
+            y = CONVOLVE[self.spatial](x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return y
+
+    def _kernel_may_read(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether a kernel, or a matrix product, is worth a thought."""
+        least = LEAST_ENTRIES
+        if self.groups == 1 and prod((*self.kernel_size, *self.stride)) == 1:  # torch is slow on small ones, too
+            least = -(-pointwise.LEAST_PRODUCTS // self.out_channels)
+        return worthwhile(x, self.spatial, least) or triton_depthwise.asked(x, weight, self.groups)
+
+    def convolve_and_pool(self, x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor | None:
+        """Return the greatest of every patch of features by the kernel, in one pass; None where torch is to do it."""
+        margins = self._margins(x.shape[2:])
+        if self.padding_mode != "zeros":
+            x, margins = extend(x, margins, self.padding_mode), [(0, 0)] * self.spatial
+        none = (0,) * self.spatial
+        patch = Geometry(size, stride, (1,) * self.spatial, none, none)
+        return self._by_kernel(x, self.weight, self.bias, margins, patch)
+
+    def _by_kernel(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        margins: Sequence[tuple[int, int]],
+        patch: Geometry | None = None,
+    ) -> torch.Tensor | None:
+        """Convolve by the kernel, with zeros around; None where torch's operator is to do it."""
+        before, after = zip(*margins, strict=True)
+        geometry = Geometry(self.kernel_size, self.stride, self.dilation, before, after)
+        return self._run_kernel(x, weight, bias, kernel.Lies(geometry, self.groups, patch))
+
+    def _run_kernel(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, lies: kernel.Lies
+    ) -> torch.Tensor | None:
+        found = kernel.run(x, weight, bias, lies)
+        if found is None:
+            return None
+        self._was_run_by(found[1])
+        return found[0]
+
+    def _placement(self, axis: int, size: Any) -> tuple[Any, Any]:
+        """Return how far ahead of the input the first window starts, and how many windows there are.
+
+        ``size`` is the input's along this axis, a number or a tensor of them.
+        """
+        stride, reach = self.stride[axis], self.reach[axis]
+        if self.padding == "same":
+            return self._around(axis, size) // 2, -(-size // stride)  # rounded up
+        if self.padding == "causal":
+            return reach - 1, -(-size // stride)
+        before = 0 if isinstance(self.padding, str) else self.padding[axis]
+        return before, (size + 2 * before - reach) // stride + 1
+
+    def _around(self, axis: int, size: Any) -> Any:
+        """Return by how many entries ``padding="same"`` continues the input, before and after together."""
+        stride, reach = self.stride[axis], self.reach[axis]
+        if stride == 1:
+            return reach - 1  # for inputs of every size
+        missing = (-(-size // stride) - 1) * stride + reach - size
+        return missing if reach >= stride else at_least_zero(missing)  # it is at least reach - stride
+
+    def _margins(self, size: Sequence[int]) -> list[tuple[int, int]]:
+        """Return by how many entries the input is continued before and after, along each axis."""
+        if not isinstance(self.padding, str):
+            return [(p, p) for p in self.padding]
+        margins = []
+        for axis, entries in enumerate(size):
+            before = self._placement(axis, entries)[0]
+            margins.append((before, self._around(axis, entries) - before if self.padding == "same" else 0))
+        return margins
+
+    def _line(self, x: torch.Tensor, axis: int, size: Any, positions: int) -> Line:
+        return slide(
+            size,
+            positions,
+            self.kernel_size[axis],
+            stride=self.stride[axis],
+            dilation=self.dilation[axis],
+            before=self._placement(axis, size)[0],
+            mode=self.padding_mode,
+            device=x.device,
+        )
+
+    def _lines(self, x: torch.Tensor, **call: Any) -> tuple[Line, ...]:
+        """Return what the windows read along each axis."""
+        sizes = enumerate(x.shape[-self.spatial :])
+        return tuple(self._line(x, axis, size, self._placement(axis, size)[1]) for axis, size in sizes)
+
+    def _kernels(self) -> torch.Tensor:
+        """Return the kernels as the formula reads them: (out channels, in channels per group, *kernel)."""
+        return self.weight
+
+    def _biases(self, x: torch.Tensor, **call: Any) -> torch.Tensor:
+        """Return the bias of every output: (out channels, 1, ...) where all positions have the same."""
+        bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
+        return bias.reshape(-1, *(1 for _ in self.kernel_size))
+
+    def bind(
+        self,
+        input: torch.Tensor,
+        *,
+        position: int | Sequence[int] | None = None,
+        channel: int = 0,
+        sample: int = 0,
+        **call: Any,
+    ) -> dict[str, Any]:
+        """Return the formula's arguments for this input.
+
+        Args:
+            input: (batch, in channels, *size), or (in channels, *size) without a batch.
+            position: bind the window of this one output; the formula then gives a single number.
+            channel: the out channel of that output.
+            sample: its place in the batch.
+            **call: forward's further arguments.
+        """
+        self._refuse_misfit(input)
+        window = Window(self._lines(input, **call))
+        kernels, biases = self._kernels(), self._biases(input, **call)
+        if position is None:
+            grouped = GroupedWindow(window, self.groups, self.out_channels)
+            weight = kernels.reshape(len(kernels), *(1 for _ in self.kernel_size), *kernels.shape[1:])
+            return {"x": input, "window": grouped, "weight": weight, "bias": biases}
+        one = one_window(self, input, window, position, self._reads(channel), channel, sample)
+        biases = biases.expand(*biases.shape[: -len(window.lines)], *window.positions)
+        return {"x": input, "window": one, "weight": kernels[channel], "bias": biases[one.output[-biases.ndim :]]}
+
+    def _reads(self, channel: int) -> range:
+        """Return the in channels that an out channel reads: those of its group."""
+        if not 0 <= channel < self.out_channels:
+            raise IndexError(f"{label(self)}: there is no out channel {channel}; there are {self.out_channels}.")
+        each = self.in_channels // self.groups
+        start = channel // (self.out_channels // self.groups) * each
+        return range(start, start + each)
+
+    def symbols(self, *inputs: torch.Tensor) -> list[SymbolShape]:
+        """Return weight and bias with the reasons of their shapes; given an input, it and the output too."""
+        names = ("in_channels", "out_channels", "groups", "kernel_size", "stride", "padding", "dilation")
+        facts = {name: getattr(self, name) for name in (*names, "padding_mode", "reach")}
+        axes = AXES[self.spatial]
+        kernel = tuple(f"kernel {name}" for name in axes)
+        outer = ("out channels", "in channels per group")
+        reason = "conv.weight"
+        if self.transposed:
+            outer, reason = ("in channels", "out channels per group"), "conv.weight.transposed"
+        found = [SymbolShape("weight", tuple(self.weight.shape), (*outer, *kernel), reason, True, facts)]
+        if self.bias is not None:
+            found.append(SymbolShape("bias", tuple(self.bias.shape), ("out channels",), "conv.bias", True, facts))
+        for x in inputs:
+            self._refuse_misfit(x)
+            lead = ("batch",) if x.ndim == len(axes) + 2 else ()
+            positions = Window(self._lines(x)).positions
+            size = (*x.shape[: len(lead)], self.out_channels, *positions)
+            found.insert(0, SymbolShape("x", tuple(x.shape), (*lead, "in channels", *axes), "conv.input", False, facts))
+            output = "conv.output.transposed" if self.transposed else "conv.output"
+            found.append(SymbolShape("y", size, (*lead, "out channels", *axes), output, False, facts))
+        return found
+
+    def _misfit(self, x: torch.Tensor) -> str | None:
+        """Say how the shape of an input does not fit; None if it does."""
+        count = self.spatial
+        if x.ndim not in (count + 1, count + 2):
+            return wrong_axes(x, count, f"channels {self.in_channels}")
+        channels = x.shape[-1 - count]
+        if channels == self.in_channels:
+            texts = (self._size_misfit(axis, x.shape[-count:]) for axis in range(count))
+            return next((text for text in texts if text), None)
+        cure = f"Build it with in_channels={channels}, or check which axis of the input holds the channels."
+        if x.shape[-1] == self.in_channels:
+            cure = f"Are the channels last? Then pass x.movedim(-1, {-1 - count})."
+        return f"but in_channels is {self.in_channels}. {cure}"
+
+    def _size_misfit(self, axis: int, size: Sequence[int]) -> str | None:
+        entries, margins, name = size[axis], self._margins(size)[axis], AXES[len(size)][axis]
+        if entries == 0:
+            return f"but there is nothing to read along an empty {name}."
+        most = {"reflect": entries - 1, "circular": entries}.get(self.padding_mode)
+        if most is not None and max(margins) > most:
+            return (
+                f"but padding_mode={self.padding_mode!r} can continue a {name} of {entries} by {most} at most, and "
+                f"padding={self.padding!r} asks for {max(margins)}. Pad less, or use 'zeros' or 'replicate'."
+            )
+        if self._placement(axis, entries)[1] <= 0:
+            return (
+                f"but the kernel spans {self.reach[axis]} places along the {name} (kernel_size "
+                f"{self.kernel_size[axis]}, dilation {self.dilation[axis]}), more than the {entries + sum(margins)} "
+                f"that the input has with its padding. Pad more, or use padding='same'."
+            )
+        return None
+
+
+class Conv1d(Convolution, torch.nn.Conv1d):
+    """Convolve along one axis: text and other sequences, sound.
+
+    A drop-in for ``torch.nn.Conv1d``, whose arguments, weights, results and errors it shares. In addition:
+
+    Args:
+        padding: besides numbers and "valid": "same" for every stride, with ceil(length / stride) outputs, an odd
+            entry of padding on the right; "causal", where the output at t reads no input after t · stride.
+
+    Shapes:
+        input (batch, in channels, length) or (in channels, length);
+        output (batch, out channels, positions) or (out channels, positions).
+
+    Raises:
+        ValueError: an argument is unknown or contradicts another.
+        RuntimeError: the input does not fit the layer.
+
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; causal: van den Oord et
+    al., "WaveNet", 2016.
+    """
+
+    spatial = 1
+    paddings = ("valid", "same", "causal")
+
+    def forward(
+        self, input: torch.Tensor, lengths: real.Lengths | None = None, state: torch.Tensor | None = None
+    ) -> Any:
+        """Convolve; with ``lengths``, every sequence as if it stood alone; with ``state``, the next piece of one.
+
+        Entries at or beyond its length are padding and may hold anything, NaN too. Output beyond
+        ``output_lengths(lengths)`` is zero, and so is all output of an empty sequence.
+
+        Args:
+            input: (batch, in channels, length) or (in channels, length).
+            lengths: (batch,) integers: how many entries of each sequence are real.
+            state: what the call on the piece before has returned, or ``initial_state``; for padding="causal". Pieces
+                of any length, 0 too, then give together what the whole sequence does. The gradient goes through the
+                state unless it is detached.
+
+        Returns:
+            The output; with ``state`` the pair of the output and the next state.
+        """
+        if state is not None:
+            return self._stream(input, state, lengths)
+        if lengths is None:
+            return super().forward(input)
+        self._refuse_misfit(input)
+        size, kept = self._sizes(input, lengths)
+        try:
+            y = self._conv_real(input, size, kept.shape[-1])
+        except RuntimeError as error:
+            self._explain(error, input, mismatch(input, self.weight))
+            raise
+        return torch.where(kept, y, 0)
+
+    def initial_state(self, batch_size: int | None = None) -> torch.Tensor:
+        """Return the state of a layer that has read nothing, for a batch or for input without one."""
+        self._refuse_other_padding()
+        return streaming.initial_state(self, batch_size)
+
+    def _refuse_other_padding(self) -> None:
+        """Raise if outputs read entries that a later piece brings."""
+        if self.padding != "causal":
+            raise ValueError(
+                f"{label(self)}: a sequence comes piece by piece with a state, but padding={self.padding!r} is not "
+                f"'causal': an output would read entries of the next piece. Build it with padding='causal'."
+            )
+
+    def _stream(
+        self, x: torch.Tensor, state: torch.Tensor, lengths: real.Lengths | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Convolve the next piece of a sequence."""
+        self._refuse_other_padding()
+        if lengths is not None:
+            raise ValueError(f"{label(self)}: a state goes on for the whole batch; lengths cannot go with it.")
+        if x.shape[-1:] != (0,):  # a piece may be empty
+            self._refuse_misfit(x)
+        streaming.refuse_misfit(self, x, state, self.reach[0])
+        try:
+            return streaming.advance(self, x, state, self.reach[0])
+        except RuntimeError as error:
+            self._explain(error, x, mismatch(x, self.weight))
+            raise
+
+    def _conv_real(self, x: torch.Tensor, size: torch.Tensor, positions: int) -> torch.Tensor:
+        """Convolve sequences whose entries beyond ``size`` are read as padding."""
+        before = self._placement(0, size)[0]
+        if self.padding_mode == "zeros" and isinstance(before, int):  # the windows lie alike in every sequence
+            steps = real.mask(size, x.shape[-1]).reshape(*x.shape[:-2], 1, x.shape[-1])
+            return self._conv_forward(torch.where(steps, x, 0), self.weight, self.bias)
+        spanned = (positions - 1) * self.stride[0] + self.reach[0]
+        line = slide(size, spanned, 1, before=before, mode=self.padding_mode, device=x.device)
+        return self.convolve_padded(Window((line,))(x).squeeze(-1), self.weight, self.bias)
+
+    def output_lengths(self, lengths: real.Lengths) -> torch.Tensor:
+        """Return how many outputs belong to sequences of these lengths, as int64: none to an empty one."""
+        size = real.whole(lengths, self)
+        return torch.where(size > 0, at_least_zero(self._placement(0, size)[1]), 0)
+
+    def bind(self, input: torch.Tensor, lengths: real.Lengths | None = None, **which: Any) -> dict[str, Any]:
+        """Return the formula's arguments for this input; see ``Convolution.bind``."""
+        return super().bind(input, lengths=lengths, **which)
+
+    def _sizes(self, x: torch.Tensor, lengths: real.Lengths) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the lengths and which outputs they leave.
+
+        The lengths are (batch, 1, 1, 1), to go with tables of (batch, 1, positions, entries), or () without a batch;
+        the outputs bool (batch, 1, positions) or (1, positions).
+        """
+        batch = x.shape[:-2]  # (batch,) or ()
+        size = real.check(lengths, batch[0] if batch else 1, x.shape[-1], self, x.device)
+        before, positions = self._placement(0, size)
+        after = (positions - 1) * self.stride[0] + self.reach[0] - size - before
+        most = {"reflect": size - 1, "circular": size}.get(self.padding_mode)
+        if most is not None:
+            beyond = (self.output_lengths(size) > 0) & ((most < before) | (most < after))
+            if real.known_any(beyond):
+                raise RuntimeError(
+                    f"{label(self)}: padding_mode={self.padding_mode!r} cannot continue a sequence of length "
+                    f"{int(size[beyond].min())} as far as padding={self.padding!r} asks. Pad less, or use 'zeros' or "
+                    f"'replicate'."
+                )
+        positions = self._placement(0, x.shape[-1])[1]
+        kept = real.mask(self.output_lengths(size), positions).reshape(*batch, 1, positions)
+        return size.reshape(*batch, 1, 1, 1) if batch else size.reshape(()), kept
+
+    def _lines(self, x: torch.Tensor, lengths: real.Lengths | None = None, **call: Any) -> tuple[Line, ...]:
+        if lengths is None:
+            return super()._lines(x)
+        size, kept = self._sizes(x, lengths)
+        line = self._line(x, 0, size, kept.shape[-1])
+        beyond = ~kept.reshape(*line.coordinates.shape[:-1], 1)
+        return (Line(line.coordinates.masked_fill(beyond, NOWHERE), line.padding),)
+
+    def _biases(self, x: torch.Tensor, lengths: real.Lengths | None = None, **call: Any) -> torch.Tensor:
+        biases = super()._biases(x)  # (out channels, 1)
+        return biases if lengths is None else torch.where(self._sizes(x, lengths)[1], biases, 0)
+
+
+class FormattedConvolution(Convolution):
+    """What convolutions share whose input may be brought into a memory format: that of torch for so many axes."""
+
+    added = (*Convolution.added, "_memory_format")
+    _memory_format: torch.memory_format | None = None
+
+    @property
+    def memory_format(self) -> torch.memory_format | None:
+        """The format that a batch is brought into before it is convolved, and its result has; None leaves both alone.
+
+        Only strides differ, and the format spreads: other layers answer in that of their input. Many networks are
+        faster so, above all those of depthwise and grouped convolutions; others are not. `pellucid.swap` measures it.
+        Parameters stay as they are, and so does input without a batch.
+
+        Raises:
+            ValueError: it is set to what is no such format, or to that of another number of axes.
+        """
+        return self._memory_format
+
+    @memory_format.setter
+    def memory_format(self, value: torch.memory_format | None) -> None:
+        own = FORMATS[self.spatial]
+        if value is None:
+            self.__dict__.pop("_memory_format", None)
+        elif value is own:
+            self.__dict__["_memory_format"] = value
+        else:
+            raise ValueError(
+                f"{label(self)}: memory_format is {value!r}; set it to {own}, or to None, which leaves the input as it "
+                f"comes."
+            )
+
+    def extra_repr(self) -> str:
+        """Write the arguments that are not their defaults."""
+        given = super().extra_repr()
+        return given if self._memory_format is None else f"{given}, memory_format={self._memory_format}"
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._memory_format is None:
+            return super()._conv_forward(input, weight, bias)
+        if self.padding_mode == "circular":  # whose padding torch writes in the usual format
+            margins = self._margins(input.shape[-self.spatial :])
+            return self.convolve_padded(extend(input, margins, self.padding_mode), weight, bias)
+        return self._formatted(super()._conv_forward(self._formatted(input), weight, bias))
+
+    def convolve_padded(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolve what has its padding already."""
+        return self._formatted(super().convolve_padded(self._formatted(x), weight, bias))
+
+    def convolve_and_pool(self, x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor | None:
+        """Return the greatest of every patch of features by the kernel, in one pass; None where torch is to do it."""
+        y = super().convolve_and_pool(self._formatted(x), size, stride)
+        return None if y is None else self._formatted(y)
+
+    def _formatted(self, x: torch.Tensor) -> torch.Tensor:
+        """Bring a batch into the memory format, if there is one.
+
+        Not by ``contiguous(memory_format=)``, which vmap does not have, and which lets a single channel stand as it is:
+        torch would answer in the usual format.
+        """
+        if self._memory_format is None or x.dim() != self.spatial + 2:
+            return x
+        _, channel, *places = x.stride()
+        if channel == 1 and all(outer >= inner for outer, inner in pairwise((*places, channel))):
+            return x
+        return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+
+
+class Conv2d(FormattedConvolution, torch.nn.Conv2d):
+    """Convolve along height and width: pictures.
+
+    A drop-in for ``torch.nn.Conv2d``, whose arguments, weights, results and errors it shares. In addition,
+    ``padding="same"`` holds for every stride: ceil(size / stride) outputs along each axis, an odd entry of padding at
+    the end; and ``layer.memory_format = torch.channels_last`` lets it work on pictures whose channels stand last.
+
+    Shapes:
+        input (batch, in channels, height, width), output (batch, out channels, *positions); or both without a batch.
+
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998.
+    """
+
+    spatial = 2
+
+
+class Conv3d(FormattedConvolution, torch.nn.Conv3d):
+    """Convolve along depth, height and width: volumes, and video with time as depth.
+
+    A drop-in for ``torch.nn.Conv3d``, whose arguments, weights, results and errors it shares; ``padding="same"`` as
+    in ``Conv2d``, and ``layer.memory_format = torch.channels_last_3d`` as ``torch.channels_last`` there.
+
+    Shapes:
+        input (batch, in channels, depth, height, width), output (batch, out channels, *positions); or both without a
+        batch.
+    """
+
+    spatial = 3

@@ -1,0 +1,1 @@
+"""Dropout: one formula, and along which axes each member of the family shares a coin flip."""

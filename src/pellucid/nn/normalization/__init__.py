@@ -1,0 +1,1 @@
+"""Normalization: one formula, and over what each member of the family averages."""

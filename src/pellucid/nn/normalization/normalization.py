@@ -1,0 +1,616 @@
+"""Normalization: (x − μ)/√(σ² + ε)·γ + β. The members of the family differ in what is averaged and where γ, β vary."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from pellucid.errors import label, shape_text
+from pellucid.formula.drop import drop
+from pellucid.kernel.largest import largest_product
+from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.rows import nested
+from pellucid.nn import lengths as real_lengths
+from pellucid.nn.component import Component, Running, SymbolShape
+from pellucid.nn.normalization.averages import Average, Over, Remembered
+from pellucid.nn.padding import real_entries
+from pellucid.nn.windowed import AXES
+
+__all__ = ["Normalization", "NormalizationFamily", "normalize"]
+
+
+def normalize(
+    x: Tensor, *, average: Callable[[Tensor], Tensor], gamma: Tensor | float, beta: Tensor | float, eps: float
+) -> Tensor:
+    """Bring ``x`` to mean 0 and variance 1 over what is averaged; then let γ and β take back what was good.
+
+    Ioffe and Szegedy, "Batch normalization", ICML 2015, algorithm 1.
+    """
+    mu = average(x)
+    var = average((x - mu) ** 2)
+    x_hat = (x - mu) / torch.sqrt(var + eps)
+    return x_hat * gamma + beta
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A formula of the family with what stands around it: ``activation(norm(x + dropout(sublayer)) + residual)``."""
+
+    formula: Callable[..., Tensor]
+    activation: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        sublayer: Tensor | None = None,
+        draws: Tensor | None = None,
+        p: Tensor | float = 0.0,
+        residual: Tensor | None = None,
+        **symbols: Any,
+    ) -> Tensor:
+        """Compute it; the symbols are the formula's."""
+        if sublayer is not None:
+            added = sublayer.to(x.dtype)
+            x = x + (added if draws is None else drop(added, draws, p))  # type: ignore[arg-type]
+        y = self.formula(x, **symbols)
+        y = y if residual is None else y + residual
+        return y if self.activation is None else self.activation(y)
+
+
+class Company(NamedTuple):
+    """What a layer is computed with in one pass, see `Composed`.
+
+    Attributes:
+        activation: a function, entry by entry; two that do the same are equal.
+        tensors: "sublayer" and "residual", of the input's shape and type; neither, or any of them.
+        p: the probability of dropping an entry of the sublayer.
+        draws: where the numbers of that are; None where nothing is dropped.
+    """
+
+    activation: Callable[[Tensor], Tensor] | None = None
+    tensors: Mapping[str, Tensor] = {}
+    p: float = 0.0
+    draws: nested.Draws | None = None
+
+
+ALONE = Company()
+
+
+# Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
+SMALL = 2**19
+SMALL_ON_GPU = 2**22  # the same on a GPU, which computes while Python goes on
+AFFINE = ("gamma", "beta")
+# From so many deviations away from 0 torch's operator loses digits, for it multiplies the input before it moves it.
+FAR = 64.0
+
+
+def normalized(
+    formula: Callable[..., Tensor],
+    average: Callable[[Tensor], Any],
+    x: Tensor,
+    real: Tensor | None,
+    symbols: Mapping[str, Tensor | float],
+    centred: bool,
+) -> tuple[Tensor, ...]:
+    """Run a formula of the family; return its result, then, if it is ``centred``, its averages of x and deviation.
+
+    The arithmetic is float32 for the half types. A formula that moves ``x`` by its mean gets it moved close to 0
+    first, which changes nothing but the rounding: far from 0 the digits of a deviation would be lost.
+    """
+    bound = to_formula(x, real, symbols)
+    exact: Tensor = bound["x"]
+    taken = average(exact)
+    if not centred:
+        return (formula(average=taken, **bound).to(x.dtype),)
+    near, seen = taken.near(exact.detach()), []
+
+    def observed(values: Tensor) -> Tensor:
+        seen.append(taken(values))
+        return seen[-1]
+
+    y = formula(average=observed, **bound | {"x": exact - near})
+    mu, var = seen
+    return y.to(x.dtype), near + mu.detach(), var.detach()
+
+
+def is_far(mean: Tensor, reciprocal_deviation: Tensor, count: int) -> bool:
+    """Whether torch's operator, which had these statistics of so many entries, may have lost digits.
+
+    One entry has no deviation, and nothing is lost.
+    """
+    return count > 1 and not largest_product(mean, reciprocal_deviation) < FAR
+
+
+def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
+    """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
+    batch, channels, *space = x.shape
+    if not x.is_contiguous():  # the operator, unlike F.group_norm, refuses what has not the suggested format
+        # Where channels lie side by side its gradient of the parameters alone (torch 2.13) ends the process.
+        alone = torch.is_grad_enabled() and not x.requires_grad
+        x = x.contiguous(memory_format=torch.contiguous_format if alone else suggest_memory_format(x))
+    y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
+    return None if is_far(mean, rstd, channels // groups * math.prod(space)) else y
+
+
+def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:
+    """What a formula's symbols stand for. Under a mask γ and β are 0 at padding, and so is the result."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    if real is not None:
+        exact = exact.masked_fill(~real, 0)
+        if "gamma" in symbols:  # without it a beta is another number
+            symbols = {name: value * real if name in AFFINE else value for name, value in symbols.items()}
+    return {"x": exact, **symbols}
+
+
+def _along_axes(
+    averaged: tuple[int, ...],
+    formula: Callable[..., Tensor],
+    names: Sequence[str],
+    constants: Sequence[tuple[str, float]],
+    centred: bool,
+    observed: bool,
+    *operands: Tensor,
+) -> tuple[Tensor, ...]:
+    """The formula as a kernel computes it: on the axes of memory, some of which are averaged."""
+    given = dict(zip(names, operands, strict=True))
+    x, real = given.pop("x"), given.pop("real", None)
+    mean, var = given.pop("running_mean", None), given.pop("running_var", None)
+    symbols = given | dict(constants)
+    if mean is not None and var is not None:
+        return normalized(formula, lambda exact: Remembered(exact, mean, var), x, real, symbols, centred)
+    results = normalized(formula, lambda _: Over(averaged, real), x, real, symbols, centred)
+    return results if observed else results[:1]
+
+
+class _Call(NamedTuple):
+    """The arguments of `nested.run`."""
+
+    recipe: nested.Recipe
+    tensors: tuple[Tensor, ...]
+    axes: Callable[..., nested.Axes]
+    reference: Callable[..., tuple[Tensor, ...]]
+    numbers: tuple[float, ...]
+    draws: nested.Draws | None
+    kind: tuple[Any, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _recipe(
+    name: str,
+    formula: Callable[..., Tensor],
+    tensors: tuple[str, ...],
+    numbers: tuple[str, ...],
+    constants: tuple[tuple[str, float], ...],
+    centred: bool,
+    observed: bool,
+    drawn: bool,
+) -> nested.Recipe:
+    options = (formula, (*tensors, *numbers, *(("draws",) if drawn else ())), constants, centred, observed)
+    results = ("y", "mu", "var") if centred and observed else ("y",)
+    draws = ("draws",) if drawn else ()
+    return nested.Recipe(f"nn.{name}", _along_axes, options, tensors, numbers, draws, results)
+
+
+class NormalizationFamily(Running, Component, torch.nn.Module):
+    """What the members share.
+
+    ``forward(x, lengths=None, mask=None)``: ``lengths`` counts the real steps of each sample along the time axis,
+    ``mask`` (bool, True = real) broadcasts to the input without its feature axis. Padding does not enter the
+    statistics nor the gradients, may hold anything, NaN too, and comes out as 0.
+
+    The formula runs as one kernel, on the CPU as far as there is a compiler, on a GPU as far as there is Triton.
+    Torch's own operators run on other devices and in what torch.compile and torch.func see, unless padding is among
+    what is averaged: then the formula runs in plain torch. They run, too, where autocast on a GPU would have them in
+    float32, and on the CPU where they are as fast: on inputs of fewer than 524,288 entries, and where the channels of
+    BatchNorm or of small groups lie side by side, unless the input is so far from 0 that they would lose digits; on a
+    GPU on inputs of fewer than 4,194,304 entries without padding, which it is done with before Python is.
+    """
+
+    added = (*Running.added, "_right")
+    formula = staticmethod(normalize)
+    centred = True  # whether the formula moves the input by its mean
+    cast_by_autocast = True  # whether autocast on a GPU runs torch's operator of that name in float32
+    weight: Any
+    bias: Any
+    eps: Any
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes of an input, and refuse a wrong one."""
+        raise NotImplementedError
+
+    def averaged_axes(self, x: Tensor) -> tuple[tuple[int, str], ...]:
+        """Return the axes over which the layer averages, and what they mean: the direction of the average."""
+        names = self.axes(x)
+        return tuple((axis, names[axis]) for axis in self._average_over(x))
+
+    def average(self, x: Tensor, real: Tensor | None = None) -> Average:
+        """Return the average that the formula takes of an input."""
+        return Over(self._average_over(x), real)
+
+    def forward(self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalize; see the class for lengths and mask."""
+        if lengths is None and mask is None:
+            self._check_once(input)
+            return self._plain(input)
+        real = self._real(input, self._check(input), lengths, mask)
+        assert real is not None
+        y = self._by_kernel(input, real)
+        if y is not None:
+            return y
+        if all(real.shape[axis] == 1 for axis in self._mixed(input)):  # no statistic sees both real entries and others
+            return self._plain(input.masked_fill(~real, 0)).masked_fill(~real, 0)
+        return self._by_formula(input, real)
+
+    def bind(
+        self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return what the formula's symbols stand for. Under a mask γ and β are 0 at padding, and so is the result."""
+        real = self._real(input, self._check(input), lengths, mask)
+        bound = to_formula(input, real, self._spread_all(self._symbols(input), input))
+        return {"x": bound["x"], "average": self.average(bound["x"], real), **bound}
+
+    def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
+        """Return the shapes of γ and β; given an input, its shape and those of its averages too."""
+        shapes = []
+        if inputs:
+            (x,) = inputs
+            axes, averaged, facts = self.axes(x), self._average_shape(x), self._facts(x)
+            shapes = [SymbolShape("x", tuple(x.shape), axes, "norm.x", False)]
+            shapes += [SymbolShape(name, averaged, axes, f"norm.{name}", False, facts) for name in self._averages()]
+        for name, parameter, title in (("gamma", self.weight, "weight"), ("beta", self.bias, "bias")):
+            if parameter is not None:
+                shape, axes = tuple(parameter.shape), self._affine_axes()
+                shapes.append(SymbolShape(name, shape, axes, f"norm.{name}", True, {"parameter": title}))
+        return shapes
+
+    # -- what a member says -------------------------------------------------------------------------------------
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        """Axes that are averaged."""
+        raise NotImplementedError
+
+    def _mixed(self, x: Tensor) -> tuple[int, ...]:
+        """Axes along which the entries of this input change each other."""
+        return self._average_over(x)
+
+    def _average_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of an average."""
+        over = self._average_over(x)
+        return tuple(1 if axis in over else size for axis, size in enumerate(x.shape))
+
+    def _facts(self, x: Tensor) -> dict[str, Any]:
+        """What may be said of the averages."""
+        return {"averaged": [name for _, name in self.averaged_axes(x)]}
+
+    def _affine_axes(self) -> tuple[str, ...]:
+        """Meaning of the axes of γ and β."""
+        raise NotImplementedError
+
+    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """Lay γ or β along the axes of the input that they vary along."""
+        raise NotImplementedError
+
+    def _feature_axis(self, x: Tensor) -> int:
+        """Axis that a mask leaves out."""
+        raise NotImplementedError
+
+    def _time_axis(self, x: Tensor) -> int | None:
+        """Axis along which lengths count."""
+        raise NotImplementedError
+
+    def _averages(self) -> tuple[str, ...]:
+        """Names of what the formula averages."""
+        return ("mu", "var")
+
+    def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
+        """What the formula reads beside the input and its average."""
+        gamma = 1.0 if self.weight is None else self.weight
+        return {"gamma": gamma, "beta": 0.0 if self.bias is None else self.bias, "eps": self.eps}
+
+    def _remembered(self, x: Tensor) -> dict[str, Tensor]:
+        """The statistics that are taken for averages, if they are: "running_mean" and "running_var"."""
+        return {}
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What decides, for a shape, how the formula's symbols lie along the input's axes."""
+        return (type(self),)
+
+    def _observes(self) -> bool:
+        """Whether the layer keeps the averages of a batch."""
+        return False
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """An input, or what is spread along it, with the axes that the formula's average knows."""
+        return x
+
+    def _averaged_when_grouped(self, x: Tensor) -> tuple[int, ...]:
+        return self._average_over(x)
+
+    def _plain(self, input: Tensor) -> Tensor:
+        """Normalize what has no padding."""
+        y = None
+        if nested.runs(input) and self._suits_operator(input):  # in this order: a compiler would guard the size
+            self._was_run_by("torch")
+            y = self._by_operator(input)
+        if y is None:
+            y = self._by_kernel(input, None)
+        return super().forward(input) if y is None else y
+
+    def _suits_operator(self, x: Tensor) -> bool:
+        """Whether torch's operator is as fast as a kernel."""
+        return x.numel() < SMALL
+
+    def _by_operator(self, input: Tensor) -> Tensor | None:
+        """Run torch's operator where it suits; None where it has none that tells how far the input is from 0."""
+        return None
+
+    def with_company(self, input: Tensor, company: Company) -> Tensor | None:
+        """Compute in one pass what stands around the layer too; None where that has no kernel."""
+        self._check_once(input)
+        return self._by_kernel(input, None, company)
+
+    def kernel_with(self, input: Tensor, company: Company) -> str | None:
+        """The text of the kernel that `with_company` runs; None where it has none."""
+        call = self._call(input, None, self._observes(), company)
+        return None if call is None else nested.text_of(call.recipe, call.tensors, call.axes, call.kind)
+
+    # -- the formula --------------------------------------------------------------------------------------------
+
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
+        """Run the formula as one kernel, None where it has none."""
+        results = self._results(input, real, self._observes(), company)
+        self._was_run_by("torch" if results is None else nested.language_for(input))
+        if results is not None and len(results) > 1:
+            self._remember(self.average(input, real), input, *results[1:])
+        return None if results is None else results[0]
+
+    def _results(
+        self, input: Tensor, real: Tensor | None, observed: bool, company: Company = ALONE
+    ) -> tuple[Tensor, ...] | None:
+        """The kernel's result, and if they are to be observed the averages of the batch."""
+        call = self._call(input, real, observed, company)
+        return None if call is None else nested.run(*call)
+
+    def _call(self, input: Tensor, real: Tensor | None, observed: bool, company: Company) -> _Call | None:
+        """The formula as `nested.run` takes it; None where it has no kernel."""
+        symbols = self._symbols(input) | self._remembered(input)
+        own = {name: value for name, value in symbols.items() if isinstance(value, Tensor)}
+        given = own | dict(company.tensors)
+        if real is not None:
+            given["real"] = real
+        tensors = (input, *given.values())
+        language = nested.language(*tensors)
+        if self._is_cast(input) or language is None or (real is not None and real.numel() == 1):
+            return None
+        alone = real is None and company is ALONE
+        if alone and language == "triton" and chosen_backend() == "auto" and input.numel() < SMALL_ON_GPU:
+            return None
+        constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
+        numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}
+        drawn = company.draws is not None
+        if drawn:
+            numbers["p"] = company.p
+        centred = self.centred and "running_mean" not in given
+        formula = self.formula if company is ALONE else Composed(self.formula, company.activation)
+        name = type(self).__name__
+        recipe = _recipe(name, formula, ("x", *given), tuple(numbers), constants, centred, observed, drawn)
+
+        def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            tensors = dict(zip(given, others, strict=True))
+            padding = tensors.pop("real", None)
+            beside: dict[str, Any] = {name: tensors.pop(name) for name in company.tensors}
+            if company.draws is not None:
+                beside |= {"draws": company.draws.tensor("draws", x.shape, x.device), "p": company.p}
+            values = self._spread_all(symbols | tensors, x) | beside
+            taken = functools.partial(self.average, real=padding)
+            return normalized(formula, taken, x, padding, values, centred)
+
+        spread = functools.partial(self._in_axes, tuple(given), drawn)
+        return _Call(recipe, tensors, spread, again, tuple(numbers.values()), company.draws, self._kind())
+
+    def _is_cast(self, x: Tensor) -> bool:
+        """Whether torch's operator would have its input cast by autocast: on a GPU, to float32."""
+        return self.cast_by_autocast and x.is_cuda and torch.is_autocast_enabled("cuda")
+
+    def _in_axes(self, names: Sequence[str], drawn: bool, x: Tensor, *others: Tensor) -> nested.Axes:
+        """How the input and what the formula reads beside it lie along its axes."""
+        whole = self._grouped(x.detach())
+        views = [nested.View(whole.stride())]
+        for name, value in zip(names, others, strict=True):
+            alike = name in ("real", "sublayer", "residual")
+            beside = self._grouped(value.detach() if alike else self._spread(value.detach(), x))
+            views.append(nested.spread(beside, whole.ndim))
+        if drawn:
+            views.append(nested.View(torch.empty(whole.shape, device="meta").stride()))
+        averaged = () if "running_mean" in names else self._averaged_when_grouped(x)
+        return nested.Axes(tuple(whole.shape), averaged, tuple(views))
+
+    def _spread_all(self, symbols: Mapping[str, Tensor | float], x: Tensor) -> dict[str, Tensor | float]:
+        return {
+            name: self._spread(value, x) if isinstance(value, Tensor) else value
+            for name, value in symbols.items()
+            if not name.startswith("running")
+        }
+
+    def _by_formula(self, input: Tensor, real: Tensor | None) -> Tensor:
+        taken = functools.partial(self.average, real=real)
+        y, *averages = normalized(
+            self.formula, taken, input, real, self._spread_all(self._symbols(input), input), self.centred
+        )
+        if averages:
+            self._remember(self.average(input, real), input, *averages)
+        return y
+
+    def _remember(self, average: Any, x: Tensor, mu: Tensor, var: Tensor) -> None:
+        """Keep the statistics of a batch, if the layer does."""
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _real(
+        self, x: Tensor, axes: Sequence[str], lengths: real_lengths.Lengths | None, mask: Tensor | None
+    ) -> Tensor | None:
+        return real_entries(self, x, axes, lengths, mask, self._feature_axis(x), self._time_axis(x))
+
+    def _check_once(self, x: Tensor) -> None:
+        """Check an input, unless one like it has been found to be right: that takes longer than a small layer."""
+        if torch.compiler.is_compiling():
+            self._check(x)
+            return
+        weight = self.weight
+        kind = x.shape, x.dtype, self.training, None if weight is None else (weight.shape, weight.dtype)
+        if self.__dict__.get("_right") != kind:
+            self._check(x)
+            self.__dict__["_right"] = kind
+
+    def _check(self, x: Tensor) -> tuple[str, ...]:
+        axes = self.axes(x)
+        if not x.is_floating_point():
+            cure = "Normalize the two parts of torch.view_as_real(x)" if x.is_complex() else "Pass x.float()"
+            raise NotImplementedError(f"{label(self)}: the input is of {x.dtype}, which has no deviation. {cure}.")
+        stored = self.weight if self.weight is not None else getattr(self, "running_mean", None)
+        if stored is not None and stored.dtype != x.dtype and torch.float64 in (stored.dtype, x.dtype):
+            raise RuntimeError(
+                f"{label(self)}: the input is of {x.dtype}, but the layer's parameters are of {stored.dtype}. "
+                f"Pass x.to({stored.dtype}), or call layer.to({x.dtype})."
+            )
+        return axes
+
+    def _misfit(self, x: Tensor, wanted: str, cure: str, kind: type[Exception], axes: Sequence[str] = ()) -> Exception:
+        return kind(
+            f"{label(self)}: the input has the shape {shape_text(x.shape, axes)}, but the layer reads {wanted}. {cure}"
+        )
+
+
+def space_axes(count: int) -> tuple[str, ...]:
+    """Name the ``count`` axes of (batch, channels, *space)."""
+    space = AXES.get(count - 2, tuple(f"space {axis}" for axis in range(1, count - 1)))
+    return ("batch", "channels", *space)[:count]
+
+
+class ChannelFirst(NormalizationFamily):
+    """A member that reads (batch, channels, *space) and has one γ and one β for each channel."""
+
+    def _affine_axes(self) -> tuple[str, ...]:
+        return ("channels",)
+
+    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
+        return parameter.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+    def _feature_axis(self, x: Tensor) -> int:
+        return 1
+
+    def _time_axis(self, x: Tensor) -> int | None:
+        return 2 if x.ndim == 3 else None
+
+
+class Normalization(NormalizationFamily):
+    """The general member: any axes averaged, γ and β along any axes, statistics of the input itself.
+
+    ``Normalization(axes=-1, affine_axes=-1, shape=64)`` is ``LayerNorm(64)``; ``Normalization(axes=(0, 2),
+    affine_axes=1, shape=16)`` is what ``BatchNorm1d(16)`` computes in training.
+
+    Input and output: any shape that has these axes. ``mask`` broadcasts to the input itself (its last axes first).
+    Where ``affine_axes`` do not ascend, the formula runs in plain torch.
+
+    Args:
+        axes: the axes that are averaged.
+        affine_axes: the axes along which γ and β vary; none by default: no γ, no β.
+        shape: the sizes of ``affine_axes``.
+        eps: added to the variance.
+        bias: whether there is a β.
+        time_axis: where ``lengths`` count.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: ``axes`` is empty, or ``shape`` has not as many sizes as there are ``affine_axes``.
+        RuntimeError: an input has not these axes, or another size along ``affine_axes``.
+    """
+
+    def __init__(
+        self,
+        axes: int | Sequence[int],
+        affine_axes: int | Sequence[int] = (),
+        shape: int | Sequence[int] = (),
+        eps: float = 1e-5,
+        *,
+        bias: bool = True,
+        time_axis: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.averaged, self.affine_axes, self.shape = _tuple(axes), _tuple(affine_axes), _tuple(shape)
+        self.eps, self.time_axis = eps, time_axis
+        if not self.averaged:
+            raise ValueError("nn.Normalization: axes is empty; name at least one axis to average over.")
+        if len(self.affine_axes) != len(self.shape):
+            raise ValueError(
+                f"nn.Normalization: affine_axes={self.affine_axes} and shape={self.shape} must have equal lengths: one "
+                f"size for each axis along which γ and β vary."
+            )
+        affine = bool(self.affine_axes)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = torch.nn.Parameter(torch.ones(self.shape, **options)) if affine else None
+        self.bias = torch.nn.Parameter(torch.zeros(self.shape, **options)) if affine and bias else None
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes by their numbers."""
+        names = tuple(f"axis {axis}" for axis in range(x.ndim))
+        used = (*self.averaged, *self.affine_axes)
+        if not all(-x.ndim <= axis < x.ndim for axis in used):
+            raise self._misfit(x, f"inputs with the axes {sorted(set(used))}", "Add axes to it.", RuntimeError, names)
+        if len(sizes := {axis % x.ndim for axis in self.averaged}) != len(self.averaged):
+            raise self._misfit(x, f"axes={self.averaged} as {len(sizes)}", "Name each once.", RuntimeError, names)
+        for axis, size in zip(self.affine_axes, self.shape, strict=True):
+            if x.shape[axis] != size:
+                wanted = f"size {size} along axis {axis % x.ndim}"
+                raise self._misfit(x, wanted, f"Build it with shape {x.shape[axis]} there.", RuntimeError, names)
+        return names
+
+    def extra_repr(self) -> str:
+        """Write the arguments."""
+        affine = f", affine_axes={self.affine_axes}, shape={self.shape}" if self.affine_axes else ""
+        return f"axes={self.averaged}{affine}, eps={self.eps}, bias={self.bias is not None}"
+
+    def _real(
+        self, x: Tensor, axes: Sequence[str], lengths: real_lengths.Lengths | None, mask: Tensor | None
+    ) -> Tensor | None:
+        time = self.time_axis if x.ndim > self.time_axis else None
+        real = real_entries(self, x.unsqueeze(-1), (*axes, "1"), lengths, mask, -1, time)
+        return None if real is None else real.squeeze(-1)
+
+    def _plain(self, input: Tensor) -> Tensor:
+        y = self._by_kernel(input, None)
+        return self._by_formula(input, None) if y is None else y
+
+    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
+        places = [axis % input.ndim for axis in self.affine_axes]
+        return super()._by_kernel(input, real, company) if places == sorted(places) else None
+
+    def _kind(self) -> tuple[Any, ...]:
+        return (Normalization, self.averaged, self.affine_axes)
+
+    def _average_over(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(axis % x.ndim for axis in self.averaged)
+
+    def _affine_axes(self) -> tuple[str, ...]:
+        return tuple(f"axis {axis}" for axis in self.affine_axes)
+
+    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
+        places = [axis % x.ndim for axis in self.affine_axes]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        sizes = [x.shape[axis] if axis in places else 1 for axis in range(x.ndim)]
+        return parameter.permute(order).reshape(sizes)
+
+
+def _tuple(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,1 @@
+"""Pooling: one number for what a window reads."""

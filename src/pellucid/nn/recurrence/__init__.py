@@ -1,0 +1,1 @@
+"""Recurrent layers: a cell over a sequence, torch.nn's and one's own."""

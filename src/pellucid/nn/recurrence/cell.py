@@ -1,0 +1,98 @@
+"""A cell of one's own: a formula that makes layers."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.errors import FormulaError
+from pellucid.nn.factory import Factory
+from pellucid.nn.recurrence.layer import Recurrent
+
+
+class Cell(Factory):
+    """A formula of one step, and the factory of its layers; made by `cell`.
+
+    ``cell(input_size, hidden_size, ...)`` returns a `pellucid.nn.Recurrent`, whose arguments it takes. ``source``
+    holds the author's names and lines, ``function`` is the undecorated function.
+    """
+
+    kind = "cell"
+    beside = "those of every recurrent layer"
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        taken = inspect.signature(Recurrent.forward).parameters
+        for symbol in self.source.inputs[1:]:
+            if symbol.name in taken:
+                raise FormulaError(
+                    f"cell {self.source.name}: the input {symbol.name} would be given as layer(x, {symbol.name}=...), "
+                    f"where {symbol.name} means something else; give it another name.\n"
+                    + self.source.caret_at_name(symbol.name)
+                )
+
+    def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Recurrent:
+        """Make a layer; the arguments are those of `pellucid.nn.Recurrent`."""
+        return Recurrent(self, input_size, hidden_size, num_layers, **options)
+
+
+def cell(function: Callable[..., Any]) -> Cell:
+    """Make a recurrent layer of a formula.
+
+    Positional arguments are the input of a step, then the state entries; where there are several inputs, a slash ends
+    them, ``def cfc(x, dt: "1", /, h, *, U, W)``, and the layer is called ``layer(x, dt=gaps)``. Keyword-only arguments
+    are parameters
+    (a default says how they start: ``pellucid.zeros``, ``pellucid.constant(0.5)``, any function that fills a tensor
+    in place) and hyperparameters (a number as default, or annotated ``float`` or ``int``). The function returns the
+    new state in the order of the arguments, or ``y, (h, c)`` where the output is not the first state entry. Vectors
+    are rows, the batch is invisible, shapes are solved; an annotation names a size that the formula leaves open:
+    ``M: "hidden rank"``.
+
+    ::
+
+        @pellucid.cell
+        def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
+            return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
+
+        layer = leaky(256, 128, tau=5.0)  # a torch.nn.Module: U 256×128, W 128×128, b 128
+        output, state = layer(torch.randn(50, 32, 256))  # (time, batch, features)
+
+    Raises:
+        FormulaError: the signature does not follow this contract.
+    """
+    return Cell(function)
+
+
+def load(name: str) -> Any:
+    """Return what ``path/file.py:cell`` or ``path/file.py:Model`` names; any other name as it is.
+
+    Raises:
+        ValueError: there is no such file, or nothing of that name in it.
+    """
+    path, colon, attribute = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        if name.endswith(".py"):
+            raise ValueError(f"{name}: which cell of it? Write {name}:cell")
+        return name
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
+        kinds = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == file.stem]
+        models = [kind.__name__ for kind in kinds if issubclass(kind, torch.nn.Module)]
+        known = f"its cells are {', '.join(cells) or 'none'}" + (f", its models {', '.join(models)}" if models else "")
+        raise ValueError(f"{path} has no {attribute!r}; {known}")
+    return getattr(module, attribute)

@@ -1,0 +1,353 @@
+"""A cell over sequences: levels, directions, lengths, packed input, and the checks of what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from pellucid.errors import FormulaError, label, shape_text
+from pellucid.formula.drop import dropping
+from pellucid.formula.record import recordable
+from pellucid.formula.shapes import Solution
+from pellucid.kernel import random, registry
+from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.recurrence import launch
+from pellucid.kernel.recurrence.call import Call
+from pellucid.kernel.recurrence.chunks import Division
+from pellucid.nn import lengths as real
+from pellucid.nn.component import Running
+
+if TYPE_CHECKING:
+    from pellucid.nn.recurrence.cell import Cell
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Options(NamedTuple):
+    """What a call asks for beside output and last state."""
+
+    record: tuple[str, ...]
+    division: Division
+
+
+class SequenceLayer(Running, torch.nn.Module):
+    """What every recurrent layer shares; a subclass says which cell runs and where its parameters are.
+
+    Conventions are torch.nn's: input (time, batch, features), or (batch, time, features) with ``batch_first``, or
+    (time, features) for one sequence; state (layers × directions, batch, size) for each entry.
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch_first: bool
+    bidirectional: bool
+    dropout: float
+    _hidden_axes: ClassVar[int] = 0  # ahead of what the caller has given
+    _hyperparameters: dict[str, Any]
+    _keys: list[str]
+    _solutions: list[Solution]
+
+    def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
+        """Return the formula's parameters of one level and direction, in its row convention: U is input × hidden."""
+        raise NotImplementedError
+
+    def solution(self, level: int = 0) -> Solution:
+        """The solved shapes of a level, with their reasons."""
+        return self._solutions[min(level, 1)]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers that the constructor set in the formula."""
+        return dict(self._hyperparameters)
+
+    def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
+        """Solve the shapes of the first level and of those above, which read the output of the one below."""
+        self._hyperparameters = dict(hyperparameters)
+        self._solutions, self._keys = [], []
+        inner = dict(sizes)
+        for _ in range(min(self.num_layers, 2)):
+            solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
+            self._solutions.append(solution)
+            self._check_further(inner)
+            self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
+            inner = {**inner, "input": solution.output * self._directions}
+
+    def _check_further(self, sizes: Mapping[str, int]) -> None:
+        """Every level reads the same further inputs."""
+        first, *rest = (s.input_sizes(self.cell.source)[1:] for s in self._solutions)
+        if any(other != first for other in rest):
+            names = [symbol.name for symbol in self.cell.source.inputs[1:]]
+            raise FormulaError(
+                f"{self.cell.source.name}: the levels above the first read {sizes['input']} features, so the further "
+                f"inputs would be {shape_text(rest[0], names)} there instead of {shape_text(first, names)}. Make "
+                "layers of one level and call one after another."
+            )
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _state_sizes(self) -> tuple[int, ...]:
+        return self._solutions[0].state_sizes(self.cell.source)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None,
+        lengths: real.Lengths | None,
+        record: Sequence[str] = (),
+        checkpoint_every: int | None = None,
+        truncate: int | None = None,
+        further: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the layer; the forward of every subclass. ``further`` are the inputs after the first, by name."""
+        options = Options(self._recorded(record), self._division(checkpoint_every, truncate))
+        if isinstance(x, PackedSequence):
+            return self._run_packed(x, state, lengths, options, further or {})
+        if x.dim() not in (2, 3):
+            raise ValueError(
+                f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
+                f"for a batch, or (time, features) for one sequence."
+            )
+        batched = x.dim() == 3
+        self._check_features(x, batched)
+        x = self._side_by_side(x, further or {}, self._axes(batched))
+        if not batched:
+            x = x.unsqueeze(1)
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        states = self._states(x, state, batched)
+        if lengths is not None:
+            lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
+        output, last, recorded = self._levels(x, states, lengths, options)
+        if not batched:
+            output, last = output.squeeze(1), tuple(s.squeeze(1) for s in last)
+            recorded = {name: value.squeeze(2) for name, value in recorded.items()}
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+            recorded = {name: value.transpose(1, 2) for name, value in recorded.items()}
+        result = (output, last[0] if len(last) == 1 else last)
+        return (*result, recorded) if record else result
+
+    def _run_packed(
+        self,
+        x: PackedSequence,
+        state: State | None,
+        lengths: real.Lengths | None,
+        options: Options,
+        further: Mapping[str, Any],
+    ) -> tuple[PackedSequence, State]:
+        if options.record:
+            raise ValueError(
+                f"{label(self)}: record= gives values of padded steps; pass a padded tensor with lengths= instead of a "
+                "PackedSequence (torch.nn.utils.rnn.pad_packed_sequence makes both)"
+            )
+        if lengths is not None:
+            raise ValueError(f"{label(self)}: a PackedSequence brings its own lengths; pass it without lengths=")
+        padded, given = pad_packed_sequence(x)
+        self._check_features(padded, True)
+        further = {name: self._padded(name, value, given) for name, value in further.items()}
+        padded = self._side_by_side(padded, further, ("time", "batch", "features"))
+        states = self._states(padded, state, True)
+        output, last, _ = self._levels(padded, states, given.to(padded.device), options)
+        if x.sorted_indices is not None:
+            output = output.index_select(1, x.sorted_indices)
+            given = given[x.sorted_indices.cpu()]
+        packed = pack_padded_sequence(output, given).data
+        result = PackedSequence(packed, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+        return result, last[0] if len(last) == 1 else last
+
+    def _levels(
+        self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        """All levels and directions; x is (time, batch, features), the inputs side by side."""
+        x, states, cast = self._autocast(x, states)
+        further = x[..., self.input_size :] if x.shape[-1] > self.input_size else None
+        last: list[list[Tensor]] = [[] for _ in states]
+        recorded: dict[str, list[Tensor]] = {name: [] for name in options.record}
+        for level in range(self.num_layers):
+            if lengths is not None:  # padding may hold anything, NaN too: it must not reach a sum over time
+                x = real.fill(x, lengths)
+            outputs = []
+            for reverse in (False, True)[: self._directions]:
+                place = level * self._directions + reverse
+                output, new, values = self._direction(
+                    x, [s[place] for s in states], level, reverse, lengths, cast, options
+                )
+                outputs.append(output)
+                for entry, value in zip(recorded.values(), values, strict=True):
+                    entry.append(value)
+                for entry, value in zip(last, new, strict=True):
+                    entry.append(value)
+            x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+            if level + 1 < self.num_layers and self.training and self.dropout > 0:
+                draws = random.uniform(x.shape, random.draw_seed(), device=x.device)
+                x = dropping(self.dropout)(x, draws, self.dropout)
+            if level + 1 < self.num_layers and further is not None:
+                x = torch.cat([x, further], -1)
+        top = {name: torch.stack(values) for name, values in recorded.items()}
+        return x, tuple(torch.stack(e) if len(e) > 1 else e[0].unsqueeze(0) for e in last), top
+
+    def _direction(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        level: int,
+        reverse: bool,
+        lengths: Tensor | None,
+        cast: torch.dtype | None,
+        options: Options,
+    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+        values = self.symbol_values(level, reverse)
+        parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]
+        seed = random.draw_seed() if self.training and self.solution(level).sites else None
+        key = self._keys[min(level, 1)]
+        if options.record:
+            key, columns = registry.recording_keys(key, options.record)
+        call = Call(x, parameters, lengths, seed, reverse)
+        output, last, ran = launch.recurrence(key, self.training, call, states, options.division)
+        if ran:
+            self._was_run_by(ran)
+        recorded: Sequence[Tensor] = ()
+        if options.record:
+            output, *recorded = output.split(columns, -1)
+        return output, last, recorded
+
+    def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
+        """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""
+        dtype = autocast_dtype(x)
+        if dtype is None or x.dtype == torch.float64:
+            return x, states, None
+        return x.to(dtype), [s.to(dtype) for s in states], dtype
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _side_by_side(self, x: Tensor, further: Mapping[str, Any], axes: Sequence[str]) -> Tensor:
+        """Return all inputs of the formula along the features, the first one first; x has ``axes``."""
+        source = self.cell.source
+        if not further and len(source.inputs) == 1:
+            return x
+        names = [symbol.name for symbol in source.inputs[1:]]
+        missing = [name for name in names if further.get(name) is None]
+        unknown = [name for name in further if name not in names]
+        if missing or unknown:
+            fault = f"the input {missing[0]} is missing" if missing else f"unexpected argument {unknown[0]!r}"
+            call = ", ".join(("x", *(f"{name}=..." for name in names)))
+            raise TypeError(f"{label(self)}: {fault}. What its formula reads is given as layer({call})")
+        values = [x]
+        for name, size in zip(names, self.solution().input_sizes(source)[1:], strict=True):
+            value, expected = further[name], (*x.shape[:-1], size)
+            whole = value.unsqueeze(-1) if size == 1 and value.dim() == x.dim() - 1 else value
+            if tuple(whole.shape) != expected:
+                short = f", or without the last axis {shape_text(expected[:-1], axes[:-1])}" if size == 1 else ""
+                raise RuntimeError(
+                    f"{label(self)}: the input {name} is {shape_text(value.shape, axes)}, expected "
+                    f"{shape_text(expected, axes)}{short}"
+                )
+            if value.dtype != x.dtype and not (value.is_floating_point() and autocast_dtype(x) is not None):
+                raise ValueError(
+                    f"{label(self)}: the input {name} is of {value.dtype}, the first input is of {x.dtype}. Convert "
+                    f"it: {name}.to({x.dtype})."
+                )
+            values.append(whole)
+        return torch.cat(values, -1) if len(values) > 1 else x
+
+    def _padded(self, name: str, value: Any, lengths: Tensor) -> Tensor:
+        """A further input of packed sequences, padded."""
+        if not isinstance(value, PackedSequence):
+            raise TypeError(f"{label(self)}: x is a PackedSequence, so {name} must be one too, of the same lengths")
+        padded, given = pad_packed_sequence(value)
+        if not torch.equal(given, lengths):
+            raise RuntimeError(
+                f"{label(self)}: the sequences of {name} have lengths {given.tolist()}, those of x {lengths.tolist()}"
+            )
+        return padded
+
+    def _recorded(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names that a call wants recorded, checked."""
+        if not names:
+            return ()
+        if isinstance(names, str):
+            names = (names,)
+        known = recordable(self.cell.source)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"{label(self)}: record has no {unknown[0]!r}; its formula computes {', '.join(known)}")
+        return tuple(dict.fromkeys(names))
+
+    def _division(self, checkpoint_every: int | None, truncate: int | None) -> Division:
+        for name, steps in (("checkpoint_every", checkpoint_every), ("truncate", truncate)):
+            if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+                raise ValueError(f"{label(self)}: {name} is a number of steps from 1, not {steps!r}")
+        if checkpoint_every and truncate and truncate % checkpoint_every:
+            raise ValueError(
+                f"{label(self)}: the gradient is cut where a checkpoint is, so truncate={truncate} must be a multiple "
+                f"of checkpoint_every={checkpoint_every}"
+            )
+        return Division(checkpoint_every or 0, truncate or 0)
+
+    def _axes_text(self) -> str:
+        return "(batch, time, features)" if self.batch_first else "(time, batch, features)"
+
+    def _axes(self, batched: bool) -> tuple[str, ...]:
+        if not batched:
+            return ("time", "features")
+        return ("batch", "time", "features") if self.batch_first else ("time", "batch", "features")
+
+    def _check_features(self, x: Tensor, batched: bool) -> None:
+        if x.shape[-1] != self.input_size:
+            axes, shape = self._axes(batched)[self._hidden_axes :], x.shape[self._hidden_axes :]
+            found = [n for n, size in zip(axes[:-1], shape[:-1], strict=True) if size == self.input_size]
+            if found:
+                fix = f"The {found[0]} axis has that size: move it to the end, x.transpose(...)."
+            elif batched and not self.batch_first and not self._hidden_axes:
+                fix = f"Is it (batch, time, features)? Then pass batch_first=True, and input_size={x.shape[-1]}."
+            else:
+                fix = f"Make the layer with input_size={x.shape[-1]}, or give it {self.input_size} features."
+            raise RuntimeError(
+                f"{label(self)}: the input is {shape_text(shape, axes)}, but input_size is {self.input_size}. {fix}"
+            )
+        first = next(iter(self._parameters.values()), None)
+        dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
+        if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
+            raise ValueError(
+                f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
+                f"input.to({dtype}) or layer.to({x.dtype})."
+            )
+
+    def _states(self, x: Tensor, state: State | None, batched: bool) -> list[Tensor]:
+        """Return the initial state as (layers × directions, batch, size) for each entry; zeros where none is given."""
+        rows = self.num_layers * self._directions
+        names = [symbol.name for symbol in self.cell.source.states]
+        if state is None:
+            return [x.new_zeros((rows, x.shape[1], size)) for size in self._state_sizes]
+        entries = (state,) if isinstance(state, Tensor) else tuple(state)
+        if len(entries) != len(names):
+            raise RuntimeError(
+                f"{label(self)}: the state has {len(names)} entries, but {len(entries)} were given. "
+                f"Pass {'a tensor' if len(names) == 1 else 'a tuple'} ({', '.join(names)})."
+            )
+        axes = ("layers × directions", "batch", "features") if batched else ("layers × directions", "features")
+        checked, hidden = [], self._hidden_axes
+        for name, entry, size in zip(names, entries, self._state_sizes, strict=True):
+            expected = (rows, x.shape[1], size) if batched else (rows, size)
+            if tuple(entry.shape) != expected:
+                given, wanted = (shape_text(s[hidden:], axes[hidden:]) for s in (entry.shape, expected))
+                more = "" if hidden else " The batch is the second axis of a state, with batch_first too."
+                raise RuntimeError(f"{label(self)}: the state {name} is {given}, expected {wanted}.{more}")
+            if entry.dtype != x.dtype and autocast_dtype(x) is None:
+                raise RuntimeError(
+                    f"{label(self)}: the state {name} is of {entry.dtype}, the input is of {x.dtype}. Convert it: "
+                    f"state.to({x.dtype})."
+                )
+            checked.append(entry if batched else entry.unsqueeze(1))
+        return checked

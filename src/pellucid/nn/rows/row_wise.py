@@ -1,0 +1,245 @@
+"""The module of a row-wise formula: its parameters under the author's names, and any axes before the features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import init
+
+from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.formula.graph import step, undrawn_step
+from pellucid.formula.shapes import Solution
+from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.rows.nested import Draws, language, language_for
+from pellucid.nn.component import Component, Running, SymbolShape
+from pellucid.nn.dropout.drawing import Drawing, Numbers
+
+if TYPE_CHECKING:
+    from pellucid.nn.rows.row_formula import Layer
+
+DRAWS = "random draws"  # beside the author's names, of which none has a space
+
+
+class RowWise(Running, Component, Drawing):
+    """The module of a layer's formula; what calling a ``pellucid.Layer`` returns.
+
+    Input and output: (..., features), any axes before the features or none; several inputs have the same ones.
+
+    Args:
+        layer: the formula, made by ``pellucid.layer``.
+        input_size: features of the first input.
+        output_size: features of the result; needed only where the formula leaves them open, as ``x @ W`` does.
+        seed: decides the sequence of draws of a formula that draws, see `Drawing`.
+        generator: where such a layer takes its seeds from; by default torch's generator.
+        device: of the parameters.
+        dtype: of the parameters.
+        options: the hyperparameters of the formula, and the sizes that its annotations name.
+
+    Parameters have the author's names. Those without an initialiser start uniformly as in ``torch.nn.Linear``: a
+    matrix within 1/√rows, what it takes in; any other within 1/√input_size.
+
+    Raises:
+        FormulaError: shapes cannot be solved, or rows know of each other. TypeError: an unknown or missing argument.
+    """
+
+    layer: Layer
+    input_size: int
+    output_size: int
+    _sizes: dict[str, int]  # those that the annotations name
+    _hyperparameters: dict[str, Any]
+    _solution: Solution
+
+    def __init__(
+        self,
+        layer: Layer,
+        input_size: int,
+        output_size: int | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        given = {"input": input_size} | ({} if output_size is None else {"output": output_size})
+        for name, value in given.items():
+            layer.check_size(f"{name}_size", value)
+        self._sizes, self._hyperparameters = layer.sort_options(options)
+        self._key = key = (tuple((given | self._sizes).items()), tuple(self._hyperparameters.items()))
+        self._solution = layer.solve(*key)
+        self.input_size, self.output_size = input_size, self._solution.output
+        self.draw_from(seed, generator)
+        for symbol in layer.source.parameters:
+            empty = torch.empty(self._solution.symbols[symbol.name].shape, device=device, dtype=dtype)
+            self.register_parameter(symbol.name, torch.nn.Parameter(empty))
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            layer.check_rows(*key)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start every parameter as its initialiser says."""
+        for symbol in self.layer.source.parameters:
+            value = getattr(self, symbol.name)
+            with torch.no_grad():
+                if symbol.initializer is None:
+                    bound = 1 / math.sqrt(value.shape[0] if value.dim() > 1 else self.input_size)
+                    init.uniform_(value, -bound, bound)
+                else:
+                    symbol.initializer(value)
+
+    def solution(self) -> Solution:
+        """The solved shapes, with their reasons."""
+        return self._solution
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers that the constructor set in the formula."""
+        return dict(self._hyperparameters)
+
+    @property
+    def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
+        """The author's function; called with what `bind` gives, draws too."""
+        return self._evaluate
+
+    def forward(self, /, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Compute every row.
+
+        Args:
+            inputs: (..., features) each, in the order of the formula's inputs.
+            named: inputs by the author's names, behind those in order.
+
+        Returns:
+            (..., output_size).
+
+        Raises:
+            RuntimeError: shapes or types that do not fit. TypeError: an input is missing, unknown, or no tensor.
+        """
+        given = self._checked(inputs, named)
+        y = self._rows([x.reshape(-1, x.shape[-1]) for x in given])
+        return y.reshape(*given[0].shape[:-1], y.shape[-1])
+
+    def bind(self, /, *inputs: Tensor, **named: Tensor) -> dict[str, Any]:
+        """Return what the formula's symbols stand for, rows × features, and the draws of the next call."""
+        with self.rehearsal():
+            return self._values([x.reshape(-1, x.shape[-1]) for x in self._checked(inputs, named)])
+
+    def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
+        """Return the shapes of the parameters; given inputs, theirs and the result's too."""
+        solved, source = self._solution.symbols, self.layer.source
+        shapes = []
+        for symbol, x in zip(source.inputs, inputs, strict=False):
+            shapes.append(SymbolShape(symbol.name, tuple(x.shape), axes_of_features(x.ndim), "rows.input", False))
+        for symbol in source.parameters:
+            shape, trained = solved[symbol.name].shape, getattr(self, symbol.name).requires_grad
+            shapes.append(SymbolShape(symbol.name, shape, solved[symbol.name].dims, "", trained))
+        if inputs:
+            shape = (*inputs[0].shape[:-1], self.output_size)
+            facts = {"size": self.output_size}
+            shapes.append(SymbolShape("y", shape, axes_of_features(len(shape)), "rows.output", False, facts))
+        return shapes
+
+    def extra_repr(self) -> str:
+        """Write the arguments."""
+        parts = [str(self.input_size)]
+        parts += [str(self.output_size)] if self.output_size != self.input_size else []
+        parts += [f"{name}={value}" for name, value in {**self._sizes, **self._hyperparameters}.items()]
+        return ", ".join(parts) + self._source_text()
+
+    def _get_name(self) -> str:
+        return self.layer.source.name if type(self) is RowWise else type(self).__name__
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def _rows(self, inputs: list[Tensor]) -> Tensor:
+        """Compute the result of all rows, (rows, features) each."""
+        given = [*inputs, *(getattr(self, symbol.name) for symbol in self.layer.source.parameters)]
+        numbers = self.sequence() if self.training and self._solution.sites else None
+        y = None
+        if language(*given) is not None and autocast_dtype(given[0]) is None:
+            program = self.layer.program(*self._key, self.training, given[0].dtype)
+            y = program.run(given, None if numbers is None else Draws.of(*numbers, {}))
+        self._was_run_by("stepwise" if y is None else language_for(given[0]))
+        return self._evaluate(**self._values(inputs, numbers)) if y is None else y
+
+    def _values(self, inputs: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:
+        """What the formula's symbols stand for, and fresh draws where it draws."""
+        source, sites = self.layer.source, self._solution.sites
+        values: dict[str, Any] = {s.name: x for s, x in zip(source.inputs, inputs, strict=True)}
+        values |= {s.name: getattr(self, s.name) for s in source.parameters} | self._hyperparameters
+        if self.training and sites:
+            rows, device = inputs[0].shape[0], inputs[0].device
+            values[DRAWS] = self.draw([(rows, size) for size, _ in sites], device, numbers)
+        return values
+
+    def _evaluate(self, /, **values: Any) -> Tensor:
+        source = self.layer.source
+        given = [values[symbol.name] for symbol in (*source.inputs, *source.parameters)]
+        numbers = {symbol.name: values[symbol.name] for symbol in source.hyperparameters}
+        if torch.compiler.is_dynamo_compiling() and not self._solution.sites:
+            return undrawn_step(source, numbers, given)[0]
+        return step(source, numbers, self.training, [*given, *values.get(DRAWS, ())])[0]
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _checked(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[Tensor]:
+        """The inputs in the order of the formula, whatever they were given by."""
+        names = [symbol.name for symbol in self.layer.source.inputs]
+        values = dict(zip(names, inputs, strict=False)) | named
+        missing = [name for name in names if name not in values]
+        unknown = [name for name in named if name not in names[len(inputs) :]]
+        if missing or unknown or len(inputs) > len(names):
+            fault = f"{len(inputs)} inputs were given"
+            if unknown:
+                fault = f"{unknown[0]} was given twice" if unknown[0] in names else f"unexpected input {unknown[0]!r}"
+            elif missing:
+                fault = f"the input {missing[0]} is missing"
+            raise TypeError(f"{label(self)}: {fault}. It is called layer({', '.join(names)})")
+        given = [values[name] for name in names]
+        for name, x, size in zip(names, given, self._solution.input_sizes(self.layer.source), strict=True):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{label(self)}: the input {name} is a tensor, not a {type(x).__name__}")
+            self._check_shape(name, x, size, given[0])
+            self._check_type(name, x, given[0])
+        return given
+
+    def _check_shape(self, name: str, x: Tensor, size: int, first: Tensor) -> None:
+        own = self.layer.source.inputs[0].name
+        if not x.ndim or x.shape[-1] != size:
+            places = [axis for axis in range(x.ndim) if x.shape[axis] == size]
+            decided = "its input_size" if name == own else f"which its formula decides for input_size={self.input_size}"
+            cure = "Make the layer with another input_size, or change what comes before."
+            if places:
+                cure = (
+                    f"Axis {places[-1]} has that size: if it holds the features, pass {name}.movedim({places[-1]}, -1)."
+                )
+            raise RuntimeError(f"{self._found(name, x)} the layer reads (..., {size}), {decided}. {cure}")
+        if x.shape[:-1] != first.shape[:-1]:
+            raise RuntimeError(
+                f"{self._found(name, x)} {own} has {shape_text(first.shape, axes_of_features(first.ndim))}: all axes "
+                f"but the last must be the same. To repeat it: {name}.expand{(*first.shape[:-1], size)}."
+            )
+
+    def _found(self, name: str, x: Tensor) -> str:
+        return f"{label(self)}: the input {name} has the shape {shape_text(x.shape, axes_of_features(x.ndim))}, but"
+
+    def _check_type(self, name: str, x: Tensor, first: Tensor) -> None:
+        if x.is_floating_point() and autocast_dtype(x) is not None:
+            return
+        if not x.is_floating_point():
+            raise RuntimeError(
+                f"{label(self)}: the input {name} is of {x.dtype}, no real numbers. Pass {name}.float()."
+            )
+        parameter = next((getattr(self, symbol.name) for symbol in self.layer.source.parameters), None)
+        dtype = first.dtype if parameter is None else parameter.dtype
+        if x.dtype != dtype:
+            others = "the first input is" if parameter is None else "the parameters are"
+            raise RuntimeError(
+                f"{label(self)}: the input {name} is of {x.dtype}, but {others} of {dtype}. Convert one of them: "
+                f"{name}.to({dtype}) or layer.to({x.dtype})."
+            )
