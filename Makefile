@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 GPU_PYTHON ?= $(BIN)/python
 GPU_OUT ?= runs/gpu
 
-.PHONY: demo test install lint format bench gpu clean
+.PHONY: demo test install lint format bench gpu pictures clean
 
 install: $(STAMP)
 
@@ -44,6 +44,13 @@ bench: install
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)
 	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT) $(GPU_ARGS)
+
+# Of the README.
+pictures: install
+	for lang in en zh; do \
+	  $(BIN)/pellucid explain rnn --input-size 256 --hidden-size 128 --sentence "你个扑该!" --lang $$lang --save docs/pictures/rnn.$$lang.svg && \
+	  $(BIN)/pellucid explain conv2d --dilation 2 --lang $$lang --save docs/pictures/conv2d.$$lang.svg || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
