@@ -136,6 +136,13 @@ def crowded(x, R, call, *, U, W, rows, r, output, linux, vec, self, NAN):
     return torch.tanh(asm + draws), asm
 
 
+@pellucid.cell
+def rooted(x, h, *, U, W, V: "hidden 2"):
+    """Backward divides by the output and by what it is the root of."""
+    h = torch.tanh(x @ U + h @ W)
+    return torch.sqrt(torch.log((h @ V).square() + 1.5)), (h,)
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -158,6 +165,7 @@ WORKING = [
     (indexed, {}),
     (multi_head, {"width": 2}),
     (crowded, {}),
+    (rooted, {}),
 ]
 
 

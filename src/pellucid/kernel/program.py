@@ -132,3 +132,8 @@ class Program:
     fixed: frozenset[str]  # values without rows: what depends on parameters alone
     features: Mapping[str, tuple[int, ...]]  # output, states, saved values: rows per row of the batch, other axes
     dtypes: Mapping[str, torch.dtype]  # of the same
+
+    @property
+    def output_is_saved(self) -> bool:
+        """Whether backward reads the output itself, of steps that are not real too; states have memory of their own."""
+        return self.output in self.saved_steps and self.output not in (*self.states, *self.new_states)

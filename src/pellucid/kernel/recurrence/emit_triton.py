@@ -253,8 +253,10 @@ class _Function(Tiles):
                 )
         for name in self.layout.outputs:
             value = self.lowered.outputs[name]
+            zeros = self.work.name == "backward" or name == self.work.output  # what is saved stays as it was computed
             for start, length in self._pieces(value):
-                self._store(f"{name}_to", "at", value, start, length, self._counted(value, start, length))
+                tile = self._counted(value, start, length) if zeros else self._computed(value, start, length)
+                self._store(f"{name}_to", "at", value, start, length, tile)
         for name in self.layout.totals:
             self._add_up(name, self.lowered.outputs[name])
         self._advance()
@@ -314,6 +316,10 @@ class _Function(Tiles):
     def _store(self, parameter: str, row: str, value: Value, start: int, length: int, tile: str) -> None:
         place, mask = self._place(parameter, row, value.width, start, length)
         self.lines.append(f"tl.store({place}, {tile}{mask})")
+
+    def _computed(self, value: Value, start: int, length: int) -> str:
+        """A tile in its full size."""
+        return self._wide(self._evaluate(value, start, length), length)
 
     def _counted(self, value: Value, start: int, length: int) -> str:
         """A tile that is 0 in rows past their end."""

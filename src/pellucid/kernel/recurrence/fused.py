@@ -17,10 +17,10 @@ from pellucid.kernel.recurrence.products import apart
 from pellucid.kernel.recurrence.stepwise import (
     Values,
     after_loop,
+    at_real_steps,
     fixed_values,
     folded_inputs,
     gradients,
-    real_gradient,
 )
 
 
@@ -98,6 +98,8 @@ class Fused:
         steps = Steps(time, batch, reverse, lengths, seed, start)
         history, last = loop.run(values, states, outputs, slots, steps)
         output = outputs.get("output", outputs.get(program.output))  # its steps that are not real are 0, a state's stay
+        if save and program.output_is_saved:
+            output = at_real_steps(outputs[program.output], lengths)
         for state, new, kept in zip(program.states, program.new_states, history, strict=True):
             if kept.shape[0] == time + 1:
                 older, newer = kept[:-1], kept[1:]
@@ -128,7 +130,7 @@ class Fused:
         values = fixed_values(program, parameters, x.device)
         values |= folded_inputs(program, x, seed, (program.before, program.after), start)
         values |= zip((*program.saved_folded, *program.saved_steps), saved, strict=True)
-        values[program.output_gradient] = real_gradient(output_gradient, lengths)
+        values[program.output_gradient] = at_real_steps(output_gradient, lengths)
         values |= self._before.run(time * batch, values, self._by_step)
         outputs: dict[str, Tensor] = {}
         slots = [2] * len(program.states)

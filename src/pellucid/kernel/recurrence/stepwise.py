@@ -85,7 +85,7 @@ class Stepwise:
         values = fixed_values(program, parameters, x.device) | folded_inputs(program, x, seed, stages, start)
         for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
             values[name] = value if name in program.saved_folded else value.flatten(0, 1)
-        values[program.output_gradient] = real_gradient(output_gradient, lengths).flatten(0, 1)
+        values[program.output_gradient] = at_real_steps(output_gradient, lengths).flatten(0, 1)
         values |= program.before.run(time * batch, values)
         masks = None if lengths is None else _mask(time, lengths).unsqueeze(-1)
         loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
@@ -99,11 +99,11 @@ class Stepwise:
         return of_input, last, of_parameters
 
 
-def real_gradient(output_gradient: Tensor, lengths: Tensor | None) -> Tensor:
-    """The gradient of the output, 0 at steps that are not real."""
+def at_real_steps(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """The output or its gradient, 0 at steps that are not real."""
     if lengths is None:
-        return output_gradient
-    return output_gradient.masked_fill(~_mask(output_gradient.shape[0], lengths).unsqueeze(-1), 0)
+        return output
+    return output.masked_fill(~_mask(output.shape[0], lengths).unsqueeze(-1), 0)
 
 
 def after_loop(program: Program, parameters: Sequence[Tensor], needed: Sequence[bool]) -> Stage:
