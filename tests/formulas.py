@@ -143,6 +143,12 @@ def rooted(x, h, *, U, W, V: "hidden 2"):
     return torch.sqrt(torch.log((h @ V).square() + 1.5)), (h,)
 
 
+@pellucid.cell
+def scored(x, h, *, U, W, v: "hidden 1"):
+    """A product of one column is added to one of several."""
+    return torch.tanh(h @ W + h @ v) + torch.tanh(x @ U)
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -166,6 +172,7 @@ WORKING = [
     (multi_head, {"width": 2}),
     (crowded, {}),
     (rooted, {}),
+    (scored, {}),
 ]
 
 

@@ -208,7 +208,8 @@ def _shorten(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.add.Tensor and not node.kwargs:
             products = [a for a in node.args if isinstance(a, fx.Node) and a.target is torch.ops.aten.mm.default]
-            product = next((a for a in reversed(products) if len(a.users) == 1), None)
+            whole = (a for a in reversed(products) if a.meta["val"].shape == node.meta["val"].shape)
+            product = next((a for a in whole if len(a.users) == 1), None)
             other = next((a for a in node.args if a is not product), None)
             if product is not None and isinstance(other, fx.Node):
                 node.target, node.args = torch.ops.aten.addmm.default, (other, *product.args)
