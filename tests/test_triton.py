@@ -392,7 +392,9 @@ def test_functions(name):
     @triton.jit
     def kernel(x, y, COUNT: tl.constexpr):
         at = tl.arange(0, COUNT)
-        tl.store(y + at, function(tl.load(x + at)))
+        value = function(tl.load(x + at))
+        assert value.dtype == tl.float64
+        tl.store(y + at, value)
 
     kernel.fn.__globals__["function"] = function
     small = torch.logspace(-20, 2.8, 110, dtype=torch.float64)
