@@ -149,6 +149,13 @@ def scored(x, h, *, U, W, v: "hidden 1"):
     return torch.tanh(h @ W + h @ v) + torch.tanh(x @ U)
 
 
+@pellucid.cell
+def shifted(x, h, c: "hidden", *, U, W: "hidden hidden"):
+    """A state is read in parts, and its new value is made of another, which is not."""
+    turned = torch.cat([c[:, 2:], c[:, :2]], -1)
+    return torch.tanh(x @ U + turned @ W), torch.sin(h)
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -173,6 +180,7 @@ WORKING = [
     (crowded, {}),
     (rooted, {}),
     (scored, {}),
+    (shifted, {}),
 ]
 
 

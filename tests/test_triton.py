@@ -188,7 +188,7 @@ OTHERS = {cell.source.name: (cell, sizes) for cell, sizes in formulas.WORKING}
 
 @IN_INTERPRETER
 @pytest.mark.parametrize(
-    "name", ["low_rank", "read_out", "masked", "half_outside", "concatenated", "indexed", "crowded", "rooted"]
+    "name", ["low_rank", "read_out", "masked", "half_outside", "concatenated", "indexed", "crowded", "rooted", "shifted"]
 )
 def test_every_feature_of_a_formula(name):
     cell, sizes = OTHERS[name]

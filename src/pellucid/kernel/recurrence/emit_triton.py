@@ -159,6 +159,9 @@ class _Function(Tiles):
         while cuts != (cuts := sum(map(len, self.known.values()))):
             for state, old in self.old.items():
                 self.known[old] |= self._cuts(self.new[state], 0, old.width)
+            for state, new in self.new.items():
+                for start, length in self._tiles(state):
+                    self._visit(new, start, length)
             for value in self.lowered.outputs.values():
                 self._visit_whole(value.values[0] if value.kind == "total" else value)
 
