@@ -156,6 +156,12 @@ def shifted(x, h, c: "hidden", *, U, W: "hidden hidden"):
     return torch.tanh(x @ U + turned @ W), torch.sin(h)
 
 
+@pellucid.cell
+def delayed(x, h, c: "hidden", d: "hidden", *, U, W: "hidden hidden"):
+    """States move on to the next one, and a part of a state to another part."""
+    return torch.tanh(x @ U + d @ W), h, torch.cat([c[:, :1], d[:, :-1]], -1)
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -181,6 +187,7 @@ WORKING = [
     (rooted, {}),
     (scored, {}),
     (shifted, {}),
+    (delayed, {}),
 ]
 
 

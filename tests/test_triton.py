@@ -188,7 +188,8 @@ OTHERS = {cell.source.name: (cell, sizes) for cell, sizes in formulas.WORKING}
 
 @IN_INTERPRETER
 @pytest.mark.parametrize(
-    "name", ["low_rank", "read_out", "masked", "half_outside", "concatenated", "indexed", "crowded", "rooted", "shifted"]
+    "name",
+    "low_rank read_out masked half_outside concatenated indexed crowded rooted shifted delayed".split(),
 )
 def test_every_feature_of_a_formula(name):
     cell, sizes = OTHERS[name]

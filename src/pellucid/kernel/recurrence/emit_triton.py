@@ -280,6 +280,11 @@ class _Function(Tiles):
             for state in self.layout.states
             for start, length in self._tiles(state)
         }
+        carried = set(self.carried.values())
+        for place, tile in tiles.items():
+            if tile in carried:  # an old state is another's new one, and the first to be overwritten
+                tiles[place] = self._fresh(f"{tile}_old")
+                self.lines.append(f"{tiles[place]} = {tile}")
         shared = self.layout.output_is_state
         if shared is not None:
             state = self.layout.states[shared]
