@@ -281,10 +281,10 @@ class _Function(Tiles):
             for start, length in self._tiles(state)
         }
         carried = set(self.carried.values())
-        for place, tile in tiles.items():
+        for key, tile in tiles.items():
             if tile in carried:  # an old state is another's new one, and the first to be overwritten
-                tiles[place] = self._fresh(f"{tile}_old")
-                self.lines.append(f"{tiles[place]} = {tile}")
+                tiles[key] = self._fresh(f"{tile}_old")
+                self.lines.append(f"{tiles[key]} = {tile}")
         shared = self.layout.output_is_state
         if shared is not None:
             state = self.layout.states[shared]
