@@ -68,21 +68,21 @@ def recurrence(
         return results[0], list(results[1 : 1 + len(states)]), ""
     with no_autocast(x):
         if chosen_backend() == "naive":
-            cell = definition(text, training)
-
-            def define(x: Tensor, states: Any, lengths: Tensor | None, start: int) -> Any:
-                return naive.forward(*cell, x, states, parameters, lengths, seed, reverse, start)
-
-            return *plainly(define, division, x, states, lengths, reverse), "naive"
+            return *_defined(text, training, division, x, states, parameters, lengths, seed, reverse), "naive"
         plain = _transformed()
         place = (text, training, x.dtype, x.device.type)
         again = functools.partial(reference, *place)
 
         def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
-            if plain or not differentiable:
+            if plain:
                 # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
+                given = (division, x, states, parameters, lengths, seed, reverse)
+                return *_differentiable(run, text, training, *given), run.name
+            if not differentiable:
                 return *_plain(run, division, x, states, parameters, lengths, seed, reverse), run.name
-            output, *last = _Recurrence.apply(run, again, division, reverse, lengths, seed, len(states), text, *tensors)
+            output, *last = _Recurrence.apply(
+                run, again, division, reverse, lengths, seed, len(states), (text, training), *tensors
+            )
             return output, last, run.name
 
         run = again() if plain else runner(*place, differentiable)
@@ -109,6 +109,33 @@ def _plain(
         return run.forward(x, states, parameters, lengths, seed, reverse, start=start)
 
     return plainly(forward, division, x, states, lengths, reverse)
+
+
+def _defined(
+    text: str,
+    training: bool,
+    division: Division,
+    x: Tensor,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and last state by the author's function."""
+    cell = definition(text, training)
+
+    def define(x: Tensor, states: Any, lengths: Tensor | None, start: int) -> Any:
+        return naive.forward(*cell, x, states, parameters, lengths, seed, reverse, start)
+
+    return plainly(define, division, x, states, lengths, reverse)
+
+
+def _differentiable(run: Runner, text: str, training: bool, division: Division, x: Tensor, *given: Any) -> Any:
+    """Output and last state by operations that torch may differentiate: a runner's own, or the author's."""
+    if run.program.own_gradient and x.shape[0]:
+        return _defined(text, training, division, x, *given)
+    return _plain(run, division, x, *given)
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:
@@ -160,8 +187,8 @@ def _unrolled(
     truncate: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
-    run = reference(text, training, x.dtype, x.device.type)
-    return _plain(run, Division(checkpoint_every, truncate), x, states, parameters, lengths, seed, reverse)
+    run, division = reference(text, training, x.dtype, x.device.type), Division(checkpoint_every, truncate)
+    return _differentiable(run, text, training, division, x, states, parameters, lengths, seed, reverse)
 
 
 def _transformed() -> bool:
@@ -182,11 +209,11 @@ class _Recurrence(torch.autograd.Function):
         lengths: Any,
         seed: Any,
         count: int,
-        text: str,
+        of: tuple[str, bool],
         *tensors: Tensor,
     ) -> Any:
         x, states, parameters = tensors[0], tensors[1 : 1 + count], tensors[1 + count :]
-        ctx.whole, ctx.text = run, text
+        ctx.whole, ctx.of = run, of
         run = divided(run, division)
         output, last, saved = run.forward(x, states, parameters, lengths, seed, reverse, save=True)
         ctx.run, ctx.again, ctx.division, ctx.reverse, ctx.count = run, again, division, reverse, count
@@ -214,7 +241,7 @@ class _Recurrence(torch.autograd.Function):
                 (needed[0], *needed[1 + ctx.count :]),
             )
         except BuildError as error:
-            give_up_program(ctx.text, ctx.whole, error)
+            give_up_program(ctx.of[0], ctx.whole, error)
             return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
         return (*(None,) * 8, of_input, *of_states, *of_parameters)
 
@@ -222,12 +249,13 @@ class _Recurrence(torch.autograd.Function):
 def _differentiable_backward(
     ctx: Any, lengths: Tensor | None, seed: Tensor | None, tensors: Any, gradients: Any, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of the reference's own operations by torch, which may be differentiated again."""
+    """The gradient of the reference's own operations, or the author's, by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
         states, parameters = tensors[1 : 1 + ctx.count], tensors[1 + ctx.count :]
-        output, last = _plain(ctx.again(), ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
+        given = (ctx.division, tensors[0], states, parameters, lengths, seed, ctx.reverse)
+        output, last = _differentiable(ctx.again(), *ctx.of, *given)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
     of, by = [r for r, _ in pairs], [g for _, g in pairs]
