@@ -162,6 +162,16 @@ def delayed(x, h, c: "hidden", d: "hidden", *, U, W: "hidden hidden"):
     return torch.tanh(x @ U + d @ W), h, torch.cat([c[:, :1], d[:, :-1]], -1)
 
 
+@pellucid.cell
+def iterated(x, h, *, U, W):
+    """Every value is read several times, and so there are more ways through the formula than could be followed."""
+    z = x @ U + h @ W
+    y = torch.sigmoid(z)
+    for _ in range(20):
+        y = y * (1.5 - 0.1 * y * y * z * z)
+    return torch.tanh(y)
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),

@@ -117,6 +117,10 @@ def test_first_and_second_derivative(cell, sizes):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+def test_values_that_many_share_are_looked_at_once():
+    compare(make(formulas.iterated, {}), 2, 3)
+
+
 class Spike(torch.autograd.Function):
     """A step, of which a smooth slope is told."""
 

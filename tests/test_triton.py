@@ -196,6 +196,11 @@ def test_every_feature_of_a_formula(name):
     _as_defined(cell(3, 5, dtype=torch.float64, **sizes), [3, 2, 4, 0], 4)
 
 
+@IN_INTERPRETER
+def test_values_that_many_share_are_looked_at_once():
+    _as_defined(make(formulas.iterated, 3, 4), None, 2)
+
+
 def _as_defined(layer, lengths, batch):
     given = inputs(layer, 4, batch)
     found, defined = (run(layer, given, lengths, backend, torch.float64) for backend in ("triton", "naive"))

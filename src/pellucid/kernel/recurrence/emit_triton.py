@@ -157,6 +157,7 @@ class _Function(Tiles):
         """Cut states and products wherever somebody reads a part of them: no column is computed twice."""
         cuts = -1
         while cuts != (cuts := sum(map(len, self.known.values()))):
+            self.visited: set[tuple[Value, int, int]] = set()
             for state, old in self.old.items():
                 self.known[old] |= self._cuts(self.new[state], 0, old.width)
             for state, new in self.new.items():
@@ -170,6 +171,9 @@ class _Function(Tiles):
             self._visit(value, start, length)
 
     def _visit(self, value: Value, start: int, length: int) -> None:
+        if (value, start, length) in self.visited:
+            return
+        self.visited.add((value, start, length))
         if value.kind in ("product", "memory") or value in self.old.values():
             self.known[value] |= {start, start + length} - {0, value.width}
         if value.kind == "product":
