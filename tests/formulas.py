@@ -136,6 +136,42 @@ def crowded(x, R, call, *, U, W, rows, r, output, linux, vec, self, NAN):
     return torch.tanh(asm + draws), asm
 
 
+@pellucid.cell
+def rooted(x, h, *, U, W, V: "hidden 2"):
+    """Backward divides by the output and by what it is the root of."""
+    h = torch.tanh(x @ U + h @ W)
+    return torch.sqrt(torch.log((h @ V).square() + 1.5)), (h,)
+
+
+@pellucid.cell
+def scored(x, h, *, U, W, v: "hidden 1"):
+    """A product of one column is added to one of several."""
+    return torch.tanh(h @ W + h @ v) + torch.tanh(x @ U)
+
+
+@pellucid.cell
+def shifted(x, h, c: "hidden", *, U, W: "hidden hidden"):
+    """A state is read in parts, and its new value is made of another, which is not."""
+    turned = torch.cat([c[:, 2:], c[:, :2]], -1)
+    return torch.tanh(x @ U + turned @ W), torch.sin(h)
+
+
+@pellucid.cell
+def delayed(x, h, c: "hidden", d: "hidden", *, U, W: "hidden hidden"):
+    """States move on to the next one, and a part of a state to another part."""
+    return torch.tanh(x @ U + d @ W), h, torch.cat([c[:, :1], d[:, :-1]], -1)
+
+
+@pellucid.cell
+def iterated(x, h, *, U, W):
+    """Every value is read several times, and so there are more ways through the formula than could be followed."""
+    z = x @ U + h @ W
+    y = torch.sigmoid(z)
+    for _ in range(20):
+        y = y * (1.5 - 0.1 * y * y * z * z)
+    return torch.tanh(y)
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -158,6 +194,10 @@ WORKING = [
     (indexed, {}),
     (multi_head, {"width": 2}),
     (crowded, {}),
+    (rooted, {}),
+    (scored, {}),
+    (shifted, {}),
+    (delayed, {}),
 ]
 
 

@@ -117,6 +117,66 @@ def test_first_and_second_derivative(cell, sizes):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+def test_values_that_many_share_are_looked_at_once():
+    compare(make(formulas.iterated, {}), 2, 3)
+
+
+class Spike(torch.autograd.Function):
+    """A step, of which a smooth slope is told."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient / (1 + x.abs()) ** 2
+
+
+def detached(x, h, *, U, W):
+    z = torch.tanh(x @ U + (h @ W).detach())
+    return z + (torch.round(z) - z).detach() + 0.5 * h.detach()
+
+
+def unseen(x, h, *, U, W):
+    z = torch.tanh(x @ U + h @ W)
+    with torch.no_grad():
+        scale = 1 + z.abs()
+    return z * scale
+
+
+def spiking(x, h, *, U, W):
+    return Spike.apply(x @ U + h @ W) + 0.1 * h
+
+
+@pytest.mark.parametrize("backend", ["c", "stepwise"])
+@pytest.mark.parametrize("formula", [detached, unseen, spiking], ids=lambda f: f.__name__)
+def test_a_gradient_that_is_not_that_of_the_operations(formula, backend):
+    """It is the author's function's where it is differentiated again, and by torch.func, too."""
+    layer = make(pellucid.cell(formula), {})
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    weights = dict(layer.named_parameters())
+
+    def loss(weights):
+        return torch.func.functional_call(layer, weights, (x,))[0].square().sum()
+
+    def gradients(of, **options):
+        return torch.autograd.grad(of, list(weights.values()), materialize_grads=True, **options)
+
+    results = []
+    for name in ("naive", backend):
+        with pellucid.backend(name):
+            first = gradients(loss(weights), create_graph=True)
+            norm = sum(g.square().sum() for g in first if g.requires_grad)
+            found = [gradients(loss(weights)), first, gradients(norm)]
+            if formula is not spiking:  # torch refuses a function of this old form
+                found.append(torch.func.grad(loss)(weights))
+            results.append(found)
+    torch.testing.assert_close(results[1], results[0])
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     cell=st.sampled_from([cells.rnn, cells.gru, cells.lstm, formulas.leaky, formulas.noisy]),

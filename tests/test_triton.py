@@ -189,11 +189,17 @@ OTHERS = {cell.source.name: (cell, sizes) for cell, sizes in formulas.WORKING}
 
 @IN_INTERPRETER
 @pytest.mark.parametrize(
-    "name", ["low_rank", "read_out", "masked", "half_outside", "concatenated", "indexed", "crowded"]
+    "name",
+    "low_rank read_out masked half_outside concatenated indexed crowded rooted shifted delayed".split(),
 )
 def test_every_feature_of_a_formula(name):
     cell, sizes = OTHERS[name]
     _as_defined(cell(3, 5, dtype=torch.float64, **sizes), [3, 2, 4, 0], 4)
+
+
+@IN_INTERPRETER
+def test_values_that_many_share_are_looked_at_once():
+    _as_defined(make(formulas.iterated, 3, 4), None, 2)
 
 
 def _as_defined(layer, lengths, batch):
@@ -393,7 +399,9 @@ def test_functions(name):
     @triton.jit
     def kernel(x, y, COUNT: tl.constexpr):
         at = tl.arange(0, COUNT)
-        tl.store(y + at, function(tl.load(x + at)))
+        value = function(tl.load(x + at))
+        assert value.dtype == tl.float64
+        tl.store(y + at, value)
 
     kernel.fn.__globals__["function"] = function
     small = torch.logspace(-20, 2.8, 110, dtype=torch.float64)

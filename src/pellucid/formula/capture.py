@@ -43,6 +43,7 @@ def capture(
     decompositions: Decompositions,
     sizes: Sizes | None = None,
     differentiated: bool = False,
+    detached: bool = False,
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Return the graph of a function, and the tensors from outside that it reads.
 
@@ -56,6 +57,7 @@ def capture(
         decompositions: what is recorded in place of an operation.
         sizes: of the open axes, one after the other. None: the rows, and shapes tell how many there are for one sample.
         differentiated: whether the gradient is derived from the graph, in which the function's detach has to stay then.
+        detached: whether it stays, although the gradient is in the graph already.
 
     Raises:
         DependsOnRows: the function does something else for another number of rows.
@@ -63,7 +65,8 @@ def capture(
     """
     opened = (ROWS,) if sizes is None else sizes
     first, second = (
-        _Capture(decompositions, differentiated).run(function, arguments(*run)) for run in zip(*opened, strict=True)
+        _Capture(decompositions, differentiated, detached or differentiated).run(function, arguments(*run))
+        for run in zip(*opened, strict=True)
     )
     _open_sizes(first, second, opened, by_row=sizes is None)
     return first.graph, first.constants
@@ -85,14 +88,21 @@ def call_by_variables(source: Source, variables: Mapping[str, Any]) -> None:
             node._rename(f"new_{variable}" if variable in given else free(variable))
 
 
+def out_of_sight() -> bool:
+    """Whether the function that is being captured has computed something, up to here, that autograd did not see."""
+    capturing = _capturing.get()
+    return capturing is not None and capturing.out_of_sight
+
+
 class _Capture(TorchDispatchMode):
     """Writes down what reaches torch's kernels: below autograd and the transforms of torch.func."""
 
-    def __init__(self, decompositions: Decompositions, differentiated: bool) -> None:
+    def __init__(self, decompositions: Decompositions, differentiated: bool, detached: bool) -> None:
         super().__init__()
-        self.decompositions, self.differentiated = decompositions, differentiated
+        self.decompositions, self.differentiated, self.detached = decompositions, differentiated, detached
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
+        self.out_of_sight = False
         self._known = WeakTensorKeyDictionary()  # the nodes of the tensors that are still alive
 
     @classmethod
@@ -120,11 +130,13 @@ class _Capture(TorchDispatchMode):
             return self._renewed(func, args, kwargs)
         if func in (aten.detach.default, aten.alias.default):
             node = self._node(args[0])
-            if self.differentiated and func is aten.detach.default:
+            if self.detached and func is aten.detach.default:
                 node = self.graph.call_function(func, (node,))
             return self._remember(func(*args), node)
-        if self.differentiated and not torch.is_grad_enabled() and any(map(self._is_given, pytree.tree_leaves(args))):
-            raise Unsupported("what is computed under torch.no_grad, or by a torch.autograd.Function,")
+        if not torch.is_grad_enabled() and any(map(self._is_given, pytree.tree_leaves(args))):
+            if self.differentiated:
+                raise Unsupported("what is computed under torch.no_grad, or by a torch.autograd.Function,")
+            self.out_of_sight = True
         with self:
             result = self.decompositions.get(func, func.decompose)(*args, **kwargs)
         if result is not NotImplemented:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.errors import FormulaError
 from pellucid.formula import draws
-from pellucid.formula.capture import Decompositions, DependsOnRows, call_by_variables, capture
+from pellucid.formula.capture import Decompositions, DependsOnRows, call_by_variables, capture, out_of_sight
 from pellucid.formula.einsum import RowsFirst
 from pellucid.formula.rewrite import is_returning, returning
 from pellucid.formula.shapes import Solution, caret_at_return, split_result
@@ -36,6 +36,9 @@ class Joint:
     The graph's placeholders are, in this order: the inputs side by side, states, parameters, draws, the gradient of the
     output and the gradients of the new states. Its results are: output, new states, and the gradients of the inputs,
     states and parameters. Rows × features everywhere; the number of rows is symbolic, features are numbers.
+
+    ``own_gradient`` says that the gradient is not the one of forward's operations: the formula computes something under
+    torch.no_grad, or by a torch.autograd.Function.
     """
 
     graph: fx.Graph
@@ -44,6 +47,7 @@ class Joint:
     states: int
     parameters: int
     sites: tuple[tuple[int, str | None], ...]
+    own_gradient: bool
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -125,7 +129,7 @@ def trace(
     tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device(device))
     with _told(source):
         tracing.check_rows()
-        graph, constants = tracing.joint()
+        graph, constants, own_gradient = tracing.joint()
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise FormulaError(
@@ -139,7 +143,7 @@ def trace(
                 f"{tuple(constant.shape)}, which would never be trained. Make it a parameter of the formula (a keyword "
                 f"argument), or detach it.\n  in {source.where}"
             )
-    return Joint(graph, constants, 1, len(source.states), len(source.parameters), tracing.sites)
+    return Joint(graph, constants, 1, len(source.states), len(source.parameters), tracing.sites, own_gradient)
 
 
 def trace_forward(
@@ -246,13 +250,15 @@ class _Tracing:
         given = [draw(rows, size) for size in self.row_sizes]
         return given, weights, [draw(rows, size, dtype=torch.float32) for size, _ in self.sites]
 
-    def joint(self) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-        """Trace the step together with the product of its Jacobian."""
+    def joint(self) -> tuple[fx.Graph, dict[str, torch.Tensor], bool]:
+        """Trace the step together with the product of its Jacobian; say whether that is `Joint.own_gradient`."""
         results = (self.solution.output, *self.solution.state_sizes(self.source))
         primals, sites = len(self.row_sizes) + len(self.weight_shapes), len(self.sites)
+        own: list[bool] = []
 
         def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
             outcome = self.run(values[: primals + sites])
+            own.append(out_of_sight())
             of = values[:primals]
             graded = Graded.apply(*outcome, *values[primals + sites :])
             found = torch.autograd.grad(graded, of, allow_unused=True) if graded.requires_grad else [None] * primals
@@ -263,7 +269,9 @@ class _Tracing:
             primal = [value.requires_grad_() for value in (*given, *weights)]
             return [*primal, *noise, *(torch.ones(rows, size).to(given[0]) for size in results)]
 
-        return capture(joint, arguments, decompositions())
+        graph, constants = capture(joint, arguments, decompositions(), detached=True)
+        _detach_in_forward_alone(graph, len(results))
+        return graph, constants, any(own)
 
     def forward(self) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
         """Trace the result alone, of inputs that stand apart."""
@@ -323,6 +331,26 @@ class _Tracing:
             except RuntimeError:  # shapes that are not those of rows
                 return place
         return f"  in {self.source.where}"
+
+
+def _detach_in_forward_alone(graph: fx.Graph, results: int) -> None:
+    """Let what follows the first results, the gradient, which nothing differentiates, read what was detached itself.
+
+    Forward may be differentiated once more, operation by operation; torch detaches in backward what it has saved.
+    """
+    output = next(n for n in graph.nodes if n.op == "output")
+    forward, todo = set[fx.Node](), list(output.args[0][:results])
+    while todo:
+        node = todo.pop()
+        if node not in forward:
+            forward.add(node)
+            todo.extend(node.all_input_nodes)
+    for node in graph.nodes:
+        if node.target is aten.detach.default:
+            for user in list(node.users):
+                if user not in forward and user is not output:
+                    user.replace_input_with(node, node.args[0])
+    graph.eliminate_dead_code()
 
 
 class _NoDraws(TorchDispatchMode):

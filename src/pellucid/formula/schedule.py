@@ -261,6 +261,7 @@ class _Scheduler:
             parameters=tuple(n.name for n in self.parameters),
             draws=tuple(n.name for n in self.draws),
             sites=self.joint.sites,
+            own_gradient=self.joint.own_gradient,
             constants=self.joint.constants,
             once=self._stage(forward[ONCE], once),
             per_input=self._stage(forward[INPUT], per_input),

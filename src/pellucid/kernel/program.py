@@ -105,6 +105,9 @@ class Program:
     Values have the names of the graph's nodes. ``saved_folded`` and ``saved_steps`` are what backward reads of
     forward: whole tensors with time folded into the rows, and values of the loop, one a step; what depends on
     parameters alone is computed again.
+
+    Where backward is the formula's ``own_gradient``, and not the one of its operations, only the author's function can
+    be differentiated.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Program:
     parameters: tuple[str, ...]
     draws: tuple[str, ...]
     sites: tuple[tuple[int, str | None], ...]
+    own_gradient: bool
     constants: Mapping[str, torch.Tensor]
     once: Stage
     per_input: Stage
@@ -132,3 +136,8 @@ class Program:
     fixed: frozenset[str]  # values without rows: what depends on parameters alone
     features: Mapping[str, tuple[int, ...]]  # output, states, saved values: rows per row of the batch, other axes
     dtypes: Mapping[str, torch.dtype]  # of the same
+
+    @property
+    def output_is_saved(self) -> bool:
+        """Whether backward reads the output itself, of steps that are not real too; states have memory of their own."""
+        return self.output in self.saved_steps and self.output not in (*self.states, *self.new_states)

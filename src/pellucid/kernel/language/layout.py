@@ -38,8 +38,8 @@ class Layout:
 class Work:
     """What a loop is to compute: a stage at every step, with its states before and after.
 
-    ``storage`` is the type of the states' memory, ``output`` the layer's output if the stage has it. New states are
-    outputs too where they are ``read`` behind the loop.
+    ``storage`` is the type of the states' memory, ``output`` the layer's output if the stage has it and leaves zeros in
+    it where steps are not real. New states are outputs too where they are ``read`` behind the loop.
     """
 
     name: str
@@ -52,11 +52,15 @@ class Work:
 
 
 def works(program: Program, dtype: torch.dtype, training: bool) -> list[Work]:
-    """Return the loops of a program: "forward", and with ``training`` what it saves and "backward"."""
+    """Return the loops of a program: "forward", and with ``training`` what it saves and "backward".
+
+    An output that is saved is left as it was computed at every step.
+    """
     wanted = (program.output, *program.new_states, *(program.saved_steps if training else ()))
     produced = tuple(name for name in dict.fromkeys(wanted) if name in program.step.outputs)
     step = program.step.only(produced)
-    found = [Work("forward", step, program.states, program.new_states, STORAGE[dtype], program.output)]
+    output = None if training and program.output_is_saved else program.output
+    found = [Work("forward", step, program.states, program.new_states, STORAGE[dtype], output)]
     if training:
         states, new, read = program.state_gradients, program.old_state_gradients, program.after.inputs
         found.append(Work("backward", program.back_step, states, new, real_of(dtype), read=read))

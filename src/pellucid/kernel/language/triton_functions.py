@@ -88,8 +88,8 @@ def relu(x):
 
 @triton.jit
 def sign(x):
-    """-1, 0 or 1."""
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+    """-1, 0 or 1 in x's type: numbers alone would be of float32, and so what is made of them."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(x.dtype)
 
 
 @triton.jit

@@ -157,8 +157,12 @@ class _Function(Tiles):
         """Cut states and products wherever somebody reads a part of them: no column is computed twice."""
         cuts = -1
         while cuts != (cuts := sum(map(len, self.known.values()))):
+            self.visited: set[tuple[Value, int, int]] = set()
             for state, old in self.old.items():
                 self.known[old] |= self._cuts(self.new[state], 0, old.width)
+            for state, new in self.new.items():
+                for start, length in self._tiles(state):
+                    self._visit(new, start, length)
             for value in self.lowered.outputs.values():
                 self._visit_whole(value.values[0] if value.kind == "total" else value)
 
@@ -167,6 +171,9 @@ class _Function(Tiles):
             self._visit(value, start, length)
 
     def _visit(self, value: Value, start: int, length: int) -> None:
+        if (value, start, length) in self.visited:
+            return
+        self.visited.add((value, start, length))
         if value.kind in ("product", "memory") or value in self.old.values():
             self.known[value] |= {start, start + length} - {0, value.width}
         if value.kind == "product":
@@ -253,8 +260,10 @@ class _Function(Tiles):
                 )
         for name in self.layout.outputs:
             value = self.lowered.outputs[name]
+            zeros = self.work.name == "backward" or name == self.work.output  # what is saved stays as it was computed
             for start, length in self._pieces(value):
-                self._store(f"{name}_to", "at", value, start, length, self._counted(value, start, length))
+                tile = self._counted(value, start, length) if zeros else self._computed(value, start, length)
+                self._store(f"{name}_to", "at", value, start, length, tile)
         for name in self.layout.totals:
             self._add_up(name, self.lowered.outputs[name])
         self._advance()
@@ -275,6 +284,11 @@ class _Function(Tiles):
             for state in self.layout.states
             for start, length in self._tiles(state)
         }
+        carried = set(self.carried.values())
+        for key, tile in tiles.items():
+            if tile in carried:  # an old state is another's new one, and the first to be overwritten
+                tiles[key] = self._fresh(f"{tile}_old")
+                self.lines.append(f"{tiles[key]} = {tile}")
         shared = self.layout.output_is_state
         if shared is not None:
             state = self.layout.states[shared]
@@ -314,6 +328,10 @@ class _Function(Tiles):
     def _store(self, parameter: str, row: str, value: Value, start: int, length: int, tile: str) -> None:
         place, mask = self._place(parameter, row, value.width, start, length)
         self.lines.append(f"tl.store({place}, {tile}{mask})")
+
+    def _computed(self, value: Value, start: int, length: int) -> str:
+        """A tile in its full size."""
+        return self._wide(self._evaluate(value, start, length), length)
 
     def _counted(self, value: Value, start: int, length: int) -> str:
         """A tile that is 0 in rows past their end."""

@@ -17,10 +17,10 @@ from pellucid.kernel.recurrence.products import apart
 from pellucid.kernel.recurrence.stepwise import (
     Values,
     after_loop,
+    at_real_steps,
     given_values,
     gradients,
     no_gradients,
-    real_gradient,
 )
 
 
@@ -77,6 +77,8 @@ class Fused:
         slots = [time + 1 if state in whole else 2 for state in program.states]
         history, last = loop.run(call, values, states, outputs, slots)
         output = outputs.get("output", outputs.get(program.output))  # its steps that are not real are 0, a state's stay
+        if save and program.output_is_saved:
+            output = at_real_steps(outputs[program.output], call.lengths)
         for state, new, kept in zip(program.states, program.new_states, history, strict=True):
             if kept.shape[0] == time + 1:
                 older, newer = kept[:-1], kept[1:]
@@ -101,7 +103,7 @@ class Fused:
         loop = self.loops(True)["backward"]
         values = given_values(program, call, program.before, program.after)
         values |= zip((*program.saved_folded, *program.saved_steps), saved, strict=True)
-        values[program.output_gradient] = real_gradient(output_gradient, call.lengths)
+        values[program.output_gradient] = at_real_steps(output_gradient, call.lengths)
         values |= self._before.run(rows, values, self._by_step)
         outputs: dict[str, Tensor] = {}
         slots = [2] * len(program.states)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,26 +58,41 @@ def recurrence(
         return results[0], list(results[1 : 1 + len(states)]), ""
     with no_autocast(x):
         if chosen_backend() == "naive":
-            define = functools.partial(naive.forward, *definition(text, training))
-            return *plainly(define, division, call, states), "naive"
-        plain = _transformed()
+            return *_defined(text, training, division, call, states), "naive"
         place = (text, training, x.dtype, x.device.type)
-        again = functools.partial(reference, *place)
+        if _transformed():  # it differentiates, maps or dualises plain operations
+            return *_differentiable(text, training, division, call, states), reference(*place).name
 
         def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
-            if plain or not differentiable:
-                # A transform differentiates, maps or dualises the reference itself: plain operations all the way.
+            if not differentiable:
                 return *plainly(run.forward, division, call, states), run.name
-            way = _Way(run, again, text, division, reverse, len(states))
+            way = _Way(run, text, training, division, reverse, len(states))
             output, *last = _Recurrence.apply(way, lengths, seed, *tensors)
             return output, last, run.name
 
-        run = again() if plain else runner(*place, differentiable)
+        run = runner(*place, differentiable)
         try:
             return compute(run)
         except BuildError as error:
             give_up_program(text, run, error)
-            return compute(again())
+            return compute(reference(*place))
+
+
+def _defined(
+    text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and last state by the author's function."""
+    return plainly(functools.partial(naive.forward, *definition(text, training)), division, call, states)
+
+
+def _differentiable(
+    text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and last state by operations that torch may differentiate: the reference's own, or the author's."""
+    run = reference(text, training, call.x.dtype, call.x.device.type)
+    if run.program.own_gradient and call.time:
+        return _defined(text, training, division, call, states)
+    return plainly(run.forward, division, call, states)
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:
@@ -129,9 +144,8 @@ def _unrolled(
     truncate: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
-    run = reference(text, training, x.dtype, x.device.type)
     call = Call(x, parameters, lengths, seed, reverse)
-    return plainly(run.forward, Division(checkpoint_every, truncate), call, states)
+    return _differentiable(text, training, Division(checkpoint_every, truncate), call, states)
 
 
 def _transformed() -> bool:
@@ -140,11 +154,11 @@ def _transformed() -> bool:
 
 
 class _Way(NamedTuple):
-    """How a recurrence is run, and in plain torch where it has to be; the state has so many ``entries``."""
+    """How a recurrence is run; the state has so many ``entries``."""
 
     run: Runner
-    again: Callable[[], Runner]
     text: str
+    training: bool
     division: Division
     reverse: bool
     entries: int
@@ -189,12 +203,12 @@ class _Recurrence(torch.autograd.Function):
 def _differentiable_backward(
     way: _Way, lengths: Tensor | None, seed: Tensor | None, tensors: Any, gradients: Any, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of the reference's own operations by torch, which may be differentiated again."""
+    """The gradient of the reference's own operations, or the author's, by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
         call = way.call(lengths, seed, tensors)
-        output, last = plainly(way.again().forward, way.division, call, way.states(tensors))
+        output, last = _differentiable(way.text, way.training, way.division, call, way.states(tensors))
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
     of, by = [r for r, _ in pairs], [g for _, g in pairs]

@@ -93,6 +93,7 @@ class Plan:
         self.ready: set[Value] = set()  # written already, at this point of the text
         self.pointers: list[Place] = []
         self.scratch: list[Place] = []
+        self.visited: set[tuple[Value, Level]] = set()
         self.stores: dict[Level, list[Value]] = defaultdict(list)
         self.reduces: dict[Level, list[Value]] = defaultdict(list)
         self.products: dict[int, list[Value]] = defaultdict(list)
@@ -204,8 +205,9 @@ class Plan:
     def _visit(self, value: Value, level: Level) -> None:
         """See to it that a value can be had at a level."""
         own = self.level(value)
-        if value.kind == "memory" or (value in self.targets and own < level):
+        if value.kind == "memory" or (value in self.targets and own < level) or (value, level) in self.visited:
             return
+        self.visited.add((value, level))
         if value.kind == "draws":
             if value not in self.places:
                 self.draws.append(value)
@@ -246,15 +248,19 @@ class Plan:
         return self._in_memory(value.values[0], start + value.start) if value.kind == "slice" else None
 
 
-def cost_of(value: Value, free: Container[Value], dear: Container[Value]) -> int:
+def cost_of(value: Value, free: Container[Value], dear: Container[Value], known: dict[Value, int] | None = None) -> int:
     """Operations that compute a value from what is in memory; more than any limit where one is dear.
 
-    So is what is compared for being equal: one of two sweeps may round a product before it is added to.
+    So is what is compared for being equal: one of two sweeps may round a product before it is added to. ``known`` are
+    the costs that were found already.
     """
+    known = {} if known is None else known
     if value.kind in ("memory", "draws", "number", "size", "first", "product", "reduce") or value in free:
         return 0
-    own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in dear else 100
-    return own + sum(cost_of(v, free, dear) for v in value.values)
+    if value not in known:
+        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in dear else 100
+        known[value] = own + sum(cost_of(v, free, dear, known) for v in value.values)
+    return known[value]
 
 
 def compared(outputs: Iterable[Value]) -> set[Value]:

@@ -66,7 +66,7 @@ class Stepwise:
         values = given_values(program, call, program.before, program.back_step, program.after)
         for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
             values[name] = value if name in program.saved_folded else value.flatten(0, 1)
-        values[program.output_gradient] = real_gradient(output_gradient, call.lengths).flatten(0, 1)
+        values[program.output_gradient] = at_real_steps(output_gradient, call.lengths).flatten(0, 1)
         values |= program.before.run(rows, values)
         loop = _loop(program.back_step, program.state_gradients, program.old_state_gradients, program.fixed)
         order = range(call.time) if call.reverse else range(call.time - 1, -1, -1)
@@ -84,11 +84,11 @@ def no_gradients(call: Call, state_gradients: Sequence[Tensor]) -> tuple[Tensor,
     return torch.zeros_like(call.x), list(state_gradients), [torch.zeros_like(p) for p in call.parameters]
 
 
-def real_gradient(output_gradient: Tensor, lengths: Tensor | None) -> Tensor:
-    """The gradient of the output, 0 at steps that are not real."""
+def at_real_steps(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """The output or its gradient, 0 at steps that are not real."""
     if lengths is None:
-        return output_gradient
-    return output_gradient.masked_fill(~_mask(output_gradient.shape[0], lengths).unsqueeze(-1), 0)
+        return output
+    return output.masked_fill(~_mask(output.shape[0], lengths).unsqueeze(-1), 0)
 
 
 def after_loop(program: Program, call: Call, needed: Sequence[bool]) -> Stage:
@@ -193,7 +193,8 @@ def _shorten(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.add.Tensor and not node.kwargs:
             products = [a for a in node.args if isinstance(a, fx.Node) and a.target is torch.ops.aten.mm.default]
-            product = next((a for a in reversed(products) if len(a.users) == 1), None)
+            whole = (a for a in reversed(products) if a.meta["val"].shape == node.meta["val"].shape)
+            product = next((a for a in whole if len(a.users) == 1), None)
             other = next((a for a in node.args if a is not product), None)
             if product is not None and isinstance(other, fx.Node):
                 node.target, node.args = torch.ops.aten.addmm.default, (other, *product.args)
