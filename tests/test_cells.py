@@ -322,6 +322,14 @@ def test_draws_follow_the_seed_and_stop_in_eval():
     assert kept.any()
 
 
+def test_a_parameter_whose_name_begins_as_another_s():
+    @pellucid.cell
+    def cell(x, h, *, U, W, W_long=pellucid.ones):
+        return torch.tanh(x @ U + h @ W) * W_long
+
+    assert cell(2, 3).W_long_l0.tolist() == [1.0] * 3
+
+
 def test_draws_outside_a_cell_and_of_no_sense_are_refused():
     one = torch.ones(2)
     with pytest.raises(pellucid.FormulaError, match=r"nn\.Dropout"):

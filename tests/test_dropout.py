@@ -304,6 +304,16 @@ def test_refused_arguments():
         layer(torch.ones(3))
 
 
+@pytest.mark.parametrize("p", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["Dropout", "AlphaDropout"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number(name, p, dtype):
+    torch.manual_seed(0)
+    layer, x = getattr(nn, name)(p), torch.tensor(1.0, dtype=dtype)
+    values = torch.stack([layer(x) for _ in range(40)])
+    assert len(values.unique()) == (1 if p == 1 else 2)
+
+
 def test_refused_types_are_named_in_training_only():
     model = torch.nn.Sequential(nn.Dropout())
     with pytest.raises(RuntimeError, match=r'nn.Dropout "0".*int64.*x.float'):

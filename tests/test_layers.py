@@ -10,7 +10,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import pellucid
-from cases import ALL, COMPONENTS, Case, Wrong
+from cases import ALL, COMPONENTS, CONVOLUTION, LINEAR, NORMALIZATION, Case, Wrong
+from pellucid import nn
 from pellucid.nn.recurrence.sequence import SequenceLayer
 
 EVERY = [pytest.param(case, id=case.name) for case in ALL]
@@ -128,6 +129,44 @@ def test_layout_does_not_matter(case: Case):
     x = case.input()
     strided = x.transpose(0, -1).contiguous().transpose(0, -1)
     torch.testing.assert_close(layer(strided, **case.call), layer(x, **case.call))
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", EVERY)
+def test_layout_of_weights_does_not_matter(case: Case, backend: str):
+    layer, x = case.build().eval(), case.input()
+    with pellucid.backend(backend):
+        expected = layer(x, **case.call)
+        for parameter in layer.parameters():
+            parameter.data = torch.stack([parameter.data, parameter.data + 1], -1)[..., 0]
+        torch.testing.assert_close(layer(x, **case.call), expected)
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CONVOLUTION + NORMALIZATION + LINEAR])
+def test_weights_of_another_shape(case: Case, backend: str):
+    """torch goes by their shapes, or refuses them; a kernel would read what is not there."""
+    for name, value in case.build().state_dict().items():
+        for axis in range(value.ndim):
+            results = []
+            for layer in (case.build_reference(), case.build()):
+                if layer is not None:
+                    stored = layer._parameters if name in layer._parameters else layer._buffers
+                    short = value.narrow(axis, 0, value.shape[axis] - 1).clone()
+                    stored[name] = torch.nn.Parameter(short) if stored is layer._parameters else short
+                    with pellucid.backend(backend):
+                        try:
+                            results.append(layer(case.input(), **case.call))
+                        except (RuntimeError, IndexError):
+                            results.append(None)
+            torch.testing.assert_close(results[-1], results[0])
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "GroupNorm", "Dropout", "AlphaDropout", "Linear"])
+def test_what_is_no_tensor(name: str):
+    args = {"Linear": (3, 3), "GroupNorm": (1, 3), "Dropout": (), "AlphaDropout": ()}.get(name, (3,))
+    with pytest.raises(TypeError, match="NoneType"):
+        getattr(nn, name)(*args)(None)
 
 
 @pytest.mark.parametrize(("case", "wrong"), REFUSED)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pellucid
 from pellucid import nn
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over
 from pellucid.nn.normalization.normalization import normalize
@@ -441,6 +442,53 @@ def test_refused_types():
             layer(torch.ones(2, 3, dtype=torch.complex64))
         with pytest.raises(NotImplementedError, match=r"int64.*x.float"):
             layer(torch.ones(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("size", [5, 6000])
+@pytest.mark.parametrize("types", [(torch.float32, torch.float64), (torch.float64, torch.bfloat16)])
+def test_rms_norm_takes_weights_of_any_type(types, size):
+    layer, reference = (kind(size, dtype=types[1]) for kind in (nn.RMSNorm, torch.nn.RMSNorm))
+    for each in (layer, reference):
+        torch.nn.init.constant_(each.weight, 0.3)
+    x = torch.linspace(-1, 3, 2 * size, dtype=types[0]).reshape(2, size)
+    torch.testing.assert_close(layer(x), reference(x))
+
+
+def test_one_value_per_channel_without_running_statistics():
+    layer = nn.BatchNorm1d(3, track_running_stats=False).eval()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("count", [8, 70000])
+def test_channels_that_were_cut_out(count):
+    """Whoever prunes replaces the tensors, and may leave num_features as it was; torch does not ask for it."""
+    layer, reference = nn.BatchNorm1d(4).eval(), torch.nn.BatchNorm1d(4).eval()
+    for each in (layer, reference):
+        for store in (each._parameters, each._buffers):
+            store.update({name: value[:3] + 0.5 for name, value in store.items() if value.ndim})
+    x = torch.linspace(-1, 3, 3 * count).reshape(count, 3)
+    torch.testing.assert_close(layer(x), reference(x))
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(3), nn.RMSNorm(3), nn.GroupNorm(1, 3), nn.BatchNorm1d(3)])
+@pytest.mark.parametrize("backend", ["c", "auto"])
+def test_a_parametrized_weight_is_computed_once(layer, backend):
+    class Counted(torch.nn.Module):
+        count = 0
+
+        def forward(self, weight):
+            Counted.count += 1
+            return 2 * weight
+
+    layer = copy.deepcopy(layer)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Counted())
+    x = torch.linspace(-1, 3, 12).reshape(4, 3)
+    with pellucid.backend(backend):
+        layer(x)  # is checked, for which the weight is asked for, too
+        Counted.count = 0
+        layer(x)
+    assert Counted.count == 1
 
 
 def test_refused_arguments_of_the_general_member():

@@ -121,6 +121,35 @@ def test_another_dtype_is_named(dtype):
         nn.GRU(3, 4)(torch.zeros(5, 2, 3, dtype=dtype))
 
 
+@pytest.mark.parametrize("backend", ["auto", "stepwise"])
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("bias_hh_l0", torch.zeros(12, dtype=torch.float64), "torch.float64"),
+        ("weight_hh_l0", torch.zeros(12, 4, dtype=torch.float64), "torch.float64"),
+        ("weight_hh_l0", torch.zeros(12, 4, device="meta"), "meta"),
+        ("weight_hh_l0", torch.zeros(9, 4), r"W of its formula is \(4, 9\)"),
+        ("bias_hh_l0", torch.zeros(1), r"c of its formula is \(1\)"),
+    ],
+)
+def test_what_a_kernel_cannot_read_is_named(backend, name, value, word):
+    layer = nn.GRU(3, 4)
+    setattr(layer, name, torch.nn.Parameter(value))
+    with pellucid.backend(backend), pytest.raises(RuntimeError, match=word):
+        layer(torch.zeros(5, 2, 3))
+
+
+def test_a_state_on_another_device_is_named():
+    with pytest.raises(RuntimeError, match="meta"):
+        nn.GRU(3, 4)(torch.zeros(5, 2, 3), torch.zeros(1, 2, 4, device="meta"))
+
+
+@pytest.mark.parametrize("cell", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_cells_raise_what_torch_does_for_another_dtype(cell):
+    with pytest.raises(RuntimeError, match=r"input is of torch.float64"):
+        cell(3, 4)(torch.zeros(2, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("lengths", "error", "word"),
     [

@@ -34,6 +34,12 @@ def shape_text(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
     return "(" + ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True)) + ")"
 
 
+def refuse_others(module: torch.nn.Module, x: object) -> None:
+    """Raise unless an input is a tensor."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{label(module)}: the input is a {type(x).__name__}, but the layer reads a torch.Tensor.")
+
+
 def axes_of_features(count: int) -> tuple[str, ...]:
     """Name the axes of an input of rows of features that has so many."""
     before = ("batch", "time") if count == 3 else ("batch", *(f"axis {axis}" for axis in range(1, count - 1)))

@@ -35,7 +35,7 @@ TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def largest_product(a: Tensor, b: Tensor) -> float:
-    """Return the largest magnitude of ``a * b``, contiguous tensors of one shape on the CPU; NaN if there is one."""
+    """Return the largest magnitude of ``a * b``, tensors of one shape; NaN if there is one."""
     found = _in_c("product", a, b)
     return float((a * b).detach().abs().max()) if found is None else found
 
@@ -49,7 +49,8 @@ def most_deviations(mean: Tensor, var: Tensor, eps: float) -> float:
 def _in_c(name: str, a: Tensor, b: Tensor, eps: float = 0.0) -> float | None:
     """What a function in C finds; None where it cannot look, or there is no compiler."""
     library = _library()
-    if library is None or a.dtype != b.dtype or a.dtype not in TYPES or not (a.is_contiguous() and b.is_contiguous()):
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.is_cpu and b.is_cpu
+    if library is None or not alike or a.dtype not in TYPES or not (a.is_contiguous() and b.is_contiguous()):
         return None
     return float(getattr(library, f"{name}_{TYPES[a.dtype]}")(a.data_ptr(), b.data_ptr(), eps, a.numel()))
 

@@ -29,7 +29,7 @@ class Linear(Running, torch.nn.Linear):
         """Map (..., in features) to (..., out features)."""
         own, weight, bias = self.__dict__, self.weight, self.bias
         met = self._circumstances(input, weight.requires_grad, bias is not None and bias.requires_grad)
-        if met is not LEFT:
+        if met is not LEFT and isinstance(input, Tensor):
             y = linear.run(input, weight, bias, F.linear)
             if y is not None:
                 own["_ran"] = "c"

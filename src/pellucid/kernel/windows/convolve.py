@@ -93,10 +93,12 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, lies: Lies) -> tuple[Ten
         return None
     wanted = _wanted(tensors)
     forced = chosen_backend() == "c"
-    key = (x.shape, x.stride(), x.dtype, weight.shape, lies, wanted, forced, torch.get_num_threads())
+    shapes = x.shape, x.stride(), weight.shape, None if bias is None else bias.shape
+    key = (*shapes, x.dtype, lies, wanted, forced, torch.get_num_threads())
     kernel = remembered(_bound, key, lambda: _try_to_bind(x, weight, bias, lies, wanted, forced))
     if not kernel or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return None
+    bias = None if bias is None else bias.contiguous()
     y = _by(kernel, x, weight, bias, any(wanted))
     return y, kernel.backend if isinstance(kernel, Pointwise) else spoken
 
@@ -151,6 +153,9 @@ def _try_to_bind(
     axes = weight.dim() - 2
     if not (readable(x, axes) or side_by_side(x)) or weight.dtype != x.dtype:
         return None
+    out = groups * weight.shape[1] if spread else weight.shape[0]
+    if weight.shape[2:] != geometry.kernel or (bias is not None and bias.shape != (out,)):
+        return None  # somebody has put others in their place: torch goes by their shapes, or refuses them
     results = geometry.results(spread or x.shape[2:])
     if min(results) <= 0 or (spread is not None and results != x.shape[2:]):
         return None

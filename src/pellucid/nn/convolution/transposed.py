@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from pellucid.errors import label, mismatch
+from pellucid.errors import label, mismatch, refuse_others
 from pellucid.kernel.windows import convolve as kernel
 from pellucid.kernel.windows.window import Geometry, worthwhile
 from pellucid.nn.component import LEFT
@@ -66,6 +66,7 @@ class TransposedConvolution(Convolution, _ConvTransposeNd):
 
         ``output_size`` picks one of the output sizes that a stride above 1 leaves open, as in torch.nn.
         """
+        refuse_others(self, input)
         try:
             return self._spread(input, self.weight, self.bias, output_size)
         except RuntimeError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import label, refuse_others, shape_text
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel.random import in_plain_python, kept
 from pellucid.kernel.rows import nested
@@ -96,7 +96,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
                 self._was_run_by("c")
                 return input.mul_(scale) if self.inplace else input * scale
         y = None
-        if self.entrywise and nested.language(input) is not None:
+        if self.entrywise and input.dim() and nested.language(input) is not None:
             y = self._by_kernel(input, numbers)
         self._was_run_by("torch" if y is None else nested.language_for(input))
         if y is None:
@@ -167,6 +167,8 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
     def _check(self, x: Tensor) -> None:
         if not 0 <= self.p <= 1:
             raise ValueError(f"{label(self)}: dropout probability has to be between 0 and 1, but got {self.p}")
+        if self.training:
+            refuse_others(self, x)
         self.axes(x)
         if self.training and self.p > 0 and not x.is_floating_point():
             kind = NotImplementedError if x.is_complex() else RuntimeError

@@ -89,13 +89,13 @@ class BatchNormFamily(Remembering):
         names = space_axes(x.ndim)
         if x.ndim - 2 not in self.spaces:
             raise self._misfit(x, self._wanted(), _cure(x, self.spaces), ValueError)
-        if self.training and math.prod((x.shape[0], *x.shape[2:])) == 1 and not self._is_synchronized():
+        if self._reads_batch() and math.prod((x.shape[0], *x.shape[2:])) == 1 and not self._is_synchronized():
             raise ValueError(
                 f"{label(self)}: Expected more than 1 value per channel when training, but the input has the shape "
                 f"{shape_text(x.shape, names)}. Use a larger batch, or call eval()."
             )
         stored = self.weight if self.weight is not None else self.running_mean
-        if stored is not None and x.shape[1] != self.num_features:
+        if stored is not None and x.shape[1] != len(stored):
             raise self._misfit(x, self._wanted(), wrong_channels(x, self.num_features), RuntimeError, names)
         return names
 

@@ -88,6 +88,9 @@ class InstanceNormFamily(Remembering):
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(x.ndim - self.space, x.ndim))
 
+    def _affine_shape(self, x: Tensor) -> tuple[int, ...]:
+        return (x.shape[-1 - self.space],)
+
     def _reads_batch(self) -> bool:
         return self.training or not self.track_running_stats
 

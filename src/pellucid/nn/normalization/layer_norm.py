@@ -75,6 +75,9 @@ class LastAxes(NormalizationFamily):
         last = len(self.normalized_shape)
         return ("features",) if last == 1 else tuple(f"feature axis {axis}" for axis in range(1, last + 1))
 
+    def _affine_shape(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(self.normalized_shape)
+
     def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
         return parameter
 
@@ -113,6 +116,7 @@ class RMSNorm(LastAxes, torch.nn.RMSNorm):
 
     formula = staticmethod(normalize_by_root_mean_square)  # type: ignore[assignment]
     centred = False
+    one_type = False
     bias = None
 
     def forward(self, x: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
@@ -128,7 +132,8 @@ class RMSNorm(LastAxes, torch.nn.RMSNorm):
     def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
         exact = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(exact).eps if self.eps is None else self.eps
-        return {"gamma": 1.0 if self.weight is None else self.weight, "eps": eps}
+        weight = self.weight  # a parametrization computes it anew whenever it is asked for
+        return {"gamma": 1.0 if weight is None else weight, "eps": eps}
 
     def _averages(self) -> tuple[str, ...]:
         return ("mean_square",)
@@ -153,7 +158,7 @@ class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
         names, wanted = space_axes(x.ndim), f"(batch, channels {self.num_channels}, *space)"
         if x.ndim < 2:
             raise self._misfit(x, wanted, "If it is one sample, x.unsqueeze(0) makes it a batch.", RuntimeError)
-        if (self.affine and x.shape[1] != self.num_channels) or x.shape[1] % self.num_groups:
+        if (self.weight is not None and x.shape[1] != len(self.weight)) or x.shape[1] % self.num_groups:
             cure = wrong_channels(x, self.num_channels).replace("num_features", "num_channels")
             raise self._misfit(x, wanted, cure, RuntimeError, names)
         if math.prod((x.shape[0], x.shape[1] // self.num_groups, *x.shape[2:])) == 1:

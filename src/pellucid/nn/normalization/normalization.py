@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import label, refuse_others, shape_text
 from pellucid.formula.drop import drop
 from pellucid.kernel.largest import largest_product
 from pellucid.kernel.registry import chosen_backend
@@ -88,6 +88,7 @@ ALONE = Company()
 SMALL = 2**19
 SMALL_ON_GPU = 2**22  # the same on a GPU, which computes while Python goes on
 AFFINE = ("gamma", "beta")
+KEPT = ("weight", "bias", "running_mean", "running_var")
 # From so many deviations away from 0 torch's operator loses digits, for it multiplies the input before it moves it.
 FAR = 64.0
 
@@ -136,6 +137,7 @@ def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | 
         # Where channels lie side by side its gradient of the parameters alone (torch 2.13) ends the process.
         alone = torch.is_grad_enabled() and not x.requires_grad
         x = x.contiguous(memory_format=torch.contiguous_format if alone else suggest_memory_format(x))
+    weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))  # it takes for granted that they are
     y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
     return None if is_far(mean, rstd, channels // groups * math.prod(space)) else y
 
@@ -217,6 +219,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     added = (*Running.added, "_right")
     formula = staticmethod(normalize)
     centred = True  # whether the formula moves the input by its mean
+    one_type = True  # whether float64 goes with float64 only
     cast_by_autocast = True  # whether autocast on a GPU runs torch's operator of that name in float32
     weight: Any
     bias: Any
@@ -294,6 +297,10 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         """Meaning of the axes of γ and β."""
         raise NotImplementedError
 
+    def _affine_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of γ and β, and of what is remembered, that an input needs."""
+        raise NotImplementedError
+
     def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
         """Lay γ or β along the axes of the input that they vary along."""
         raise NotImplementedError
@@ -312,8 +319,8 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
 
     def _symbols(self, x: Tensor) -> dict[str, Tensor | float]:
         """What the formula reads beside the input and its average."""
-        gamma = 1.0 if self.weight is None else self.weight
-        return {"gamma": gamma, "beta": 0.0 if self.bias is None else self.bias, "eps": self.eps}
+        weight, bias = self.weight, self.bias  # a parametrization computes them anew whenever they are asked for
+        return {"gamma": 1.0 if weight is None else weight, "beta": 0.0 if bias is None else bias, "eps": self.eps}
 
     def _remembered(self, x: Tensor) -> dict[str, Tensor]:
         """The statistics that are taken for averages, if they are: "running_mean" and "running_var"."""
@@ -461,11 +468,13 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
 
     def _check_once(self, x: Tensor) -> None:
         """Check an input, unless one like it has been found to be right: that takes longer than a small layer."""
+        refuse_others(self, x)
         if torch.compiler.is_compiling():
             self._check(x)
             return
-        weight = self.weight
-        kind = x.shape, x.dtype, self.training, None if weight is None else (weight.shape, weight.dtype)
+        stored = (*self._parameters.values(), *self._buffers.values())
+        kinds = [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in stored]
+        kind = x.shape, x.dtype, self.training, kinds
         if self.__dict__.get("_right") != kind:
             self._check(x)
             self.__dict__["_right"] = kind
@@ -475,8 +484,20 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         if not x.is_floating_point():
             cure = "Normalize the two parts of torch.view_as_real(x)" if x.is_complex() else "Pass x.float()"
             raise NotImplementedError(f"{label(self)}: the input is of {x.dtype}, which has no deviation. {cure}.")
-        stored = self.weight if self.weight is not None else getattr(self, "running_mean", None)
-        if stored is not None and stored.dtype != x.dtype and torch.float64 in (stored.dtype, x.dtype):
+        kept = {name: getattr(self, name, None) for name in KEPT}
+        for name, value in kept.items():  # an operator, or a kernel, would read memory as far as the input wants it
+            if value is not None and value.shape != self._affine_shape(x):
+                raise RuntimeError(
+                    f"{label(self)}: {name} is {shape_text(value.shape)}, but the input, {shape_text(x.shape, axes)}, "
+                    f"wants {shape_text(self._affine_shape(x))}. Put one of that shape in its place."
+                )
+        stored = kept["running_mean"] if kept["weight"] is None else kept["weight"]
+        if (
+            self.one_type
+            and stored is not None
+            and stored.dtype != x.dtype
+            and torch.float64 in (stored.dtype, x.dtype)
+        ):
             raise RuntimeError(
                 f"{label(self)}: the input is of {x.dtype}, but the layer's parameters are of {stored.dtype}. "
                 f"Pass x.to({stored.dtype}), or call layer.to({x.dtype})."
@@ -500,6 +521,9 @@ class ChannelFirst(NormalizationFamily):
 
     def _affine_axes(self) -> tuple[str, ...]:
         return ("channels",)
+
+    def _affine_shape(self, x: Tensor) -> tuple[int, ...]:
+        return (x.shape[1],)
 
     def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
         return parameter.reshape(1, -1, *(1,) * (x.ndim - 2))
@@ -604,6 +628,9 @@ class Normalization(NormalizationFamily):
 
     def _affine_axes(self) -> tuple[str, ...]:
         return tuple(f"axis {axis}" for axis in self.affine_axes)
+
+    def _affine_shape(self, x: Tensor) -> tuple[int, ...]:
+        return self.shape
 
     def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
         places = [axis % x.ndim for axis in self.affine_axes]

@@ -73,7 +73,7 @@ class Recurrent(SequenceLayer):
         """Start every parameter as its initialiser says."""
         bound = 1 / math.sqrt(self.hidden_size)
         for name, value in self.named_parameters():
-            symbol = next(s for s in self.cell.source.parameters if name.startswith(f"{s.name}_l"))
+            symbol = next(s for s in self.cell.source.parameters if name.rpartition("_l")[0] == s.name)
             with torch.no_grad():
                 if symbol.initializer is None:
                     init.uniform_(value, -bound, bound)

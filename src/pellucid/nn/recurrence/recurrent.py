@@ -197,6 +197,7 @@ class _TorchCell(_TorchLayout):
 
     num_layers, batch_first, bidirectional, dropout, proj_size = 1, False, False, 0.0, 0
     _hidden_axes = 1  # the step
+    _another_dtype = RuntimeError
     mode: str  # torch's operator
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:  # type: ignore[override]

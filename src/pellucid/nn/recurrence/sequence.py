@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pellucid.errors import FormulaError, label, shape_text
+from pellucid.errors import FormulaError, label, mismatch, shape_text
 from pellucid.formula.drop import dropping
 from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
@@ -49,6 +49,7 @@ class SequenceLayer(Running, torch.nn.Module):
     bidirectional: bool
     dropout: float
     _hidden_axes: ClassVar[int] = 0  # ahead of what the caller has given
+    _another_dtype: ClassVar[type[Exception]] = ValueError  # what an input of another type than the weights' raises
     _hyperparameters: dict[str, Any]
     _keys: list[str]
     _solutions: list[Solution]
@@ -209,6 +210,7 @@ class SequenceLayer(Running, torch.nn.Module):
     ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
         values = self.symbol_values(level, reverse)
         parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]
+        self._check_memory(x, states, parameters, level)
         seed = random.draw_seed() if self.training and self.solution(level).sites else None
         key = self._keys[min(level, 1)]
         if options.record:
@@ -295,6 +297,20 @@ class SequenceLayer(Running, torch.nn.Module):
             )
         return Division(checkpoint_every or 0, truncate or 0)
 
+    def _check_memory(self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], level: int) -> None:
+        """Check what a kernel would take for granted."""
+        symbols = self.solution(level).symbols
+        for symbol, value in zip(self.cell.source.parameters, parameters, strict=True):
+            solved = symbols[symbol.name].shape
+            if value.shape != solved:
+                raise RuntimeError(
+                    f"{label(self)}: {symbol.name} of its formula is {shape_text(value.shape)} in level {level}, but "
+                    f"the layer was made for {shape_text(solved)}. Make another one of these sizes."
+                )
+        for tensor in (*states, *parameters):
+            if text := mismatch(x, tensor):
+                raise RuntimeError(f"{label(self)}: the input is {text}")
+
     def _axes_text(self) -> str:
         return "(batch, time, features)" if self.batch_first else "(time, batch, features)"
 
@@ -319,7 +335,7 @@ class SequenceLayer(Running, torch.nn.Module):
         first = next(iter(self._parameters.values()), None)
         dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
         if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
-            raise ValueError(
+            raise self._another_dtype(
                 f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
                 f"input.to({dtype}) or layer.to({x.dtype})."
             )
