@@ -77,10 +77,10 @@ class Ran(list):
 def ran(monkeypatch) -> Ran:
     """Let row programs take small inputs and those whose channels lie side by side, and note which ran."""
     from pellucid.kernel.rows import nested_c
-    from pellucid.nn.dropout.dropout import dropout
+    from pellucid.nn.dropout import dropout
+    from pellucid.nn.normalization import normalization
     from pellucid.nn.normalization.batch_norm import BatchNormFamily
     from pellucid.nn.normalization.layer_norm import GroupNorm
-    from pellucid.nn.normalization.normalization import normalization
 
     found, call = Ran(), nested_c.Kernel.run
 

@@ -14,7 +14,7 @@ import pellucid
 from pellucid import nn
 from pellucid.kernel import memory, random
 from pellucid.kernel.rows import nested, nested_c
-from pellucid.nn.dropout.dropout import dropout
+from pellucid.nn.dropout import dropout
 from row_programs import LAYOUTS, few, lay, rounded_once
 
 DROPOUTS = [

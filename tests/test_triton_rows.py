@@ -14,9 +14,10 @@ import torch
 import fresh
 import pellucid
 from pellucid import nn
+from pellucid.kernel import gpu
 from pellucid.kernel.rows import nested, nested_triton
-from pellucid.nn.dropout.dropout import dropout
-from pellucid.nn.normalization.normalization import normalization
+from pellucid.nn.dropout import dropout
+from pellucid.nn.normalization import normalization
 from pellucid.nn.swapped import fused
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -354,6 +355,17 @@ def test_second_gradients_and_transforms(cut):
 
 
 @IN_INTERPRETER
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("count", "columns"), [(2, 1), (63, 31), (64, 32), (65, 33), (200, 100)])
+def test_parts_of_sums_are_added(count, columns, dtype):
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    parts = torch.randint(-1, 2, (count, columns)).to(real)  # sums that every type has
+    found = gpu.added(parts, dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found, parts.double().sum(0).to(dtype))
+
+
+@IN_INTERPRETER
 def test_sums_over_rows_are_the_same_every_time(cut):
     """Several programs add up, each its own rows."""
     plans = cut("looped")
@@ -487,9 +499,10 @@ STORAGE = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp6
 
 def compile_all():
     """Compile kernels for a GPU that is not here, and print how each reads memory."""
-    from pellucid.kernel import gpu
+    from pellucid.kernel.language import triton_functions
 
     gpu.check = lambda device: None
+    triton_functions.add_parts = _Compiler(triton_functions.add_parts)
     nested_triton.INTERPRETED_PROCESSORS = 132
     launch = nested_triton._Launch.__init__
 

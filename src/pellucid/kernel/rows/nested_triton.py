@@ -72,6 +72,9 @@ class Kernel(Direction):
         self._launches: list[_Launch] = []
         self._scratch = 0
         self._apart: dict[str, slice] = {}  # totals that lie there
+        of = {f"{operand.name}_gradient": operand.dtype for operand in form.operands}
+        wanted = {of[name] for name in self.starts}
+        self.totals_type = wanted.pop() if len(wanted) == 1 else self.real
 
     @property
     def text(self) -> str:
@@ -347,7 +350,7 @@ class _Launch:
         outside = [axis for axis in range(nest.axes) if axis not in nest.inner | tile.absent]
         entries = math.prod(sizes[axis] for axis in outside)
         self._parts = text.parts * plan.splits * entries if tile.split else 0
-        self._real, self._device = direction.real, direction._device
+        self._real, self._totals_type, self._device = direction.real, direction.totals_type, direction._device
         known: dict[str, int] = {f"size_{axis}": size for axis, size in enumerate(sizes)}
         known |= {"total_entries": sum(self._totals.values()), "programs": plan.programs}
         known |= {"units": entries, "splits": plan.splits}
@@ -414,7 +417,7 @@ class _Launch:
             self._launch(function, blocks, given, constants)
         if sums is None:
             return {}
-        whole = sums[0] if len(sums) == 1 else sums.sum(0)
+        whole = sums[0] if len(sums) == 1 else gpu.added(sums, self._totals_type)
         return dict(zip(self._totals, whole.split_with_sizes(list(self._totals.values())), strict=True))
 
     def _launch(self, function: Any, blocks: int, given: Sequence[Any], constants: Mapping[str, Any]) -> None:
