@@ -143,6 +143,21 @@ def test_layout_of_weights_does_not_matter(case: Case, backend: str):
 
 
 @pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", TRAINED)
+def test_numbers_that_memory_holds_the_negatives_of(case: Case, backend: str):
+    """As of z.conj().imag: torch's operators see them as they are."""
+    layer, x = case.build(torch.float64), case.input(torch.float64)
+    twin, gradients = copy.deepcopy(layer), []
+    with pellucid.backend(backend):
+        for each, turn in ((layer, torch._neg_view), (twin, torch.neg)):
+            given = turn(x.clone().requires_grad_())
+            y, *_ = tree_leaves(each(given, **case.options(torch.float64)))
+            found = torch.autograd.grad(y, [given, *each.parameters()], turn(torch.ones_like(y)), allow_unused=True)
+            gradients.append((y, found))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CONVOLUTION + NORMALIZATION + LINEAR])
 def test_weights_of_another_shape(case: Case, backend: str):
     """torch goes by their shapes, or refuses them; a kernel would read what is not there."""

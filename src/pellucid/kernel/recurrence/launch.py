@@ -66,6 +66,9 @@ def recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
         return results[0], list(results[1 : 1 + len(states)]), ""
+    # A kernel reads memory, in which z.conj().imag, say, has other numbers.
+    x, *rest = tensors = [t.resolve_neg() for t in tensors]
+    states, parameters = rest[: len(states)], rest[len(states) :]
     with no_autocast(x):
         if chosen_backend() == "naive":
             cell = definition(text, training)
@@ -199,6 +202,7 @@ class _Recurrence(torch.autograd.Function):
         split = 1 + ctx.count + len(ctx.run.program.parameters)
         tensors, saved = rest[:split], rest[split:]
         needed = ctx.needs_input_grad[8:]
+        gradients = tuple([gradient.resolve_neg() for gradient in gradients])
         if torch.is_grad_enabled():
             return (None,) * 8 + _differentiable_backward(ctx, lengths, seed, tensors, gradients, needed)
         try:
