@@ -177,6 +177,30 @@ def test_weights_of_another_shape(case: Case, backend: str):
             torch.testing.assert_close(results[-1], results[0])
 
 
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        *(("Conv2d", attribute, 2) for attribute in ("stride", "padding", "dilation")),
+        ("ConvTranspose2d", "stride", 2),
+        ("AvgPool2d", "stride", None),
+        ("MaxPool2d", "stride", None),
+    ],
+)
+def test_numbers_that_are_set_later(name: str, attribute: str, value: int | None, swapped: bool, backend: str):
+    args = (2, 3, 3) if name.startswith("Conv") else (2, 1)
+    layer, reference = getattr(torch.nn if swapped else nn, name)(*args), getattr(torch.nn, name)(*args)
+    layer.load_state_dict(reference.state_dict())
+    for each in (layer, reference):
+        setattr(each, attribute, value)
+    if swapped:
+        pellucid.swap(torch.nn.Sequential(layer))
+    with pellucid.backend(backend):
+        x = torch.linspace(-1, 3, 2 * 2 * 9 * 8).reshape(2, 2, 9, 8)
+        torch.testing.assert_close(layer(x), reference(x))
+
+
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "GroupNorm", "Dropout", "AlphaDropout", "Linear"])
 def test_what_is_no_tensor(name: str):
     args = {"Linear": (3, 3), "GroupNorm": (1, 3), "Dropout": (), "AlphaDropout": ()}.get(name, (3,))
