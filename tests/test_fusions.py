@@ -159,6 +159,8 @@ MODELS = {
     "group norm": (S(torch.nn.GroupNorm(2, 4), torch.nn.SiLU()), picture(2, 4, 5, 3)),
     "instance norm": (S(torch.nn.InstanceNorm2d(3, affine=True), torch.nn.LeakyReLU(0.2)), picture()),
     "function": (Functional(torch.nn.BatchNorm1d(5), lambda x: F.hardtanh(x, 0, max_val=0.5)), picture(4, 5)),
+    "built-in function": (Functional(torch.nn.BatchNorm1d(5), torch.tanh), picture(4, 5)),
+    "built-in method": (Functional(torch.nn.BatchNorm1d(5), lambda x: x.sigmoid()), picture(4, 5)),
     "method": (Functional(torch.nn.RMSNorm(6), lambda x: x.relu_()), picture(3, 4, 6)),
     "layer norm": (Output(), picture(3, 4, 6)),
     "rms norm": (Output(torch.nn.RMSNorm(6)), picture(3, 4, 6)),

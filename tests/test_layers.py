@@ -143,6 +143,21 @@ def test_layout_of_weights_does_not_matter(case: Case, backend: str):
 
 
 @pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", TRAINED)
+def test_numbers_that_memory_holds_the_negatives_of(case: Case, backend: str):
+    """As of z.conj().imag: torch's operators see them as they are."""
+    layer, x = case.build(torch.float64), case.input(torch.float64)
+    twin, gradients = copy.deepcopy(layer), []
+    with pellucid.backend(backend):
+        for each, turn in ((layer, torch._neg_view), (twin, torch.neg)):
+            given = turn(x.clone().requires_grad_())
+            y, *_ = tree_leaves(each(given, **case.options(torch.float64)))
+            found = torch.autograd.grad(y, [given, *each.parameters()], turn(torch.ones_like(y)), allow_unused=True)
+            gradients.append((y, found))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CONVOLUTION + NORMALIZATION + LINEAR])
 def test_weights_of_another_shape(case: Case, backend: str):
     """torch goes by their shapes, or refuses them; a kernel would read what is not there."""
@@ -160,6 +175,30 @@ def test_weights_of_another_shape(case: Case, backend: str):
                         except (RuntimeError, IndexError):
                             results.append(None)
             torch.testing.assert_close(results[-1], results[0])
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        *(("Conv2d", attribute, 2) for attribute in ("stride", "padding", "dilation")),
+        ("ConvTranspose2d", "stride", 2),
+        ("AvgPool2d", "stride", None),
+        ("MaxPool2d", "stride", None),
+    ],
+)
+def test_numbers_that_are_set_later(name: str, attribute: str, value: int | None, swapped: bool, backend: str):
+    args = (2, 3, 3) if name.startswith("Conv") else (2, 1)
+    layer, reference = getattr(torch.nn if swapped else nn, name)(*args), getattr(torch.nn, name)(*args)
+    layer.load_state_dict(reference.state_dict())
+    for each in (layer, reference):
+        setattr(each, attribute, value)
+    if swapped:
+        pellucid.swap(torch.nn.Sequential(layer))
+    with pellucid.backend(backend):
+        x = torch.linspace(-1, 3, 2 * 2 * 9 * 8).reshape(2, 2, 9, 8)
+        torch.testing.assert_close(layer(x), reference(x))
 
 
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "GroupNorm", "Dropout", "AlphaDropout", "Linear"])

@@ -139,6 +139,26 @@ def test_what_a_kernel_cannot_read_is_named(backend, name, value, word):
         layer(torch.zeros(5, 2, 3))
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
+def test_it_is_made_without_initialisation(name):
+    layer = torch.nn.utils.skip_init(getattr(nn, name), 3, 4)
+    assert [p.shape for p in layer.parameters()] == [p.shape for p in getattr(torch.nn, name)(3, 4).parameters()]
+
+
+def test_a_subclass_finds_what_torch_s_lstm_has():
+    class Own(nn.LSTM):
+        def forward(self, input, hx):
+            self.check_forward_args(input, hx, None)
+            return super().forward(input, self.permute_hidden(hx, torch.tensor([1, 0])))
+
+    layer, x, state = Own(3, 4), torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+    assert layer.get_expected_cell_size(x, None) == (1, 2, 4)
+    _, (h, _) = layer(x[:0], (state, state))
+    torch.testing.assert_close(h, state.flip(1))
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(1, 2, 4\)"):
+        layer(x, (state, state[:, :1]))
+
+
 def test_a_state_on_another_device_is_named():
     with pytest.raises(RuntimeError, match="meta"):
         nn.GRU(3, 4)(torch.zeros(5, 2, 3), torch.zeros(1, 2, 4, device="meta"))

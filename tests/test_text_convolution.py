@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pellucid
 from pellucid import nn
 from pellucid.nn.convolution.text_convolution import max_over_time
 
@@ -175,3 +176,11 @@ def test_symbols_say_why():
     assert (x.axes, weight.axes) == (("batch", "time", "embedding"), ("filters", "window width", "embedding"))
     assert (weight.name, weight.shape, weight.facts["width"]) == ("weight_2", (4, 2, 5), 2)
     assert (bias.shape, y.shape, y.axes) == ((4,), (7, 8), ("batch", "features"))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("weight_2", (3, 2, 3)), ("bias_2", (2,)), ("weight_2", (4, 2, 5))])
+def test_weights_of_another_shape_are_refused(name, shape):
+    layer = nn.TextConv(4, 3, (2,))
+    setattr(layer, name, torch.nn.Parameter(torch.zeros(shape)))
+    with pellucid.backend("c"), pytest.raises(RuntimeError):
+        layer(torch.zeros(2, 6, 4))

@@ -56,6 +56,9 @@ def recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
         )
         return results[0], list(results[1 : 1 + len(states)]), ""
+    # A kernel reads memory, in which z.conj().imag, say, has other numbers.
+    x, *rest = tensors = [t.resolve_neg() for t in tensors]
+    states, call = rest[: len(states)], call._replace(x=x, parameters=rest[len(states) :])
     with no_autocast(x):
         if chosen_backend() == "naive":
             return *_defined(text, training, division, call, states), "naive"
@@ -189,6 +192,7 @@ class _Recurrence(torch.autograd.Function):
         lengths, seed, *rest = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         tensors, saved = rest[: len(needed)], rest[len(needed) :]
+        gradients = tuple([gradient.resolve_neg() for gradient in gradients])
         if not torch.is_grad_enabled():
             call, wanted = way.call(lengths, seed, tensors), (needed[0], *needed[1 + way.entries :])
             try:

@@ -48,6 +48,10 @@ def greatest_over_time(
         return None
     if not matmul.usable(x.dtype):
         return None
+    if any(w.shape[2] != x.shape[2] for w in weights) or any(
+        b.shape != w.shape[:1] for w, b in zip(weights, biases or (), strict=False)
+    ):
+        return None  # somebody has put others in their place, which torch refuses
     longest, time = max(w.shape[1] for w in weights), x.shape[1]
     if time < longest:
         lengths = torch.full((len(x),), time) if lengths is None else lengths

@@ -22,6 +22,7 @@ from pellucid.nn.convolution import streaming
 from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
 from pellucid.nn.windows import NOWHERE, Line, Mode, Window, at_least_zero, extend, slide
 
+ALONG_AXES = ("stride", "padding", "dilation", "output_padding")
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -88,6 +89,16 @@ class Convolution(Running, Windowed, _ConvNd):
         super().__init__(*first, padding_mode, device=device, dtype=dtype)  # type: ignore[call-arg, arg-type]
         if ours:
             self.padding = cast(str, padding)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let one number stand for all axes after the constructor too, as torch's operator does."""
+        if name in ALONG_AXES and isinstance(value, int):
+            value = (value,) * self.spatial
+        super().__setattr__(name, value)
+
+    def _prepare(self) -> None:
+        for name in ALONG_AXES:
+            setattr(self, name, getattr(self, name))
 
     def _check_padding(self, padding: Any, mode: Mode) -> None:
         if not isinstance(padding, str):

@@ -162,7 +162,8 @@ class Pooling(Running, Windowed, torch.nn.Module):
 
     def _along(self, name: str, axis: int) -> int:
         """Return an argument that is one number, or one for each axis, as it is for this axis."""
-        value = getattr(self, name, 1)
+        value: Any = getattr(self, name, 1)
+        value = self.kernel_size if value is None else value  # a stride that is left out
         each = (value,) if isinstance(value, int) else tuple(value)
         return each[axis if len(each) > 1 else 0]
 

@@ -188,6 +188,11 @@ class LSTM(_TorchLayer, RNNBase):
             "LSTM", *shape, bias, batch_first, dropout, bidirectional, proj_size, device=device, dtype=dtype
         )
 
+    # Of two state entries, for subclasses with a forward of their own.
+    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
+
     def _cell(self) -> Cell:
         return cells.lstm_projected if self.proj_size else cells.lstm
 
@@ -239,6 +244,17 @@ class RNNCell(_TorchCell, torch.nn.RNNCell):  # type: ignore[misc]  # torch's fo
         """torch's operator."""
         return f"rnn_{self.nonlinearity}_cell"
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+
     def _cell(self) -> Cell:
         return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
 
@@ -248,6 +264,16 @@ class GRUCell(_TorchCell, torch.nn.GRUCell):  # type: ignore[misc]
 
     mode = "gru_cell"
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
     def _cell(self) -> Cell:
         return cells.gru
 
@@ -256,6 +282,16 @@ class LSTMCell(_TorchCell, torch.nn.LSTMCell):  # type: ignore[misc]
     """One step of long short-term memory: ``torch.nn.LSTMCell``."""
 
     mode = "lstm_cell"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def _cell(self) -> Cell:
         return cells.lstm
