@@ -285,7 +285,7 @@ class _Tracing:
             (inputs,), weights, noise = self.values(rows)
             return [value.requires_grad_() for value in (*apart(inputs, sizes), *weights)] + noise
 
-        return capture(forward, arguments, decompositions(), differentiated=True)
+        return capture(forward, arguments, {}, differentiated=True)  # an operation has the gradient of none of its parts
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a formula must not know of the batch."""
