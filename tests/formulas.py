@@ -172,6 +172,19 @@ def iterated(x, h, *, U, W):
     return torch.tanh(y)
 
 
+@pellucid.layer
+def weighed(x, *, v: "input 1", b: "1", g):
+    """A number for every row, whose gradient is a sum over the columns, beside sums over the rows."""
+    return torch.tanh(x + x @ v + b) * g
+
+
+@pellucid.cell
+def divided(x, h, *, U: "input hidden", W: "hidden hidden"):
+    """A column of a value that is also read as a whole."""
+    z = x @ U + h @ W
+    return torch.tanh(z * z[:, :1])
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -198,6 +211,7 @@ WORKING = [
     (scored, {}),
     (shifted, {}),
     (delayed, {}),
+    (divided, {}),
 ]
 
 

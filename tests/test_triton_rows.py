@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import formulas
 import fresh
 import pellucid
 from pellucid import nn
@@ -264,12 +265,6 @@ def attention(x, *, W, b=pellucid.zeros):
 
 
 @pellucid.layer
-def weighed(x, *, v: "input 1", b: "1", g):
-    """A number for every row, whose gradient is a sum over the columns, beside sums over the rows."""
-    return torch.tanh(x + x @ v + b) * g
-
-
-@pellucid.layer
 def turned(x, *, g):
     """What no Triton is written for."""
     return torch.atan2(x, g)
@@ -278,7 +273,7 @@ def turned(x, *, g):
 ROWS = {
     "pieces": (pieces, 17, {}),
     "attention": (attention, 9, {"output_size": 12}),
-    "weighed": (weighed, 6, {}),
+    "weighed": (formulas.weighed, 6, {}),
     "AddNorm": (nn.AddNorm, 21, {"p": 0.3}),
     "SwiGLU": (nn.SwiGLU, 8, {"out_features": 5}),
     "GEGLU": (nn.GEGLU, 7, {"out_features": 16}),
