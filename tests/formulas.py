@@ -185,6 +185,14 @@ def divided(x, h, *, U: "input hidden", W: "hidden hidden"):
     return torch.tanh(z * z[:, :1])
 
 
+@pellucid.cell
+def headed(x, h, *, U: "input hidden", W: "hidden hidden"):
+    """A single column stands before others, and is reduced with them."""
+    z = x @ U + h @ W
+    z = torch.cat([z[:, :1].exp(), z[:, 1:]], -1)
+    return torch.tanh(z / (1 + z.square().sum(-1, keepdim=True)))
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -212,6 +220,7 @@ WORKING = [
     (shifted, {}),
     (delayed, {}),
     (divided, {}),
+    (headed, {}),
 ]
 
 
