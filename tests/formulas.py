@@ -172,6 +172,27 @@ def iterated(x, h, *, U, W):
     return torch.tanh(y)
 
 
+@pellucid.layer
+def weighed(x, *, v: "input 1", b: "1", g):
+    """A number for every row, whose gradient is a sum over the columns, beside sums over the rows."""
+    return torch.tanh(x + x @ v + b) * g
+
+
+@pellucid.cell
+def divided(x, h, *, U: "input hidden", W: "hidden hidden"):
+    """A column of a value that is also read as a whole."""
+    z = x @ U + h @ W
+    return torch.tanh(z * z[:, :1])
+
+
+@pellucid.cell
+def headed(x, h, *, U: "input hidden", W: "hidden hidden"):
+    """A single column stands before others, and is reduced with them."""
+    z = x @ U + h @ W
+    z = torch.cat([z[:, :1].exp(), z[:, 1:]], -1)
+    return torch.tanh(z / (1 + z.square().sum(-1, keepdim=True)))
+
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -198,6 +219,8 @@ WORKING = [
     (scored, {}),
     (shifted, {}),
     (delayed, {}),
+    (divided, {}),
+    (headed, {}),
 ]
 
 

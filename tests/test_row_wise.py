@@ -167,6 +167,35 @@ def test_a_gradient_that_operations_do_not_show_is_torchs(function):
         assert same_gradients(function).backend == "stepwise"
 
 
+def test_a_deviation_of_0_has_a_gradient_of_0():
+    """That of std, not of the root that it is made of: rows of equal entries, as padding is."""
+
+    @pellucid.layer
+    def spread(x, *, gamma=pellucid.ones):
+        return x / (x.std(-1, keepdim=True) + 1) * gamma
+
+    layer = spread(4).double()
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    x[1] = torch.arange(4)
+    x.requires_grad_()
+    found = torch.autograd.grad(layer(x).sum(), x)
+    assert layer.backend == "c"
+    torch.testing.assert_close(found, torch.autograd.grad((x / (x.std(-1, keepdim=True) + 1)).sum(), x))
+
+
+def test_a_part_without_a_gradient_is_differentiated_again():
+    @pellucid.layer
+    def stepped(x, *, U, W):
+        return (x * U > 0).to(x.dtype) @ W
+
+    layer = weights(stepped(4, 3).double())
+    (x,) = inputs("", 5, 4)
+    first = torch.autograd.grad(layer(x).square().sum(), [layer.U, layer.W], create_graph=True, materialize_grads=True)
+    assert first[0].eq(0).all()
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.W)
+    torch.testing.assert_close(first[1:], expected)
+
+
 @pytest.mark.parametrize("name", READY)
 def test_first_and_second_derivative_of_every_input_and_parameter(name: str):
     layer, _ = made(name, 4)

@@ -114,6 +114,7 @@ def test_a_row_for_every_block(name, monkeypatch):
         (cells.layernorm_gru, torch.float64, True, 3),
         (cells.lstm_projected, torch.bfloat16, True, 3),
         (formulas.noisy, torch.float64, True, 3),
+        (formulas.headed, torch.float64, True, 3),
         (formulas.concatenated, torch.float64, False, 3),
     ],
     ids=lambda value: value.source.name if isinstance(value, pellucid.Cell) else str(value),

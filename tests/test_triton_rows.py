@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import formulas
 import fresh
 import pellucid
 from pellucid import nn
@@ -275,6 +276,7 @@ def turned(x, *, g):
 ROWS = {
     "pieces": (pieces, 17, {}),
     "attention": (attention, 9, {"output_size": 12}),
+    "weighed": (formulas.weighed, 6, {}),
     "AddNorm": (nn.AddNorm, 21, {"p": 0.3}),
     "SwiGLU": (nn.SwiGLU, 8, {"out_features": 5}),
     "GEGLU": (nn.GEGLU, 7, {"out_features": 16}),

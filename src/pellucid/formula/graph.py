@@ -274,7 +274,7 @@ class _Tracing:
         return graph, constants, any(own)
 
     def forward(self) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-        """Trace the result alone, of inputs that stand apart."""
+        """Trace the result alone, of inputs that stand apart; operations stay whole, for theirs are the gradients."""
         sizes = self.solution.input_sizes(self.source)
 
         def forward(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -285,7 +285,7 @@ class _Tracing:
             (inputs,), weights, noise = self.values(rows)
             return [value.requires_grad_() for value in (*apart(inputs, sizes), *weights)] + noise
 
-        return capture(forward, arguments, decompositions(), differentiated=True)
+        return capture(forward, arguments, {}, differentiated=True)
 
     def check_rows(self) -> None:
         """Run three rows together and one by one: a formula must not know of the batch."""

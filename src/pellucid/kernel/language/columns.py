@@ -86,7 +86,9 @@ class Columns(Pieces):
         if not name:
             name = text = self._expression(value, start, scope)
             if not text.isidentifier():
-                name = self._fresh(scope, identifier(value.name) + (f"_{start}" if start else ""), own=not start)
+                single = value.width > 1 and scope is self._home(value)  # a sweep has the column too
+                place = f"_at_{start}" if single else f"_{start}" if start else ""
+                name = self._fresh(scope, identifier(value.name) + place, own=not place)
                 scope.lines.append(f"const {'ivec' if value.mask else 'vec'} {name} = {text};")
             scope.names[(value, start)] = name
         return name

@@ -421,7 +421,10 @@ class _Function(Tiles):
         neutral, text = REDUCTIONS[value.operation]
         tiles = defaultdict(list)  # of a size: they are taken together before threads have to exchange anything
         for start, length in self._pieces(operand):
-            tiles[self._size(length)].append(self._masked(operand, start, length, neutral))
+            tile = self._masked(operand, start, length, neutral)
+            if self.splits > 1 and length == 1 < operand.width:  # a single column is every block's, and counts once
+                tile = f"tl.where(split == 0, {tile}, {number_text(neutral)})"
+            tiles[self._size(length)].append(tile)
         parts = [text.format(functools.reduce(JOINED[value.operation].format, same), 0) for same in tiles.values()]
         whole = functools.reduce(JOINED[value.operation].format, parts)
         if self.splits == 1 or operand.width == 1:

@@ -490,9 +490,15 @@ class _Cut:
 
 
 def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[str, str]) -> Nest:
-    """One direction: reductions that nothing but the caller reads may be over rows too, and are totals then."""
+    """One direction: reductions that nothing but the caller reads may be over rows too, and are totals then.
+
+    Those over the columns alone are not, where a row has them together.
+    """
     found = all_values(outputs.values())
     inner = frozenset().union(*(o.over for value in found for o in value.values if o.kind == "reduce"))
+    columns = frozenset({form.axes - 1})
+    if form.columns is not None and any(v.kind == "reduce" and v.over == columns for v in outputs.values()):
+        inner |= columns
     made: dict[str, Value] = {}
     for output, value in outputs.items():
         if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):

@@ -427,9 +427,11 @@ class _Bound:
             for i in self.wanted:
                 tensors[i] = stand_in(tensors[i])
             y = reference(*tensors)[0]
+        found: list[Tensor | None] = [None] * len(tensors)
+        if not y.requires_grad:  # no gradient leads through the formula
+            return found
         wanted = [tensors[i] for i in self.wanted]
         gradients = torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True)
-        found: list[Tensor | None] = [None] * len(tensors)
         for i, of_tensor in zip(self.wanted, gradients, strict=True):
             found[i] = of_tensor
         return found
