@@ -318,6 +318,15 @@ def test_formulas_of_rows(cut, name):
 
 
 @IN_INTERPRETER
+def test_a_row_whose_columns_are_cut_is_computed_once(cut, monkeypatch):
+    plans = cut("whole")
+    monkeypatch.setattr(nested_triton, "TARGET", 4)
+    rows_are_the_formula("pieces", 3, torch.float32)
+    assert plans
+    assert all(plan.tile.blocks[-1] == 32 for plan in plans if not plan.nest.inner)  # of 17 columns
+
+
+@IN_INTERPRETER
 def test_what_cannot_be_written_runs_in_plain_torch():
     layer = turned(3)
     x = torch.randn(2, 3)

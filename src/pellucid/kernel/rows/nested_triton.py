@@ -192,7 +192,8 @@ def _plan(nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int] = 
     blocks = [1] * nest.axes
     totals = [value for value in nest.outputs.values() if value.kind == "total"]
     read = [value for value in all_values(nest.outputs.values()) if value.kind in ("memory", "draws")]
-    beside = [axis for axis in outside if not inner or axis > min(inner)]  # lie between entries that are reduced
+    # What lies between entries that are reduced; a row whose columns are cut has them together.
+    beside = [axis for axis in outside if not fixed and (not inner or axis > min(inner))]
 
     def tile_of(value: Value) -> int:
         """Entries of a tile, were it to hold all that is reduced."""
@@ -218,6 +219,8 @@ def _plan(nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int] = 
     if whole:
         for axis in inner:
             blocks[axis] = 1 if fixed and axis == last else power(sizes[axis])
+        if fixed and last in outside:
+            blocks[last] = entries = power(sizes[last])
         grow(beside, max(entries * least, TARGET if not inner else 0))
         grow(outside, TARGET, fewest=processors)
     else:
