@@ -239,6 +239,26 @@ def test_a_formula_without_a_kernel_runs_stepwise(piece):
         compare(layer, 3, 2, backends=["c"])
 
 
+@pytest.mark.parametrize("make_layer", [pellucid.cell, pellucid.layer])
+def test_a_chain_that_is_too_long_for_a_kernel_runs_stepwise(make_layer):
+    def recurrent(x, h, *, U, W):
+        return chained(x @ U + h @ W)
+
+    def alone(x, *, g):
+        return chained(x * g)
+
+    def chained(y):
+        for _ in range(300):
+            y = 0.9 * y + 0.01 * y * y
+        return y
+
+    layer = make_layer(recurrent)(3, 2) if make_layer is pellucid.cell else make_layer(alone)(3)
+    with pytest.warns(pellucid.PellucidWarning, match="stepwise.* a chain of hundreds of operations has no C kernel"):
+        results = layer(torch.rand(2, 1, 3))
+    assert layer.backend == "stepwise"
+    assert (results[0] if make_layer is pellucid.cell else results).isfinite().all()
+
+
 def test_a_large_and_sensitive_formula_is_not_taken_for_one_that_mixes_rows():
     def wave(x, h, *, U, W):
         return torch.sin(x @ U + h @ W)

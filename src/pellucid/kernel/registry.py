@@ -177,7 +177,7 @@ def _ready(text: str, training: bool, dtype: torch.dtype, device: str, save: boo
         fused = _fused(text, training, dtype, device, language)
         fused.loops(save)
         return fused
-    except (Unsupported, BuildError) as error:
+    except (Unsupported, BuildError, RecursionError) as error:
         warn_of_fallback(_cell(text), error, language)
         return None
 
@@ -187,8 +187,10 @@ def _cell(text: str) -> str:
     return f"cell {json.loads(text)[0].split(':')[-1]}"
 
 
-def warn_of_fallback(what: str, error: Unsupported | BuildError, language: str = "c") -> None:
+def warn_of_fallback(what: str, error: Unsupported | BuildError | RecursionError, language: str = "c") -> None:
     """Say once that something runs stepwise, and why."""
+    if isinstance(error, RecursionError):
+        error = Unsupported("a chain of hundreds of operations")
     reason = f"{error} has no {language.capitalize()} kernel" if isinstance(error, Unsupported) else str(error)
     _warn_once(f"{what} runs stepwise, in plain torch and slower, because {reason}")
 

@@ -277,7 +277,7 @@ def _try_to_bind(
 ) -> _Bound | None:
     try:
         return _Bound(recipe, tensors, axes, wanted, written)
-    except (Unsupported, BuildError) as error:
+    except (Unsupported, BuildError, RecursionError) as error:
         warn_of_fallback(recipe.name, error, written)
         return None
 

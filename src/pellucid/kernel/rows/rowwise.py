@@ -58,8 +58,13 @@ class RowProgram:
                 self.of_rows.add(node)
         self.result = next(n for n in nodes if n.op == "output").args[0][0]
         self._parts: dict[fx.Node, _Part] = {}
-        self._steps = []
-        self._plan(self.result, self._steps)
+        steps: list[fx.Node] = []
+        try:
+            self._plan(self.result, steps)
+        except RecursionError as error:
+            warn_of_fallback(self.name, error)
+        else:
+            self._steps = steps
 
     def _plan(self, node: fx.Node, steps: list[fx.Node]) -> None:
         """Put a node, and before it what it is made of, among the steps."""
