@@ -155,3 +155,15 @@ def test_wrong_options_are_named(options, message):
 def test_what_has_no_rows_cannot_be_recorded():
     with pytest.raises(pellucid.FormulaError, match="continuous_time: rate cannot be recorded"):
         cells.continuous_time(3, 4)(torch.randn(2, 1, 3), record="rate")
+
+
+def test_a_record_has_as_many_features_in_every_level():
+    def joined(x, h, *, U, W):
+        both = torch.cat([x, h], -1)
+        return torch.tanh(x @ U + both[:, :1] + h @ W)
+
+    layer = pellucid.cell(joined)(4, 3, num_layers=2)
+    with pytest.raises(ValueError, match="joined: record='both' has 7 and 6 features in the levels"):
+        layer(torch.randn(2, 1, 4), record="both")
+    alike = pellucid.cell(joined)(3, 3, num_layers=2)
+    assert alike(torch.randn(2, 1, 3), record="both")[2]["both"].shape == (2, 2, 1, 6)

@@ -62,9 +62,8 @@ def recurrence(
     with no_autocast(x):
         if chosen_backend() == "naive":
             return *_defined(text, training, division, call, states), "naive"
-        place = (text, training, x.dtype, x.device.type)
         if _transformed():  # it differentiates, maps or dualises plain operations
-            return *_differentiable(text, training, division, call, states), reference(*place).name
+            return *_differentiable(text, training, division, call, states), _reference(text, training, call).name
 
         def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
             if not differentiable:
@@ -73,18 +72,20 @@ def recurrence(
             output, *last = _Recurrence.apply(way, lengths, seed, *tensors)
             return output, last, run.name
 
-        run = runner(*place, differentiable)
+        run = runner(text, training, x.dtype, x.device.type, differentiable)
         try:
             return compute(run)
         except BuildError as error:
             give_up_program(text, run, error)
-            return compute(reference(*place))
+            return compute(_reference(text, training, call))
 
 
 def _defined(
     text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Output and last state by the author's function."""
+    """Output and last state by the author's function; of no steps, which it says nothing of, by the reference."""
+    if not call.time:
+        return plainly(_reference(text, training, call).forward, division, call, states)
     return plainly(functools.partial(naive.forward, *definition(text, training)), division, call, states)
 
 
@@ -92,10 +93,14 @@ def _differentiable(
     text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Output and last state by operations that torch may differentiate: the reference's own, or the author's."""
-    run = reference(text, training, call.x.dtype, call.x.device.type)
-    if run.program.own_gradient and call.time:
+    run = _reference(text, training, call)
+    if run.program.own_gradient:
         return _defined(text, training, division, call, states)
     return plainly(run.forward, division, call, states)
+
+
+def _reference(text: str, training: bool, call: Call) -> Runner:
+    return reference(text, training, call.x.dtype, call.x.device.type)
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:

@@ -239,10 +239,10 @@ def _unfold(value: Tensor, time: int) -> Tensor:
 
 
 def _stack(values: list[Any], x: Tensor, features: tuple[int, ...]) -> Tensor:
-    """Stack the values of all steps; (0, rows, features) for a sequence of none."""
+    """Stack the values of all steps; (0, rows, features) for a sequence of none, with a gradient as of any other."""
     if values:
         return torch.stack(values)
-    return x.new_empty((0, x.shape[1] * features[0], *features[1:]))
+    return x.new_empty((0, x.shape[1] * features[0], *features[1:])) + x.sum()
 
 
 def _masks(call: Call) -> Tensor | None:

@@ -195,8 +195,19 @@ class SequenceLayer(Running, torch.nn.Module):
                 x = dropping(self.dropout)(x, draws, self.dropout)
             if level + 1 < self.num_layers and further is not None:
                 x = torch.cat([x, further], -1)
-        top = {name: torch.stack(values) for name, values in recorded.items()}
+        top = {name: self._together(name, values) for name, values in recorded.items()}
         return x, tuple(torch.stack(e) if len(e) > 1 else e[0].unsqueeze(0) for e in last), top
+
+    def _together(self, name: str, values: Sequence[Tensor]) -> Tensor:
+        """What was recorded of all levels and directions, (levels · directions, time, batch, features)."""
+        sizes = [value.shape[-1] for value in values]
+        if len({*sizes}) > 1:
+            raise ValueError(
+                f"{label(self)}: record={name!r} has {' and '.join(map(str, sizes))} features in the levels and "
+                f"directions of the layer, which one tensor cannot hold. Record what has as many in each, or make a "
+                f"layer of one level for each."
+            )
+        return torch.stack(list(values))
 
     def _direction(
         self,
