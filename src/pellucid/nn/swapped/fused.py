@@ -91,6 +91,8 @@ def activation_of_call(function: Any, args: Sequence[Any], named: Mapping[str, A
 
 def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
     """The options of a function where none are given; torch has no signature of those that are built in."""
+    if not OPTIONS[function]:
+        return {}
     if function is F.gelu:
         return {"approximate": "none"}
     if function is F.softplus:
