@@ -561,6 +561,25 @@ def test_a_sum_in_place_changes_the_callers_tensor_still():
     assert torch.equal(x, y)
 
 
+def test_a_sum_in_place_keeps_its_type():
+    def adding(self, x):
+        y = self.norm(self.conv(x))
+        y += x.double()
+        return self.act(y)
+
+    for conv, norm, x in (
+        (torch.nn.Identity(), torch.nn.LayerNorm(5), picture(6, 5)),
+        (torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), picture()),
+    ):
+        model = Body(adding, conv=conv, norm=norm).eval()
+        reference = copy.deepcopy(model)
+        assert "add" in pellucid.swap(model, fuse=True).fused[0].before
+        with pellucid.backend("c"):
+            ours, theirs = model(x), reference(x)
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 def test_a_tensor_is_taken_for_one():
     def asking(self, x):
         return self.act(self.norm(x)) if isinstance(x, Tensor) else x[0]
