@@ -265,6 +265,28 @@ def writes_between(self, x):
     return torch.tanh(y) + y
 
 
+def writes_behind(self, x):
+    y = x * 1
+    z = torch.sigmoid(y) * 2
+    y.view(-1).add_(1)
+    return z, y
+
+
+def layer_that_writes(self, x):
+    y = x * 2
+    return torch.tanh(y) + self.layers(x)
+
+
+def statistics_of_a_layer(self, x):
+    before = self.norm.running_mean * 2
+    return torch.tanh(self.norm(x) * 2 + before)
+
+
+def statistics_of_its_own(self, x):
+    before = self.norm.running_mean * 2
+    return torch.tanh(F.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True) * 2 + before)
+
+
 def writes_inside(self, x):
     y = x * 2
     y += x
@@ -293,6 +315,10 @@ def of_numbers(self, x):
     [
         (writes_between, []),
         (writes_inside, ["tanh"]),
+        (writes_behind, []),
+        (layer_that_writes, []),
+        (statistics_of_a_layer, []),
+        (statistics_of_its_own, []),
         (used_twice, ["mul → add", "tanh"]),
         (cheap, []),
         (along_another_axis, []),
@@ -300,7 +326,8 @@ def of_numbers(self, x):
     ],
 )
 def test_what_is_no_expression(body, found):
-    module = Own(body)
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.ReLU(inplace=True))
+    module = Own(body, layers=layers, norm=torch.nn.BatchNorm1d(4)).double()
     usual = copy.deepcopy(module)
     report = pellucid.swap(module, fuse=True)
     assert [group.before for group in report.fused] == found

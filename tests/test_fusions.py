@@ -441,6 +441,13 @@ class Own(torch.nn.BatchNorm1d):
         return super().forward(input)
 
 
+class Doubling(torch.nn.Module):
+    """One that changes its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
 class Body(torch.nn.Module):
     """A forward of one's own around a norm, a function, a dropout and a convolution."""
 
@@ -473,6 +480,18 @@ def drawing_between(self, x):
     y = self.dropout(x)
     z = self.other(x)
     return self.layer(x + y) + z
+
+
+def in_place_within(self, x):
+    y = self.norm(x)
+    return self.act(y + self.branch(x))
+
+
+def in_place_behind(self, x):
+    other = x * 2
+    y = self.act(self.norm(x) + other)
+    other += 1
+    return y + other
 
 
 def hidden_sum(self, x):
@@ -523,6 +542,16 @@ REFUSED = {
     "looking": (Body(looking), "depends on the type of a value"),
     "used twice": (Body(twice), "what norm gives is used elsewhere too"),
     "in place between": (Body(in_place_between), "mul_ works in place between them"),
+    "in place within": (Body(in_place_within, branch=S(torch.nn.Identity(), R(True))), "branch works in place between"),
+    "own within": (
+        Body(in_place_within, branch=S(torch.nn.Flatten(0), Doubling(), torch.nn.Unflatten(0, (6, 5)))),
+        "branch between them reads the same, and may change it",
+    ),
+    "own of a view": (
+        Body(lambda self, x: self.act(self.norm(x) + self.branch(x.view(6, 5))), branch=Doubling()),
+        "branch between them reads the same, and may change it",
+    ),
+    "in place behind": (Body(in_place_behind), "+= behind them works in place on what they read"),
     "drawing between": (Body(drawing_between, other=torch.nn.Dropout(0.1)), "might draw random numbers before"),
     "own class": (Body(lambda self, x: self.act(self.norm(x)), norm=Own(5)), "Own, not pellucid's layer"),
     "hooked": (Body(lambda self, x: self.act(self.norm(x)), norm=hooked()), "norm has a hook"),
@@ -531,6 +560,11 @@ REFUSED = {
     "keeping": (Body(keeping), "sets 'last'"),
     "reading": (table(Body(reading)), "reads 'table', a dict, which may change unseen"),
     "context": (Body(within_a_context), "changes torch's modes on the way"),
+}
+# What is arithmetic all the same.
+LEFT_OF_IT = {
+    "used twice": ["ReLU → add"],
+    **{name: ["add → ReLU"] for name in ("in place within", "own within", "own of a view")},
 }
 
 
@@ -541,7 +575,7 @@ def test_what_is_left_one_by_one_and_why(name):
     reference = copy.deepcopy(model)
     report = pellucid.swap(model, fuse=True)
     assert kinds(report) == []
-    assert kinds(report, "operations") == (["ReLU → add"] if name == "used twice" else [])
+    assert kinds(report, "operations") == LEFT_OF_IT.get(name, [])
     assert words in report.unfused[0].reason
     assert type(model) is Body or report.fused
     with pellucid.backend("c"):
@@ -550,6 +584,15 @@ def test_what_is_left_one_by_one_and_why(name):
             random.seed(1)
             found.append(m(picture(6, 5)))
         assert torch.allclose(*found, atol=1e-6)
+
+
+def test_what_is_written_to_behind_has_a_gradient_still():
+    model = ready(Body(in_place_behind, layer=torch.nn.Identity()))
+    reference = copy.deepcopy(model)
+    pellucid.swap(model, fuse=True)
+    x = picture(6, 5).double()
+    with pellucid.backend("c"):
+        assert far(results(model, x), results(reference, x)) < 1e-10
 
 
 def test_a_sum_in_place_changes_the_callers_tensor_still():
