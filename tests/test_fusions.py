@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 import pellucid
 from pellucid.benchmark.zoo import ZOO
-from pellucid.models import fusions, verification
+from pellucid.models import fusions, identity, verification
 from pellucid.nn.swapped import expression, fused
 from pellucid.nn.swapped.exchange import kind_of
 from recipe_commands import run
@@ -538,6 +538,44 @@ def looking(self, x):
     return self.act(y) if isinstance(y, Tensor) else y
 
 
+class Silent(torch.nn.Module):
+    """One that gives nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+def with_more(self, x):
+    more = self.other(x)
+    y = self.act(self.norm(x))
+    return y if more is None else y + 1
+
+
+def with_more_of_a_pair(self, x):
+    y, more = self.other(x, x, x, need_weights=False)
+    return self.act(self.norm(y)) if more is None else y
+
+
+def of_an_identity(self, x):
+    return self.act(self.norm(x)) if x.dtype is torch.float32 else x
+
+
+def of_a_type(self, x):
+    return self.act(self.norm(x)) if type(x) is Tensor else x
+
+
+def of_its_own_type(self, x):
+    return self.act(self.norm(x)) if type(self.act) is torch.nn.ReLU else x
+
+
+def of_an_attribute(self, x):
+    return x if hasattr(x, "mask") else self.act(self.norm(x))
+
+
+def of_all_parameters(self, x):
+    return self.act(self.norm(x)).to(next(self.parameters()).dtype)
+
+
 REFUSED = {
     "looking": (Body(looking), "depends on the type of a value"),
     "used twice": (Body(twice), "what norm gives is used elsewhere too"),
@@ -559,6 +597,16 @@ REFUSED = {
     "by chance": (Body(by_chance), "draws random numbers itself"),
     "keeping": (Body(keeping), "sets 'last'"),
     "reading": (table(Body(reading)), "reads 'table', a dict, which may change unseen"),
+    "nothing": (Body(with_more, other=Silent()), "asks what a value is, by is None"),
+    "half of nothing": (
+        Body(with_more_of_a_pair, other=torch.nn.MultiheadAttention(5, 1)),
+        "asks what a value is, by is None",
+    ),
+    "identity": (Body(of_an_identity), "asks what a value is, by is"),
+    "type": (Body(of_a_type), "asks what a value is, by type"),
+    "own type": (Body(of_its_own_type), "asks what a value is, by type"),
+    "attribute": (Body(of_an_attribute), "reads 'mask' of a tensor"),
+    "parameters": (Body(of_all_parameters), "goes through its parameters"),
     "context": (Body(within_a_context), "changes torch's modes on the way"),
 }
 # What is arithmetic all the same.
@@ -628,6 +676,44 @@ def test_a_tensor_is_taken_for_one():
         return self.act(self.norm(x)) if isinstance(x, Tensor) else x[0]
 
     assert kinds(pellucid.swap(Body(asking), fuse=True)) == ["BatchNorm1d → ReLU"]
+
+
+def test_what_is_asked_is_heard():
+    def asking(x, y=None, *rest):
+        flag = (
+            x is y,
+            y  # in a line of its own
+            is None,
+        )
+        if rest is not None and hasattr(y, "shape"):
+            return [type(part) for part in (x, y)], flag
+        return callable(getattr(x, "shape", None)) or isinstance(x, int) or x is None
+
+    heard = []
+    with identity.hearing(lambda what, value: heard.append(what), lambda name: name != __name__):
+        asking(1)
+        asking(2, Tensor())
+    always = ["is", "is", "is None", "is None", "hasattr"]
+    assert heard == [*always, "callable", *always, "type", "type"]
+
+
+def test_a_parameter_may_go_and_come():
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.ones(5))
+
+        def forward(self, x):
+            y = torch.tanh(x) * 2
+            return y if self.shift is None else y + self.shift
+
+    model = Shifted()
+    assert pellucid.swap(model, fuse=True).fused
+    reference, x = Shifted(), picture(6, 5)
+    for shift in (model.shift, None, torch.nn.Parameter(torch.zeros(5))):
+        model.shift = reference.shift = shift
+        with pellucid.backend("c"):
+            assert torch.allclose(model(x), reference(x), atol=1e-6)
 
 
 def test_what_can_be_fused_is_though_its_neighbour_cannot():

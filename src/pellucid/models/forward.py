@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from pellucid.keeping import HELD, MISSING
+from pellucid.models.identity import hearing
 
 HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 CONSTANT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type)
@@ -159,9 +160,21 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         before = sys.getprofile()
         sys.setprofile(follow)
         try:
-            yield
+            with hearing(self.hear, _is_silent):
+                yield
         finally:
             sys.setprofile(before)
+
+    def hear(self, what: str, value: Any) -> None:
+        """Something is asked of an object, which the value that stands for it answers otherwise than itself."""
+        kind = type(value)
+        if issubclass(kind, fx.Proxy):
+            told = what == "is None" and not _may_be_none(value.node)
+            told = told or (what in ("is None", "callable", "hasattr") and issubclass(kind, _Given))
+        else:
+            told = what != "type" or RECORDER not in getattr(value, "__dict__", ())
+        if not told:
+            raise Untraceable(f"its forward asks what a value is, by {what}")
 
     def placeholder(self, like: Any) -> fx.Proxy:
         """A tensor of the caller's."""
@@ -243,6 +256,11 @@ class _Given(_Value):
     def __class__(self) -> Any:
         return type(self) if _asked_by_torch(self) else Tensor
 
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(Tensor, name) and not name.startswith("__"):
+            raise Untraceable(f"its forward reads {name!r} of a tensor, which not every tensor has")
+        return super().__getattr__(name)
+
 
 class _WithShape(_Given):
     """A tensor whose shape is known."""
@@ -320,8 +338,14 @@ class _Live(dict[str, Any]):
         if value is None:
             self.recorder.note(self.path, name, None)
             return None
+        self.recorder.note(self.path, f"{name}.__class__", type(value))  # not None, which decides the way
         node = self.recorder.create_node("get_attr", _join(self.path, name), (), {})
         return _Parameter(node, self.recorder, self.path, name, value)
+
+    def _gone_through(self, *_: Any) -> Any:
+        raise Untraceable("its forward goes through its parameters or buffers, of which each may change")
+
+    items = values = get = pop = __iter__ = _gone_through
 
 
 @functools.cache
@@ -364,6 +388,18 @@ def _recorded(kind: Any) -> Any:
 
 def _read(value: Any, name: str) -> Any:
     return getattr(value, name, MISSING)
+
+
+def _is_silent(name: str) -> bool:
+    """Whether what the code of a module asks is no question of the forward's: it knows of values like these."""
+    return name == __name__ or name.split(".")[0] == "torch"
+
+
+def _may_be_none(node: fx.Node) -> bool:
+    """Whether a value on the way may be None: what a module gave, a part of that, or an attribute."""
+    if node.target is operator.getitem:
+        return _may_be_none(node.args[0])  # type: ignore[arg-type]
+    return node.op == "call_module" or node.target in (getattr, torch.nn.functional.multi_head_attention_forward)
 
 
 def _is_constant(value: Any) -> bool:
