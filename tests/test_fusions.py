@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import io
@@ -431,6 +432,56 @@ def test_a_parametrized_layer():
         for training in (False, True):
             ours, theirs = (results(m.train(training), picture().double()) for m in (model, reference))
             assert far(ours, theirs) < 1e-10
+
+
+def test_a_module_that_is_parametrized_later():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.rand(5))
+
+        def forward(self, x):
+            return torch.tanh(x * self.scale) + self.scale
+
+    model = Scaled()
+    pellucid.swap(model, fuse=True)
+    parametrizations.weight_norm(model, "scale", dim=None)
+    x = picture(6, 5)
+    with pellucid.backend("c"):
+        expected = model(x)
+        assert torch.allclose(expected, torch.tanh(x * model.scale) + model.scale, atol=1e-6)
+        assert pellucid.restore(model).fused
+        assert not isinstance(model, fusions.Fused)
+        assert torch.allclose(model(x), expected, atol=1e-6)
+    torch.nn.utils.parametrize.remove_parametrizations(model, "scale")
+    assert type(model) is Scaled
+
+
+def test_hooks_on_all_modules_see_the_layers():
+    model = S(torch.nn.LayerNorm(5), R())
+    pellucid.swap(model, fuse=True)
+    seen = []
+    with pellucid.backend("c"):
+        model(picture(6, 5))
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer))
+        model(picture(6, 5))
+        handle.remove()
+    assert seen == [*model, model]
+
+
+def test_the_modes_of_torch_that_a_forward_asks_for():
+    def asking(self, x):
+        y = self.act(self.norm(x))
+        y = y * 2 if torch.is_autocast_enabled("cpu") else y
+        return y * 3 if torch.is_inference_mode_enabled() else y
+
+    model = Body(asking)
+    assert pellucid.swap(model, fuse=True).fused
+    reference = Body(asking)
+    with pellucid.backend("c"):
+        for around in (contextlib.nullcontext(), torch.autocast("cpu"), torch.no_grad(), torch.inference_mode()):
+            with around:
+                assert torch.allclose(model(picture(6, 5)), reference(picture(6, 5)), atol=1e-5)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -408,12 +408,20 @@ def _is_constant(value: Any) -> bool:
     return isinstance(value, CONSTANT) or inspect.isroutine(value)
 
 
-def _surroundings() -> tuple[Any, ...]:
-    """The modes of torch that a context manager may have set."""
+def modes() -> tuple[Any, ...]:
+    """The modes of torch that decide what its operations do, and that a forward may ask for."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
         *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+    )
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """All that a context manager may have set."""
+    return (
+        *modes(),
         torch._C._len_torch_function_stack(),
         torch._C._autograd._top_saved_tensors_default_hooks(False) is not None,
     )
