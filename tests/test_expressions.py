@@ -204,6 +204,27 @@ def test_types(dtype):
         torch.testing.assert_close(y.double(), exact(x.double()), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+def in_double(self, x, y):
+    return (x.double() * 1e8 + y - x.double() * 1e8).float() * 2
+
+
+def test_what_is_computed_in_float64_stays_so():
+    x, y = drawn(3, 5), drawn(3, 5, seed=1)
+    pairs = [(x.float(), y), (x, y.float()), (x.float(), y[0]), (x.float(), y.float())]
+    for body in (gate, in_double):
+        module = OfTwo(body, act=torch.nn.Softplus())
+        usual = copy.deepcopy(module)
+        assert pellucid.swap(module, fuse=True).fused
+        with pellucid.backend("c"):
+            for a, b in pairs:
+                ours, theirs = module(a, b), usual(a, b)
+                assert ours.dtype == theirs.dtype
+                torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+            if body is gate:
+                for a, b in pairs[:2]:
+                    torch.testing.assert_close(module(a, b), usual(a.double(), b.double()), rtol=1e-12, atol=1e-12)
+
+
 def test_types_that_only_torch_decides():
     """A number in a tensor without axes does not raise the type; autocast chooses operators."""
     module = Own(scaled, scale=parameter())

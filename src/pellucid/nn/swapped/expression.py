@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.random import unseen
@@ -62,7 +63,7 @@ class Expression:
 
     def _way(self, case: _Case, tensors: Sequence[Tensor]) -> _Kernel | None:
         """The kernel that is to compute what is alike; None where the operations are to run one by one."""
-        x = max(tensors, key=Tensor.numel)
+        x = max(tensors, key=lambda t: (t.numel(), t.dtype == torch.float64))
         forced = case.backend in ("c", "triton")
         if (x.numel() < LEAST and not forced) or None in case.functions or not self._fits(x, tensors):
             return None
@@ -71,8 +72,11 @@ class Expression:
         kernel = remembered(self._kernels, key, lambda: _Kernel(self, case.functions, first, len(tensors)))
         copies = [t.detach().requires_grad_(case.grad and t.requires_grad) for t in tensors]
         with torch.set_grad_enabled(case.grad):
-            y = self.function(*case.functions, *copies)
+            with _Types() as types:
+                y = self.function(*case.functions, *copies)
             if not isinstance(y, Tensor) or y.shape != x.shape or not y.is_floating_point():
+                return None
+            if torch.float64 in types.found and x.dtype != torch.float64:  # a kernel computes all as wide as that
                 return None
             text = kernel.text(copies)
         if text is None:
@@ -95,6 +99,20 @@ class Expression:
         if self.along_rows:
             return x.is_contiguous() and all(_in_rows(t.shape, x.shape) for t in tensors)
         return all(nested.spreads(t.shape, x.shape) for t in tensors)
+
+
+class _Types(TorchDispatchMode):
+    """Notes the types of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = set[torch.dtype]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        """Call an operation."""
+        y = function(*args, **(named or {}))
+        self.found |= {y.dtype} if isinstance(y, Tensor) else set()
+        return y
 
 
 class _Case(NamedTuple):
