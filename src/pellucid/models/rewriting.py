@@ -179,7 +179,9 @@ def _memory(module: torch.nn.Module, given: Iterable[fx.Node]) -> set[fx.Node]:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting += [] if _makes_memory(node, layer_of(module, node)) else node.all_input_nodes
+            layer = layer_of(module, node)
+            if not _makes_memory(node, layer):
+                waiting += node.all_input_nodes[: 1 if writes(node, layer) else None]
     return found
 
 
