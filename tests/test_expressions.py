@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 
 import pellucid
@@ -166,6 +167,28 @@ def test_gradients_of_gradients(name):
     with pellucid.backend("c"):
         assert torch.autograd.gradcheck(module, given, fast_mode=True)
         assert torch.autograd.gradgradcheck(module, given, fast_mode=True)
+
+
+def test_what_is_only_compared_has_no_gradient():
+    module = OfTwo(lambda self, x, y: torch.where(y > self.scale, x * 2, -1.0), scale=parameter(5))
+    assert pellucid.swap(module, fuse=True).fused
+    x, y = drawn(3, 5).requires_grad_(), drawn(3, 5).requires_grad_()
+    with pellucid.backend("c"):
+        module(x, y).sum().backward()
+        assert kernels(module) == 1
+        assert not module(x.detach(), y).requires_grad
+    assert torch.equal(x.grad, 2.0 * (y > module.scale))
+    assert y.grad is module.scale.grad is None
+
+
+def test_the_first_call_may_be_in_a_checkpoint():
+    module, usual, given = ready("tanh gelu")
+    x = given[0].requires_grad_()
+    with pellucid.backend("c"):
+        for m in (module, usual):
+            m.found = torch.utils.checkpoint.checkpoint(m, x * 3, use_reentrant=False)
+            m.found = torch.autograd.grad(m.found.sum(), x)[0]
+    assert torch.allclose(module.found, usual.found, rtol=1e-10)
 
 
 def test_any_layout_and_size():
