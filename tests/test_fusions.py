@@ -623,6 +623,30 @@ def of_an_attribute(self, x):
     return x if hasattr(x, "mask") else self.act(self.norm(x))
 
 
+class Config:
+    def scale(self) -> float:
+        return 2.0
+
+
+def of_its_own_functions(self, x):
+    return self.act(self.norm(x)) * self.function()
+
+
+def with_function(model: torch.nn.Module, make) -> torch.nn.Module:
+    model.scale = 2.0
+    model.function = make(model)
+    return model
+
+
+def counting(self, x):
+    global COUNT
+    COUNT += 1
+    return self.act(self.norm(x))
+
+
+COUNT, SCALE = 0, 2.0
+
+
 def of_all_parameters(self, x):
     return self.act(self.norm(x)).to(next(self.parameters()).dtype)
 
@@ -657,6 +681,12 @@ REFUSED = {
     "type": (Body(of_a_type), "asks what a value is, by type"),
     "own type": (Body(of_its_own_type), "asks what a value is, by type"),
     "attribute": (Body(of_an_attribute), "reads 'mask' of a tensor"),
+    "bound": (with_function(Body(of_its_own_functions), lambda _: Config().scale), "reads 'function', a method"),
+    "closure": (
+        with_function(Body(of_its_own_functions), lambda model: lambda: model.scale),
+        "reads 'function', a function, which may change unseen",
+    ),
+    "counting": (Body(counting), "sets 'COUNT', a global variable"),
     "parameters": (Body(of_all_parameters), "goes through its parameters"),
     "context": (Body(within_a_context), "changes torch's modes on the way"),
 }
@@ -746,6 +776,28 @@ def test_what_is_asked_is_heard():
         asking(2, Tensor())
     always = ["is", "is", "is None", "is None", "hasattr"]
     assert heard == [*always, "callable", *always, "type", "type"]
+
+
+def test_a_global_variable_may_change(monkeypatch):
+    model = Body(lambda self, x: self.act(self.norm(x)) * SCALE)
+    assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → ReLU"]
+    with pellucid.backend("c"):
+        once = model(picture(6, 5))
+        monkeypatch.setitem(globals(), "SCALE", 6.0)
+        assert torch.allclose(model(picture(6, 5)), 3 * once)
+
+
+def test_sums_in_place_of_two_norms():
+    """What the first activation gives is no memory of the second, though both add the same."""
+
+    def adding(self, x):
+        y = self.act(self.norm(x) + x)
+        z = self.other(y)
+        z += x
+        return self.act(z)
+
+    model = Body(adding, act=R(inplace=True), other=torch.nn.BatchNorm1d(5))
+    assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → add → ReLU"] * 2
 
 
 def test_a_parameter_may_go_and_come():

@@ -14,6 +14,7 @@ import inspect
 import operator
 import random
 import sys
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from pellucid.keeping import HELD, MISSING
-from pellucid.models.identity import hearing
+from pellucid.models.identity import Globals, hearing
 
 HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 CONSTANT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type)
@@ -45,12 +46,13 @@ class Forward:
     """A forward as a graph: its placeholders are the tensors among its arguments, in order.
 
     ``reads`` are what it read of the module and of those inside: path, name and value; ``inside`` the names and classes
-    of modules, by the path of what holds them.
+    of modules, by the path of what holds them; ``outside`` global variables: namespace, name and value.
     """
 
     graph: fx.Graph
     reads: dict[tuple[str, str], Any]
     inside: dict[str, tuple[tuple[str, type], ...]]
+    outside: list[tuple[dict[str, Any], str, Any]] = dataclasses.field(default_factory=list)
 
     def holds(self, module: torch.nn.Module) -> bool:
         """Whether the module is still as it was."""
@@ -58,10 +60,9 @@ class Forward:
             if _inside(at(module, path)) != names:
                 return False
         for (path, name), value in self.reads.items():
-            now = functools.reduce(_read, name.split("."), at(module, path))
-            if now is not value and (type(now) is not type(value) or now != value):
+            if not _is_same(functools.reduce(_read, name.split("."), at(module, path)), value):
                 return False
-        return True
+        return all(_is_same(space.get(name, MISSING), value) for space, name, value in self.outside)
 
 
 def trace(
@@ -112,7 +113,7 @@ def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any
             for count in range(len(names) + 1):
                 path = ".".join(names[:count])
                 inside[path] = _inside(at(module, path))
-    return Forward(recorder.graph, recorder.reads, inside)
+    return Forward(recorder.graph, recorder.reads, inside, recorder.outside)
 
 
 class _Recorder(fx.proxy.GraphAppendingTracer):
@@ -123,6 +124,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         self.module = module
         self.mode = {} if training is None else {"training": training}
         self.reads: dict[tuple[str, str], Any] = {}
+        self.outside: list[tuple[dict[str, Any], str, Any]] = []
         self.around = _surroundings()
         self.calling: list[Any] = []  # functions of C that are being called
         self.twin = self.copy(module, "", {})
@@ -160,10 +162,21 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         before = sys.getprofile()
         sys.setprofile(follow)
         try:
-            with hearing(self.hear, _is_silent):
+            with hearing(self.hear, _is_silent, self.enter):
                 yield
         finally:
             sys.setprofile(before)
+
+    def enter(self, space: dict[str, Any], names: Globals) -> None:
+        """A function begins, which reads and sets global variables."""
+        if names.written:
+            raise Untraceable(f"its forward sets {min(names.written)!r}, a global variable")
+        for name in names.read & space.keys():
+            value = space[name]
+            if isinstance(value, torch.nn.Module):
+                raise Untraceable(f"its forward reads {name!r}, a global module, which may change unseen")
+            if isinstance(value, (*CONSTANT, tuple)) and not isinstance(value, type) and _is_constant(value):
+                self.outside.append((space, name, value))
 
     def hear(self, what: str, value: Any) -> None:
         """Something is asked of an object, which the value that stands for it answers otherwise than itself."""
@@ -386,6 +399,10 @@ def _recorded(kind: Any) -> Any:
     return type(kind.__name__, (kind,), methods)
 
 
+def _is_same(now: Any, value: Any) -> bool:
+    return now is value or (type(now) is type(value) and now == value)
+
+
 def _read(value: Any, name: str) -> Any:
     return getattr(value, name, MISSING)
 
@@ -405,7 +422,14 @@ def _may_be_none(node: fx.Node) -> bool:
 def _is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
-    return isinstance(value, CONSTANT) or inspect.isroutine(value)
+    if inspect.isfunction(value):
+        return all(_is_constant(cell.cell_contents) for cell in value.__closure__ or ())
+    return isinstance(value, CONSTANT) or (inspect.isroutine(value) and not _is_bound(value))
+
+
+def _is_bound(routine: Any) -> bool:
+    """Whether a routine belongs to an object, which it may read or change unseen."""
+    return not isinstance(getattr(routine, "__self__", None), (type(None), type, types.ModuleType))
 
 
 def modes() -> tuple[Any, ...]:

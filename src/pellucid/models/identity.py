@@ -1,7 +1,7 @@
 """Where code asks which object a value is, or of which type: what a value that stands for another one cannot answer.
 
 No operator can be overloaded for ``x is y`` and ``type(x)``. They are found in the instructions of a function, and
-who runs it is told of the values in a question before it is answered.
+who runs it is told of the values in a question before it is answered; and of the global variables of every function.
 """
 
 from __future__ import annotations
@@ -28,13 +28,30 @@ class Question(NamedTuple):
     names: frozenset[str]
 
 
+class Globals(NamedTuple):
+    """The global variables that a function reads, and those that it sets."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+
+
 @contextlib.contextmanager
-def hearing(answered: Callable[[str, Any], None], silent: Callable[[str], bool]) -> Iterator[None]:
-    """Call ``answered(what, value)`` for all that is asked by this thread, but in modules that are ``silent``."""
+def hearing(
+    answered: Callable[[str, Any], None],
+    silent: Callable[[str], bool],
+    entered: Callable[[dict[str, Any], Globals], None] = lambda *_: None,
+) -> Iterator[None]:
+    """Call ``answered(what, value)`` for all that is asked by this thread, but in modules that are ``silent``.
+
+    ``entered(namespace, globals)`` is called for every function that begins.
+    """
 
     def follow(frame: FrameType, event: str, _: Any) -> Any:
         if event == "call":
-            if silent(frame.f_globals.get("__name__", "")) or not questions(frame.f_code):
+            if silent(frame.f_globals.get("__name__", "")):
+                return None
+            entered(frame.f_globals, globals_of(frame.f_code))
+            if not questions(frame.f_code):
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
         elif event == "opcode" and (asked := questions(frame.f_code).get(frame.f_lasti)):
@@ -67,6 +84,16 @@ def questions(code: CodeType) -> dict[int, Question]:
         elif parts and parts[0].opname == "LOAD_GLOBAL" and parts[0].argval in OF_OBJECTS:
             found[instruction.offset] = Question(parts[0].argval, names)
     return found
+
+
+@functools.lru_cache(maxsize=1024)
+def globals_of(code: CodeType) -> Globals:
+    """The global variables of a function."""
+    instructions = list(dis.get_instructions(code))
+    read, written = (
+        frozenset(i.argval for i in instructions if i.opname == name) for name in ("LOAD_GLOBAL", "STORE_GLOBAL")
+    )
+    return Globals(read, written)
 
 
 def _is_within(part: dis.Instruction, whole: dis.Instruction) -> bool:
