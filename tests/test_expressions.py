@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 
 import pellucid
@@ -168,6 +169,28 @@ def test_gradients_of_gradients(name):
         assert torch.autograd.gradgradcheck(module, given, fast_mode=True)
 
 
+def test_what_is_only_compared_has_no_gradient():
+    module = OfTwo(lambda self, x, y: torch.where(y > self.scale, x * 2, -1.0), scale=parameter(5))
+    assert pellucid.swap(module, fuse=True).fused
+    x, y = drawn(3, 5).requires_grad_(), drawn(3, 5).requires_grad_()
+    with pellucid.backend("c"):
+        module(x, y).sum().backward()
+        assert kernels(module) == 1
+        assert not module(x.detach(), y).requires_grad
+    assert torch.equal(x.grad, 2.0 * (y > module.scale))
+    assert y.grad is module.scale.grad is None
+
+
+def test_the_first_call_may_be_in_a_checkpoint():
+    module, usual, given = ready("tanh gelu")
+    x = given[0].requires_grad_()
+    with pellucid.backend("c"):
+        for m in (module, usual):
+            m.found = torch.utils.checkpoint.checkpoint(m, x * 3, use_reentrant=False)
+            m.found = torch.autograd.grad(m.found.sum(), x)[0]
+    assert torch.allclose(module.found, usual.found, rtol=1e-10)
+
+
 def test_any_layout_and_size():
     module, usual, _ = ready("gate of a layer")
     x = drawn(4, 63, 6, 8)
@@ -202,6 +225,27 @@ def test_types(dtype):
         assert y.dtype == dtype
         assert kernels(module) > 0
         torch.testing.assert_close(y.double(), exact(x.double()), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def in_double(self, x, y):
+    return (x.double() * 1e8 + y - x.double() * 1e8).float() * 2
+
+
+def test_what_is_computed_in_float64_stays_so():
+    x, y = drawn(3, 5), drawn(3, 5, seed=1)
+    pairs = [(x.float(), y), (x, y.float()), (x.float(), y[0]), (x.float(), y.float())]
+    for body in (gate, in_double):
+        module = OfTwo(body, act=torch.nn.Softplus())
+        usual = copy.deepcopy(module)
+        assert pellucid.swap(module, fuse=True).fused
+        with pellucid.backend("c"):
+            for a, b in pairs:
+                ours, theirs = module(a, b), usual(a, b)
+                assert ours.dtype == theirs.dtype
+                torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+            if body is gate:
+                for a, b in pairs[:2]:
+                    torch.testing.assert_close(module(a, b), usual(a.double(), b.double()), rtol=1e-12, atol=1e-12)
 
 
 def test_types_that_only_torch_decides():
@@ -265,6 +309,28 @@ def writes_between(self, x):
     return torch.tanh(y) + y
 
 
+def writes_behind(self, x):
+    y = x * 1
+    z = torch.sigmoid(y) * 2
+    y.view(-1).add_(1)
+    return z, y
+
+
+def layer_that_writes(self, x):
+    y = x * 2
+    return torch.tanh(y) + self.layers(x)
+
+
+def statistics_of_a_layer(self, x):
+    before = self.norm.running_mean * 2
+    return torch.tanh(self.norm(x) * 2 + before)
+
+
+def statistics_of_its_own(self, x):
+    before = self.norm.running_mean * 2
+    return torch.tanh(F.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True) * 2 + before)
+
+
 def writes_inside(self, x):
     y = x * 2
     y += x
@@ -293,6 +359,10 @@ def of_numbers(self, x):
     [
         (writes_between, []),
         (writes_inside, ["tanh"]),
+        (writes_behind, []),
+        (layer_that_writes, []),
+        (statistics_of_a_layer, []),
+        (statistics_of_its_own, []),
         (used_twice, ["mul → add", "tanh"]),
         (cheap, []),
         (along_another_axis, []),
@@ -300,7 +370,8 @@ def of_numbers(self, x):
     ],
 )
 def test_what_is_no_expression(body, found):
-    module = Own(body)
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.ReLU(inplace=True))
+    module = Own(body, layers=layers, norm=torch.nn.BatchNorm1d(4)).double()
     usual = copy.deepcopy(module)
     report = pellucid.swap(module, fuse=True)
     assert [group.before for group in report.fused] == found

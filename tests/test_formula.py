@@ -333,3 +333,22 @@ def test_solve_is_pure():
     source = read(formulas.leaky.function)
     sizes = {"input": 3, "hidden": 4}
     assert solve(source, sizes, {"tau": 1.0}) == solve(source, sizes, {"tau": 1.0})
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_formula_is_traced_while_torch_looks_for_nan():
+    """Fresh ones: what has been traced before is not traced again."""
+
+    @pellucid.cell
+    def fresh(x, h, *, U, W):
+        return torch.tanh(x @ U + h @ W) * 0.75
+
+    @pellucid.layer
+    def beside(x, *, gamma=pellucid.ones):
+        return torch.tanh(x) * gamma * 0.75
+
+    for layer in (fresh(3, 4), beside(3)):
+        with torch.autograd.detect_anomaly():
+            output = layer(torch.ones(5, 2, 3, requires_grad=True))
+            (output if isinstance(output, torch.Tensor) else output[0]).sum().backward()
+            assert torch.is_anomaly_enabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import io
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrizations
 
 import pellucid
 from pellucid.benchmark.zoo import ZOO
-from pellucid.models import fusions, verification
+from pellucid.models import fusions, identity, verification
 from pellucid.nn.swapped import expression, fused
 from pellucid.nn.swapped.exchange import kind_of
 from recipe_commands import run
@@ -162,6 +163,7 @@ MODELS = {
     "built-in function": (Functional(torch.nn.BatchNorm1d(5), torch.tanh), picture(4, 5)),
     "built-in method": (Functional(torch.nn.BatchNorm1d(5), lambda x: x.sigmoid()), picture(4, 5)),
     "method": (Functional(torch.nn.RMSNorm(6), lambda x: x.relu_()), picture(3, 4, 6)),
+    "function that is built in": (Functional(torch.nn.LayerNorm(6), torch.tanh), picture(3, 4, 6)),
     "layer norm": (Output(), picture(3, 4, 6)),
     "rms norm": (Output(torch.nn.RMSNorm(6)), picture(3, 4, 6)),
     "without γ": (Output(torch.nn.LayerNorm(6, elementwise_affine=False)), picture(3, 4, 6)),
@@ -434,12 +436,69 @@ def test_a_parametrized_layer():
             assert far(ours, theirs) < 1e-10
 
 
+def test_a_module_that_is_parametrized_later():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.rand(5))
+
+        def forward(self, x):
+            return torch.tanh(x * self.scale) + self.scale
+
+    model = Scaled()
+    pellucid.swap(model, fuse=True)
+    parametrizations.weight_norm(model, "scale", dim=None)
+    x = picture(6, 5)
+    with pellucid.backend("c"):
+        expected = model(x)
+        assert torch.allclose(expected, torch.tanh(x * model.scale) + model.scale, atol=1e-6)
+        assert pellucid.restore(model).fused
+        assert not isinstance(model, fusions.Fused)
+        assert torch.allclose(model(x), expected, atol=1e-6)
+    torch.nn.utils.parametrize.remove_parametrizations(model, "scale")
+    assert type(model) is Scaled
+
+
+def test_hooks_on_all_modules_see_the_layers():
+    model = S(torch.nn.LayerNorm(5), R())
+    pellucid.swap(model, fuse=True)
+    seen = []
+    with pellucid.backend("c"):
+        model(picture(6, 5))
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer))
+        model(picture(6, 5))
+        handle.remove()
+    assert seen == [*model, model]
+
+
+def test_the_modes_of_torch_that_a_forward_asks_for():
+    def asking(self, x):
+        y = self.act(self.norm(x))
+        y = y * 2 if torch.is_autocast_enabled("cpu") else y
+        return y * 3 if torch.is_inference_mode_enabled() else y
+
+    model = Body(asking)
+    assert pellucid.swap(model, fuse=True).fused
+    reference = Body(asking)
+    with pellucid.backend("c"):
+        for around in (contextlib.nullcontext(), torch.autocast("cpu"), torch.no_grad(), torch.inference_mode()):
+            with around:
+                assert torch.allclose(model(picture(6, 5)), reference(picture(6, 5)), atol=1e-5)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
 class Own(torch.nn.BatchNorm1d):
     def forward(self, input):
         return super().forward(input)
+
+
+class Doubling(torch.nn.Module):
+    """One that changes its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
 
 
 class Body(torch.nn.Module):
@@ -474,6 +533,18 @@ def drawing_between(self, x):
     y = self.dropout(x)
     z = self.other(x)
     return self.layer(x + y) + z
+
+
+def in_place_within(self, x):
+    y = self.norm(x)
+    return self.act(y + self.branch(x))
+
+
+def in_place_behind(self, x):
+    other = x * 2
+    y = self.act(self.norm(x) + other)
+    other += 1
+    return y + other
 
 
 def hidden_sum(self, x):
@@ -520,10 +591,82 @@ def looking(self, x):
     return self.act(y) if isinstance(y, Tensor) else y
 
 
+class Silent(torch.nn.Module):
+    """One that gives nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+def with_more(self, x):
+    more = self.other(x)
+    y = self.act(self.norm(x))
+    return y if more is None else y + 1
+
+
+def with_more_of_a_pair(self, x):
+    y, more = self.other(x, x, x, need_weights=False)
+    return self.act(self.norm(y)) if more is None else y
+
+
+def of_an_identity(self, x):
+    return self.act(self.norm(x)) if x.dtype is torch.float32 else x
+
+
+def of_a_type(self, x):
+    return self.act(self.norm(x)) if type(x) is Tensor else x
+
+
+def of_its_own_type(self, x):
+    return self.act(self.norm(x)) if type(self.act) is torch.nn.ReLU else x
+
+
+def of_an_attribute(self, x):
+    return x if hasattr(x, "mask") else self.act(self.norm(x))
+
+
+class Config:
+    def scale(self) -> float:
+        return 2.0
+
+
+def of_its_own_functions(self, x):
+    return self.act(self.norm(x)) * self.function()
+
+
+def with_function(model: torch.nn.Module, make) -> torch.nn.Module:
+    model.scale = 2.0
+    model.function = make(model)
+    return model
+
+
+def counting(self, x):
+    global COUNT
+    COUNT += 1
+    return self.act(self.norm(x))
+
+
+COUNT, SCALE = 0, 2.0
+
+
+def of_all_parameters(self, x):
+    return self.act(self.norm(x)).to(next(self.parameters()).dtype)
+
+
 REFUSED = {
     "looking": (Body(looking), "depends on the type of a value"),
     "used twice": (Body(twice), "what norm gives is used elsewhere too"),
     "in place between": (Body(in_place_between), "mul_ works in place between them"),
+    "in place within": (Body(in_place_within, branch=S(torch.nn.Identity(), R(True))), "branch works in place between"),
+    "own within": (
+        Body(in_place_within, branch=S(torch.nn.Flatten(0), Doubling(), torch.nn.Unflatten(0, (6, 5)))),
+        "branch between them reads the same, and may change it",
+    ),
+    "own of a view": (
+        Body(lambda self, x: self.act(self.norm(x) + self.branch(x.view(6, 5))), branch=Doubling()),
+        "branch between them reads the same, and may change it",
+    ),
+    "in place behind": (Body(in_place_behind), "+= behind them works in place on what they read"),
     "drawing between": (Body(drawing_between, other=torch.nn.Dropout(0.1)), "might draw random numbers before"),
     "own class": (Body(lambda self, x: self.act(self.norm(x)), norm=Own(5)), "Own, not pellucid's layer"),
     "hooked": (Body(lambda self, x: self.act(self.norm(x)), norm=hooked()), "norm has a hook"),
@@ -531,7 +674,28 @@ REFUSED = {
     "by chance": (Body(by_chance), "draws random numbers itself"),
     "keeping": (Body(keeping), "sets 'last'"),
     "reading": (table(Body(reading)), "reads 'table', a dict, which may change unseen"),
+    "nothing": (Body(with_more, other=Silent()), "asks what a value is, by is None"),
+    "half of nothing": (
+        Body(with_more_of_a_pair, other=torch.nn.MultiheadAttention(5, 1)),
+        "asks what a value is, by is None",
+    ),
+    "identity": (Body(of_an_identity), "asks what a value is, by is"),
+    "type": (Body(of_a_type), "asks what a value is, by type"),
+    "own type": (Body(of_its_own_type), "asks what a value is, by type"),
+    "attribute": (Body(of_an_attribute), "reads 'mask' of a tensor"),
+    "bound": (with_function(Body(of_its_own_functions), lambda _: Config().scale), "reads 'function', a method"),
+    "closure": (
+        with_function(Body(of_its_own_functions), lambda model: lambda: model.scale),
+        "reads 'function', a function, which may change unseen",
+    ),
+    "counting": (Body(counting), "sets 'COUNT', a global variable"),
+    "parameters": (Body(of_all_parameters), "goes through its parameters"),
     "context": (Body(within_a_context), "changes torch's modes on the way"),
+}
+# What is arithmetic all the same.
+LEFT_OF_IT = {
+    "used twice": ["ReLU → add"],
+    **{name: ["add → ReLU"] for name in ("in place within", "own within", "own of a view")},
 }
 
 
@@ -542,7 +706,7 @@ def test_what_is_left_one_by_one_and_why(name):
     reference = copy.deepcopy(model)
     report = pellucid.swap(model, fuse=True)
     assert kinds(report) == []
-    assert kinds(report, "operations") == (["ReLU → add"] if name == "used twice" else [])
+    assert kinds(report, "operations") == LEFT_OF_IT.get(name, [])
     assert words in report.unfused[0].reason
     assert type(model) is Body or report.fused
     with pellucid.backend("c"):
@@ -551,6 +715,15 @@ def test_what_is_left_one_by_one_and_why(name):
             random.seed(1)
             found.append(m(picture(6, 5)))
         assert torch.allclose(*found, atol=1e-6)
+
+
+def test_what_is_written_to_behind_has_a_gradient_still():
+    model = ready(Body(in_place_behind, layer=torch.nn.Identity()))
+    reference = copy.deepcopy(model)
+    pellucid.swap(model, fuse=True)
+    x = picture(6, 5).double()
+    with pellucid.backend("c"):
+        assert far(results(model, x), results(reference, x)) < 1e-10
 
 
 def test_a_sum_in_place_changes_the_callers_tensor_still():
@@ -562,11 +735,90 @@ def test_a_sum_in_place_changes_the_callers_tensor_still():
     assert torch.equal(x, y)
 
 
+def test_a_sum_in_place_keeps_its_type():
+    def adding(self, x):
+        y = self.norm(self.conv(x))
+        y += x.double()
+        return self.act(y)
+
+    for conv, norm, x in (
+        (torch.nn.Identity(), torch.nn.LayerNorm(5), picture(6, 5)),
+        (torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), picture()),
+    ):
+        model = Body(adding, conv=conv, norm=norm).eval()
+        reference = copy.deepcopy(model)
+        assert "add" in pellucid.swap(model, fuse=True).fused[0].before
+        with pellucid.backend("c"):
+            ours, theirs = model(x), reference(x)
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 def test_a_tensor_is_taken_for_one():
     def asking(self, x):
         return self.act(self.norm(x)) if isinstance(x, Tensor) else x[0]
 
     assert kinds(pellucid.swap(Body(asking), fuse=True)) == ["BatchNorm1d → ReLU"]
+
+
+def test_what_is_asked_is_heard():
+    def asking(x, y=None, *rest):
+        flag = (
+            x is y,
+            y  # in a line of its own
+            is None,
+        )
+        if rest is not None and hasattr(y, "shape"):
+            return [type(part) for part in (x, y)], flag
+        return callable(getattr(x, "shape", None)) or isinstance(x, int) or x is None
+
+    heard = []
+    with identity.hearing(lambda what, value: heard.append(what), lambda name: name != __name__):
+        asking(1)
+        asking(2, Tensor())
+    always = ["is", "is", "is None", "is None", "hasattr"]
+    assert heard == [*always, "callable", *always, "type", "type"]
+
+
+def test_a_global_variable_may_change(monkeypatch):
+    model = Body(lambda self, x: self.act(self.norm(x)) * SCALE)
+    assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → ReLU"]
+    with pellucid.backend("c"):
+        once = model(picture(6, 5))
+        monkeypatch.setitem(globals(), "SCALE", 6.0)
+        assert torch.allclose(model(picture(6, 5)), 3 * once)
+
+
+def test_sums_in_place_of_two_norms():
+    """What the first activation gives is no memory of the second, though both add the same."""
+
+    def adding(self, x):
+        y = self.act(self.norm(x) + x)
+        z = self.other(y)
+        z += x
+        return self.act(z)
+
+    model = Body(adding, act=R(inplace=True), other=torch.nn.BatchNorm1d(5))
+    assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → add → ReLU"] * 2
+
+
+def test_a_parameter_may_go_and_come():
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.ones(5))
+
+        def forward(self, x):
+            y = torch.tanh(x) * 2
+            return y if self.shift is None else y + self.shift
+
+    model = Shifted()
+    assert pellucid.swap(model, fuse=True).fused
+    reference, x = Shifted(), picture(6, 5)
+    for shift in (model.shift, None, torch.nn.Parameter(torch.zeros(5))):
+        model.shift = reference.shift = shift
+        with pellucid.backend("c"):
+            assert torch.allclose(model(x), reference(x), atol=1e-6)
 
 
 def test_what_can_be_fused_is_though_its_neighbour_cannot():

@@ -178,6 +178,23 @@ def test_gradients_of_gradients():
     assert ours.backend == "c"
 
 
+def test_an_input_across_may_be_written_to():
+    """As with torch, which multiplies a copy of it: attention adds what it gives to its input in place."""
+    layers = torch.nn.Linear(64, 48), nn.Linear(64, 48)
+    layers[1].load_state_dict(layers[0].state_dict())
+    found = []
+    for layer in layers:
+        x = torch.linspace(-1, 1, 5 * 7 * 64).view(7, 5, 64).requires_grad_()
+        across = (2 * x).transpose(0, 1)
+        with pellucid.backend("c"):
+            y = layer(across)
+        across.add_(1)
+        y.square().sum().backward()
+        found.append((y, x.grad, layer.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_its_output_may_be_written_to():
     ours, theirs = made(8, 8)
     x = torch.randn(2, 3, 8)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pellucid
 from pellucid import nn
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over
-from pellucid.nn.normalization.normalization import normalize
+from pellucid.nn.normalization.normalization import SMALL, normalize
 
 GARBAGE = (float("nan"), float("inf"), 1e30)
 
@@ -622,3 +622,18 @@ def test_convert_sync_batch_norm():
         assert torch.equal(value, state[key])
     theirs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(torch.nn.Sequential(nn.BatchNorm1d(3)))
     assert type(theirs[0]) is torch.nn.SyncBatchNorm
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_of_a_small_and_of_a_large_input(momentum):
+    """The first is torch's operator's, which keeps the running statistics for its gradient."""
+    layer, reference = (trained(source.BatchNorm2d(8, momentum=momentum)) for source in (nn, torch.nn))
+    generator = torch.Generator().manual_seed(0)
+    small, large = (torch.randn(2, 8, n, n, dtype=torch.float64, generator=generator) for n in (2, 200))
+    for mine in (layer, reference):
+        (mine(small.requires_grad_()).square().sum() + 3 * mine(large).square().sum()).backward()
+        mine(small)
+    assert large.numel() > SMALL
+    assert torch.allclose(layer.weight.grad, reference.weight.grad, rtol=1e-10)
+    for name, value in reference.named_buffers():
+        torch.testing.assert_close(layer.get_buffer(name), value, rtol=1e-13, atol=1e-13)

@@ -95,13 +95,15 @@ def output_size(source: Source, solution: Solution, hyperparameters: Mapping[str
 
 def in_plain_torch(function: Callable[[], Result]) -> Result:
     """Call a function as if nothing surrounded the call: in a thread of its own, which has none of the caller's
-    transforms, fake tensors, default device, autocast, inference mode or disabled gradients."""
+    transforms, fake tensors, default device, autocast, inference mode or disabled gradients; nor does torch look for
+    NaN, which a user may have asked for in all threads, in gradients that have no numbers."""
     outcome: list[Result] = []
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            outcome.append(function())
+            with torch.autograd.set_detect_anomaly(False):
+                outcome.append(function())
         except BaseException as error:  # handed to the caller, whatever it is
             failure.append(error)
 

@@ -50,7 +50,7 @@ def faster(
     place = _place(kernel)
     times = _known(place).get(key)
     if not isinstance(times, dict) or not all(isinstance(times.get(way), float) for way in ("usual", "other")):
-        with torch.set_grad_enabled(bool(leaves)), saved_tensors_hooks(_as_it_is, _as_it_is):  # and not the user's
+        with torch.set_grad_enabled(bool(leaves)), unhooked():
             times = _measure({"usual": _step(usual, leaves), "other": _step(other, leaves)})
         _keep(place, key, times)
     return times["other"] < MARGIN * times["usual"]
@@ -68,6 +68,11 @@ def remembered(kernels: dict[Any, Any], key: Any, make: Callable[[], Any]) -> An
 def rounded(sizes: Sequence[int]) -> list[int]:
     """Sizes up to the next power of two: what is measured for one is taken to hold for its neighbours."""
     return [2 ** (n - 1).bit_length() for n in sizes]
+
+
+def unhooked() -> contextlib.AbstractContextManager[Any]:
+    """Keep what is saved for a gradient as it is, whatever the user's hooks do with it: checkpoints count them."""
+    return saved_tensors_hooks(_as_it_is, _as_it_is)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

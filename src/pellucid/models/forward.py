@@ -14,6 +14,7 @@ import inspect
 import operator
 import random
 import sys
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from pellucid.keeping import HELD, MISSING
+from pellucid.models.identity import Globals, hearing
 
 HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 CONSTANT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type)
@@ -44,12 +46,13 @@ class Forward:
     """A forward as a graph: its placeholders are the tensors among its arguments, in order.
 
     ``reads`` are what it read of the module and of those inside: path, name and value; ``inside`` the names and classes
-    of modules, by the path of what holds them.
+    of modules, by the path of what holds them; ``outside`` global variables: namespace, name and value.
     """
 
     graph: fx.Graph
     reads: dict[tuple[str, str], Any]
     inside: dict[str, tuple[tuple[str, type], ...]]
+    outside: list[tuple[dict[str, Any], str, Any]] = dataclasses.field(default_factory=list)
 
     def holds(self, module: torch.nn.Module) -> bool:
         """Whether the module is still as it was."""
@@ -57,10 +60,9 @@ class Forward:
             if _inside(at(module, path)) != names:
                 return False
         for (path, name), value in self.reads.items():
-            now = functools.reduce(_read, name.split("."), at(module, path))
-            if now is not value and (type(now) is not type(value) or now != value):
+            if not _is_same(functools.reduce(_read, name.split("."), at(module, path)), value):
                 return False
-        return True
+        return all(_is_same(space.get(name, MISSING), value) for space, name, value in self.outside)
 
 
 def trace(
@@ -111,7 +113,7 @@ def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any
             for count in range(len(names) + 1):
                 path = ".".join(names[:count])
                 inside[path] = _inside(at(module, path))
-    return Forward(recorder.graph, recorder.reads, inside)
+    return Forward(recorder.graph, recorder.reads, inside, recorder.outside)
 
 
 class _Recorder(fx.proxy.GraphAppendingTracer):
@@ -122,6 +124,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         self.module = module
         self.mode = {} if training is None else {"training": training}
         self.reads: dict[tuple[str, str], Any] = {}
+        self.outside: list[tuple[dict[str, Any], str, Any]] = []
         self.around = _surroundings()
         self.calling: list[Any] = []  # functions of C that are being called
         self.twin = self.copy(module, "", {})
@@ -159,9 +162,32 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         before = sys.getprofile()
         sys.setprofile(follow)
         try:
-            yield
+            with hearing(self.hear, _is_silent, self.enter):
+                yield
         finally:
             sys.setprofile(before)
+
+    def enter(self, space: dict[str, Any], names: Globals) -> None:
+        """A function begins, which reads and sets global variables."""
+        if names.written:
+            raise Untraceable(f"its forward sets {min(names.written)!r}, a global variable")
+        for name in names.read & space.keys():
+            value = space[name]
+            if isinstance(value, torch.nn.Module):
+                raise Untraceable(f"its forward reads {name!r}, a global module, which may change unseen")
+            if isinstance(value, (*CONSTANT, tuple)) and not isinstance(value, type) and _is_constant(value):
+                self.outside.append((space, name, value))
+
+    def hear(self, what: str, value: Any) -> None:
+        """Something is asked of an object, which the value that stands for it answers otherwise than itself."""
+        kind = type(value)
+        if issubclass(kind, fx.Proxy):
+            told = what == "is None" and not _may_be_none(value.node)
+            told = told or (what in ("is None", "callable", "hasattr") and issubclass(kind, _Given))
+        else:
+            told = what != "type" or RECORDER not in getattr(value, "__dict__", ())
+        if not told:
+            raise Untraceable(f"its forward asks what a value is, by {what}")
 
     def placeholder(self, like: Any) -> fx.Proxy:
         """A tensor of the caller's."""
@@ -243,6 +269,11 @@ class _Given(_Value):
     def __class__(self) -> Any:
         return type(self) if _asked_by_torch(self) else Tensor
 
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(Tensor, name) and not name.startswith("__"):
+            raise Untraceable(f"its forward reads {name!r} of a tensor, which not every tensor has")
+        return super().__getattr__(name)
+
 
 class _WithShape(_Given):
     """A tensor whose shape is known."""
@@ -320,8 +351,14 @@ class _Live(dict[str, Any]):
         if value is None:
             self.recorder.note(self.path, name, None)
             return None
+        self.recorder.note(self.path, f"{name}.__class__", type(value))  # not None, which decides the way
         node = self.recorder.create_node("get_attr", _join(self.path, name), (), {})
         return _Parameter(node, self.recorder, self.path, name, value)
+
+    def _gone_through(self, *_: Any) -> Any:
+        raise Untraceable("its forward goes through its parameters or buffers, of which each may change")
+
+    items = values = get = pop = __iter__ = _gone_through
 
 
 @functools.cache
@@ -362,22 +399,53 @@ def _recorded(kind: Any) -> Any:
     return type(kind.__name__, (kind,), methods)
 
 
+def _is_same(now: Any, value: Any) -> bool:
+    return now is value or (type(now) is type(value) and now == value)
+
+
 def _read(value: Any, name: str) -> Any:
     return getattr(value, name, MISSING)
+
+
+def _is_silent(name: str) -> bool:
+    """Whether what the code of a module asks is no question of the forward's: it knows of values like these."""
+    return name == __name__ or name.split(".")[0] == "torch"
+
+
+def _may_be_none(node: fx.Node) -> bool:
+    """Whether a value on the way may be None: what a module gave, a part of that, or an attribute."""
+    if node.target is operator.getitem:
+        return _may_be_none(node.args[0])  # type: ignore[arg-type]
+    return node.op == "call_module" or node.target in (getattr, torch.nn.functional.multi_head_attention_forward)
 
 
 def _is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
-    return isinstance(value, CONSTANT) or inspect.isroutine(value)
+    if inspect.isfunction(value):
+        return all(_is_constant(cell.cell_contents) for cell in value.__closure__ or ())
+    return isinstance(value, CONSTANT) or (inspect.isroutine(value) and not _is_bound(value))
 
 
-def _surroundings() -> tuple[Any, ...]:
-    """The modes of torch that a context manager may have set."""
+def _is_bound(routine: Any) -> bool:
+    """Whether a routine belongs to an object, which it may read or change unseen."""
+    return not isinstance(getattr(routine, "__self__", None), (type(None), type, types.ModuleType))
+
+
+def modes() -> tuple[Any, ...]:
+    """The modes of torch that decide what its operations do, and that a forward may ask for."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
         *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+    )
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """All that a context manager may have set."""
+    return (
+        *modes(),
         torch._C._len_torch_function_stack(),
         torch._C._autograd._top_saved_tensors_default_hooks(False) is not None,
     )

@@ -22,10 +22,11 @@ from pellucid.keeping import left_alone
 from pellucid.kernel.registry import chosen_backend
 from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
-from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, trace
+from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, modes, trace
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
 from pellucid.models.rewriting import Rewriting
 from pellucid.nn.component import Component
+from pellucid.nn.swapped.exchange import parametrized
 from pellucid.nn.swapped.fused import LAYERS, slower
 from pellucid.nn.swapped.reclassed import Reclassed, made_of, reclassed
 
@@ -84,12 +85,12 @@ class Plans:
             return self._run(module, plain, args, named)
 
     def _run(self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if not self.norms and not self.arithmetic:
+        if (not self.norms and not self.arithmetic) or torch.nn.modules.module._has_any_global_hook():
             return plain(module, *args, **named)
         call = (plain, module.training, *_circumstances(), *map(_face, args), *map(_face, named.values()), *named)
         if call in self.one_by_one:
             return plain(module, *args, **named)
-        key: Any = (module.training, torch.is_grad_enabled(), *map(_sort, args))
+        key: Any = (module.training, modes(), *map(_sort, args))
         if named:
             key += tuple([(name, _sort(value)) for name, value in named.items()])
         plan = self.known.get(key)
@@ -230,7 +231,10 @@ def unfuse(module: torch.nn.Module) -> Plans | None:
     """Give a module its own forward back; return what it followed."""
     if not isinstance(module, Fused):
         return None
-    module.__class__ = module._own_kind
+    kind: Any = module._own_kind
+    if parametrize.is_parametrized(module):
+        kind = parametrized(type(module), kind)
+    module.__class__ = kind
     return module.__dict__.pop("_fused_plans", None)
 
 

@@ -71,6 +71,8 @@ class Group:
         else:
             function = layer(function)
         behind = {"residual": self.residual, "activation": function}
+        if self.sum_behind is not None and self.sum_behind.target in SUMS_IN_PLACE:
+            behind["in_place"] = True
         source = (self.convolution or self.norm).args[0] if self.sum is None else self.other
         if self.convolution is not None:
             given = (Layer(self.convolution), Layer(self.norm), source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.kernel.largest import most_deviations
+from pellucid.kernel.random import unseen
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
 from pellucid.nn.normalization.averages import Average, Over, Remembered, Synchronized
@@ -63,8 +65,19 @@ class Remembering(ChannelFirst):
     def _update(self, running: Tensor | None, value: Tensor, seen: Tensor, factor: float | Tensor) -> None:
         """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one."""
         if running is not None:
-            with torch.no_grad():
+            with torch.no_grad(), _unnoticed(running):
                 running.add_(torch.where(seen, (value.to(running.dtype) - running) * factor, 0))
+
+
+def _unnoticed(running: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Let autograd not notice that a running statistic is written to, as with torch's operator.
+
+    That keeps the statistics for its gradient, which in training does not read them: a layer that is applied once more
+    would take it for a mistake.
+    """
+    if not unseen(running) or running.is_inference():
+        return contextlib.nullcontext()
+    return torch.autograd._unsafe_preserve_version_counter(running)
 
 
 class BatchNormFamily(Remembering):
@@ -140,7 +153,7 @@ class BatchNormFamily(Remembering):
             self.num_batches_tracked.add_(1)
         if self.momentum is not None:
             return self.momentum
-        return 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked  # the cumulative average
+        return 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked.double()  # of all batches
 
     def _suits_operator(self, x: Tensor) -> bool:
         return super()._suits_operator(x) or x.stride(1) == 1
@@ -178,14 +191,16 @@ class BatchNormFamily(Remembering):
             if self.running_mean is not None:
                 dtype = self.running_mean.dtype
                 weight = factor.to(dtype) if isinstance(factor, Tensor) else factor
-                self.running_mean.lerp_(mu.flatten().to(dtype), weight)
+                with _unnoticed(self.running_mean):
+                    self.running_mean.lerp_(mu.flatten().to(dtype), weight)
             if self.running_var is not None:
                 seen = var.flatten().to(self.running_var.dtype)
-                self.running_var.mul_(1 - factor)
-                if isinstance(factor, Tensor):
-                    self.running_var.add_(seen * factor.to(seen.dtype), alpha=unbiased)
-                else:
-                    self.running_var.add_(seen, alpha=factor * unbiased)
+                with _unnoticed(self.running_var):
+                    self.running_var.mul_(1 - factor)
+                    if isinstance(factor, Tensor):
+                        self.running_var.add_(seen * factor.to(seen.dtype), alpha=unbiased)
+                    else:
+                        self.running_var.add_(seen, alpha=factor * unbiased)
 
 
 class BatchNorm1d(BatchNormFamily, torch.nn.BatchNorm1d):

@@ -158,7 +158,7 @@ def exchange(layer: torch.nn.Module) -> None:
     ours = ours_of(kind)
     other: Any = ours or torchs_of(kind)
     computed = parametrize.is_parametrized(layer)
-    layer.__class__ = _parametrized(type(layer), other) if computed else other
+    layer.__class__ = parametrized(type(layer), other) if computed else other
     if ours:
         other._prepare(layer)
     else:
@@ -166,7 +166,7 @@ def exchange(layer: torch.nn.Module) -> None:
             layer.__dict__.pop(name, None)
 
 
-def _parametrized(kind: Kind, base: Kind) -> Kind:
+def parametrized(kind: Kind, base: Kind) -> Kind:
     """Build the class of a parametrized layer, which has the computed weights as properties, on another base."""
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__", "__doc__")}
     return type(f"Parametrized{base.__name__}", (base,), own)

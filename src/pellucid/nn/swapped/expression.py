@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pellucid.kernel.choice import faster, remembered, rounded
+from pellucid.kernel.choice import faster, remembered, rounded, unhooked
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
@@ -62,22 +63,28 @@ class Expression:
 
     def _way(self, case: _Case, tensors: Sequence[Tensor]) -> _Kernel | None:
         """The kernel that is to compute what is alike; None where the operations are to run one by one."""
-        x = max(tensors, key=Tensor.numel)
+        x = max(tensors, key=lambda t: (t.numel(), t.dtype == torch.float64))
         forced = case.backend in ("c", "triton")
         if (x.numel() < LEAST and not forced) or None in case.functions or not self._fits(x, tensors):
             return None
         first = next(i for i, t in enumerate(tensors) if t is x)
-        key = (case.functions, first)
-        kernel = remembered(self._kernels, key, lambda: _Kernel(self, case.functions, first, len(tensors)))
         copies = [t.detach().requires_grad_(case.grad and t.requires_grad) for t in tensors]
-        with torch.set_grad_enabled(case.grad):
-            y = self.function(*case.functions, *copies)
+        with torch.set_grad_enabled(case.grad), unhooked():
+            with _Types() as types:
+                y = self.function(*case.functions, *copies)
             if not isinstance(y, Tensor) or y.shape != x.shape or not y.is_floating_point():
                 return None
+            if torch.float64 in types.found and x.dtype != torch.float64:  # a kernel computes all as wide as that
+                return None
+            compared = _without_gradient(y, copies)
+            key = (case.functions, first, compared)
+            kernel = remembered(
+                self._kernels, key, lambda: _Kernel(self, case.functions, first, len(tensors), compared)
+            )
             text = kernel.text(copies)
         if text is None:
             return None
-        leaves = [t for t in copies if t.requires_grad]
+        leaves = [t for i, t in enumerate(copies) if t.requires_grad and i not in compared]
         usual, other = (functools.partial(way, copies) for way in (kernel.one_by_one, kernel.run))
         return kernel if forced or faster(f"{self.name} {case}", text, usual, other, leaves) else None
 
@@ -95,6 +102,20 @@ class Expression:
         if self.along_rows:
             return x.is_contiguous() and all(_in_rows(t.shape, x.shape) for t in tensors)
         return all(nested.spreads(t.shape, x.shape) for t in tensors)
+
+
+class _Types(TorchDispatchMode):
+    """Notes the types of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = set[torch.dtype]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        """Call an operation."""
+        y = function(*args, **(named or {}))
+        self.found |= {y.dtype} if isinstance(y, Tensor) else set()
+        return y
 
 
 class _Case(NamedTuple):
@@ -118,10 +139,15 @@ class _Case(NamedTuple):
 
 
 class _Kernel:
-    """An expression for certain activations, of so many tensors, of which one varies along all axes, the ``first``."""
+    """An expression for certain activations, of so many tensors, of which one varies along all axes, the ``first``.
 
-    def __init__(self, expression: Expression, functions: tuple[Any, ...], first: int, count: int) -> None:
-        self.expression, self.functions, self.first = expression, functions, first
+    Those that are only ``compared`` have no gradient.
+    """
+
+    def __init__(
+        self, expression: Expression, functions: tuple[Any, ...], first: int, count: int, compared: tuple[int, ...]
+    ) -> None:
+        self.expression, self.functions, self.first, self.compared = expression, functions, first, compared
         names = tuple(f"t{i}" for i in range(count))
         self.recipe = nested.Recipe("an expression", self._by_axis, (), names, fixed=expression.along_rows)
 
@@ -144,6 +170,8 @@ class _Kernel:
 
     def _ordered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, first the one that varies along all axes; as rows where entries of these are taken together."""
+        if self.compared:
+            tensors = [t.detach() if i in self.compared else t for i, t in enumerate(tensors)]
         given = [tensors[self.first], *tensors[: self.first], *tensors[self.first + 1 :]]
         if self.expression.along_rows:
             given = [t.reshape(-1, t.shape[-1] if t.dim() else 1) for t in given]
@@ -164,6 +192,15 @@ class _Kernel:
         views = [nested.View(x.stride(), x.shape[-1] if rows else None)]
         views += [nested.spread(t, x.dim(), t.shape[-1] if rows else None) for t in tensors[1:]]
         return nested.Axes(tuple(x.shape), (), tuple(views))
+
+
+def _without_gradient(y: Tensor, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """The places of the tensors that ask for a gradient and have none, such as what is only compared with another."""
+    wanted = [i for i, t in enumerate(tensors) if t.requires_grad]
+    if not y.requires_grad:
+        return tuple(wanted)
+    found = torch.autograd.grad(y, [tensors[i] for i in wanted], torch.ones_like(y), allow_unused=True)
+    return tuple([i for i, gradient in zip(wanted, found, strict=True) if gradient is None])
 
 
 def _in_rows(shape: Sequence[int], whole: Sequence[int]) -> bool:

@@ -91,6 +91,8 @@ def activation_of_call(function: Any, args: Sequence[Any], named: Mapping[str, A
 
 def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
     """The options of a function where none are given; torch has no signature of those that are built in."""
+    if not OPTIONS[function]:
+        return {}
     if function is F.gelu:
         return {"approximate": "none"}
     if function is F.softplus:
@@ -116,10 +118,14 @@ def normalize_in_company(
     dropout: Dropout | None = None,
     residual: Tensor | None = None,
     activation: Behind = None,
+    in_place: bool = False,
 ) -> Tensor:
-    """Compute ``activation(norm(x + dropout(sublayer)) + residual)``, of which any part but the norm may be missing."""
+    """Compute ``activation(norm(x + dropout(sublayer)) + residual)``, of which any part but the norm may be missing.
+
+    With ``in_place`` the residual is added to what the norm gives where that lies, so in its type.
+    """
     y = _in_one_pass(norm, x, sublayer, dropout, residual, activation)
-    return one_by_one(norm, x, sublayer, dropout, residual, activation) if y is None else y
+    return one_by_one(norm, x, sublayer, dropout, residual, activation, in_place) if y is None else y
 
 
 def _in_one_pass(
@@ -162,12 +168,19 @@ def one_by_one(
     dropout: Callable[[Tensor], Tensor] | None,
     residual: Tensor | None,
     activation: Callable[[Tensor], Tensor] | None,
+    in_place: bool = False,
 ) -> Tensor:
     """Compute the same by the layers themselves."""
     if sublayer is not None:
         x = x + (sublayer if dropout is None else dropout(sublayer))
-    y = norm(x)
-    y = y if residual is None else y + residual
+    return _followed(norm(x), residual, activation, in_place)
+
+
+def _followed(
+    y: Tensor, residual: Tensor | None, activation: Callable[[Tensor], Tensor] | None, in_place: bool
+) -> Tensor:
+    if residual is not None:
+        y = y.add_(residual) if in_place else y + residual
     return y if activation is None else activation(y)
 
 
@@ -262,17 +275,20 @@ def _scratch(norm: Any) -> Any:
 
 
 def convolve_and_normalize(
-    convolution: Any, norm: BatchNormFamily, x: Tensor, residual: Tensor | None = None, activation: Behind = None
+    convolution: Any,
+    norm: BatchNormFamily,
+    x: Tensor,
+    residual: Tensor | None = None,
+    activation: Behind = None,
+    in_place: bool = False,
 ) -> Tensor:
     """Compute ``activation(norm(convolution(x)) + residual)``.
 
     In eval the norm is an affine function of every channel, and so a part of the convolution's weight and bias.
     """
     if _folds(convolution, norm, x):
-        y = convolution._conv_forward(x, *folded(convolution, norm))
-        y = y if residual is None else y + residual
-        return y if activation is None else activation(y)
-    return normalize_in_company(norm, convolution(x), residual=residual, activation=activation)
+        return _followed(convolution._conv_forward(x, *folded(convolution, norm)), residual, activation, in_place)
+    return normalize_in_company(norm, convolution(x), residual=residual, activation=activation, in_place=in_place)
 
 
 def folded(convolution: Any, norm: BatchNormFamily) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,114 @@
+"""Where code asks which object a value is, or of which type: what a value that stands for another one cannot answer.
+
+No operator can be overloaded for ``x is y`` and ``type(x)``. They are found in the instructions of a function, and
+who runs it is told of the values in a question before it is answered; and of the global variables of every function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+OF_OBJECTS = {"type", "id", "callable", "hasattr"}  # functions of Python's that tell what an object is
+
+
+class Question(NamedTuple):
+    """One that code asks.
+
+    ``what`` is "is None" for whether a local variable is a constant such as that, "is" for any other identity, else the
+    name of the function that is called; ``names`` are the local variables that it is asked of.
+    """
+
+    what: str
+    names: frozenset[str]
+
+
+class Globals(NamedTuple):
+    """The global variables that a function reads, and those that it sets."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+
+
+@contextlib.contextmanager
+def hearing(
+    answered: Callable[[str, Any], None],
+    silent: Callable[[str], bool],
+    entered: Callable[[dict[str, Any], Globals], None] = lambda *_: None,
+) -> Iterator[None]:
+    """Call ``answered(what, value)`` for all that is asked by this thread, but in modules that are ``silent``.
+
+    ``entered(namespace, globals)`` is called for every function that begins.
+    """
+
+    def follow(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "call":
+            if silent(frame.f_globals.get("__name__", "")):
+                return None
+            entered(frame.f_globals, globals_of(frame.f_code))
+            if not questions(frame.f_code):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode" and (asked := questions(frame.f_code).get(frame.f_lasti)):
+            for name in asked.names & frame.f_locals.keys():
+                answered(asked.what, frame.f_locals[name])
+        return follow
+
+    before = sys.gettrace()
+    sys.settrace(follow)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@functools.lru_cache(maxsize=1024)
+def questions(code: CodeType) -> dict[int, Question]:
+    """The questions of a function, by the place of the instruction that answers them."""
+    instructions = list(dis.get_instructions(code))
+    found = {}
+    for place, instruction in enumerate(instructions):
+        identity = instruction.opname == "IS_OP" or instruction.opname.endswith("_NONE")  # a jump
+        if not identity and instruction.opname != "CALL":
+            continue
+        parts = [i for i in instructions[:place] if _is_within(i, instruction) and i.opname != "EXTENDED_ARG"]
+        names = frozenset(name for part in parts for name in _locals(part))
+        if identity:
+            loads = [part for part in parts if part.opname != "LOAD_CONST"]
+            found[instruction.offset] = Question("is None" if len(loads) == len(names) == 1 else "is", names)
+        elif parts and parts[0].opname == "LOAD_GLOBAL" and parts[0].argval in OF_OBJECTS:
+            found[instruction.offset] = Question(parts[0].argval, names)
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def globals_of(code: CodeType) -> Globals:
+    """The global variables of a function."""
+    instructions = list(dis.get_instructions(code))
+    read, written = (
+        frozenset(i.argval for i in instructions if i.opname == name) for name in ("LOAD_GLOBAL", "STORE_GLOBAL")
+    )
+    return Globals(read, written)
+
+
+def _is_within(part: dis.Instruction, whole: dis.Instruction) -> bool:
+    """Whether an instruction belongs to the expression of another one."""
+    inner, outer = part.positions, whole.positions
+    if inner is None or outer is None or None in inner or None in outer:
+        return part.opname.startswith("LOAD_")  # as far as is known
+    return (outer.lineno, outer.col_offset) <= (inner.lineno, inner.col_offset) and (
+        inner.end_lineno,
+        inner.end_col_offset,
+    ) <= (outer.end_lineno, outer.end_col_offset)
+
+
+def _locals(part: dis.Instruction) -> tuple[str, ...]:
+    """The local variables that an instruction reads."""
+    if not part.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
+        return ()
+    return part.argval if isinstance(part.argval, tuple) else (part.argval,)
