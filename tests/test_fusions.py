@@ -163,7 +163,6 @@ MODELS = {
     "built-in function": (Functional(torch.nn.BatchNorm1d(5), torch.tanh), picture(4, 5)),
     "built-in method": (Functional(torch.nn.BatchNorm1d(5), lambda x: x.sigmoid()), picture(4, 5)),
     "method": (Functional(torch.nn.RMSNorm(6), lambda x: x.relu_()), picture(3, 4, 6)),
-    "function that is built in": (Functional(torch.nn.LayerNorm(6), torch.tanh), picture(3, 4, 6)),
     "layer norm": (Output(), picture(3, 4, 6)),
     "rms norm": (Output(torch.nn.RMSNorm(6)), picture(3, 4, 6)),
     "without γ": (Output(torch.nn.LayerNorm(6, elementwise_affine=False)), picture(3, 4, 6)),

@@ -85,7 +85,7 @@ def activation_of_call(function: Any, args: Sequence[Any], named: Mapping[str, A
     constant = all(isinstance(value, (int, float, str)) for value in given.values())
     if not constant or len(args) > len(names) + 2 or not given.keys() <= set(names):
         return None
-    defaults = _defaults(known) if names else {}  # torch.tanh has neither
+    defaults = _defaults(known)
     return Activation(known, tuple((name, given.get(name, defaults[name])) for name in names))
 
 
