@@ -680,3 +680,18 @@ def test_a_format_is_shown_kept_and_checked():
         ):
             layer.memory_format = wrong
     assert layer.memory_format is torch.channels_last
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_result_whose_channels_stand_last_may_be_written_to(size, groups):
+    ours = nn.Conv2d(6, 6, size, groups=groups)
+    theirs = torch.nn.Conv2d(6, 6, size, groups=groups)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.linspace(-1, 1, 2 * 6 * 5 * 4).view(2, 5, 4, 6).permute(0, 3, 1, 2).requires_grad_()
+    found = []
+    for layer in (ours, theirs):
+        with pellucid.backend("c"):
+            y = torch.relu_(layer(x))
+        found.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

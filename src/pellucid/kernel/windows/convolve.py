@@ -239,7 +239,7 @@ class _Convolution(torch.autograd.Function):
         y, best = kernel.forward(x, weight, bias, save=True)
         ctx.save_for_backward(x, weight, bias, best)
         ctx.kernel = kernel
-        return y
+        return y.data if y._is_view() else y  # no view: it may be written to
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
