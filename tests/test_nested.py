@@ -518,7 +518,8 @@ FORKED = """
 import os, numpy, torch
 from pellucid import nn
 from pellucid.kernel.rows import nested_c
-from pellucid.nn import normalization, dropout
+from pellucid.nn.dropout import dropout
+from pellucid.nn.normalization import normalization
 normalization.SMALL = dropout.SMALL = 0
 torch.set_num_threads(2)
 layer = nn.LayerNorm(512)

@@ -17,6 +17,7 @@ from pellucid.explanation.page import html
 from pellucid.explanation.page.convolution import data as exhibit
 from pellucid.explanation.page.script import asset
 from pellucid.explanation.page.words import words
+from pellucid.nn.convolution.convolution import Convolution
 
 HOSTILE = "<script>alert(1)</script>&\"'`</style>"
 
@@ -189,7 +190,7 @@ def test_convolution_on_random_settings(browser, tmp_path, name):  # noqa: F811
 
 def window(layer, one, made, x, position, found):
     """The page's window against `window_at`: what it reads, with what that is multiplied, and what lights up."""
-    if not isinstance(made, nn.convolution.Convolution):
+    if not isinstance(made, Convolution):
         kind = getattr(nn, type(made).__name__)
         sizes = (made.in_channels, made.out_channels, made.kernel_size, made.stride, made.padding, made.dilation)
         ours = kind(*sizes, made.groups, padding_mode=made.padding_mode, dtype=torch.float64)
