@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -578,6 +579,18 @@ def test_errors(arguments, options, error, words):
 def test_an_empty_batch_is_refused_in_words():
     with pytest.raises(ValueError, match=r"time 2, batch 0, features 4.*no sequence"):
         quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
+
+
+@pytest.mark.parametrize("make", [nn.Conv1d, nn.ConvTranspose1d])
+def test_weights_that_are_computed_stay_the_same(make, tmp_path):
+    torch.manual_seed(0)
+    layer = torch.nn.utils.parametrizations.spectral_norm(make(8, 16, 3))  # whose estimate goes on in training
+    state = copy.deepcopy(layer.state_dict())
+    report = quietly(layer, torch.randn(1, 8, 5))
+    assert report.check.difference < 1e-5
+    report.save(tmp_path / "page.html")
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 def test_a_layer_without_bias_counts_none():

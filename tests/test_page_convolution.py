@@ -189,7 +189,7 @@ def test_convolution_on_random_settings(browser, tmp_path, name):  # noqa: F811
 
 def window(layer, one, made, x, position, found):
     """The page's window against `window_at`: what it reads, with what that is multiplied, and what lights up."""
-    if not isinstance(made, nn.convolution.Convolution):
+    if not isinstance(made, nn.convolution.convolution.Convolution):
         kind = getattr(nn, type(made).__name__)
         sizes = (made.in_channels, made.out_channels, made.kernel_size, made.stride, made.padding, made.dilation)
         ours = kind(*sizes, made.groups, padding_mode=made.padding_mode, dtype=torch.float64)

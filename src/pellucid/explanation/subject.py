@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from pellucid import nn
 from pellucid.explanation import examples as known
@@ -28,6 +29,7 @@ from pellucid.explanation.windowed import (
     PoolingExplained,
     SeparableExplained,
 )
+from pellucid.keeping import left_alone
 from pellucid.nn.component import Component
 from pellucid.nn.convolution.conv_pool import ConvPooling
 from pellucid.nn.convolution.convolution import Convolution
@@ -69,8 +71,9 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     if not inputs and isinstance(request.inputs[0], str):
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
-    explained = family(request.layer)(request)
-    report = explained.report()
+    with left_alone(request.layer), parametrize.cached():  # weights that are computed are computed once
+        explained = family(request.layer)(request)
+        report = explained.report()
 
     def again(lang: str) -> Report:
         return report_on(subject, inputs, options, lang=lang, **about)
