@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from pellucid import nn
 from pellucid.explanation import examples as known
@@ -71,8 +70,9 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     if not inputs and isinstance(request.inputs[0], str):
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
-    with left_alone(request.layer), parametrize.cached():  # weights that are computed are computed once
+    with left_alone(request.layer):
         explained = family(request.layer)(request)
+    with left_alone(request.layer):  # and reads what the first one read, of weights that are computed anew every time
         report = explained.report()
 
     def again(lang: str) -> Report:
