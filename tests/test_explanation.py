@@ -611,6 +611,12 @@ def test_one_length_serves_all_sentences():
     assert str(quietly(layer, x, lengths=5).steps) == str(quietly(layer, x, lengths=[5, 5]).steps)
 
 
+def test_several_kernels_of_a_channel_read_the_same_padding():
+    report = quietly(nn.SeparableConv1d(2, 1, 3, padding=1, depth_multiplier=2), torch.ones(1, 2, 4))
+    drawn = next(part for part in report.steps[0].parts if isinstance(part, Picture))
+    assert drawn.numbers[0].tolist() == [[0, 1, 1, 1, 1]] * 2
+
+
 def test_the_window_goes_on_to_the_next_row():
     report = quietly(nn.Conv2d(1, 1, 1, stride=(3, 2)), torch.zeros(1, 1, 4, 4), steps=3)
     second, third = (next(part for part in step.parts if isinstance(part, str)) for step in report.steps[1:3])

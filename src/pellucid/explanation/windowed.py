@@ -176,7 +176,8 @@ class WindowedExplained(ComponentExplained):
         found = np.full([len(places) for places in ranges], np.nan)
         inside = plane[tuple(slice(places.stop) for places in ranges)].detach().cpu().double().numpy()
         found[tuple(slice(-r.start, n - r.start) for r, n in zip(ranges, inside.shape, strict=True))] = inside
-        entries = view.entries.detach().cpu().double().numpy().reshape(-1, view.padding.numel())
+        entries = view.entries.detach().cpu().double().numpy()
+        entries = entries.reshape(len(view.channels), -1, view.padding.numel())[:, 0]  # kernels of a channel read alike
         axes = ranges[-self.layer.spatial :]
         if len(ranges) > len(axes):
             channels = found[view.channels.start : view.channels.stop]  # one after the other down the drawing
