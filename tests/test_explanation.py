@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -580,9 +581,61 @@ def test_an_empty_batch_is_refused_in_words():
         quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
 
 
+@pytest.mark.parametrize("make", [nn.Conv1d, nn.ConvTranspose1d])
+def test_weights_that_are_computed_stay_the_same(make, tmp_path):
+    torch.manual_seed(0)
+    layer = torch.nn.utils.parametrizations.spectral_norm(make(8, 16, 3))  # whose estimate goes on in training
+    state = copy.deepcopy(layer.state_dict())
+    report = quietly(layer, torch.randn(1, 8, 5))
+    assert report.check.difference < 1e-5
+    report.save(tmp_path / "page.html")
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
 def test_a_layer_without_bias_counts_none():
     report = quietly(nn.GRU(4, 3, bias=False), torch.zeros(2, 1, 4))
     assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]
+    assert {row.name: row.role for row in report.symbols if row.name in "Ub"} == {"U": "learned", "b": "not learned"}
+
+
+def test_of_a_frozen_layer_nothing_is_learned():
+    for layer, x in ((nn.GRU(4, 3), torch.zeros(2, 1, 4)), (nn.DyT(4), torch.zeros(2, 4))):
+        report = quietly(layer.requires_grad_(False), x)
+        assert [(total.label, total.count) for total in report.totals] == [("nothing is learned here", 0)]
+        assert "learned" not in {row.role for row in report.symbols}
+
+
+def test_one_length_serves_all_sentences():
+    layer, x = nn.TextConv(4, 3), torch.randn(2, 9, 4)
+    assert str(quietly(layer, x, lengths=5).steps) == str(quietly(layer, x, lengths=[5, 5]).steps)
+
+
+def test_several_kernels_of_a_channel_read_the_same_padding():
+    report = quietly(nn.SeparableConv1d(2, 1, 3, padding=1, depth_multiplier=2), torch.ones(1, 2, 4))
+    drawn = next(part for part in report.steps[0].parts if isinstance(part, Picture))
+    assert drawn.numbers[0].tolist() == [[0, 1, 1, 1, 1]] * 2
+
+
+def test_the_window_goes_on_to_the_next_row():
+    report = quietly(nn.Conv2d(1, 1, 1, stride=(3, 2)), torch.zeros(1, 1, 4, 4), steps=3)
+    second, third = (next(part for part in step.parts if isinstance(part, str)) for step in report.steps[1:3])
+    assert second == "The window moves on by the stride, 2."
+    assert third == "This row is done; the next position begins the next row."
+
+
+def test_what_is_said_of_an_output_agrees_with_it():
+    def said(layer, x, **options):
+        row = quietly(layer, x, **options).symbols[-1]
+        return row.shape, row.reasons[0]
+
+    shape, _ = said(nn.ConvTranspose1d(2, 3, 3, stride=2, padding=1), torch.zeros(2, 2, 5), output_size=[10])
+    assert shape == (2, 3, 10)
+    shape, text = said(nn.AdaptiveAvgPool2d((3, None)), torch.zeros(2, 2, 5, 7))
+    assert shape == (2, 2, 3, 7)
+    assert text == "The input is shared out among 3×7 windows, as evenly as it goes."
+    assert "reaches over 1 place and" in said(nn.Conv1d(2, 2, 1), torch.zeros(1, 2, 4))[1]
+    assert "reaches over 3 places and" in said(nn.Conv1d(2, 2, 2, dilation=2), torch.zeros(1, 2, 4))[1]
 
 
 SIGNS = torch.tensor([[1.0, 0.0], [0.0, -1.0]])

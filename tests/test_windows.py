@@ -587,6 +587,14 @@ def test_gradients_of_gradients_of_text_convolution():
     assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
 
 
+def test_gradients_to_differentiate_of_sentences_shorter_than_the_widest_window():
+    torch.manual_seed(0)
+    layer, x = nn.TextConv(3, 20, (1, 4)).double(), draw_input(4, 3, 3, 3).requires_grad_()
+    y = by_kernel(layer, x)
+    first = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x, create_graph=True), first)
+
+
 def test_an_activation_that_falls_somewhere_is_torchs():
     layer, x = nn.TextConv(3, 2, activation=F.gelu), torch.randn(2, 9, 3)
     with pellucid.backend("c"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of, count
@@ -17,7 +19,7 @@ from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Check, Cost, Picture, Report, Rows, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
-from pellucid.explanation.texts import Texts
+from pellucid.explanation.texts import Sizes, Texts
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing
@@ -49,6 +51,11 @@ class ComponentExplained:
 
     def report(self) -> Report:
         """Put everything together."""
+        return replace(self.without_cost(), cost=self.cost())
+
+    @parametrize.cached()
+    def without_cost(self) -> Report:
+        """All but the cost, to which computing the weights belongs; what is shown reads them once."""
         texts = self.texts
         lines = self.lines.on_paper(self.paper)
         with torch.no_grad(), untouched(self.layer):
@@ -65,7 +72,7 @@ class ComponentExplained:
             notation=tuple(self.notation()),
             symbols=tuple(self.row(symbol) for symbol in self.layer.symbols(*self.request.inputs)),
             totals=tuple(self.totals()),
-            cost=self.cost(),
+            cost=None,
             steps=steps,
             check=self.check(),
             notes=(*self.request.notes, *shared.unknown_source(self.lines, texts), *self.notes()),
@@ -200,7 +207,7 @@ def fact_text(name: str, fact: Any, texts: Texts) -> Any:
             return str(fact[0]) if len(set(fact)) == 1 else f"({', '.join(map(str, fact))})"
         numbers = all(isinstance(part, int) for part in fact)
         parts = [str(part) if isinstance(part, int) else texts.axis(str(part)) for part in fact]
-        return ("×" if numbers else " × ").join(parts)
+        return Sizes("×".join(parts)) if numbers else " × ".join(parts)
     if isinstance(fact, float):
         return shared.number(fact)
     return fact

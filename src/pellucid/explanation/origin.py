@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
-from pellucid.keeping import Draws
+from pellucid.keeping import Draws, left_alone
 from pellucid.nn.dropout.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Origin:
         from pellucid.explanation.page.exhibits import exhibits_of
 
         self._refuse_changed()
-        return exhibits_of(self.explained)
+        with left_alone(self._layer), parametrize.cached():
+            return exhibits_of(self.explained)
 
     @contextlib.contextmanager
     def _drawing_again(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of
@@ -46,6 +47,7 @@ class RecurrentExplained:
             self.learned = {name for name, value in values.items() if value.requires_grad}
         self.twin = self.torch_twin() if self.built_in and self.source.name in TWINS else None
 
+    @parametrize.cached()
     def report(self) -> Report:
         """Put everything together."""
         texts = self.texts
@@ -141,13 +143,14 @@ class RecurrentExplained:
                 continue
             solved = solution.symbols[symbol.name]
             axes = tuple(dim_text(dim, texts) for dim in solved.dims)
+            fixed = symbol.role == "parameter" and symbol.name not in self.learned
             yield SymbolRow(
                 name=letter(symbol.name),
                 shape=solved.shape,
                 shape_text=shape_of(solved.shape),
                 axes=("1", *axes) if len(axes) == 1 else axes,
                 count=prod(solved.shape),
-                role=texts(f"role.{symbol.role}"),
+                role=texts("role.fixed" if fixed else f"role.{symbol.role}"),
                 trainable=symbol.name in self.learned,
                 reasons=(*sentences(solved, solution, symbol.role, texts), *self.transposed(symbol.name)),
             )
@@ -172,8 +175,8 @@ class RecurrentExplained:
         total = sum(sum(of_place.values()) for of_place in sizes)
         terms = " + ".join(f"{letter(name)} {size:,}" for name, size in sizes[0].items())
         key = "total.formula" if len(places) == 1 else "total.formula_levels"
-        yield Total(texts(key, terms=terms, places=len(places)), total)
-        if self.twin is None:
+        yield Total(texts(key if self.learned else "total.none", terms=terms, places=len(places)), total)
+        if self.twin is None or not self.learned:
             return
         numbers = {name: p.numel() for name, p in self.twin.named_parameters()}
         both = sum(numbers.values())

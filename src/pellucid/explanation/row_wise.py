@@ -70,7 +70,8 @@ class RowWiseExplained(ComponentExplained):
         if role == "parameter":
             reasons = reasons if solved.dims else (texts("reason.scalar", name=letter(symbol.name)),)
             row = replace(row, axes=tuple(dim_text(dim, texts) for dim in solved.dims))
-        return replace(row, role=texts(f"role.{role}"), reasons=reasons)
+        fixed = role == "parameter" and not symbol.trainable
+        return replace(row, role=texts("role.fixed" if fixed else f"role.{role}"), reasons=reasons)
 
 
 def _complete(request: Request, names: list[str]) -> None:

@@ -44,7 +44,7 @@ class TextConvExplained(ComponentExplained):
         """Run the formula's lines on the first sentence."""
         options = dict(self.request.options)
         if self.batched and options.get("lengths") is not None:
-            options["lengths"] = options["lengths"][:1]
+            options["lengths"] = self.layer._steps(self.x, options["lengths"])[:1]
         self.first = self.layer.bind(self.x[:1] if self.batched else self.x, **options)
         return self.tracer(**self.first)
 

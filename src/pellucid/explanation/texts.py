@@ -21,6 +21,16 @@ class Count(int):
         return f"{int(self):,} {one if self == 1 else many}"
 
 
+class Sizes(str):
+    """Sizes along several axes, 3×3, that agree with their noun as a `Count` does."""
+
+    def __format__(self, spec: str) -> str:
+        if "|" not in spec:
+            return str(self)
+        one, many = spec.split("|")
+        return f"{self} {one if set(self) <= set('1×') else many}"
+
+
 class Texts:
     """The texts of one language."""
 

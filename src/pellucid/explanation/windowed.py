@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, fact_text, shape_text
-from pellucid.explanation.report import Check, Picture, Step, Values
+from pellucid.explanation.report import Check, Picture, Step, SymbolRow, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.component import SymbolShape
@@ -64,7 +64,7 @@ class WindowedExplained(ComponentExplained):
             self.traces.append((view.output, trace))
             place = ", ".join(map(str, position))
             title = texts("step.position", number=number, total=total, place=place)
-            parts: list[Any] = [] if number == 1 else [self.moved()]
+            parts: list[Any] = [] if number == 1 else [self.moved() if position[-1] else texts("step.moved_row")]
             given = list(self.entries(view, bound))
             output = shared.values(texts("picture.output", place=place), _result(trace))
             picture = replace(self.picture(view), beside=(*(v for v in given if v.name != "bias"), output))
@@ -73,6 +73,10 @@ class WindowedExplained(ComponentExplained):
         if total > len(self.traces):
             shape = shape_text(self.output.shape)
             yield Step(texts("step.all_title"), (texts(f"step.all_{self.family}", total=total, shape=shape),))
+
+    def row(self, symbol: SymbolShape) -> SymbolRow:
+        """Translate one symbol; the size of the output may be decided by the call."""
+        return super().row(replace(symbol, shape=tuple(self.output.shape)) if symbol.name == "y" else symbol)
 
     def facts(self, symbol: SymbolShape) -> dict[str, Any]:
         """A size of the window that is one number holds along every axis."""
@@ -172,7 +176,8 @@ class WindowedExplained(ComponentExplained):
         found = np.full([len(places) for places in ranges], np.nan)
         inside = plane[tuple(slice(places.stop) for places in ranges)].detach().cpu().double().numpy()
         found[tuple(slice(-r.start, n - r.start) for r, n in zip(ranges, inside.shape, strict=True))] = inside
-        entries = view.entries.detach().cpu().double().numpy().reshape(-1, view.padding.numel())
+        entries = view.entries.detach().cpu().double().numpy()
+        entries = entries.reshape(len(view.channels), -1, view.padding.numel())[:, 0]  # kernels of a channel read alike
         axes = ranges[-self.layer.spatial :]
         if len(ranges) > len(axes):
             channels = found[view.channels.start : view.channels.stop]  # one after the other down the drawing
@@ -244,9 +249,9 @@ class ConvolutionExplained(WindowedExplained):
         if layer.spatial == 1:
             keys.append("text")
         facts = {
-            "kernel": _each(layer.kernel_size),
+            "kernel": fact_text("kernel_size", layer.kernel_size, self.texts),
             "dilation": fact_text("dilation", layer.dilation, self.texts),
-            "reach": _each(layer.reach),
+            "reach": fact_text("reach", layer.reach, self.texts),
             "groups": layer.groups,
             "channels": layer.in_channels,
             "stride": fact_text("stride", layer.stride, self.texts),

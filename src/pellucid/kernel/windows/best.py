@@ -53,13 +53,18 @@ def greatest_over_time(
     ):
         return None  # somebody has put others in their place, which torch refuses
     longest, time = max(w.shape[1] for w in weights), x.shape[1]
+
+    def as_given(x: Tensor, *parameters: Tensor) -> Tensor:
+        """The reference, which would take what a sentence is continued with for words."""
+        return reference(x[:, :time], *parameters)
+
     if time < longest:
         lengths = torch.full((len(x),), time) if lengths is None else lengths
         x = F.pad(x, (0, 0, 0, longest - time))
     x = x.contiguous()
     weights, biases = [w.contiguous() for w in weights], biases and [b.contiguous() for b in biases]
     counts = None if lengths is None else lengths.to(torch.int64).contiguous()
-    return _Best.apply(reference, counts, len(weights), x, *weights, *(biases or ()))
+    return _Best.apply(as_given, counts, len(weights), x, *weights, *(biases or ()))
 
 
 class _Best(torch.autograd.Function):

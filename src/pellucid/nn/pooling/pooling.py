@@ -135,8 +135,9 @@ class Pooling(Running, Windowed, torch.nn.Module):
             window: Window = self.bind(x)["window"]
             axes = ("batch", "channels", *AXES[self.spatial])[-x.ndim :]
             size = (*x.shape[: -self.spatial], *window.positions)
+            own = facts | {"output_size": window.positions} if "output_size" in facts else facts
             found.append(SymbolShape("x", tuple(x.shape), axes, "pool.input", False, facts))
-            found.append(SymbolShape("y", size, axes, f"{kind}.output", False, facts))
+            found.append(SymbolShape("y", size, axes, f"{kind}.output", False, own))
         return found
 
     def _misfit(self, x: torch.Tensor) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -310,11 +309,12 @@ def _with_output_size(layer: Any, x: Tensor, y: Tensor) -> Any:
     """Return a transposed convolution that gives this output size also where it is not asked for."""
     if not layer.transposed or layer.padding == "same":
         return layer
-    found = copy.copy(layer)
-    found.output_padding = tuple(
+    more = tuple(
         wanted - layer._placement(axis, size)[1] + layer.output_padding[axis]
         for axis, (size, wanted) in enumerate(zip(x.shape[-layer.spatial :], y.shape[-layer.spatial :], strict=True))
     )
+    found = object.__new__(type(layer))  # copy.copy refuses layers whose weights are computed
+    found.__dict__ = {**vars(layer), "output_padding": more}
     return found
 
 
