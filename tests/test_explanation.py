@@ -600,7 +600,13 @@ def test_a_layer_without_bias_counts_none():
 
 
 def test_of_a_frozen_layer_nothing_is_learned():
-    for layer, x in ((nn.GRU(4, 3), torch.zeros(2, 1, 4)), (nn.DyT(4), torch.zeros(2, 4))):
+    for layer, x in (
+        (nn.GRU(4, 3), torch.zeros(2, 1, 4)),
+        (nn.DyT(4), torch.zeros(2, 4)),
+        (nn.Conv1d(2, 3, 2), torch.zeros(2, 2, 4)),
+        (nn.LayerNorm(4), torch.zeros(2, 4)),
+        (nn.TCN(2, [3]), torch.zeros(2, 2, 4)),
+    ):
         report = quietly(layer.requires_grad_(False), x)
         assert [(total.label, total.count) for total in report.totals] == [("nothing is learned here", 0)]
         assert "learned" not in {row.role for row in report.symbols}

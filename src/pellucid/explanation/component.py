@@ -38,6 +38,7 @@ class ComponentExplained:
         assert isinstance(request.layer, Component)
         self.request, self.texts, self.layer = request, request.texts, request.layer
         self.kind = runs_as(kind_of(request.layer)).__name__
+        self.frozen = not shared.trainable(request.layer)
         with torch.no_grad():
             self.bound = self.layer.bind(*request.inputs, **request.options)
         self.lines = self.read_lines()
@@ -122,6 +123,8 @@ class ComponentExplained:
         facts |= {"name": letter(symbol.name), "shape": shape, "axes": " × ".join(axes)}
         reasons = (texts(key, **facts),) if key in texts else ()
         role = "parameter" if symbol.trainable else {"x": "input", "y": "output"}.get(symbol.name, "given")
+        if symbol.trainable and self.frozen:
+            role = "fixed"
         own = f"role.{symbol.name}"
         return SymbolRow(
             name=letter(symbol.name),
@@ -130,7 +133,7 @@ class ComponentExplained:
             axes=axes,
             count=prod(symbol.shape),
             role=texts(own if own in texts else f"role.{role}"),
-            trainable=symbol.trainable,
+            trainable=symbol.trainable and not self.frozen,
             reasons=reasons,
         )
 
@@ -140,7 +143,7 @@ class ComponentExplained:
 
     def totals(self) -> Iterator[Total]:
         """The weights that are learned."""
-        learned = [s for s in self.layer.symbols() if s.trainable]
+        learned = [s for s in self.layer.symbols() if s.trainable and not self.frozen]
         terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
         key = "total.component" if learned else "total.none"
         yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
