@@ -238,6 +238,13 @@ def test_a_constant_input_has_no_deviation(request, name, args, shape, formula, 
     torch.testing.assert_close(layer(x).double(), formula(*exact), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["GroupNorm", "LayerNorm"])
+def test_of_one_entry_beta_is_left(name):
+    layer = trained(nn.GroupNorm(4, 4) if name == "GroupNorm" else nn.LayerNorm(1))
+    y = layer(torch.randn(5, 4, 1, generator=torch.Generator().manual_seed(0)) + 12345)
+    assert torch.equal(y, layer.bias.reshape(1, -1, 1).expand(5, 4, 1))
+
+
 # -- gradients ----------------------------------------------------------------------------------------------------
 
 SMALL_MEMBERS = [
