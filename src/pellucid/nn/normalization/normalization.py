@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,8 @@ class Composed:
         if sublayer is not None:
             added = sublayer.to(x.dtype)
             x = x + (added if draws is None else drop(added, draws, p))  # type: ignore[arg-type]
+            if isinstance(average := symbols["average"], Remembered):
+                symbols["average"] = replace(average, x=x)  # of this its mean is the average
         y = self.formula(x, **symbols)
         y = y if residual is None else y + residual
         return y if self.activation is None else self.activation(y)
