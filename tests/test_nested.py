@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fresh
+import pellucid
 from pellucid import nn
 from pellucid.kernel import memory
 from pellucid.kernel.rows import nested, nested_c
+from pellucid.nn.swapped import fused
 from row_programs import LAYOUTS, close, few, lay, rounded_once, trained
 
 # -- the formula in float64 ---------------------------------------------------------------------------------------
@@ -236,6 +238,22 @@ def test_a_constant_input_has_no_deviation(request, name, args, shape, formula, 
     x = torch.full(shape, 12345.678)
     exact = [t.detach().double() for t in (x, *layer.parameters())]
     torch.testing.assert_close(layer(x).double(), formula(*exact), rtol=1e-6, atol=1e-6)
+
+
+def test_what_earlier_batches_left_normalizes_a_sum():
+    layer = trained(nn.BatchNorm2d(3)).eval()
+    layer.running_mean.fill_(2)
+    x, beside = torch.randn(2, 2, 3, 4, 5)
+    with pellucid.backend("c"):
+        found = fused.normalize_in_company(layer, x, beside)
+    torch.testing.assert_close(found, layer(x + beside))
+
+
+@pytest.mark.parametrize("name", ["GroupNorm", "LayerNorm"])
+def test_of_one_entry_beta_is_left(name):
+    layer = trained(nn.GroupNorm(4, 4) if name == "GroupNorm" else nn.LayerNorm(1))
+    y = layer(torch.randn(5, 4, 1, generator=torch.Generator().manual_seed(0)) + 12345)
+    assert torch.equal(y, layer.bias.reshape(1, -1, 1).expand(5, 4, 1))
 
 
 # -- gradients ----------------------------------------------------------------------------------------------------

@@ -208,6 +208,19 @@ def test_places_beyond_32_bits(cut, monkeypatch):
     torch.testing.assert_close(found, nn.Dropout(0.4, seed=3)(x))
 
 
+@IN_INTERPRETER
+@pytest.mark.parametrize("begin", [2**31 - 8, 2**31 - 3, 2**33])
+def test_draws_that_begin_before_32_bits_end(cut, monkeypatch, begin):
+    """As those of a formula's second dropout do: their elements are counted on, beyond what 32 bits hold."""
+    cut("whole")
+    monkeypatch.setattr(nested.Draws, "of", lambda seed, stream, _: nested.Draws(seed, int(stream), {"draws": begin}))
+    found, x = [], torch.ones(5, 16)
+    for backend in ("triton", "c"):
+        with pellucid.backend(backend):
+            found.append(nn.Dropout(0.4, seed=3)(x))
+    torch.testing.assert_close(*found)
+
+
 # -- dropouts ---------------------------------------------------------------------------------------------------------
 
 DROPOUTS = {

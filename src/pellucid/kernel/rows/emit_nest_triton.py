@@ -177,7 +177,7 @@ class _Function(Tiles):
         self.most = max(self.levels.values())
         levels = range(self.most + 1) if stage is None else [stage]
         self.passes = [] if tile.whole else [level for level in levels if self._of_level(level)]
-        self.options = ["SEED_LIES", "ALIGNED"] if self.draws else []
+        self.options = ["SEED_LIES", "ALIGNED", "FAR"] if self.draws else []
         self.options += ["SPLITS"] if tile.split else []
         self.options += ["STAGES"] if self.totals or not tile.whole else []
         self.taken = {*TAKEN, *(f"{name}_{a}" for name in ("i", "start", "within") for a in range(nest.axes))}
@@ -536,7 +536,10 @@ class _Function(Tiles):
 
     def _offset(self, key: str, axes: Collection[int], start: int, length: int) -> str:
         """The distance of a tile's entries from the beginning of an operand."""
-        terms = [self.parameters[f"{key}_begin"]] if f"{key}_begin" in self.parameters else []
+        begin = self.parameters.get(f"{key}_begin")
+        if begin and self.nest.inputs.get(key) in self.draws:
+            begin = f"(tl.cast({begin}, tl.int64) if FAR else {begin})"
+        terms = [begin] if begin else []
         terms += [
             f"{self._index(axis)} * {self._number(f'{key}_{axis}')}" for axis in sorted(axes) if axis != self.last
         ]

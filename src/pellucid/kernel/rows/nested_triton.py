@@ -99,7 +99,9 @@ class Kernel(Direction):
                 places[name] = places[f"{name} to"] = ("scratch", self._scratch)
                 self._scratch += count
         for plan in self._plans:
-            wide = max(self._extent(strides[name]) for name in laid_out(plan.nest).operands) > FARTHEST
+            begins = {name: start for name, (kind, start) in places.items() if kind != "tensor"}
+            reached = (begins.get(name, 0) + self.extent(strides[name]) for name in laid_out(plan.nest).operands)
+            wide = max(reached) > FARTHEST
             apart = frozenset(name for name, (kind, _) in places.items() if kind != "tensor")
             tile = dataclasses.replace(plan.tile, wide=wide, apart=apart & set(laid_out(plan.nest).operands))
             tile = dataclasses.replace(tile, factors=self._factors(plan.nest, strides))
@@ -116,7 +118,8 @@ class Kernel(Direction):
         factors = {key: math.gcd(number, 16) for key, number in numbers.items()}
         return tuple((key, factor) for key, factor in factors.items() if 1 < factor < 16 and numbers[key])
 
-    def _extent(self, strides: Sequence[int]) -> int:
+    def extent(self, strides: Sequence[int]) -> int:
+        """The place of the last entry."""
         return sum((size - 1) * stride for size, stride in zip(self.sizes, strides, strict=True))
 
     def run(
@@ -374,7 +377,7 @@ class _Launch:
         self._blank = [known.get(key, 0) for key in text.parameters]
         self._numbers = [numbers[f"{name}_low"] for name in nest.numbers]
         draws = [value.name for value in nest.inputs.values() if value.kind == "draws"]
-        self._begins = [(name, numbers[f"{name}_begin"]) for name in draws]
+        self._begins = [(name, numbers[f"{name}_begin"], direction.extent(strides[name])) for name in draws]
         last = nest.axes - 1
         self._aligned = all(s % 4 == 0 for name in draws for axis, s in enumerate(strides[name]) if axis != last)
         self._seeds = [numbers[name] for name in ("seed", "seed_high", "stream", "stream_high") if name in numbers]
@@ -435,17 +438,17 @@ class _Launch:
 
     def _draw(self, given: list[Any], draws: Draws) -> dict[str, bool]:
         """Say where random numbers come from; a seed on the GPU is read there."""
-        aligned = self._aligned
-        for name, place in self._begins:
+        aligned, far = self._aligned, False
+        for name, place, extent in self._begins:
             given[place] = offset = draws.offsets[name]
-            aligned = aligned and offset % 4 == 0
+            aligned, far = aligned and offset % 4 == 0, far or offset + extent > FARTHEST
         seed, seed_high, stream, stream_high = self._seeds
         lies = isinstance(draws.seed, Tensor)
         given[seed], given[seed_high] = (
             (draws.seed.to(self._device), 0) if isinstance(draws.seed, Tensor) else _halves(draws.seed)
         )
         given[stream], given[stream_high] = _halves(draws.stream)
-        return {"SEED_LIES": lies, "ALIGNED": aligned}
+        return {"SEED_LIES": lies, "ALIGNED": aligned, "FAR": far}
 
 
 def _halves(number: int) -> tuple[int, int]:

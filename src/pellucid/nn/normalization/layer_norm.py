@@ -100,7 +100,8 @@ class LayerNorm(LastAxes, torch.nn.LayerNorm):
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         y, mean, rstd = torch.native_layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
-        return None if is_far(mean, rstd, math.prod(self.normalized_shape)) else y
+        alone = math.prod(self.normalized_shape) == 1  # one entry has no deviation, and nothing is lost
+        return y if alone or not is_far(mean, rstd) else None
 
 
 class RMSNorm(LastAxes, torch.nn.RMSNorm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,8 @@ class Composed:
         if sublayer is not None:
             added = sublayer.to(x.dtype)
             x = x + (added if draws is None else drop(added, draws, p))  # type: ignore[arg-type]
+            if isinstance(average := symbols["average"], Remembered):
+                symbols["average"] = replace(average, x=x)  # of this its mean is the average
         y = self.formula(x, **symbols)
         y = y if residual is None else y + residual
         return y if self.activation is None else self.activation(y)
@@ -122,24 +124,23 @@ def normalized(
     return y.to(x.dtype), near + mu.detach(), var.detach()
 
 
-def is_far(mean: Tensor, reciprocal_deviation: Tensor, count: int) -> bool:
-    """Whether torch's operator, which had these statistics of so many entries, may have lost digits.
-
-    One entry has no deviation, and nothing is lost.
-    """
-    return count > 1 and not largest_product(mean, reciprocal_deviation) < FAR
+def is_far(mean: Tensor, reciprocal_deviation: Tensor) -> bool:
+    """Whether torch's operator, which had these statistics, may have lost digits."""
+    return not largest_product(mean, reciprocal_deviation) < FAR
 
 
 def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
     """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
     batch, channels, *space = x.shape
+    if channels == groups and math.prod(space) == 1:  # of one entry it loses digits of β as soon as that is not 0
+        return None
     if not x.is_contiguous():  # the operator, unlike F.group_norm, refuses what has not the suggested format
         # Where channels lie side by side its gradient of the parameters alone (torch 2.13) ends the process.
         alone = torch.is_grad_enabled() and not x.requires_grad
         x = x.contiguous(memory_format=torch.contiguous_format if alone else suggest_memory_format(x))
     weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))  # it takes for granted that they are
     y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
-    return None if is_far(mean, rstd, channels // groups * math.prod(space)) else y
+    return None if is_far(mean, rstd) else y
 
 
 def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:
