@@ -122,9 +122,10 @@ class ComponentExplained:
         axes = tuple(texts.axis(axis) for axis in symbol.axes)
         facts |= {"name": letter(symbol.name), "shape": shape, "axes": " × ".join(axes)}
         reasons = (texts(key, **facts),) if key in texts else ()
-        role = "parameter" if symbol.trainable else {"x": "input", "y": "output"}.get(symbol.name, "given")
-        if symbol.trainable and self.frozen:
-            role = "fixed"
+        learned = self.learns(symbol)
+        role = {"x": "input", "y": "output"}.get(symbol.name, "given")
+        if symbol.trainable:
+            role = "parameter" if learned else "fixed"
         own = f"role.{symbol.name}"
         return SymbolRow(
             name=letter(symbol.name),
@@ -133,7 +134,7 @@ class ComponentExplained:
             axes=axes,
             count=prod(symbol.shape),
             role=texts(own if own in texts else f"role.{role}"),
-            trainable=symbol.trainable and not self.frozen,
+            trainable=learned,
             reasons=reasons,
         )
 
@@ -141,9 +142,13 @@ class ComponentExplained:
         """The facts that the reason of a symbol may quote."""
         return dict(symbol.facts)
 
+    def learns(self, symbol: SymbolShape) -> bool:
+        """Whether a symbol is a weight of a layer that is not frozen."""
+        return symbol.trainable and not self.frozen
+
     def totals(self) -> Iterator[Total]:
         """The weights that are learned."""
-        learned = [s for s in self.layer.symbols() if s.trainable and not self.frozen]
+        learned = [s for s in self.layer.symbols() if self.learns(s)]
         terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
         key = "total.component" if learned else "total.none"
         yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))

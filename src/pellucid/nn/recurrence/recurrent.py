@@ -259,10 +259,8 @@ class RNNCell(_TorchCell, torch.nn.RNNCell):  # type: ignore[misc]  # torch's fo
         return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
 
 
-class GRUCell(_TorchCell, torch.nn.GRUCell):  # type: ignore[misc]
-    """One step of gated recurrent units: ``torch.nn.GRUCell``."""
-
-    mode = "gru_cell"
+class _GatedCell(_TorchCell):
+    """A cell whose nonlinearities are not to be chosen."""
 
     def __init__(
         self,
@@ -273,25 +271,21 @@ class GRUCell(_TorchCell, torch.nn.GRUCell):  # type: ignore[misc]
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
+
+
+class GRUCell(_GatedCell, torch.nn.GRUCell):  # type: ignore[misc]
+    """One step of gated recurrent units: ``torch.nn.GRUCell``."""
+
+    mode = "gru_cell"
 
     def _cell(self) -> Cell:
         return cells.gru
 
 
-class LSTMCell(_TorchCell, torch.nn.LSTMCell):  # type: ignore[misc]
+class LSTMCell(_GatedCell, torch.nn.LSTMCell):  # type: ignore[misc]
     """One step of long short-term memory: ``torch.nn.LSTMCell``."""
 
     mode = "lstm_cell"
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def _cell(self) -> Cell:
         return cells.lstm
