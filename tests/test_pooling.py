@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pellucid
 from pellucid import nn
 
 NAMES = [f"{kind}Pool{n}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3)]
@@ -101,6 +102,19 @@ def test_nan_in_a_window_is_seen_and_elsewhere_is_not(kind):
     layer = getattr(nn, f"{kind}Pool1d")(2)
     for y in (layer(x), layer.formula(**layer.bind(x))):
         assert y.isnan().tolist() == [[[False, False, True]]]
+
+
+@pytest.mark.parametrize(("size", "options"), [((5,), {}), ((7, 6), {"dilation": 2}), ((5, 8, 4), {"ceil_mode": True})])
+def test_nothing_but_minus_infinity_in_a_window_has_the_gradient_of_its_first_entry(size, options):
+    x, given = (draw(2, 3, *size, seed=seed) for seed in (0, 1))
+    x[given > 0] = -torch.inf
+    options = {"kernel_size": 3, "stride": 2, "padding": 1, **options}
+    with pellucid.backend("c"):
+        found = [
+            torch.autograd.grad(layer(x.requires_grad_()).sum(), x)[0]
+            for layer in (getattr(module, f"MaxPool{len(size)}d")(**options) for module in (nn, torch.nn))
+        ]
+    assert torch.equal(*found)
 
 
 def test_a_mean_may_sum_beyond_the_range_of_half_precision():

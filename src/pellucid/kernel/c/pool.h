@@ -28,6 +28,22 @@ INLINE void lay_taps(real *to, const uint8_t *from, int64_t count)
     put_real(to + i, get_taps(from + i, PART(count - i)), PART(count - i));
 }
 
+// The first tap that reads an entry of the input at a place, not what is added around it.
+static int64_t first_inside(const struct windows *w, int64_t place)
+{
+  for (int64_t t = 0; t < w->tap_count; t++) {
+    int64_t phase = w->taps[2 * t], at = w->taps[2 * t + 1] + place;
+    int inside = 1;
+    for (int axis = AXES - 1; axis >= 0; phase /= w->stride[axis], at /= w->plane[axis], axis--) {
+      const int64_t entry = at % w->plane[axis] * w->stride[axis] + phase % w->stride[axis] - w->before[axis];
+      inside &= 0 <= entry && entry < w->size[axis];
+    }
+    if (inside)
+      return t;
+  }
+  return 0;
+}
+
 // All places of a channel.
 static void pool_places(const struct pooling *pooling, const struct planes *planes, const real *in, real *out,
                         real *best)
@@ -42,6 +58,10 @@ static void pool_places(const struct pooling *pooling, const struct planes *plan
       else
         result += entry;
     }
+    const ivec least = result == splat(-INFINITY); // no entry of these was greater than what is around the input
+    if (pooling->largest && w->best && sum(from_mask(least)) > 0)
+      for (int i = 0; i < LANES; i++)
+        tap[i] = least[i] ? (real)first_inside(w, p + i) : tap[i];
     store_real(out + p, pooling->largest ? result : result * splat((real)pooling->scale));
     store_real(best + p, tap);
   }
