@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import io
 import json
@@ -777,6 +778,68 @@ def test_what_is_asked_is_heard():
         asking(2, Tensor())
     always = ["is", "is", "is None", "is None", "hasattr"]
     assert heard == [*always, "callable", *always, "type", "type"]
+
+
+class Wrapping(torch.nn.Module):
+    """Counts the calls of its heirs, as transformers lets theirs compute again in backward."""
+
+    wraps, calls = False, 0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        inner = cls.forward
+
+        @functools.wraps(inner)
+        def forward(self, x):
+            outermost = type(self).forward is forward
+            if self.wraps and outermost:
+                return self.count(functools.partial(inner, self), x)
+            return inner(self, x)
+
+        cls.forward = forward
+
+    @staticmethod
+    def count(run, x):
+        Wrapping.calls += 1
+        return run(x)
+
+
+class Wrapped(Wrapping):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = torch.nn.BatchNorm1d(5), torch.nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(x))
+
+
+def test_a_class_that_wraps_the_forward_of_every_heir_does_it_once():
+    model = Wrapped().eval()
+    assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → ReLU"]
+    reference = copy.deepcopy(model)
+    pellucid.restore(reference)
+    for wraps in (False, True, False):
+        for m in (model, reference):
+            m.wraps, Wrapping.calls = wraps, 0
+            with pellucid.backend("c"):
+                assert torch.allclose(m(picture(6, 5)), torch.relu(m.norm(picture(6, 5))), atol=1e-6)
+            assert Wrapping.calls == wraps
+
+
+@pytest.mark.parametrize(
+    ("asked", "fused"), [("__name__", True), ("requires_grad_", True), ("forward", False), ("norms", False)]
+)
+def test_what_is_asked_of_its_class(asked, fused):
+    class Asking(torch.nn.Module):
+        norms = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.act = torch.nn.BatchNorm1d(5), torch.nn.ReLU()
+
+    exec(f"def forward(self, x):\n    return self.act(self.norm(x)) if type(self).{asked} else x", made := {})
+    Asking.forward = made["forward"]
+    assert bool(kinds(pellucid.swap(Asking(), fuse=True))) is fused
 
 
 def test_a_global_variable_may_change(monkeypatch):

@@ -184,8 +184,12 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         if issubclass(kind, fx.Proxy):
             told = what == "is None" and not _may_be_none(value.node)
             told = told or (what in ("is None", "callable", "hasattr") and issubclass(kind, _Given))
+        elif RECORDER in getattr(value, "__dict__", ()):
+            told = what != "type" and (
+                not what.startswith("type.") or _has_every_heir(kind, what.removeprefix("type."))
+            )
         else:
-            told = what != "type" or RECORDER not in getattr(value, "__dict__", ())
+            told = True
         if not told:
             raise Untraceable(f"its forward asks what a value is, by {what}")
 
@@ -396,7 +400,23 @@ def _recorded(kind: Any) -> Any:
         return recorder.call(path, args, named)
 
     methods = {"__getattribute__": read, "__getattr__": read_held, "__setattr__": write, "__call__": call}
-    return type(kind.__name__, (kind,), methods)
+    made: Any = type(kind.__name__, (kind,), methods)
+    made._given_to_heirs = frozenset(name for name in vars(made) if name not in methods and not name.startswith("__"))
+    for name in made._given_to_heirs:  # by __init_subclass__; of this class that of the module's own is asked
+        delattr(made, name)
+    return made
+
+
+def _has_every_heir(kind: Any, name: str) -> bool:
+    """Whether an attribute of a recorded class is the same of the module's own, and of the one that a fused module has.
+
+    The forward is not, but where each heir is given one, so that who asks for it knows of heirs.
+    """
+    if name == "forward":
+        return name in kind._given_to_heirs
+    return name == "__name__" or (
+        not name.startswith("__") and inspect.isroutine(inspect.getattr_static(kind, name, None))
+    )
 
 
 def _is_same(now: Any, value: Any) -> bool:

@@ -21,7 +21,8 @@ class Question(NamedTuple):
     """One that code asks.
 
     ``what`` is "is None" for whether a local variable is a constant such as that, "is" for any other identity, else the
-    name of the function that is called; ``names`` are the local variables that it is asked of.
+    name of the function that is called, "type.forward" where that attribute of a type is all that is asked for;
+    ``names`` are the local variables that it is asked of.
     """
 
     what: str
@@ -82,7 +83,10 @@ def questions(code: CodeType) -> dict[int, Question]:
             loads = [part for part in parts if part.opname != "LOAD_CONST"]
             found[instruction.offset] = Question("is None" if len(loads) == len(names) == 1 else "is", names)
         elif parts and parts[0].opname == "LOAD_GLOBAL" and parts[0].argval in OF_OBJECTS:
-            found[instruction.offset] = Question(parts[0].argval, names)
+            behind = instructions[place + 1]
+            attribute = parts[0].argval == "type" and behind.opname in ("LOAD_ATTR", "LOAD_METHOD")
+            what = f"type.{behind.argval}" if attribute else parts[0].argval
+            found[instruction.offset] = Question(what, names)
     return found
 
 
