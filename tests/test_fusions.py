@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import pickle
 import random
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parametrizations
 
+import cases
 import pellucid
 from pellucid.benchmark.zoo import ZOO
 from pellucid.models import fusions, identity, verification
@@ -646,7 +648,27 @@ def counting(self, x):
     return self.act(self.norm(x))
 
 
-COUNT, SCALE = 0, 2.0
+COUNT, SCALE, SCALES = 0, 2.0, [2.0]
+
+
+def of_a_global_list(self, x):
+    return self.act(self.norm(x)) * SCALES[0]
+
+
+def of_the_environment(self, x):
+    return self.act(self.norm(x)) if "OF_NO_PROGRAM" not in os.environ else x
+
+
+def of_all_attributes(self, x):
+    return self.act(self.norm(x)) * len(vars(self))
+
+
+def trying(self, x):
+    try:
+        self.last = x
+    except Exception:
+        return x
+    return self.act(self.norm(x))
 
 
 def of_all_parameters(self, x):
@@ -689,6 +711,10 @@ REFUSED = {
         "reads 'function', a function, which may change unseen",
     ),
     "counting": (Body(counting), "sets 'COUNT', a global variable"),
+    "global list": (Body(of_a_global_list), "reads 'SCALES', a global list, which may change unseen"),
+    "environment": (Body(of_the_environment), "reads 'os.environ', a global _Environ"),
+    "attributes": (Body(of_all_attributes), "reads all of its attributes"),
+    "trying": (Body(trying), "sets 'last'"),
     "parameters": (Body(of_all_parameters), "goes through its parameters"),
     "context": (Body(within_a_context), "changes torch's modes on the way"),
 }
@@ -842,12 +868,23 @@ def test_what_is_asked_of_its_class(asked, fused):
     assert bool(kinds(pellucid.swap(Asking(), fuse=True))) is fused
 
 
-def test_a_global_variable_may_change(monkeypatch):
-    model = Body(lambda self, x: self.act(self.norm(x)) * SCALE)
+@pytest.mark.parametrize(
+    ("forward", "space", "name"),
+    [
+        (lambda self, x: self.act(self.norm(x)) * SCALE, globals(), "SCALE"),
+        (lambda self, x: self.act(self.norm(x)) * Config.factor, Config, "factor"),
+        (lambda self, x: self.act(self.norm(x)) * cases.FACTOR, cases, "FACTOR"),
+    ],
+    ids=["own", "of a class", "of a library"],
+)
+def test_a_global_variable_may_change(monkeypatch, forward, space, name):
+    put = monkeypatch.setitem if isinstance(space, dict) else functools.partial(monkeypatch.setattr, raising=False)
+    put(space, name, 2.0)
+    model = Body(forward)
     assert kinds(pellucid.swap(model, fuse=True)) == ["BatchNorm1d → ReLU"]
     with pellucid.backend("c"):
         once = model(picture(6, 5))
-        monkeypatch.setitem(globals(), "SCALE", 6.0)
+        put(space, name, 6.0)
         assert torch.allclose(model(picture(6, 5)), 3 * once)
 
 

@@ -31,8 +31,8 @@ CONSTANT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torc
 RECORDER = "_pellucid_recorder"
 
 
-class Untraceable(Exception):
-    """A forward is more than a graph; the message says why."""
+class Untraceable(BaseException):
+    """A forward is more than a graph; the message says why. No ``except Exception`` in that forward catches it."""
 
 
 class Like(NamedTuple):
@@ -46,7 +46,8 @@ class Forward:
     """A forward as a graph: its placeholders are the tensors among its arguments, in order.
 
     ``reads`` are what it read of the module and of those inside: path, name and value; ``inside`` the names and classes
-    of modules, by the path of what holds them; ``outside`` global variables: namespace, name and value.
+    of modules, by the path of what holds them; ``outside`` global variables, and attributes of global classes and
+    libraries: namespace, name and value.
     """
 
     graph: fx.Graph
@@ -62,7 +63,11 @@ class Forward:
         for (path, name), value in self.reads.items():
             if not _is_same(functools.reduce(_read, name.split("."), at(module, path)), value):
                 return False
-        return all(_is_same(space.get(name, MISSING), value) for space, name, value in self.outside)
+        for space, name, value in self.outside:
+            first, *rest = name.split(".")
+            if not _is_same(functools.reduce(_read, rest, space.get(first, MISSING)), value):
+                return False
+        return True
 
 
 def trace(
@@ -171,10 +176,19 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         """A function begins, which reads and sets global variables."""
         if names.written:
             raise Untraceable(f"its forward sets {min(names.written)!r}, a global variable")
-        for name in names.read & space.keys():
-            value = space[name]
+        own = space.get("__name__", "").split(".")[0] not in sys.stdlib_module_names  # of which Python's decide nothing
+        for path in names.read if own else ():
+            value = space.get(path[0], MISSING)
             if isinstance(value, torch.nn.Module):
-                raise Untraceable(f"its forward reads {name!r}, a global module, which may change unseen")
+                raise Untraceable(f"its forward reads {path[0]!r}, a global module, which may change unseen")
+            count = 1
+            while count < len(path) and (isinstance(value, type) or _is_library(value)):
+                value, count = getattr(value, path[count], MISSING), count + 1
+            name = ".".join(path[:count])
+            if isinstance(value, Collection) and not isinstance(value, (*CONSTANT, tuple, frozenset, Tensor)):
+                raise Untraceable(
+                    f"its forward reads {name!r}, a global {type(value).__name__}, which may change unseen"
+                )
             if isinstance(value, (*CONSTANT, tuple)) and not isinstance(value, type) and _is_constant(value):
                 self.outside.append((space, name, value))
 
@@ -374,6 +388,8 @@ def _recorded(kind: Any) -> Any:
         if name == "__class__":
             return kind
         value = object.__getattribute__(self, name)
+        if name == "__dict__" and not _is_silent(sys._getframe(1).f_globals.get("__name__", "")):
+            raise Untraceable("its forward reads all of its attributes")
         if name.startswith("__") or name in (RECORDER, *HELD) or RECORDER not in own:
             return value
         recorder, path = own[RECORDER]
@@ -425,6 +441,11 @@ def _is_same(now: Any, value: Any) -> bool:
 
 def _read(value: Any, name: str) -> Any:
     return getattr(value, name, MISSING)
+
+
+def _is_library(value: Any) -> bool:
+    """Whether a value is a module of Python's, but of torch's, whose names stay."""
+    return isinstance(value, types.ModuleType) and value.__name__.split(".")[0] != "torch"
 
 
 def _is_silent(name: str) -> bool:

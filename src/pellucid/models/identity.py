@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
@@ -30,9 +31,9 @@ class Question(NamedTuple):
 
 
 class Globals(NamedTuple):
-    """The global variables that a function reads, and those that it sets."""
+    """The global variables that a function reads, with the attributes that it reads of them, and those that it sets."""
 
-    read: frozenset[str]
+    read: frozenset[tuple[str, ...]]
     written: frozenset[str]
 
 
@@ -84,7 +85,7 @@ def questions(code: CodeType) -> dict[int, Question]:
             found[instruction.offset] = Question("is None" if len(loads) == len(names) == 1 else "is", names)
         elif parts and parts[0].opname == "LOAD_GLOBAL" and parts[0].argval in OF_OBJECTS:
             behind = instructions[place + 1]
-            attribute = parts[0].argval == "type" and behind.opname in ("LOAD_ATTR", "LOAD_METHOD")
+            attribute = parts[0].argval == "type" and _reads_attribute(behind)
             what = f"type.{behind.argval}" if attribute else parts[0].argval
             found[instruction.offset] = Question(what, names)
     return found
@@ -93,11 +94,17 @@ def questions(code: CodeType) -> dict[int, Question]:
 @functools.lru_cache(maxsize=1024)
 def globals_of(code: CodeType) -> Globals:
     """The global variables of a function."""
-    instructions = list(dis.get_instructions(code))
-    read, written = (
-        frozenset(i.argval for i in instructions if i.opname == name) for name in ("LOAD_GLOBAL", "STORE_GLOBAL")
-    )
-    return Globals(read, written)
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
+    read = set()
+    for place, instruction in enumerate(instructions):
+        if instruction.opname == "LOAD_GLOBAL":
+            behind = itertools.takewhile(_reads_attribute, instructions[place + 1 :])
+            read.add((instruction.argval, *(i.argval for i in behind)))
+    return Globals(frozenset(read), frozenset(i.argval for i in instructions if i.opname == "STORE_GLOBAL"))
+
+
+def _reads_attribute(instruction: dis.Instruction) -> bool:
+    return instruction.opname in ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def _is_within(part: dis.Instruction, whole: dis.Instruction) -> bool:
