@@ -454,6 +454,18 @@ def test_rms_norm_takes_weights_of_any_type(types, size):
     torch.testing.assert_close(layer(x), reference(x))
 
 
+@pytest.mark.parametrize("size", [2, 200_000])
+@pytest.mark.parametrize("make", [lambda: nn.LayerNorm(3), lambda: nn.GroupNorm(1, 3), lambda: nn.BatchNorm1d(3)])
+def test_parameters_of_another_type_than_the_input(make, size):
+    x = torch.linspace(-1, 3, 3 * size).reshape(size, 3)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(
+            RuntimeError, match=rf"nn\.\w+: the input is of torch.float32, but .* of {dtype}. Pass x.to"
+        ):
+            make().to(dtype)(x)
+        assert make()(x.to(dtype)).dtype == dtype
+
+
 def test_one_value_per_channel_without_running_statistics():
     layer = nn.BatchNorm1d(3, track_running_stats=False).eval()
     with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -14,6 +14,7 @@ from torch._prims_common import suggest_memory_format
 
 from pellucid.errors import label, refuse_others, shape_text
 from pellucid.formula.drop import drop
+from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.largest import largest_product
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
@@ -220,7 +221,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     added = (*Running.added, "_right")
     formula = staticmethod(normalize)
     centred = True  # whether the formula moves the input by its mean
-    one_type = True  # whether float64 goes with float64 only
+    one_type = True  # whether parameters are of the input's type, or float32 beside an input of 16 bits
     cast_by_autocast = True  # whether autocast on a GPU runs torch's operator of that name in float32
     weight: Any
     bias: Any
@@ -493,17 +494,19 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
                     f"wants {shape_text(self._affine_shape(x))}. Put one of that shape in its place."
                 )
         stored = kept["running_mean"] if kept["weight"] is None else kept["weight"]
-        if (
-            self.one_type
-            and stored is not None
-            and stored.dtype != x.dtype
-            and torch.float64 in (stored.dtype, x.dtype)
-        ):
+        if self.one_type and stored is not None and not self._goes_with(stored.dtype, x):
             raise RuntimeError(
                 f"{label(self)}: the input is of {x.dtype}, but the layer's parameters are of {stored.dtype}. "
                 f"Pass x.to({stored.dtype}), or call layer.to({x.dtype})."
             )
         return axes
+
+    @staticmethod
+    def _goes_with(dtype: torch.dtype, x: Tensor) -> bool:
+        """Whether parameters of a type go with an input, as in torch; autocast may yet change all but float64."""
+        if autocast_dtype(x) is not None:
+            return dtype == x.dtype or torch.float64 not in (dtype, x.dtype)
+        return dtype == x.dtype or (dtype == torch.float32 and x.dtype.itemsize == 2)
 
     def _misfit(self, x: Tensor, wanted: str, cure: str, kind: type[Exception], axes: Sequence[str] = ()) -> Exception:
         return kind(
