@@ -76,6 +76,40 @@ def test_threads_that_would_have_few_rows_work_on_all(two_threads, monkeypatch, 
     assert done == together
 
 
+@pytest.mark.parametrize(("batch", "blocks"), [(1, 1), (16, 1), (100, 3)])
+def test_two_directions_are_taken_side_by_side(two_threads, monkeypatch, batch, blocks):
+    """Each thread has a direction, and its rows are not shared; so has each thread of backward."""
+    found = []
+
+    def fill(self, jobs, histories, by=compiled._Loop._fill):
+        found.append((self.layout.name, len(jobs), -(-batch // self._division(batch, 80, len(jobs))[1])))
+        by(self, jobs, histories)
+
+    monkeypatch.setattr(compiled._Loop, "_fill", fill)
+    layer = nn.LSTM(256, 256, bidirectional=True)
+    x, state = torch.randn(80, batch, 256), (torch.rand(2, batch, 256), torch.rand(2, batch, 256))
+    expected = results(layer, x, {}, state, None, "stepwise")
+    assert found == []
+    with memory.poison():
+        values = results(layer, x, {}, state, None, "c")
+    assert found == [("forward", 2, blocks), ("backward", 2, blocks)]
+    for name, value in values.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_directions_of_which_one_is_frozen():
+    layer, x = nn.GRU(3, 4, bidirectional=True).double(), torch.randn(5, 2, 3, dtype=torch.float64)
+    for frozen in (layer.weight_ih_l0_reverse, layer.bias_hh_l0, layer.weight_hh_l0):
+        frozen.requires_grad_(False)
+        wanted = [p for p in layer.parameters() if p.requires_grad]
+        found = []
+        for backend in ("stepwise", "c"):
+            with pellucid.backend(backend):
+                output, _ = layer(x)
+            found.append(torch.autograd.grad((output**2).sum(), wanted))
+        torch.testing.assert_close(*found)
+
+
 # -- what comes in --------------------------------------------------------------------------------------------------
 
 

@@ -92,7 +92,9 @@ int64_t forward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads
 
 static void forward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
-  const struct call *const call = context;
+  const int64_t panels = PADDED(24) / PANEL + PADDED(24) / PANEL;
+  const struct call *const call = (const struct call *)context + task / panels;
+  task %= panels;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const struct matrix matrix_0 = {call->direct ? 0 : packed_0, call->buffers[4], call->strides[0],
       call->strides[1]};
@@ -115,9 +117,9 @@ static void forward_pack(const void *context, int64_t task, UNUSED int64_t worke
 
 static void forward_task(const void *context, int64_t task, int64_t worker)
 {
-  const struct call *const call = context;
-  const int64_t first = task * call->block, rest = call->batch - first;
-  char *scratch = call->work + forward_work(call->block, call->chunk, worker);
+  const struct call *const calls = context, *const call = calls + task / blocks_of(calls);
+  const int64_t first = task % blocks_of(calls) * call->block, rest = call->batch - first;
+  char *scratch = calls->work + forward_work(call->block, call->chunk, worker);
   forward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
 }
 
@@ -128,14 +130,15 @@ static void forward_together(const void *context, struct team *team)
   forward_block(call, 0, call->batch, scratch, team);
 }
 
-void forward(const struct call *call)
+// Calls of the same sizes side by side: their blocks of rows have the scratch of the first.
+void forward(const struct call *calls, int64_t count)
 {
-  if (call->begin == 0 && !call->direct)
-    share(&call->threads, forward_pack, call, PADDED(24) / PANEL + PADDED(24) / PANEL);
-  if (call->together)
-    gather(&call->threads, forward_together, call);
-  else
-    share(&call->threads, forward_task, call, (call->batch + call->block - 1) / call->block);
+  if (calls->begin == 0 && !calls->direct)
+    share(&calls->threads, forward_pack, calls, count * (PADDED(24) / PANEL + PADDED(24) / PANEL));
+  if (!calls->together)
+    share(&calls->threads, forward_task, calls, count * blocks_of(calls));
+  for (int64_t i = 0; calls->together && i < count; i++)
+    gather(&calls->threads, forward_together, calls + i);
 }
 
 INLINE void backward_columns_0(int64_t j, int n, const float32_storage *output_gradient_at_row,
@@ -234,7 +237,9 @@ int64_t backward_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t thread
 
 static void backward_pack(const void *context, int64_t task, UNUSED int64_t worker)
 {
-  const struct call *const call = context;
+  const int64_t panels = PADDED(24) / PANEL;
+  const struct call *const call = (const struct call *)context + task / panels;
+  task %= panels;
   UNUSED const real *const packed_0 = (const real *)(call->work);
   UNUSED const struct matrix matrix_0 = {call->direct ? 0 : packed_0, call->buffers[6], call->strides[0],
       call->strides[1]};
@@ -248,9 +253,9 @@ static void backward_pack(const void *context, int64_t task, UNUSED int64_t work
 
 static void backward_task(const void *context, int64_t task, int64_t worker)
 {
-  const struct call *const call = context;
-  const int64_t first = task * call->block, rest = call->batch - first;
-  char *scratch = call->work + backward_work(call->block, call->chunk, worker);
+  const struct call *const calls = context, *const call = calls + task / blocks_of(calls);
+  const int64_t first = task % blocks_of(calls) * call->block, rest = call->batch - first;
+  char *scratch = calls->work + backward_work(call->block, call->chunk, worker);
   backward_block(call, first, rest < call->block ? rest : call->block, scratch, 0);
 }
 
@@ -261,12 +266,13 @@ static void backward_together(const void *context, struct team *team)
   backward_block(call, 0, call->batch, scratch, team);
 }
 
-void backward(const struct call *call)
+// Calls of the same sizes side by side: their blocks of rows have the scratch of the first.
+void backward(const struct call *calls, int64_t count)
 {
-  if (call->begin == 0 && !call->direct)
-    share(&call->threads, backward_pack, call, PADDED(24) / PANEL);
-  if (call->together)
-    gather(&call->threads, backward_together, call);
-  else
-    share(&call->threads, backward_task, call, (call->batch + call->block - 1) / call->block);
+  if (calls->begin == 0 && !calls->direct)
+    share(&calls->threads, backward_pack, calls, count * (PADDED(24) / PANEL));
+  if (!calls->together)
+    share(&calls->threads, backward_task, calls, count * blocks_of(calls));
+  for (int64_t i = 0; calls->together && i < count; i++)
+    gather(&calls->threads, backward_together, calls + i);
 }

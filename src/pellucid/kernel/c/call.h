@@ -148,6 +148,8 @@ UNUSED static void gather(const struct threads *threads, void (*body)(const void
   threads->parallel(join, &team, (unsigned)team.helpers + 1, 0);
 }
 
+static inline int64_t blocks_of(const struct call *call) { return (call->batch + call->block - 1) / call->block; }
+
 static inline int any_real(const struct call *call, int64_t first, int64_t rows, int64_t t)
 {
   if (!call->lengths)

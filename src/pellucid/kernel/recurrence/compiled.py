@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +12,9 @@ from torch import Tensor
 
 from pellucid.kernel import build, matmul, memory
 from pellucid.kernel.program import Program
-from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.emit_c import emit
-from pellucid.kernel.recurrence.fused import Fused, FusedLoop
+from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Job
 from pellucid.kernel.recurrence.plan import Loop
-from pellucid.kernel.recurrence.stepwise import Values
 from pellucid.kernel.threads import Threads, useful
 
 BLOCK = 48  # rows that a thread takes through all steps together: their scratch stays in the second cache
@@ -49,56 +48,65 @@ class _Loop(FusedLoop):
     def __init__(self, layout: Loop, library: ctypes.CDLL, program: Program, dtype: torch.dtype) -> None:
         super().__init__(layout, program, dtype)
         self._run = getattr(library, layout.name)
-        self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int64], None
         self._work = getattr(library, f"{layout.name}_work")
         self._work.argtypes, self._work.restype = [ctypes.c_int64] * 3, ctypes.c_int64
 
-    def _fill(
-        self, call: Call, values: Values, history: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
-    ) -> None:
-        layout, time, batch = self.layout, call.time, call.batch
-        matrices = [values[name] for name in layout.matrices]
+    def _fill(self, jobs: Sequence[Job], histories: Sequence[Sequence[Tensor]]) -> None:
+        layout, call = self.layout, jobs[0].call
+        time, batch, several = call.time, call.batch, len(jobs)
+        matrices = [[job.values[name] for name in layout.matrices] for job in jobs]
         real = None if call.lengths is None else call.lengths.to("cpu", torch.int64).contiguous()
-        threads, block, together = self._division(batch, time)
+        threads, block, together = self._division(batch, time, several)
         blocks = -(-batch // block)
-        totals = self._parts(blocks, history[0].device)
-        direct = layout.direct and time * batch <= DIRECT and all(1 in matrix.stride() for matrix in matrices)
-        count = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.number / (batch * layout.operations)))
+        direct = layout.direct and time * batch <= DIRECT and all(1 in m.stride() for own in matrices for m in own)
+        count = max(1, int(OPERATIONS_WITHOUT_A_PAUSE * threads.number / (several * batch * layout.operations)))
         chunk = min(time, count, max(1, (AHEAD_TOGETHER if together else AHEAD) // max(1, block * layout.ahead)))
-        size = self._work(block, chunk, min(threads.number, blocks))
-        work = memory.empty((size + memory.ALIGNMENT,), torch.uint8)
-        places = [values[name].contiguous() for name in layout.inputs]
-        places += history
-        places += [outputs[name] for name in layout.outputs]
-        places += totals.values()
-        buffers = array("q", [place.data_ptr() for place in places])
-        buffers.append(outputs["output"].data_ptr() if "output" in outputs else 0)
-        buffers.extend([matrix.data_ptr() for matrix in matrices])
-        strides, kept = array("q", [stride for matrix in matrices for stride in matrix.stride()]), array("q", slots)
-        struct = array(  # struct call of c/call.h
-            "q",
-            (
-                *(time, batch, call.start, 0, time, call.reverse, block, chunk, direct, together),
-                0 if call.seed is None else int(call.seed),
-                0 if real is None else real.data_ptr(),
-                *(strides.buffer_info()[0], kept.buffer_info()[0]),
-                *(memory.aligned(work), buffers.buffer_info()[0]),
-                *threads,
-            ),
-        )
-        address = struct.buffer_info()[0]
+        workers, totals, kept = min(threads.number, several * blocks), [], []
+        structs = array("q")
+        for job, history, own in zip(jobs, histories, matrices, strict=True):
+            work = memory.empty((self._work(block, chunk, workers) + memory.ALIGNMENT,), torch.uint8)
+            workers = int(together)  # the others have the scratch of the first
+            places = [job.values[name].contiguous() for name in layout.inputs]
+            places += history
+            places += [job.outputs[name] for name in layout.outputs]
+            totals.append(self._parts(blocks, history[0].device))
+            places += totals[-1].values()
+            buffers = array("q", [place.data_ptr() for place in places])
+            buffers.append(job.outputs["output"].data_ptr() if "output" in job.outputs else 0)
+            buffers.extend([matrix.data_ptr() for matrix in own])
+            strides, slots = array("q", [stride for matrix in own for stride in matrix.stride()]), array("q", job.slots)
+            structs.extend(  # struct call of c/call.h
+                (
+                    *(time, batch, job.call.start, 0, time, job.call.reverse, block, chunk, direct, together),
+                    0 if job.call.seed is None else int(job.call.seed),
+                    0 if real is None else real.data_ptr(),
+                    *(strides.buffer_info()[0], slots.buffer_info()[0]),
+                    *(memory.aligned(work), buffers.buffer_info()[0]),
+                    *threads,
+                )
+            )
+            kept.append((work, places, buffers, strides, slots))
+        address, size = structs.buffer_info()[0], len(structs) // several
         for begin in range(0, time, count):
-            struct[BEGIN], struct[END] = begin, min(begin + count, time)
-            self._run(address)
-        self._add_totals(outputs, totals)
+            end = min(begin + count, time)
+            for first in range(0, len(structs), size):
+                structs[first + BEGIN], structs[first + END] = begin, end
+            self._run(address, several)
+        for job, parts in zip(jobs, totals, strict=True):
+            self._add_totals(job.outputs, parts)
 
-    def _division(self, batch: int, time: int) -> tuple[Threads, int, bool]:
-        """The threads for the work, how many rows one takes at a time, and whether all work on one block of rows."""
+    def _division(self, batch: int, time: int, several: int) -> tuple[Threads, int, bool]:
+        """The threads for so many calls, how many rows one takes at a time, and whether all work on one block of rows.
+
+        Every thread has as many blocks as the others.
+        """
         operations = self.layout.operations
-        threads = useful(batch * time * operations)
-        share = -(-batch // threads.number)
+        threads = useful(several * batch * time * operations)
+        share, idle = -(-batch // threads.number), threads.number > (several * batch if several > 1 else 1)
         # The more rows a thread has, the less of its time goes into reading the matrices, which is what can be shared.
-        if threads.number > 1 and share <= FEW_ROWS and operations * batch > MEETING * threads.number * share**3:
+        if idle and share <= FEW_ROWS and operations * batch > MEETING * threads.number * share**3:
             return threads, batch, True
-        threads = threads._replace(number=min(threads.number, batch))
+        share = -(-batch * math.gcd(threads.number, several) // threads.number)
+        threads = threads._replace(number=min(threads.number, several * batch))
         return threads, -(-share // -(-share // BLOCK)), False

@@ -270,7 +270,9 @@ class _Function(Sweeps):
                 [
                     f"static void {name}_pack(const void *context, int64_t task, UNUSED int64_t worker)",
                     "{",
-                    "  const struct call *const call = context;",
+                    f"  const int64_t panels = {panels};",
+                    "  const struct call *const call = (const struct call *)context + task / panels;",
+                    "  task %= panels;",
                     *indented([*self._packed(), *packing]),
                     "}",
                     "",
@@ -280,9 +282,9 @@ class _Function(Sweeps):
             ),
             f"static void {name}_task(const void *context, int64_t task, int64_t worker)",
             "{",
-            "  const struct call *const call = context;",
-            "  const int64_t first = task * call->block, rest = call->batch - first;",
-            f"  char *scratch = call->work + {name}_work(call->block, call->chunk, worker);",
+            "  const struct call *const calls = context, *const call = calls + task / blocks_of(calls);",
+            "  const int64_t first = task % blocks_of(calls) * call->block, rest = call->batch - first;",
+            f"  char *scratch = calls->work + {name}_work(call->block, call->chunk, worker);",
             f"  {name}_block(call, first, rest < call->block ? rest : call->block, scratch, 0);",
             "}",
             "",
@@ -293,17 +295,21 @@ class _Function(Sweeps):
             f"  {name}_block(call, 0, call->batch, scratch, team);",
             "}",
             "",
-            f"void {name}(const struct call *call)",
+            "// Calls of the same sizes side by side: their blocks of rows have the scratch of the first.",
+            f"void {name}(const struct call *calls, int64_t count)",
             "{",
             *(
-                ["  if (call->begin == 0 && !call->direct)", f"    share(&call->threads, {name}_pack, call, {panels});"]
+                [
+                    "  if (calls->begin == 0 && !calls->direct)",
+                    f"    share(&calls->threads, {name}_pack, calls, count * ({panels}));",
+                ]
                 if panels
                 else []
             ),
-            "  if (call->together)",
-            f"    gather(&call->threads, {name}_together, call);",
-            "  else",
-            f"    share(&call->threads, {name}_task, call, (call->batch + call->block - 1) / call->block);",
+            "  if (!calls->together)",
+            f"    share(&calls->threads, {name}_task, calls, count * blocks_of(calls));",
+            "  for (int64_t i = 0; calls->together && i < count; i++)",
+            f"    gather(&calls->threads, {name}_together, calls + i);",
             "}",
             "",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from pellucid.kernel import memory
 from pellucid.kernel.language.layout import Layout, real_of
 from pellucid.kernel.program import Program
 from pellucid.kernel.recurrence.call import Call
-from pellucid.kernel.recurrence.products import apart
+from pellucid.kernel.recurrence.products import apart, run
 from pellucid.kernel.recurrence.stepwise import (
     Values,
     after_loop,
@@ -61,32 +62,48 @@ class Fused:
         self, call: Call, states: Sequence[Tensor], save: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the whole sequence: as `stepwise.Stepwise.forward`."""
-        program, x, time, batch = self.program, call.x, call.time, call.batch
+        return self.forward_all([call], [states], save)[0]
+
+    def forward_all(
+        self, calls: Sequence[Call], states: Sequence[Sequence[Tensor]], save: bool = False
+    ) -> list[tuple[Tensor, list[Tensor], list[Tensor]]]:
+        """The same of several calls, which differ in nothing but parameters, seed and direction, side by side."""
         loop = self.loops(save)["forward"]
+        jobs = [self._forward_job(loop, *given, save) for given in zip(calls, states, strict=True)]
+        runs = loop.run(jobs)
+        return [self._after_forward(loop, job, *run, save) for job, run in zip(jobs, runs, strict=True)]
+
+    def _forward_job(self, loop: FusedLoop, call: Call, states: Sequence[Tensor], save: bool) -> Job:
+        program, x, time = self.program, call.x, call.time
         values = given_values(program, call, program.per_input)
-        values |= program.per_input.run(time * batch, values)
-        saved = program.saved_steps if save else ()
-        whole = {loop.state_of.get(name, name) for name in saved}
+        values |= program.per_input.run(time * call.batch, values)
+        whole = {loop.state_of.get(name, name) for name in (program.saved_steps if save else ())}
         output_state = loop.layout.output_is_state
         outputs = {}
         if output_state is not None:
             if call.lengths is None and (not save or loop.copies_output):
                 whole.add(program.states[output_state])
             else:  # padded steps are 0 in the output alone; what backward reads is not the user's to change in place
-                outputs["output"] = loop.empty((time, batch, states[output_state].shape[-1]), x.dtype, x.device)
-        slots = [time + 1 if state in whole else 2 for state in program.states]
-        history, last = loop.run(call, values, states, outputs, slots)
+                outputs["output"] = loop.empty((time, call.batch, states[output_state].shape[-1]), x.dtype, x.device)
+        return Job(call, values, states, outputs, [time + 1 if state in whole else 2 for state in program.states])
+
+    def _after_forward(
+        self, loop: FusedLoop, job: Job, history: Sequence[Tensor], last: list[Tensor], save: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        program, call, outputs = self.program, job.call, job.outputs
         output = outputs.get("output", outputs.get(program.output))  # its steps that are not real are 0, a state's stay
         if save and program.output_is_saved:
             output = at_real_steps(outputs[program.output], call.lengths)
         for state, new, kept in zip(program.states, program.new_states, history, strict=True):
-            if kept.shape[0] == time + 1:
+            if kept.shape[0] == call.time + 1:
                 older, newer = kept[:-1], kept[1:]
                 outputs[state], outputs[new] = (newer, older) if call.reverse else (older, newer)
         if output is None:
             output = outputs[program.output].clone() if save and loop.copies_output else outputs[program.output]
-        folded = [values[name] for name in program.saved_folded] if save else []
-        return output, last, folded + [outputs[name] for name in saved]
+        if not save:
+            return output, last, []
+        folded = [job.values[name] for name in program.saved_folded]
+        return output, last, folded + [outputs[name] for name in program.saved_steps]
 
     def backward(
         self,
@@ -97,21 +114,70 @@ class Fused:
         needed: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
         """Return the gradients of input, initial state and parameters: as `stepwise.Stepwise.backward`."""
-        program, rows = self.program, call.time * call.batch
-        if call.time == 0:
-            return no_gradients(call, state_gradients)
-        loop = self.loops(True)["backward"]
+        return self.backward_all([Backward(call, saved, output_gradient, state_gradients, needed)])[0]
+
+    def backward_all(self, given: Sequence[Backward]) -> list[tuple[Tensor | None, list[Tensor], list[Tensor | None]]]:
+        """The same of several calls, side by side."""
+        time, batch = given[0].call.time, given[0].call.batch
+        if time == 0:
+            return [no_gradients(back.call, back.state_gradients) for back in given]
+        program, loop = self.program, self.loops(True)["backward"]
+        values = [self._before_backward(back) for back in given]
+        before = run([self._before] * len(given), time * batch, values, self._by_step)
+        jobs = [
+            Job(
+                back.call._replace(reverse=not back.call.reverse),
+                own | more,
+                back.state_gradients,
+                {},
+                [2] * len(program.states),
+            )
+            for back, own, more in zip(given, values, before, strict=True)
+        ]
+        runs = loop.run(jobs)
+        behind = [apart(after_loop(program, back.call, back.needed)) for back in given]
+        values = [job.values | job.outputs for job in jobs]
+        after = run(behind, time * batch, values, self._by_step)
+        results = []
+        for back, (_, last), own, more in zip(given, runs, values, after, strict=True):
+            of_input, of_parameters = gradients(program, own | more, back.needed, back.call)
+            results.append((of_input, [g.to(back.call.x.dtype) for g in last], of_parameters))
+        return results
+
+    def _before_backward(self, back: Backward) -> Values:
+        program, call = self.program, back.call
         values = given_values(program, call, program.before, program.after)
-        values |= zip((*program.saved_folded, *program.saved_steps), saved, strict=True)
-        values[program.output_gradient] = at_real_steps(output_gradient, call.lengths)
-        values |= self._before.run(rows, values, self._by_step)
-        outputs: dict[str, Tensor] = {}
-        slots = [2] * len(program.states)
-        _, last = loop.run(call._replace(reverse=not call.reverse), values, state_gradients, outputs, slots)
-        values |= outputs
-        values |= apart(after_loop(program, call, needed)).run(rows, values, self._by_step)
-        of_input, of_parameters = gradients(program, values, needed, call)
-        return of_input, [g.to(call.x.dtype) for g in last], of_parameters
+        values |= zip((*program.saved_folded, *program.saved_steps), back.saved, strict=True)
+        values[program.output_gradient] = at_real_steps(back.output_gradient, call.lengths)
+        return values
+
+
+class Backward(NamedTuple):
+    """What a backward pass reads: the arguments of `stepwise.Stepwise.backward`."""
+
+    call: Call
+    saved: Sequence[Tensor]
+    output_gradient: Tensor
+    state_gradients: Sequence[Tensor]
+    needed: Sequence[bool]
+
+
+class Job(NamedTuple):
+    """What a loop over time is to do.
+
+    Attributes:
+        call: its order is that of the loop; backward's is the other one.
+        values: what the loop reads, by name.
+        states: before the first step.
+        outputs: those that have their memory; the others are added.
+        slots: how many steps of each state are kept.
+    """
+
+    call: Call
+    values: Values
+    states: Sequence[Tensor]
+    outputs: dict[str, Tensor]
+    slots: Sequence[int]
 
 
 class FusedLoop:
@@ -129,36 +195,39 @@ class FusedLoop:
         self.state_of = dict(zip(program.new_states, program.states, strict=True))
         self._outputs = [(name, axes, getattr(torch, kind)) for name, (axes, kind) in layout.outputs.items()]
 
-    def run(
-        self, call: Call, values: Values, states: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Add the outputs to those that have their memory; return the slots of every state, and the last states.
-
-        The order of the call is that of the loop: backward's is the other one.
-        """
-        device, time, batch = states[0].device, call.time, call.batch
-        for name, axes, dtype in self._outputs:
-            outputs[name] = self.empty((time, batch, *axes), dtype, device)
-        history = [self.empty((n, *s.shape), self.state_dtype, device) for n, s in zip(slots, states, strict=True)]
-        first, last = (time, 0) if call.reverse else (0, time)
-        for kept, state, n in zip(history, states, slots, strict=True):
-            kept[first % n].copy_(state)
-        if time and batch:
-            self._fill(call, values, history, outputs, slots)
+    def run(self, jobs: Sequence[Job]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Run jobs of the same sizes side by side; return the slots of every state, and the last states, of each."""
+        histories = [self._remembering(job) for job in jobs]
+        call = jobs[0].call
+        if call.time and call.batch:
+            self._fill(jobs, histories)
         else:
-            outputs |= {
-                name: torch.zeros(meta.shape, dtype=meta.dtype, device=device)
-                for name, meta in self.layout.totals.items()
-            }
-        return history, [kept[last % n].clone() for kept, n in zip(history, slots, strict=True)]
+            for job in jobs:
+                for name, meta in self.layout.totals.items():
+                    job.outputs[name] = torch.zeros(meta.shape, dtype=meta.dtype, device=job.states[0].device)
+        results = []
+        for job, history in zip(jobs, histories, strict=True):
+            last = 0 if job.call.reverse else call.time
+            results.append((history, [kept[last % n].clone() for kept, n in zip(history, job.slots, strict=True)]))
+        return results
+
+    def _remembering(self, job: Job) -> list[Tensor]:
+        """Memory for a job: for its outputs, and the slots of its states, with what they are before the first step."""
+        device, time, batch = job.states[0].device, job.call.time, job.call.batch
+        for name, axes, dtype in self._outputs:
+            job.outputs[name] = self.empty((time, batch, *axes), dtype, device)
+        first, history = time if job.call.reverse else 0, []
+        for state, n in zip(job.states, job.slots, strict=True):
+            kept = self.empty((n, *state.shape), self.state_dtype, device)
+            kept[first % n].copy_(state)
+            history.append(kept)
+        return history
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for what the loop writes."""
         return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
 
-    def _fill(
-        self, call: Call, values: Values, history: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
-    ) -> None:
+    def _fill(self, jobs: Sequence[Job], histories: Sequence[Sequence[Tensor]]) -> None:
         """Run all steps: write the outputs, and the states to their slots."""
         raise NotImplementedError
 

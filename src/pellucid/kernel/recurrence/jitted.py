@@ -15,7 +15,6 @@ from pellucid.kernel.language.layout import Work, works
 from pellucid.kernel.language.lower import lower
 from pellucid.kernel.language.text_triton import power
 from pellucid.kernel.program import Program
-from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.emit_triton import (
     Division,
     Kernel,
@@ -24,8 +23,7 @@ from pellucid.kernel.recurrence.emit_triton import (
     emit,
     packed,
 )
-from pellucid.kernel.recurrence.fused import Fused, FusedLoop
-from pellucid.kernel.recurrence.stepwise import Values
+from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Job
 
 HELD_BYTES = 128 * 2**10  # of matrices that a block keeps for all steps: shared memory has 163 KiB (A100) to 227 (H100)
 LEAST_SHARE = 16  # columns of a product that a block has at least
@@ -123,9 +121,12 @@ class _Loop(FusedLoop):
         single = self._single if batch <= turns * together else None
         return single or self._many
 
-    def _fill(
-        self, call: Call, values: Values, history: Sequence[Tensor], outputs: dict[str, Tensor], slots: Sequence[int]
-    ) -> None:
+    def _fill(self, jobs: Sequence[Job], histories: Sequence[Sequence[Tensor]]) -> None:
+        for job, history in zip(jobs, histories, strict=True):
+            self._fill_one(job, history)
+
+    def _fill_one(self, job: Job, history: Sequence[Tensor]) -> None:
+        call, values, outputs = job.call, job.values, job.outputs
         layout, device = self.layout, history[0].device
         together = gpu.processors(device)
         written = self._suited(call.batch, together)
@@ -140,7 +141,7 @@ class _Loop(FusedLoop):
         for name in layout.matrices:
             matrix = packed(values[name]) if division.single else values[name]
             given += [matrix, *matrix.stride()]
-        given += slots
+        given += job.slots
         given += self._shared(kernel, blocks, rows, history[0])
         given += [history[0] if other is None else other.to(device, torch.int64) for other in (call.lengths, call.seed)]
         given += [call.time, call.batch, call.start]
@@ -163,7 +164,7 @@ class _Loop(FusedLoop):
                     self._single = None
                 else:
                     self._next()
-                self._fill(call, values, history, outputs, slots)
+                self._fill_one(job, history)
             else:
                 self._add_totals(outputs, totals)
 

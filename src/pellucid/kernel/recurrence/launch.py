@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from pellucid.kernel.build import BuildError
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
+from pellucid.kernel.recurrence.fused import Backward, Fused
 from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
@@ -30,54 +32,102 @@ from pellucid.kernel.rows.nested import stand_in
 Tensor = torch.Tensor
 
 
+Result = tuple[Tensor, list[Tensor]]  # output (time, batch, features), and the last state
+
+
 def recurrence(
-    text: str, training: bool, call: Call, states: Sequence[Tensor], division: Division = WHOLE
-) -> tuple[Tensor, list[Tensor], str]:
-    """Run a cell over a sequence, differentiable in input, states and parameters.
+    text: str, training: bool, calls: Sequence[Call], states: Sequence[Sequence[Tensor]], division: Division = WHOLE
+) -> tuple[list[Result], str]:
+    """Run a cell over a sequence in one direction or several, differentiable in input, states and parameters.
 
     Args:
         text: the program's `key`.
         training: whether random draws take place.
-        call: what is read; its seed is None where nothing is drawn.
-        states: (batch, features) each.
+        calls: what is read, one call for each direction; their input and lengths are the same. A seed is None where
+            nothing is drawn.
+        states: of each call, (batch, features) each.
         division: whether the sequence is taken in chunks.
 
     Returns:
-        Output (time, batch, features), the last state, and the name of the backend that ran ("" where none ran: a
-        compiler asks, an exporter or a tracer).
+        The result of each call, and the name of the backend that ran ("" where none ran: a compiler asks, an exporter
+        or a tracer).
     """
-    x, parameters, lengths, seed, reverse, _ = call
-    tensors = [x, *states, *parameters]
+    tensors = [calls[0].x, *[t for c, own in zip(calls, states, strict=True) for t in (*own, *c.parameters)]]
     differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
-        if _has_no_operator(text):
-            return *_unrolled(x, list(states), list(parameters), lengths, seed, text, training, reverse, *division), ""
-        results = torch.ops.pellucid.recurrence(
-            x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
-        )
-        return results[0], list(results[1 : 1 + len(states)]), ""
+        return [_noted(text, training, division, *pair, differentiable) for pair in zip(calls, states, strict=True)], ""
     # A kernel reads memory, in which z.conj().imag, say, has other numbers.
-    x, *rest = tensors = [t.resolve_neg() for t in tensors]
-    states, call = rest[: len(states)], call._replace(x=x, parameters=rest[len(states) :])
+    tensors = [t.resolve_neg() for t in tensors]
+    x, lengths, entries = tensors[0], calls[0].lengths, len(states[0])
+    directions = tuple([_Direction(c.reverse, c.seed, len(c.parameters)) for c in calls])
+    pairs = _pairs(directions, entries, lengths, tensors)
     with no_autocast(x):
         if chosen_backend() == "naive":
-            return *_defined(text, training, division, call, states), "naive"
+            return [_defined(text, training, division, *pair) for pair in pairs], "naive"
         if _transformed():  # it differentiates, maps or dualises plain operations
-            return *_differentiable(text, training, division, call, states), _reference(text, training, call).name
+            results = [_differentiable(text, training, division, *pair) for pair in pairs]
+            return results, _reference(text, training, calls[0]).name
 
-        def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
+        def compute(run: Runner) -> tuple[list[Result], str]:
             if not differentiable:
-                return *plainly(run.forward, division, call, states), run.name
-            way = _Way(run, text, training, division, reverse, len(states))
-            output, *last = _Recurrence.apply(way, lengths, seed, *tensors)
-            return output, last, run.name
+                return [(output, last) for output, last, _ in _forward(run, division, pairs, save=False)], run.name
+            way = _Way(run, text, training, division, directions, entries)
+            results = _Recurrence.apply(way, lengths, *tensors)
+            return [(output, list(last)) for output, *last in _groups(results, 1 + entries)], run.name
 
         run = runner(text, training, x.dtype, x.device.type, differentiable)
         try:
             return compute(run)
         except BuildError as error:
             give_up_program(text, run, error)
-            return compute(_reference(text, training, call))
+            return compute(_reference(text, training, calls[0]))
+
+
+class _Direction(NamedTuple):
+    """One of the calls: what it has for itself beside tensors that have a gradient, and how many parameters it has."""
+
+    reverse: bool
+    seed: Tensor | None
+    parameters: int
+
+
+Pair = tuple[Call, Sequence[Tensor]]  # a call and its states
+
+
+def _pairs(
+    directions: Sequence[_Direction], entries: int, lengths: Tensor | None, tensors: Sequence[Tensor]
+) -> list[Pair]:
+    """The calls with their states, of all their tensors in the order in which autograd has them."""
+    pairs, first = [], 1
+    for reverse, seed, count in directions:
+        own, first = tensors[first : first + entries + count], first + entries + count
+        pairs.append((Call(tensors[0], own[entries:], lengths, seed, reverse), own[:entries]))
+    return pairs
+
+
+def _groups(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Values in groups of a size."""
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _forward(run: Runner, division: Division, pairs: Sequence[Pair], save: bool) -> Any:
+    """What a runner's forward returns, of each call; side by side, where it can and the sequence is taken whole."""
+    if isinstance(run, Fused) and division == WHOLE:
+        return run.forward_all([call for call, _ in pairs], [states for _, states in pairs], save)
+    run = divided(run, division)
+    return [run.forward(call, states, save) for call, states in pairs]
+
+
+def _noted(
+    text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor], differentiable: bool
+) -> Result:
+    """A call as a node of a graph."""
+    x, parameters, lengths, seed, reverse, _ = call
+    given = (x, list(states), list(parameters), lengths, seed, text, training, reverse, *division)
+    if _has_no_operator(text):
+        return _unrolled(*given)
+    results = torch.ops.pellucid.recurrence(*given, differentiable)
+    return results[0], list(results[1 : 1 + len(states)])
 
 
 def _defined(
@@ -162,64 +212,87 @@ def _transformed() -> bool:
 
 
 class _Way(NamedTuple):
-    """How a recurrence is run; the state has so many ``entries``."""
+    """How calls are run; the state of each has so many ``entries``."""
 
     run: Runner
     text: str
     training: bool
     division: Division
-    reverse: bool
+    directions: Sequence[_Direction]
     entries: int
 
-    def call(self, lengths: Tensor | None, seed: Tensor | None, tensors: Sequence[Tensor]) -> Call:
-        """The call, its tensors in the order in which autograd has them."""
-        return Call(tensors[0], tensors[1 + self.entries :], lengths, seed, self.reverse)
-
-    def states(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The states of the same."""
-        return tensors[1 : 1 + self.entries]
+    def parts(self, values: Sequence[Any]) -> list[Sequence[Any]]:
+        """Values that belong to states and parameters, in the order of autograd, for each call."""
+        parts, first = [], 0
+        for direction in self.directions:
+            count = self.entries + direction.parameters
+            parts.append(values[first : first + count])
+            first += count
+        return parts
 
 
 class _Recurrence(torch.autograd.Function):
     """The program with its derived gradient."""
 
     @staticmethod
-    def forward(ctx: Any, way: _Way, lengths: Any, seed: Any, *tensors: Tensor) -> Any:
-        run = divided(way.run, way.division)
-        output, last, saved = run.forward(way.call(lengths, seed, tensors), way.states(tensors), save=True)
-        ctx.run, ctx.way = run, way
-        ctx.save_for_backward(lengths, seed, *tensors, *saved)
-        return (output, *last)
+    def forward(ctx: Any, way: _Way, lengths: Any, *tensors: Tensor) -> Any:
+        results = _forward(way.run, way.division, _pairs(way.directions, way.entries, lengths, tensors), save=True)
+        ctx.way, ctx.count = way, len(tensors)
+        ctx.save_for_backward(lengths, *tensors, *[t for _, _, saved in results for t in saved])
+        return tuple([t for output, last, _ in results for t in (output, *last)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         way = ctx.way
-        lengths, seed, *rest = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
-        tensors, saved = rest[: len(needed)], rest[len(needed) :]
+        lengths, *rest = ctx.saved_tensors
+        tensors, saved = rest[: ctx.count], rest[ctx.count :]
+        needed = ctx.needs_input_grad[2:]
         gradients = tuple([gradient.resolve_neg() for gradient in gradients])
+        pairs = _pairs(way.directions, way.entries, lengths, tensors)
         if not torch.is_grad_enabled():
-            call, wanted = way.call(lengths, seed, tensors), (needed[0], *needed[1 + way.entries :])
             try:
-                of_input, of_states, of_parameters = ctx.run.backward(call, saved, gradients[0], gradients[1:], wanted)
+                return None, None, *_backward(way, pairs, saved, gradients, needed)
             except BuildError as error:
                 give_up_program(way.text, way.run, error)
-            else:
-                return (None, None, None, of_input, *of_states, *of_parameters)
-        return (None, None, None, *_differentiable_backward(way, lengths, seed, tensors, gradients, needed))
+        return None, None, *_differentiable_backward(way, lengths, tensors, gradients, needed)
+
+
+def _backward(
+    way: _Way, pairs: Sequence[Pair], saved: Sequence[Tensor], gradients: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of all tensors by the runner's backward."""
+    given = [
+        Backward(call, kept, output_gradient, state_gradients, (needed[0], *wanted[way.entries :]))
+        for (call, _), kept, (output_gradient, *state_gradients), wanted in zip(
+            pairs,
+            _groups(saved, len(saved) // len(pairs)) if saved else [()] * len(pairs),
+            _groups(gradients, 1 + way.entries),
+            way.parts(needed[1:]),
+            strict=True,
+        )
+    ]
+    if isinstance(way.run, Fused) and way.division == WHOLE:
+        results = way.run.backward_all(given)
+    else:
+        run = divided(way.run, way.division)
+        results = [run.backward(*of_call) for of_call in given]
+    total = functools.reduce(operator.add, [of_input for of_input, _, _ in results]) if needed[0] else None
+    return [total, *[g for _, of_states, of_parameters in results for g in (*of_states, *of_parameters)]]
 
 
 def _differentiable_backward(
-    way: _Way, lengths: Tensor | None, seed: Tensor | None, tensors: Any, gradients: Any, needed: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
+    way: _Way, lengths: Tensor | None, tensors: Sequence[Tensor], gradients: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
     """The gradient of the reference's own operations, or the author's, by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
+    results: list[Tensor] = []
     with torch.enable_grad():
         tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
-        call = way.call(lengths, seed, tensors)
-        output, last = _differentiable(way.text, way.training, way.division, call, way.states(tensors))
+        for pair in _pairs(way.directions, way.entries, lengths, tensors):
+            output, last = _differentiable(way.text, way.training, way.division, *pair)
+            results += (output, *last)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-    pairs = [(r, g) for r, g in zip((output, *last), gradients, strict=True) if r.requires_grad]
+    pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
     of, by = [r for r, _ in pairs], [g for _, g in pairs]
     found = iter(torch.autograd.grad(of, wanted, by, create_graph=once_more, allow_unused=True))
-    return tuple(next(found) if need else None for need in needed)
+    return [next(found) if need else None for need in needed]

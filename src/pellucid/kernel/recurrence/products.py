@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Mapping
+import itertools
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from pellucid.kernel.program import Stage, placeholder
 
 aten = torch.ops.aten
 _Operand = tuple[str, bool]  # an input of the stage, and whether it is transposed
+_Pair = tuple[tuple[Tensor, bool], tuple[Tensor, bool]]  # what is multiplied, and whether it is transposed
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,50 @@ class Apart:
     products: Mapping[str, tuple[_Operand, _Operand]]
     rest: Stage | None
 
-    def run(self, rows: int, values: Mapping[str, Any], by_step: Container[str]) -> dict[str, Tensor]:
-        """Take the inputs by name from ``values`` and return the results by name.
-
-        The values ``by_step`` are (time, batch, features), all others have time folded into the rows.
-        """
-        results = {name: values[source].t() for name, source in self.transposed.items()}
-        pairs = [
+    def pairs(self, values: Mapping[str, Any], by_step: Container[str]) -> list[_Pair]:
+        """The operands of the products."""
+        return [
             ((_folded(values, a, by_step), a_turned), (_folded(values, b, by_step), b_turned))
             for (a, a_turned), (b, b_turned) in self.products.values()
         ]
-        if pairs:
-            dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
-            on_cpu = all(operand.is_cpu for pair in pairs for operand, _ in pair)
-            compiled = len(dtypes) == 1 and on_cpu and matmul.usable(*dtypes)
-            found = matmul.multiply(pairs) if compiled else [torch.mm(_turned(a), _turned(b)) for a, b in pairs]
-            results |= zip(self.products, found, strict=True)
+
+    def results(
+        self, rows: int, values: Mapping[str, Any], by_step: Container[str], products: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The results by name, of the products."""
+        results = {name: values[source].t() for name, source in self.transposed.items()}
+        results |= zip(self.products, products, strict=True)
         if self.rest is None:
             return results
         given = {
             name: results[name] if name in results else _folded(values, name, by_step) for name in self.rest.inputs
         }
         return results | self.rest.run(rows, given)
+
+
+def run(
+    stages: Sequence[Apart], rows: int, values: Sequence[Mapping[str, Any]], by_step: Container[str]
+) -> list[dict[str, Tensor]]:
+    """Take the inputs of each stage by name from its ``values`` and return its results by name.
+
+    The values ``by_step`` are (time, batch, features), all others have time folded into the rows.
+    """
+    pairs = [stage.pairs(own, by_step) for stage, own in zip(stages, values, strict=True)]
+    found = iter(_multiplied([pair for own in pairs for pair in own]))
+    return [
+        stage.results(rows, own, by_step, list(itertools.islice(found, len(of_stage))))
+        for stage, own, of_stage in zip(stages, values, pairs, strict=True)
+    ]
+
+
+def _multiplied(pairs: Sequence[_Pair]) -> Sequence[Tensor]:
+    if not pairs:
+        return []
+    dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
+    on_cpu = all(operand.is_cpu for pair in pairs for operand, _ in pair)
+    if len(dtypes) == 1 and on_cpu and matmul.usable(*dtypes):
+        return matmul.multiply(pairs)
+    return [torch.mm(_turned(a), _turned(b)) for a, b in pairs]
 
 
 @functools.lru_cache(maxsize=512)

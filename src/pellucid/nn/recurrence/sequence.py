@@ -179,11 +179,7 @@ class SequenceLayer(Running, torch.nn.Module):
             if lengths is not None:  # padding may hold anything, NaN too: it must not reach a sum over time
                 x = real.fill(x, lengths)
             outputs = []
-            for reverse in (False, True)[: self._directions]:
-                place = level * self._directions + reverse
-                output, new, values = self._direction(
-                    x, [s[place] for s in states], level, reverse, lengths, cast, options
-                )
+            for output, new, values in self._level(x, states, level, lengths, cast, options):
                 outputs.append(output)
                 for entry, value in zip(recorded.values(), values, strict=True):
                     entry.append(value)
@@ -209,31 +205,37 @@ class SequenceLayer(Running, torch.nn.Module):
             )
         return torch.stack(list(values))
 
-    def _direction(
+    def _level(
         self,
         x: Tensor,
         states: Sequence[Tensor],
         level: int,
-        reverse: bool,
         lengths: Tensor | None,
         cast: torch.dtype | None,
         options: Options,
-    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
-        values = self.symbol_values(level, reverse)
-        parameters = [values[p.name] if cast is None else values[p.name].to(cast) for p in self.cell.source.parameters]
-        self._check_memory(x, states, parameters, level)
-        seed = random.draw_seed() if self.training and self.solution(level).sites else None
+    ) -> list[tuple[Tensor, list[Tensor], Sequence[Tensor]]]:
+        """Output, last state and recorded values of each direction; states are (levels · directions, batch, size)."""
+        calls, of_calls = [], []
+        draws = self.training and self.solution(level).sites
+        for reverse in (False, True)[: self._directions]:
+            own = [s[level * self._directions + reverse] for s in states]
+            values = self.symbol_values(level, reverse)
+            parameters = [values[p.name] for p in self.cell.source.parameters]
+            if cast is not None:
+                parameters = [p.to(cast) for p in parameters]
+            self._check_memory(x, own, parameters, level)
+            of_calls.append(own)
+            calls.append(Call(x, parameters, lengths, random.draw_seed() if draws else None, reverse))
         key = self._keys[min(level, 1)]
         if options.record:
             key, columns = registry.recording_keys(key, options.record)
-        call = Call(x, parameters, lengths, seed, reverse)
-        output, last, ran = launch.recurrence(key, self.training, call, states, options.division)
+        results, ran = launch.recurrence(key, self.training, calls, of_calls, options.division)
         if ran:
             self._was_run_by(ran)
-        recorded: Sequence[Tensor] = ()
-        if options.record:
-            output, *recorded = output.split(columns, -1)
-        return output, last, recorded
+        if not options.record:
+            return [(output, last, ()) for output, last in results]
+        parts = [output.split(columns, -1) for output, _ in results]
+        return [(output, last, values) for (output, *values), (_, last) in zip(parts, results, strict=True)]
 
     def _autocast(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.dtype | None]:
         """Under autocast the whole layer runs in its type, as a matrix product does; float64 stays."""
