@@ -78,7 +78,18 @@ class _Loop(FusedLoop):
             strides, slots = array("q", [stride for matrix in own for stride in matrix.stride()]), array("q", job.slots)
             structs.extend(  # struct call of c/call.h
                 (
-                    *(time, batch, job.call.start, 0, time, job.call.reverse, block, chunk, direct, together),
+                    *(
+                        time,
+                        batch,
+                        job.call.start,
+                        0,
+                        min(count, time),
+                        job.call.reverse,
+                        block,
+                        chunk,
+                        direct,
+                        together,
+                    ),
                     0 if job.call.seed is None else int(job.call.seed),
                     0 if real is None else real.data_ptr(),
                     *(strides.buffer_info()[0], slots.buffer_info()[0]),
@@ -88,10 +99,10 @@ class _Loop(FusedLoop):
             )
             kept.append((work, places, buffers, strides, slots))
         address, size = structs.buffer_info()[0], len(structs) // several
-        for begin in range(0, time, count):
-            end = min(begin + count, time)
+        self._run(address, several)
+        for begin in range(count, time, count):
             for first in range(0, len(structs), size):
-                structs[first + BEGIN], structs[first + END] = begin, end
+                structs[first + BEGIN], structs[first + END] = begin, min(begin + count, time)
             self._run(address, several)
         for job, parts in zip(jobs, totals, strict=True):
             self._add_totals(job.outputs, parts)
@@ -103,10 +114,12 @@ class _Loop(FusedLoop):
         """
         operations = self.layout.operations
         threads = useful(several * batch * time * operations)
-        share, idle = -(-batch // threads.number), threads.number > (several * batch if several > 1 else 1)
+        number = threads.number
+        if number == 1:
+            return threads, -(-batch // -(-batch // BLOCK)), False
+        share, idle = -(-batch // number), several == 1 or number > several * batch
         # The more rows a thread has, the less of its time goes into reading the matrices, which is what can be shared.
-        if idle and share <= FEW_ROWS and operations * batch > MEETING * threads.number * share**3:
+        if idle and share <= FEW_ROWS and operations * batch > MEETING * number * share**3:
             return threads, batch, True
-        share = -(-batch * math.gcd(threads.number, several) // threads.number)
-        threads = threads._replace(number=min(threads.number, several * batch))
-        return threads, -(-share // -(-share // BLOCK)), False
+        share = -(-batch * math.gcd(number, several) // number)
+        return threads._replace(number=min(number, several * batch)), -(-share // -(-share // BLOCK)), False

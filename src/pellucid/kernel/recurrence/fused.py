@@ -197,31 +197,28 @@ class FusedLoop:
 
     def run(self, jobs: Sequence[Job]) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Run jobs of the same sizes side by side; return the slots of every state, and the last states, of each."""
-        histories = [self._remembering(job) for job in jobs]
-        call = jobs[0].call
-        if call.time and call.batch:
+        (call, _, states, _, _), histories = jobs[0], []
+        device, time, batch = states[0].device, call.time, call.batch
+        for job in jobs:
+            for name, axes, dtype in self._outputs:
+                job.outputs[name] = self.empty((time, batch, *axes), dtype, device)
+            history, first = [], time if job.call.reverse else 0
+            for state, n in zip(job.states, job.slots, strict=True):
+                kept = self.empty((n, *state.shape), self.state_dtype, device)
+                kept[first % n].copy_(state)
+                history.append(kept)
+            histories.append(history)
+        if time and batch:
             self._fill(jobs, histories)
         else:
             for job in jobs:
                 for name, meta in self.layout.totals.items():
-                    job.outputs[name] = torch.zeros(meta.shape, dtype=meta.dtype, device=job.states[0].device)
+                    job.outputs[name] = torch.zeros(meta.shape, dtype=meta.dtype, device=device)
         results = []
         for job, history in zip(jobs, histories, strict=True):
-            last = 0 if job.call.reverse else call.time
+            last = 0 if job.call.reverse else time
             results.append((history, [kept[last % n].clone() for kept, n in zip(history, job.slots, strict=True)]))
         return results
-
-    def _remembering(self, job: Job) -> list[Tensor]:
-        """Memory for a job: for its outputs, and the slots of its states, with what they are before the first step."""
-        device, time, batch = job.states[0].device, job.call.time, job.call.batch
-        for name, axes, dtype in self._outputs:
-            job.outputs[name] = self.empty((time, batch, *axes), dtype, device)
-        first, history = time if job.call.reverse else 0, []
-        for state, n in zip(job.states, job.slots, strict=True):
-            kept = self.empty((n, *state.shape), self.state_dtype, device)
-            kept[first % n].copy_(state)
-            history.append(kept)
-        return history
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for what the loop writes."""

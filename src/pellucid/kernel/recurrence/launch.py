@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,6 @@ from pellucid.kernel.registry import (
 from pellucid.kernel.rows.nested import stand_in
 
 Tensor = torch.Tensor
-
-
 Result = tuple[Tensor, list[Tensor]]  # output (time, batch, features), and the last state
 
 
@@ -55,25 +54,30 @@ def recurrence(
     tensors = [calls[0].x, *[t for c, own in zip(calls, states, strict=True) for t in (*own, *c.parameters)]]
     differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
-        return [_noted(text, training, division, *pair, differentiable) for pair in zip(calls, states, strict=True)], ""
-    # A kernel reads memory, in which z.conj().imag, say, has other numbers.
-    tensors = [t.resolve_neg() for t in tensors]
-    x, lengths, entries = tensors[0], calls[0].lengths, len(states[0])
-    directions = tuple([_Direction(c.reverse, c.seed, len(c.parameters)) for c in calls])
-    pairs = _pairs(directions, entries, lengths, tensors)
+        return [
+            _noted(text, training, division, *given, differentiable) for given in zip(calls, states, strict=True)
+        ], ""
+    if True in [
+        t.is_neg() for t in tensors
+    ]:  # as z.conj().imag, say: in memory, which a kernel reads, are other numbers
+        calls = [c._replace(x=c.x.resolve_neg(), parameters=[p.resolve_neg() for p in c.parameters]) for c in calls]
+        states = [[s.resolve_neg() for s in own] for own in states]
+        return recurrence(text, training, calls, states, division)
+    x = tensors[0]
     with no_autocast(x):
         if chosen_backend() == "naive":
-            return [_defined(text, training, division, *pair) for pair in pairs], "naive"
+            return [_defined(text, training, division, *given) for given in zip(calls, states, strict=True)], "naive"
         if _transformed():  # it differentiates, maps or dualises plain operations
-            results = [_differentiable(text, training, division, *pair) for pair in pairs]
+            results = [_differentiable(text, training, division, *given) for given in zip(calls, states, strict=True)]
             return results, _reference(text, training, calls[0]).name
 
         def compute(run: Runner) -> tuple[list[Result], str]:
             if not differentiable:
-                return [(output, last) for output, last, _ in _forward(run, division, pairs, save=False)], run.name
-            way = _Way(run, text, training, division, directions, entries)
-            results = _Recurrence.apply(way, lengths, *tensors)
-            return [(output, list(last)) for output, *last in _groups(results, 1 + entries)], run.name
+                return [found[:2] for found in _forward(run, division, calls, states, save=False)], run.name
+            directions = tuple([_Direction(c.reverse, c.seed, len(c.parameters)) for c in calls])
+            way = _Way(run, text, training, division, directions, len(states[0]))
+            results = _Recurrence.apply(way, calls[0].lengths, *tensors)
+            return [(output, list(last)) for output, *last in _groups(results, 1 + way.entries)], run.name
 
         run = runner(text, training, x.dtype, x.device.type, differentiable)
         try:
@@ -91,18 +95,21 @@ class _Direction(NamedTuple):
     parameters: int
 
 
-Pair = tuple[Call, Sequence[Tensor]]  # a call and its states
+def _of_each(way: _Way, values: Sequence[Any]) -> list[Sequence[Any]]:
+    """What belongs to states and parameters of each direction, of values in the order in which autograd has them."""
+    ends = list(itertools.accumulate([way.entries + count for _, _, count in way.directions], initial=0))
+    return [values[first:end] for first, end in itertools.pairwise(ends)]
 
 
-def _pairs(
-    directions: Sequence[_Direction], entries: int, lengths: Tensor | None, tensors: Sequence[Tensor]
-) -> list[Pair]:
-    """The calls with their states, of all their tensors in the order in which autograd has them."""
-    pairs, first = [], 1
-    for reverse, seed, count in directions:
-        own, first = tensors[first : first + entries + count], first + entries + count
-        pairs.append((Call(tensors[0], own[entries:], lengths, seed, reverse), own[:entries]))
-    return pairs
+def _given(way: _Way, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[list[Call], list[Sequence[Tensor]]]:
+    """The calls and their states, of the input and what belongs to each direction."""
+    x, *rest = tensors
+    parts = _of_each(way, rest)
+    calls = [
+        Call(x, own[way.entries :], lengths, direction.seed, direction.reverse)
+        for direction, own in zip(way.directions, parts, strict=True)
+    ]
+    return calls, [own[: way.entries] for own in parts]
 
 
 def _groups(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -110,12 +117,14 @@ def _groups(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 
-def _forward(run: Runner, division: Division, pairs: Sequence[Pair], save: bool) -> Any:
+def _forward(
+    run: Runner, division: Division, calls: Sequence[Call], states: Sequence[Sequence[Tensor]], save: bool
+) -> Any:
     """What a runner's forward returns, of each call; side by side, where it can and the sequence is taken whole."""
     if isinstance(run, Fused) and division == WHOLE:
-        return run.forward_all([call for call, _ in pairs], [states for _, states in pairs], save)
+        return run.forward_all(calls, states, save)
     run = divided(run, division)
-    return [run.forward(call, states, save) for call, states in pairs]
+    return [run.forward(*given, save) for given in zip(calls, states, strict=True)]
 
 
 def _noted(
@@ -221,22 +230,13 @@ class _Way(NamedTuple):
     directions: Sequence[_Direction]
     entries: int
 
-    def parts(self, values: Sequence[Any]) -> list[Sequence[Any]]:
-        """Values that belong to states and parameters, in the order of autograd, for each call."""
-        parts, first = [], 0
-        for direction in self.directions:
-            count = self.entries + direction.parameters
-            parts.append(values[first : first + count])
-            first += count
-        return parts
-
 
 class _Recurrence(torch.autograd.Function):
     """The program with its derived gradient."""
 
     @staticmethod
     def forward(ctx: Any, way: _Way, lengths: Any, *tensors: Tensor) -> Any:
-        results = _forward(way.run, way.division, _pairs(way.directions, way.entries, lengths, tensors), save=True)
+        results = _forward(way.run, way.division, *_given(way, lengths, tensors), save=True)
         ctx.way, ctx.count = way, len(tensors)
         ctx.save_for_backward(lengths, *tensors, *[t for _, _, saved in results for t in saved])
         return tuple([t for output, last, _ in results for t in (output, *last)])
@@ -248,35 +248,39 @@ class _Recurrence(torch.autograd.Function):
         tensors, saved = rest[: ctx.count], rest[ctx.count :]
         needed = ctx.needs_input_grad[2:]
         gradients = tuple([gradient.resolve_neg() for gradient in gradients])
-        pairs = _pairs(way.directions, way.entries, lengths, tensors)
+        calls, _ = _given(way, lengths, tensors)
         if not torch.is_grad_enabled():
             try:
-                return None, None, *_backward(way, pairs, saved, gradients, needed)
+                return None, None, *_backward(way, calls, saved, gradients, needed)
             except BuildError as error:
                 give_up_program(way.text, way.run, error)
         return None, None, *_differentiable_backward(way, lengths, tensors, gradients, needed)
 
 
 def _backward(
-    way: _Way, pairs: Sequence[Pair], saved: Sequence[Tensor], gradients: Sequence[Tensor], needed: Sequence[bool]
+    way: _Way, calls: Sequence[Call], saved: Sequence[Tensor], gradients: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of all tensors by the runner's backward."""
+    size = len(saved) // len(calls)
     given = [
-        Backward(call, kept, output_gradient, state_gradients, (needed[0], *wanted[way.entries :]))
-        for (call, _), kept, (output_gradient, *state_gradients), wanted in zip(
-            pairs,
-            _groups(saved, len(saved) // len(pairs)) if saved else [()] * len(pairs),
-            _groups(gradients, 1 + way.entries),
-            way.parts(needed[1:]),
-            strict=True,
+        Backward(
+            call,
+            saved[i * size : (i + 1) * size],
+            output_gradient,
+            state_gradients,
+            (needed[0], *of_own[way.entries :]),
+        )
+        for i, (call, (output_gradient, *state_gradients), of_own) in enumerate(
+            zip(calls, _groups(gradients, 1 + way.entries), _of_each(way, needed[1:]), strict=True)
         )
     ]
     if isinstance(way.run, Fused) and way.division == WHOLE:
         results = way.run.backward_all(given)
     else:
         run = divided(way.run, way.division)
-        results = [run.backward(*of_call) for of_call in given]
-    total = functools.reduce(operator.add, [of_input for of_input, _, _ in results]) if needed[0] else None
+        results = [run.backward(*back) for back in given]
+    of_input = [found for found, _, _ in results]
+    total = functools.reduce(operator.add, of_input) if needed[0] else None
     return [total, *[g for _, of_states, of_parameters in results for g in (*of_states, *of_parameters)]]
 
 
@@ -288,8 +292,8 @@ def _differentiable_backward(
     results: list[Tensor] = []
     with torch.enable_grad():
         tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
-        for pair in _pairs(way.directions, way.entries, lengths, tensors):
-            output, last = _differentiable(way.text, way.training, way.division, *pair)
+        for given in zip(*_given(way, lengths, tensors), strict=True):
+            output, last = _differentiable(way.text, way.training, way.division, *given)
             results += (output, *last)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]

@@ -23,7 +23,15 @@ from pellucid.nn.recurrence.sequence import Options, SequenceLayer, State
 class _TorchLayout(SequenceLayer):
     """Parameters as torch.nn registers them: the formula's U is weight_ih transposed, b the sum of two biases."""
 
-    added = (*SequenceLayer.added, "cell", "_hyperparameters", "_solutions", "_keys")
+    added = (
+        *SequenceLayer.added,
+        "cell",
+        "_hyperparameters",
+        "_solutions",
+        "_keys",
+        "_parameter_shapes",
+        "_state_sizes",
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

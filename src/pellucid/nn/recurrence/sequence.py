@@ -52,7 +52,9 @@ class SequenceLayer(Running, torch.nn.Module):
     _another_dtype: ClassVar[type[Exception]] = ValueError  # what an input of another type than the weights' raises
     _hyperparameters: dict[str, Any]
     _keys: list[str]
+    _parameter_shapes: list[list[tuple[int, ...]]]  # of the first level, and of those above, as the solutions are
     _solutions: list[Solution]
+    _state_sizes: tuple[int, ...]
 
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters of one level and direction, in its row convention: U is input × hidden."""
@@ -70,14 +72,16 @@ class SequenceLayer(Running, torch.nn.Module):
     def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
         self._hyperparameters = dict(hyperparameters)
-        self._solutions, self._keys = [], []
+        self._solutions, self._keys, self._parameter_shapes = [], [], []
         inner = dict(sizes)
         for _ in range(min(self.num_layers, 2)):
             solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
             self._solutions.append(solution)
             self._check_further(inner)
             self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
+            self._parameter_shapes.append([solution.symbols[p.name].shape for p in self.cell.source.parameters])
             inner = {**inner, "input": solution.output * self._directions}
+        self._state_sizes = self._solutions[0].state_sizes(self.cell.source)
 
     def _check_further(self, sizes: Mapping[str, int]) -> None:
         """Every level reads the same further inputs."""
@@ -93,10 +97,6 @@ class SequenceLayer(Running, torch.nn.Module):
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
-
-    @property
-    def _state_sizes(self) -> tuple[int, ...]:
-        return self._solutions[0].state_sizes(self.cell.source)
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -312,17 +312,18 @@ class SequenceLayer(Running, torch.nn.Module):
 
     def _check_memory(self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], level: int) -> None:
         """Check what a kernel would take for granted."""
-        symbols = self.solution(level).symbols
-        for symbol, value in zip(self.cell.source.parameters, parameters, strict=True):
-            solved = symbols[symbol.name].shape
-            if value.shape != solved:
-                raise RuntimeError(
-                    f"{label(self)}: {symbol.name} of its formula is {shape_text(value.shape)} in level {level}, but "
-                    f"the layer was made for {shape_text(solved)}. Make another one of these sizes."
-                )
+        shapes = self._parameter_shapes[min(level, 1)]
+        if [p.shape for p in parameters] != shapes:
+            symbols = zip(self.cell.source.parameters, parameters, shapes, strict=True)
+            name, value, solved = next((s.name, p, n) for s, p, n in symbols if p.shape != n)
+            raise RuntimeError(
+                f"{label(self)}: {name} of its formula is {shape_text(value.shape)} in level {level}, but the layer "
+                f"was made for {shape_text(solved)}. Make another one of these sizes."
+            )
+        device, dtype = x.device, x.dtype
         for tensor in (*states, *parameters):
-            if text := mismatch(x, tensor):
-                raise RuntimeError(f"{label(self)}: the input is {text}")
+            if tensor.dtype != dtype or tensor.device != device:
+                raise RuntimeError(f"{label(self)}: the input is {mismatch(x, tensor)}")
 
     def _axes_text(self) -> str:
         return "(batch, time, features)" if self.batch_first else "(time, batch, features)"
