@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -280,6 +281,14 @@ def test_calls_count_and_stay_out_of_the_state_dict():
     assert repr(layer) == "Dropout(p=0.5, inplace=False, seed=5)"
 
 
+def test_any_integer_is_a_seed():
+    x = torch.ones(200, 200)
+    for seed in (torch.tensor(5), np.int64(5)):
+        assert torch.equal(nn.Dropout(seed=seed)(x), nn.Dropout(seed=5)(x))
+    for large in (2**63, 2**64 - 1, -(2**63)):
+        assert torch.equal(nn.Dropout(seed=large)(x), nn.Dropout(seed=large % 2**64 - 2**64)(x))
+
+
 @pytest.mark.parametrize("options", [{}, {"seed": 5}, {"generator": torch.Generator()}], ids=["torch", "seed", "own"])
 def test_bind_tells_the_next_call(options):
     layer, x = nn.Dropout(**options), torch.ones(64)
@@ -296,6 +305,8 @@ def test_refused_arguments():
         nn.Dropout(seed=1, generator=torch.Generator())
     with pytest.raises(TypeError, match="generator="):
         nn.Dropout(seed=torch.Generator())
+    with pytest.raises(TypeError, match=r"nn.Dropout: seed is an integer, not tensor\(0.5"):
+        nn.Dropout(seed=torch.tensor(0.5))
     with pytest.raises(TypeError, match="seed="):
         nn.Dropout(generator=3)
     layer = nn.Dropout()
