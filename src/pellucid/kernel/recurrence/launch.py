@@ -50,7 +50,7 @@ def recurrence(
     tensors = [x, *states, *parameters]
     differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
     if _recorded(tensors):
-        if _has_no_operator(text):
+        if _has_no_operator(text, x.is_complex()):
             return *_unrolled(x, list(states), list(parameters), lengths, seed, text, training, reverse, *division), ""
         results = torch.ops.pellucid.recurrence(
             x, list(states), list(parameters), lengths, seed, text, training, reverse, *division, differentiable
@@ -60,7 +60,7 @@ def recurrence(
     x, *rest = tensors = [t.resolve_neg() for t in tensors]
     states, call = rest[: len(states)], call._replace(x=x, parameters=rest[len(states) :])
     with no_autocast(x):
-        if chosen_backend() == "naive":
+        if chosen_backend() == "naive" or x.is_complex():
             return *_defined(text, training, division, call, states), "naive"
         if _transformed():  # it differentiates, maps or dualises plain operations
             return *_differentiable(text, training, division, call, states), _reference(text, training, call).name
@@ -92,7 +92,12 @@ def _defined(
 def _differentiable(
     text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Output and last state by operations that torch may differentiate: the reference's own, or the author's."""
+    """Output and last state by operations that torch may differentiate: the reference's own, or the author's.
+
+    Gradients are derived for real numbers; those of complex ones are torch's.
+    """
+    if call.x.is_complex():
+        return _defined(text, training, division, call, states)
     run = _reference(text, training, call)
     if run.program.own_gradient:
         return _defined(text, training, division, call, states)
@@ -124,12 +129,12 @@ def _traced() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
-def _has_no_operator(text: str) -> bool:
-    """Whether a graph cannot have the operator: a transform is compiled too, or the graph is for ONNX."""
+def _has_no_operator(text: str, of_complex: bool) -> bool:
+    """Whether a graph cannot have the operator: complex numbers, a transform is compiled too, or it is for ONNX."""
     for_onnx = torch.onnx.is_in_onnx_export()
     if for_onnx:
         warn_of_unrolling(text)
-    if not (for_onnx or _transformed()):
+    if not (for_onnx or of_complex or _transformed()):
         return False
     if "torch._dynamo" in sys.modules:  # to import it takes 1.3 s; where it is not loaded, nothing compiles
         torch._dynamo.allow_in_graph(_unrolled)
