@@ -25,7 +25,7 @@ class Provider(Protocol):
 
 
 _provider: contextvars.ContextVar[Provider | None] = contextvars.ContextVar("provider", default=None)
-_followed: list[Provider] = []  # the same while torch.compile follows, which cannot set a context variable
+_followed: list[Provider | None] = [None]  # the same while torch.compile follows, which cannot set a context variable
 
 
 @contextlib.contextmanager
@@ -138,10 +138,7 @@ def _asked(name: str, shared: str | None, elsewhere: str) -> Provider:
     """Who answers the draws of the function ``name``; what takes its place elsewhere than in a formula."""
     if shared not in (None, "time"):
         raise FormulaError(f'pellucid.{name}: shared is None or "time", not {shared!r}')
-    if torch.compiler.is_dynamo_compiling():
-        provider = _followed[-1] if _followed else None
-    else:
-        provider = _provider.get()
+    provider = _followed[-1] if torch.compiler.is_dynamo_compiling() else _provider.get()
     if provider is None:
         raise FormulaError(
             f"pellucid.{name} stands inside a cell or a layer's formula, whose module draws its numbers and knows "
