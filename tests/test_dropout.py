@@ -496,6 +496,15 @@ def test_compiled_and_eager_calls_share_one_sequence():
     assert layer.calls == 4
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_of_a_large_example_reads_a_small_one():
+    trace = torch.jit.trace(nn.Dropout(), torch.ones(400, 400), check_trace=False)
+    torch.manual_seed(0)
+    found = trace(torch.ones(5, 5))
+    torch.manual_seed(0)
+    assert torch.equal(found, nn.Dropout()(torch.ones(5, 5)))
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoint(reentrant):
     x = torch.rand(64, requires_grad=True)
