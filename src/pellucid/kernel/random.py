@@ -124,6 +124,12 @@ def unseen(*values: Any) -> bool:
     return True
 
 
+def in_memory(*tensors: Tensor) -> bool:
+    """Whether tensors have numbers in memory: those of a class that answers operations itself may have none."""
+    own = Tensor.__torch_dispatch__
+    return all(type(t) in _PLAIN or type(t).__torch_dispatch__ is own for t in tensors)
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 _UNIFORM = """
 struct wanted { float *out; int64_t count; uint64_t seed, stream, first; };

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
+from pellucid.kernel.random import in_memory
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
@@ -62,7 +63,7 @@ def recurrence(
     with no_autocast(x):
         if chosen_backend() == "naive" or x.is_complex():
             return *_defined(text, training, division, call, states), "naive"
-        if _transformed():  # it differentiates, maps or dualises plain operations
+        if _transformed() or not in_memory(*tensors):  # these differentiate, map, dualise or answer plain operations
             return *_differentiable(text, training, division, call, states), _reference(text, training, call).name
 
         def compute(run: Runner) -> tuple[Tensor, list[Tensor], str]:
@@ -203,7 +204,8 @@ class _Recurrence(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         tensors, saved = rest[: len(needed)], rest[len(needed) :]
         gradients = tuple([gradient.resolve_neg() for gradient in gradients])
-        if not torch.is_grad_enabled():
+        mapped = any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))
+        if not torch.is_grad_enabled() and not mapped and in_memory(*gradients):
             call, wanted = way.call(lengths, seed, tensors), (needed[0], *needed[1 + way.entries :])
             try:
                 of_input, of_states, of_parameters = ctx.run.backward(call, saved, gradients[0], gradients[1:], wanted)
