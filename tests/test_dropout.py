@@ -233,6 +233,19 @@ def test_drop_connect_passes_options_and_refuses_names():
     assert nn.DropConnect(nn.Linear(3, 4), names="bias").names == ("bias",)
 
 
+def test_drop_connect_of_shared_weights():
+    one, other = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+    other.weight = weight = one.weight
+    torch.manual_seed(0)
+    layer = nn.DropConnect(torch.nn.Sequential(one, one, other))
+    y = layer(torch.eye(64))
+    assert one.weight is other.weight is weight
+    y.sum().backward()
+    torch.manual_seed(0)
+    dropped = drop(weight, layer.bind(torch.eye(64))["draws"]["0.weight"], 0.5)
+    torch.testing.assert_close(y, torch.linalg.matrix_power(dropped.T, 3))
+
+
 def test_drop_connect_draws_of_one_call_differ():
     draws = nn.DropConnect(nn.GRU(8, 8), 0.5, seed=1).bind(torch.zeros(1, 1, 8))["draws"]
     assert not torch.equal(draws["weight_ih_l0"], draws["weight_hh_l0"])
