@@ -25,7 +25,8 @@ def drop_connect(
 ) -> Any:
     """Run a layer with some entries of its weights dropped: Wan et al., ICML 2013."""
     dropped = {name: dropping(p)(weights[name], draws[name], p) for name in weights}
-    return torch.func.functional_call(layer, _everywhere(layer, weights, dropped), inputs, options, tie_weights=False)
+    places = _everywhere(layer, weights, dropped)
+    return torch.func.functional_call(layer, places, inputs, dict(options), tie_weights=False)
 
 
 def _everywhere(
