@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -232,6 +233,19 @@ def test_drop_connect_passes_options_and_refuses_names():
     assert nn.DropConnect(nn.Linear(3, 4), names="bias").names == ("bias",)
 
 
+def test_drop_connect_of_shared_weights():
+    one, other = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+    other.weight = weight = one.weight
+    torch.manual_seed(0)
+    layer = nn.DropConnect(torch.nn.Sequential(one, one, other))
+    y = layer(torch.eye(64))
+    assert one.weight is other.weight is weight
+    y.sum().backward()
+    torch.manual_seed(0)
+    dropped = drop(weight, layer.bind(torch.eye(64))["draws"]["0.weight"], 0.5)
+    torch.testing.assert_close(y, torch.linalg.matrix_power(dropped.T, 3))
+
+
 def test_drop_connect_draws_of_one_call_differ():
     draws = nn.DropConnect(nn.GRU(8, 8), 0.5, seed=1).bind(torch.zeros(1, 1, 8))["draws"]
     assert not torch.equal(draws["weight_ih_l0"], draws["weight_hh_l0"])
@@ -280,6 +294,14 @@ def test_calls_count_and_stay_out_of_the_state_dict():
     assert repr(layer) == "Dropout(p=0.5, inplace=False, seed=5)"
 
 
+def test_any_integer_is_a_seed():
+    x = torch.ones(200, 200)
+    for seed in (torch.tensor(5), np.int64(5)):
+        assert torch.equal(nn.Dropout(seed=seed)(x), nn.Dropout(seed=5)(x))
+    for large in (2**63, 2**64 - 1, -(2**63)):
+        assert torch.equal(nn.Dropout(seed=large)(x), nn.Dropout(seed=large % 2**64 - 2**64)(x))
+
+
 @pytest.mark.parametrize("options", [{}, {"seed": 5}, {"generator": torch.Generator()}], ids=["torch", "seed", "own"])
 def test_bind_tells_the_next_call(options):
     layer, x = nn.Dropout(**options), torch.ones(64)
@@ -296,6 +318,8 @@ def test_refused_arguments():
         nn.Dropout(seed=1, generator=torch.Generator())
     with pytest.raises(TypeError, match="generator="):
         nn.Dropout(seed=torch.Generator())
+    with pytest.raises(TypeError, match=r"nn.Dropout: seed is an integer, not tensor\(0.5"):
+        nn.Dropout(seed=torch.tensor(0.5))
     with pytest.raises(TypeError, match="seed="):
         nn.Dropout(generator=3)
     layer = nn.Dropout()
@@ -483,6 +507,15 @@ def test_compiled_and_eager_calls_share_one_sequence():
     for run in (layer, compiled, layer, compiled):
         assert torch.equal(run(x), expected(x))
     assert layer.calls == 4
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_of_a_large_example_reads_a_small_one():
+    trace = torch.jit.trace(nn.Dropout(), torch.ones(400, 400), check_trace=False)
+    torch.manual_seed(0)
+    found = trace(torch.ones(5, 5))
+    torch.manual_seed(0)
+    assert torch.equal(found, nn.Dropout()(torch.ones(5, 5)))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pellucid
 from cases import ALL, COMPONENTS, CONVOLUTION, LINEAR, NORMALIZATION, Case, Wrong
@@ -99,6 +99,51 @@ def test_gradients_end_at_what_a_layer_reads(case: Case, backend: str):
         leaves = [x, *layer.parameters()]
         plain = torch.autograd.grad(y.pow(3).sum(), leaves, retain_graph=True)
         torch.testing.assert_close(torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True), plain)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor without memory of its own, as quantised and distributed ones are."""
+
+    @staticmethod
+    def __new__(cls, within):
+        options = {"dtype": within.dtype, "requires_grad": within.requires_grad}
+        return torch.Tensor._make_wrapper_subclass(cls, within.shape, strides=within.stride(), **options)
+
+    def __init__(self, within):
+        self.within = within.detach()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        given = tree_map_only(cls, lambda x: x.within, (args, kwargs or {}))
+        results = tree_map_only(torch.Tensor, cls, function(*given[0], **given[1]))
+        return args[0] if function._schema.is_mutable else results
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", TRAINED)
+def test_tensors_without_memory(case: Case, backend: str):
+    layer, x = case.build(), case.input()
+    with pellucid.backend(backend):
+        (expected, *_), _ = run(copy.deepcopy(layer), x, **case.options())
+        for module in layer.modules():
+            for values in (module._parameters, module._buffers):
+                kind = torch.nn.Parameter if values is module._parameters else torch.Tensor.detach
+                values.update({n: kind(Elsewhere(v)) for n, v in values.items() if v is not None})
+        for found in (layer(Elsewhere(x), **case.options()), layer(x, **case.options())):
+            y = tree_leaves(found)[0]
+            torch.testing.assert_close(y.within if isinstance(y, Elsewhere) else y, expected)
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_gradients_of_several_vectors_at_once(case: Case):
+    layer, x = case.build(), case.input().requires_grad_()
+    with pellucid.backend("c"):
+        y, *_ = tree_leaves(layer(x, **case.options()))
+        leaves, vectors = [x, *layer.parameters()], torch.stack([y.detach(), y.detach().cos()])
+        several = torch.autograd.grad(y, leaves, vectors, is_grads_batched=True, retain_graph=True)
+        for i, vector in enumerate(vectors):
+            one = torch.autograd.grad(y, leaves, vector, retain_graph=True)
+            torch.testing.assert_close([g[i] for g in several], list(one), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", SHARED)

@@ -161,3 +161,24 @@ class Words(torch.nn.Module):
 def test_one_sample_has_no_spread():
     crowd = pellucid.monte_carlo(nn.Dropout(), torch.ones(3), 1)
     assert torch.equal(crowd.spread, torch.zeros(3))
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"generator": torch.Generator()}], ids=["seed", "generator"])
+def test_a_seed_decides_the_draws_of_layers_with_one_of_their_own_too(options):
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 8), nn.Dropout(**options)), torch.randn(4, 3)
+    first, again = (pellucid.monte_carlo(model, x, 8, seed=3) for _ in range(2))
+    assert torch.equal(first.samples, again.samples)
+    assert {name: getattr(model[1], name) for name in options} == options
+
+
+def test_packed_sequences_are_one_input():
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.drop = nn.GRU(3, 4), nn.Dropout()
+
+        def forward(self, x):
+            return self.drop(self.rnn(x)[1][0])
+
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 3) for n in (4, 2)])
+    assert pellucid.monte_carlo(Tagger(), packed, 5).mean.shape == (2, 4)

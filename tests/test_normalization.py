@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import io
 
 import pytest
 import torch
@@ -649,3 +650,14 @@ def test_batch_norm_of_a_small_and_of_a_large_input(momentum):
     assert torch.allclose(layer.weight.grad, reference.weight.grad, rtol=1e-10)
     for name, value in reference.named_buffers():
         torch.testing.assert_close(layer.get_buffer(name), value, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "InstanceNorm1d"])
+def test_export_in_training_with_lengths(name):
+    layer, x, lengths = getattr(nn, name)(3, track_running_stats=True), torch.randn(2, 3, 5), torch.tensor([5, 2])
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(layer, (x,), {"lengths": lengths}), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    torch.testing.assert_close(program(x, lengths=lengths), layer(x, lengths=lengths))
+    torch.testing.assert_close(program.state_dict(), layer.state_dict())

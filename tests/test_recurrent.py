@@ -66,6 +66,25 @@ def test_half_precision(dtype):
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_complex_numbers(name):
+    seen = []
+    for layer in pair(name, 3, 4, 2, bidirectional=True):
+        torch.manual_seed(1)
+        layer.to(torch.complex128)
+        x = torch.randn(5, 2, 3, dtype=torch.complex128, requires_grad=True)
+        y = layer(x)[0]
+        seen.append([y, *torch.autograd.grad(y.abs().square().sum() + y[0].imag.sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(*seen)
+
+
+def test_complex_numbers_in_one_graph():
+    torch._dynamo.reset()
+    layer, x = nn.LSTM(3, 4).to(torch.complex128), torch.randn(5, 2, 3, dtype=torch.complex128)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x)[0], layer(x)[0])
+    torch._dynamo.reset()
+
+
 def test_autocast_runs_the_layer_in_its_type():
     ours, theirs = pair("LSTM", 8, 16)
     x = torch.randn(6, 3, 8, requires_grad=True)

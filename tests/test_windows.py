@@ -204,6 +204,13 @@ def test_what_was_left_of_transposed_convolutions_is_not_decided_again(kept, mon
     torch.testing.assert_close(by_kernel(layer, read), layer(read))
 
 
+@pytest.mark.parametrize("name", [f"{kind}Pool{n}d" for kind in ("Max", "Avg") for n in (1, 2, 3)])
+def test_pooling_under_autocast_is_of_torchs_type(name):
+    x = torch.randn(2, 2, *(6,) * int(name[-2]), dtype=torch.bfloat16)
+    with pellucid.backend("c"), torch.autocast("cpu"):
+        torch.testing.assert_close(getattr(nn, name)(2)(x), getattr(torch.nn, name)(2)(x))
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("stride", "padding"), [(1, "causal"), (2, "same"), (1, 2)])
 def test_gradients_of_gradients(groups, stride, padding):

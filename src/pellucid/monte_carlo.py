@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from pellucid.nn.dropout.drawing import Drawing
 from pellucid.nn.recurrence.sequence import SequenceLayer
 from pellucid.nn.rows.row_wise import RowWise
 
@@ -72,7 +74,7 @@ def monte_carlo(
             f"monte_carlo: {type(model).__name__} holds no layer that drops anything, so every prediction would be the "
             f"same. Add nn.Dropout with p > 0; if a module of yours calls functional.dropout, name its type in also=."
         )
-    inputs = x if isinstance(x, tuple) else (x,)
+    inputs = x if isinstance(x, tuple) and not isinstance(x, PackedSequence) else (x,)
     with torch.no_grad(), _modes(model, drawing), _seeded(model, seed):
         outputs = [model(*inputs, **options) for _ in range(samples)]
     leaves = [pytree.tree_leaves(output) for output in outputs]
@@ -127,10 +129,18 @@ def _modes(model: torch.nn.Module, drawing: set[torch.nn.Module]) -> Iterator[No
 
 @contextlib.contextmanager
 def _seeded(model: torch.nn.Module, seed: int | None) -> Iterator[None]:
+    """Let a seed decide all draws, those of layers with a seed or generator of their own too."""
     if seed is None:
         yield
         return
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    own = {module: (module.seed, module.generator) for module in model.modules() if isinstance(module, Drawing)}
     with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
         torch.manual_seed(seed)
-        yield
+        try:
+            for module in own:
+                module.seed = module.generator = None
+            yield
+        finally:
+            for module, source in own.items():
+                module.seed, module.generator = source

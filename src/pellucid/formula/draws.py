@@ -25,11 +25,19 @@ class Provider(Protocol):
 
 
 _provider: contextvars.ContextVar[Provider | None] = contextvars.ContextVar("provider", default=None)
+_followed: list[Provider | None] = [None]  # the same while torch.compile follows, which cannot set a context variable
 
 
 @contextlib.contextmanager
 def provided_by(provider: Provider) -> Iterator[None]:
     """Let ``provider`` answer the draws of the formulas that run inside."""
+    if torch.compiler.is_dynamo_compiling():
+        _followed.append(provider)
+        try:
+            yield
+        finally:
+            _followed.pop()
+        return
     token = _provider.set(provider)
     try:
         yield
@@ -54,8 +62,6 @@ def dropout(x: torch.Tensor, p: float = 0.5, shared: str | None = None) -> torch
         ValueError: p is not a probability.
     """
     _check_probability("dropout", p, "dropping an entry")
-    if p == 0 and torch.compiler.is_dynamo_compiling():  # nobody is asked, and torch.compile could not follow
-        return x
     provider = _asked("dropout", shared, "pellucid.nn.Dropout or torch.nn.functional.dropout")
     if not provider.training or p == 0:
         return x
@@ -132,7 +138,7 @@ def _asked(name: str, shared: str | None, elsewhere: str) -> Provider:
     """Who answers the draws of the function ``name``; what takes its place elsewhere than in a formula."""
     if shared not in (None, "time"):
         raise FormulaError(f'pellucid.{name}: shared is None or "time", not {shared!r}')
-    provider = _provider.get()
+    provider = _followed[-1] if torch.compiler.is_dynamo_compiling() else _provider.get()
     if provider is None:
         raise FormulaError(
             f"pellucid.{name} stands inside a cell or a layer's formula, whose module draws its numbers and knows "

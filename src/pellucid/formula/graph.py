@@ -70,15 +70,10 @@ class Given:
 def step(source: Source, hyperparameters: Mapping[str, Any], training: bool, values: Sequence[torch.Tensor]) -> Any:
     """Run the author's function on inputs, states, parameters and draws, in this order; return (output, states)."""
     last = len(source.inputs) + len(source.states) + len(source.parameters)
-    with draws.provided_by(Given(values[last:], training)):
-        return undrawn_step(source, hyperparameters, values[:last])
-
-
-def undrawn_step(source: Source, hyperparameters: Mapping[str, Any], values: Sequence[torch.Tensor]) -> Any:
-    """`step` of a function that asks for no draws, which torch.compile can follow."""
     first = len(source.inputs) + len(source.states)
-    keywords = dict(zip((p.name for p in source.parameters), values[first:], strict=True))
-    return split_result(source, source.function(*values[:first], **keywords, **hyperparameters))
+    keywords = dict(zip((p.name for p in source.parameters), values[first:last], strict=True))
+    with draws.provided_by(Given(values[last:], training)):
+        return split_result(source, source.function(*values[:first], **keywords, **hyperparameters))
 
 
 def apart(x: torch.Tensor, sizes: Sequence[int]) -> Sequence[torch.Tensor]:

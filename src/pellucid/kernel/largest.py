@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build
+from pellucid.kernel.random import in_memory
 
 _TEXT = """
 #include <math.h>
@@ -49,7 +50,7 @@ def most_deviations(mean: Tensor, var: Tensor, eps: float) -> float:
 def _in_c(name: str, a: Tensor, b: Tensor, eps: float = 0.0) -> float | None:
     """What a function in C finds; None where it cannot look, or there is no compiler."""
     library = _library()
-    alike = a.shape == b.shape and a.dtype == b.dtype and a.is_cpu and b.is_cpu
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.is_cpu and b.is_cpu and in_memory(a, b)
     if library is None or not alike or a.dtype not in TYPES or not (a.is_contiguous() and b.is_contiguous()):
         return None
     return float(getattr(library, f"{name}_{TYPES[a.dtype]}")(a.data_ptr(), b.data_ptr(), eps, a.numel()))

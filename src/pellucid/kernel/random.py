@@ -87,8 +87,8 @@ def uniform(
         drawn = philox((block & WORD, block >> 32, stream & WORD, (stream >> 32) & WORD), keys)
         return tuple(word >> (32 - bits) for word in drawn)
 
-    # A compiler fuses the whole of it.
-    if torch.compiler.is_compiling() or last - first <= (step := _chunk(device)):
+    # A compiler fuses the whole of it; a trace would have as many chunks as its example for ever.
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or last - first <= (step := _chunk(device)):
         drawn = torch.stack(words(first, last), dim=-1).to(dtype)  # (blocks, 4)
     else:
         drawn = (seed ^ stream).new_empty((last - first, 4), dtype=dtype)  # batched where one of them is
@@ -124,7 +124,13 @@ def unseen(*values: Any) -> bool:
     return True
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+def in_memory(*tensors: Tensor) -> bool:
+    """Whether tensors have numbers in memory: those of a class that answers operations itself may have none."""
+    kinds = {*map(type, tensors)}
+    return kinds <= _PLAIN or all(kind.__torch_dispatch__ is Tensor.__torch_dispatch__ for kind in kinds)
+
+
+_PLAIN = {Tensor, torch.nn.Parameter}
 _UNIFORM = """
 struct wanted { float *out; int64_t count; uint64_t seed, stream, first; };
 // What is kept gets a scale, what drew less than p a zero.

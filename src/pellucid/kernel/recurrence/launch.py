@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
+from pellucid.kernel.random import in_memory
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
@@ -57,17 +58,15 @@ def recurrence(
         return [
             _noted(text, training, division, *given, differentiable) for given in zip(calls, states, strict=True)
         ], ""
-    if True in [
-        t.is_neg() for t in tensors
-    ]:  # as z.conj().imag, say: in memory, which a kernel reads, are other numbers
+    if True in [t.is_neg() for t in tensors]:  # z.conj().imag, say: in memory, which a kernel reads, are other numbers
         calls = [c._replace(x=c.x.resolve_neg(), parameters=[p.resolve_neg() for p in c.parameters]) for c in calls]
         states = [[s.resolve_neg() for s in own] for own in states]
         return recurrence(text, training, calls, states, division)
     x = tensors[0]
     with no_autocast(x):
-        if chosen_backend() == "naive":
+        if chosen_backend() == "naive" or x.is_complex():
             return [_defined(text, training, division, *given) for given in zip(calls, states, strict=True)], "naive"
-        if _transformed():  # it differentiates, maps or dualises plain operations
+        if _transformed() or not in_memory(*tensors):  # these differentiate, map, dualise or answer plain operations
             results = [_differentiable(text, training, division, *given) for given in zip(calls, states, strict=True)]
             return results, _reference(text, training, calls[0]).name
 
@@ -133,7 +132,7 @@ def _noted(
     """A call as a node of a graph."""
     x, parameters, lengths, seed, reverse, _ = call
     given = (x, list(states), list(parameters), lengths, seed, text, training, reverse, *division)
-    if _has_no_operator(text):
+    if _has_no_operator(text, x.is_complex()):
         return _unrolled(*given)
     results = torch.ops.pellucid.recurrence(*given, differentiable)
     return results[0], list(results[1 : 1 + len(states)])
@@ -151,7 +150,12 @@ def _defined(
 def _differentiable(
     text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Output and last state by operations that torch may differentiate: the reference's own, or the author's."""
+    """Output and last state by operations that torch may differentiate: the reference's own, or the author's.
+
+    Gradients are derived for real numbers; those of complex ones are torch's.
+    """
+    if call.x.is_complex():
+        return _defined(text, training, division, call, states)
     run = _reference(text, training, call)
     if run.program.own_gradient:
         return _defined(text, training, division, call, states)
@@ -183,12 +187,12 @@ def _traced() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
-def _has_no_operator(text: str) -> bool:
-    """Whether a graph cannot have the operator: a transform is compiled too, or the graph is for ONNX."""
+def _has_no_operator(text: str, of_complex: bool) -> bool:
+    """Whether a graph cannot have the operator: complex numbers, a transform is compiled too, or it is for ONNX."""
     for_onnx = torch.onnx.is_in_onnx_export()
     if for_onnx:
         warn_of_unrolling(text)
-    if not (for_onnx or _transformed()):
+    if not (for_onnx or of_complex or _transformed()):
         return False
     if "torch._dynamo" in sys.modules:  # to import it takes 1.3 s; where it is not loaded, nothing compiles
         torch._dynamo.allow_in_graph(_unrolled)
@@ -249,7 +253,8 @@ class _Recurrence(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         gradients = tuple([gradient.resolve_neg() for gradient in gradients])
         calls, _ = _given(way, lengths, tensors)
-        if not torch.is_grad_enabled():
+        mapped = any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))
+        if not torch.is_grad_enabled() and not mapped and in_memory(*gradients):
             try:
                 return None, None, *_backward(way, calls, saved, gradients, needed)
             except BuildError as error:

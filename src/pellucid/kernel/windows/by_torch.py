@@ -50,7 +50,8 @@ class ByTorch:
         if found is not None and found[1] is not None:
             whole = self.geometry.results(x.shape[2:])
             flat = dy.new_zeros(*dy.shape[:2], math.prod(whole))
-            dy = flat.scatter_add(-1, found[1].flatten(2), dy.flatten(2)).unflatten(-1, whole)
+            at = found[1].flatten(2)
+            dy = flat.scatter_add(-1, at, dy.reshape(at.shape)).reshape(*dy.shape[:2], *whole)
         padded, padding = self._padded(x)
         geometry = self.geometry
         options = (geometry.stride, padding, geometry.dilation, False, self._zeros, self.groups, list(needed))

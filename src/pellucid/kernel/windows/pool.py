@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import memory
+from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
@@ -43,8 +44,8 @@ def scaled_sum(x: Tensor, geometry: Geometry, scale: float, reference: Reference
 
 
 def _run(x: Tensor, geometry: Geometry, scale: float | None, reference: Reference) -> Tensor | None:
-    if not runs(x):
-        return None
+    if not runs(x) or (len(geometry.kernel) == 3 and autocast_dtype(x) is not None):
+        return None  # torch's autocast has windows over three axes computed in float32
     wanted, forced = torch.is_grad_enabled() and x.requires_grad, chosen_backend() == "c"
     key = (x.shape, x.stride(), x.dtype, geometry, scale, wanted, forced, torch.get_num_threads())
     kernel = remembered(_bound, key, lambda: _try_to_bind(x, geometry, scale, wanted, forced, reference))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +42,14 @@ class Drawing(torch.nn.Module):
         """Say where the draws come from; called once, by the constructor."""
         if seed is not None and generator is not None:
             raise ValueError(f"{label(self)}: seed and generator both decide the draws; pass one of them")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"{label(self)}: seed is an integer, not {seed!r}; a torch.Generator goes to generator=")
+        if seed is not None:
+            given: Any = None if isinstance(seed, bool) else seed
+            try:
+                seed = operator.index(given)  # NumPy's and torch's integers too
+            except TypeError:
+                raise TypeError(
+                    f"{label(self)}: seed is an integer, not {seed!r}; a torch.Generator goes to generator="
+                ) from None
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"{label(self)}: generator is a torch.Generator, not {generator!r}; a number goes to seed=")
         self.seed, self.generator = seed, generator
@@ -93,7 +101,7 @@ class Drawing(torch.nn.Module):
             self._compiled_calls.add_(1)
         else:
             self._eager_calls += 1
-        return self.seed, call
+        return (self.seed + 2**63) % 2**64 - 2**63, call  # the same 64 bits, with a sign
 
     def _is_recomputed(self) -> bool:
         own = self.seed is not None or self.generator is not None

@@ -25,7 +25,25 @@ def drop_connect(
 ) -> Any:
     """Run a layer with some entries of its weights dropped: Wan et al., ICML 2013."""
     dropped = {name: dropping(p)(weights[name], draws[name], p) for name in weights}
-    return torch.func.functional_call(layer, dropped, inputs, dict(options))
+    places = _everywhere(layer, weights, dropped)
+    return torch.func.functional_call(layer, places, inputs, dict(options), tie_weights=False)
+
+
+def _everywhere(
+    layer: torch.nn.Module, weights: Mapping[str, Tensor], dropped: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is dropped under all names of a weight that several modules share, but one of each module.
+
+    torch.func.functional_call ties the names of a module that stands in several places too, takes what it has put there
+    itself for the parameter, and leaves it there.
+    """
+    return {
+        f"{path}.{own}" if path else own: dropped[name]
+        for path, module in layer.named_modules()
+        for own, parameter in module._parameters.items()
+        for name, weight in weights.items()
+        if weight is parameter
+    }
 
 
 class DropConnect(DropoutFamily):

@@ -65,8 +65,8 @@ class Remembering(ChannelFirst):
     def _update(self, running: Tensor | None, value: Tensor, seen: Tensor, factor: float | Tensor) -> None:
         """Move a running statistic towards a batch's, (channels,), where the batch has ``seen`` one."""
         if running is not None:
-            with torch.no_grad(), _unnoticed(running):
-                running.add_(torch.where(seen, (value.to(running.dtype) - running) * factor, 0))
+            with _unnoticed(running):  # detached: torch.export cannot write `torch.no_grad` around a write into a file
+                running.add_(torch.where(seen, (value.detach().to(running.dtype) - running) * factor, 0))
 
 
 def _unnoticed(running: Tensor) -> contextlib.AbstractContextManager[Any]:

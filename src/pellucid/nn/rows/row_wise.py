@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import init
 
 from pellucid.errors import axes_of_features, label, shape_text
-from pellucid.formula.graph import step, undrawn_step
+from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.rows.nested import Draws, language, language_for
@@ -181,8 +181,6 @@ class RowWise(Running, Component, Drawing):
         source = self.layer.source
         given = [values[symbol.name] for symbol in (*source.inputs, *source.parameters)]
         numbers = {symbol.name: values[symbol.name] for symbol in source.hyperparameters}
-        if torch.compiler.is_dynamo_compiling() and not self._solution.sites:
-            return undrawn_step(source, numbers, given)[0]
         return step(source, numbers, self.training, [*given, *values.get(DRAWS, ())])[0]
 
     # -- checks -------------------------------------------------------------------------------------------------
