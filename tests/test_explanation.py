@@ -581,6 +581,33 @@ def test_an_empty_batch_is_refused_in_words():
         quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_empty_input_has_no_mean(lang: str):
+    nothing = {
+        "en": "The input has no numbers, so there is nothing to average.",
+        "zh": "输入里一个数也没有，没有什么可取平均。",
+    }
+    for layer, x in ((nn.BatchNorm1d(4), torch.zeros(0, 4)), (nn.LayerNorm(0), torch.zeros(2, 0))):
+        assert said_in(quietly(layer, x, lang=lang)) == [nothing[lang]]
+    assert not said_in(quietly(nn.LayerNorm(2), torch.tensor([[1, torch.inf]]), lang=lang))
+
+
+def said_in(report):
+    return [part for step in report.steps for part in step.parts if isinstance(part, str)]
+
+
+def test_sentences_without_words_are_explained():
+    report = quietly(nn.TextConv(4, 3), torch.zeros(2, 0, 4))
+    assert report.check.agrees
+    assert "There are no words here: every filter gives 0." in report.steps[0].parts
+
+
+def test_complex_numbers_are_refused_and_not_made_real():
+    for layer in (nn.GRU(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3), nn.MaxPool1d(1)):
+        with pytest.raises(NotImplementedError, match=r"complex64, and explanations .*view_as_real"):
+            quietly(layer, torch.ones(3, 3, dtype=torch.complex64))
+
+
 @pytest.mark.parametrize("make", [nn.Conv1d, nn.ConvTranspose1d])
 def test_weights_that_are_computed_stay_the_same(make, tmp_path):
     torch.manual_seed(0)
@@ -610,6 +637,50 @@ def test_of_a_frozen_layer_nothing_is_learned():
         report = quietly(layer.requires_grad_(False), x)
         assert [(total.label, total.count) for total in report.totals] == [("nothing is learned here", 0)]
         assert "learned" not in {row.role for row in report.symbols}
+
+
+def test_a_partly_frozen_layer_says_what_is_learned():
+    pair = torch.zeros(2, 2, 4, 4)
+    for layer, x, weight, bias in (
+        (nn.Conv2d(2, 3, 2), pair, "weight", "bias"),
+        (nn.BatchNorm2d(2), pair, "γ", "β"),
+        (nn.ConvPool2d(2, 3, 2, pool_size=2), pair, "weight", "bias"),
+        (nn.DyT(4), pair, "α", "γ"),
+        (nn.DropConnect(nn.Linear(4, 3), names=["weight", "bias"]), pair, "weight", "bias"),
+    ):
+        next(layer.parameters()).requires_grad_(False)
+        report = quietly(layer, x)
+        roles = {row.name: (row.role, row.trainable) for row in report.symbols}
+        assert (roles[weight], roles[bias]) == (("not learned", False), ("learned", True)), type(layer)
+        assert report.totals[0].count == report.cost.parameters
+        assert weight not in report.totals[0].label
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("normed", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_is_learned_if_what_it_is_computed_of_is(normed):
+    layer = normed(nn.Conv1d(2, 3, 2, bias=False))
+    for frozen, role in (("weight_g", "learned"), ("weight_v", "not learned")):
+        parameters = dict(zip(("weight_g", "weight_v"), layer.parameters(), strict=True))
+        parameters[frozen].requires_grad_(False)
+        with torch.no_grad():
+            report = quietly(layer, torch.zeros(1, 2, 4))
+        assert report.symbols[1].role == role
+
+
+def test_a_convolution_without_bias_reads_none():
+    for layer, x in (
+        (nn.Conv2d(2, 3, 2, bias=False), torch.zeros(2, 2, 3, 3)),
+        (nn.ConvTranspose1d(2, 3, 2, bias=False), torch.zeros(2, 2, 3)),
+        (nn.ConvPool1d(2, 3, 2, pool_size=2, bias=False), torch.zeros(2, 2, 5)),
+        (nn.SeparableConv1d(2, 3, 2, bias=False), torch.zeros(2, 2, 5)),
+        (nn.TextConv(4, 3, bias=False), torch.zeros(2, 5, 4)),
+    ):
+        report = quietly(layer, x)
+        numbers = x.numel() + sum(p.numel() for p in layer.parameters()) + layer(x).numel()
+        assert report.cost.bytes_least == 4 * numbers
+        assert "bias = 0, chosen when the layer was made, not learned." in report.notation
+        assert "bias" not in report.steps[0].values
 
 
 def test_one_length_serves_all_sentences():

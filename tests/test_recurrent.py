@@ -115,6 +115,20 @@ def test_a_wrong_state_is_named(state, word):
         model["encoder"](torch.randn(5, 2, 3), state)
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize(
+    "make", [lambda: nn.LSTM(3, 4), lambda: nn.LSTM(3, 4).to(torch.complex64), lambda: nn.GRUCell(3, 4)]
+)
+def test_complex_numbers_have_two_parts(make):
+    layer, x = make(), torch.ones(5, 3, dtype=torch.complex64)
+    with pytest.raises(NotImplementedError, match=r"complex64, .*view_as_real\(x\)\.flatten\(-2\), with input_size=6"):
+        layer(x)
+    type(layer)(6, 4)(torch.view_as_real(x).flatten(-2))
+    if next(layer.parameters()).is_complex():
+        with pellucid.backend("naive"):
+            assert layer(x)[0].dtype == x.dtype
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
 def test_another_dtype_is_named(dtype):
     with pytest.raises(ValueError, match=rf"input is of {dtype}, the parameters are of torch.float32"):

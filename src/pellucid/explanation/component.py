@@ -38,7 +38,6 @@ class ComponentExplained:
         assert isinstance(request.layer, Component)
         self.request, self.texts, self.layer = request, request.texts, request.layer
         self.kind = runs_as(kind_of(request.layer)).__name__
-        self.frozen = not shared.trainable(request.layer)
         with torch.no_grad():
             self.bound = self.layer.bind(*request.inputs, **request.options)
         self.lines = self.read_lines()
@@ -122,10 +121,9 @@ class ComponentExplained:
         axes = tuple(texts.axis(axis) for axis in symbol.axes)
         facts |= {"name": letter(symbol.name), "shape": shape, "axes": " × ".join(axes)}
         reasons = (texts(key, **facts),) if key in texts else ()
-        learned = self.learns(symbol)
         role = {"x": "input", "y": "output"}.get(symbol.name, "given")
-        if symbol.trainable:
-            role = "parameter" if learned else "fixed"
+        if symbol.trainable or symbol.fixed:
+            role = "parameter" if symbol.trainable else "fixed"
         own = f"role.{symbol.name}"
         return SymbolRow(
             name=letter(symbol.name),
@@ -134,7 +132,7 @@ class ComponentExplained:
             axes=axes,
             count=prod(symbol.shape),
             role=texts(own if own in texts else f"role.{role}"),
-            trainable=learned,
+            trainable=symbol.trainable,
             reasons=reasons,
         )
 
@@ -142,13 +140,9 @@ class ComponentExplained:
         """The facts that the reason of a symbol may quote."""
         return dict(symbol.facts)
 
-    def learns(self, symbol: SymbolShape) -> bool:
-        """Whether a symbol is a weight of a layer that is not frozen."""
-        return symbol.trainable and not self.frozen
-
     def totals(self) -> Iterator[Total]:
         """The weights that are learned."""
-        learned = [s for s in self.layer.symbols() if self.learns(s)]
+        learned = [s for s in self.layer.symbols() if s.trainable]
         terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
         key = "total.component" if learned else "total.none"
         yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))

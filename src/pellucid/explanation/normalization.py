@@ -96,15 +96,17 @@ class NormalizationExplained(ComponentExplained):
         with torch.no_grad():
             mean = self.average(x_hat)
             variance = self.average((x_hat - mean) ** 2)
-        if mean.numel():
+        if mean.numel() and bool(torch.isfinite(mean).all() & torch.isfinite(variance).all()):
             facts = {"mean": f"{float(mean.abs().max()):.3f}", "low": f"{float(variance.min()):.3f}"}
             yield self.texts("step.norm_outcome", high=f"{float(variance.max()):.3f}", **facts)
 
     def directions(self) -> Iterator[Step]:
         """Draw which numbers one average takes, and which another kind of normalization would take."""
+        texts = self.texts
+        if not self.x.numel():
+            yield Step(texts("step.norm_direction"), (texts("step.norm_nothing"),))
         if not self.x.numel() or self.x.ndim == 0:
             return
-        texts = self.texts
         parts: list[str | Picture] = []
         if self.remembered:
             parts.append(texts("step.norm_remembered"))

@@ -70,6 +70,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     if not inputs and isinstance(request.inputs[0], str):
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
+    _refuse_complex(request)
     with left_alone(request.layer):
         explained = family(request.layer)(request)
     with left_alone(request.layer):  # and reads what the first one read, of weights that are computed anew every time
@@ -207,6 +208,15 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     return known.draw(shape, request.seed)
 
 
+def _refuse_complex(request: Request) -> None:
+    kinds = [value.dtype for value in request.inputs if isinstance(value, Tensor) and value.is_complex()]
+    if kinds:
+        raise NotImplementedError(
+            f"explain: the input is of {kinds[0]}, and explanations show real numbers only. Explain a layer that reads "
+            f"the two parts, torch.view_as_real(x)."
+        )
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, Sequence) and bool(value) and all(isinstance(part, str) for part in value)
@@ -226,12 +236,8 @@ def _read_sentence(request: Request) -> None:
     weight = next(layer.parameters(), None)
     dtype = torch.float32 if weight is None else weight.dtype
     if not _is_text(first):
-        if (
-            isinstance(first, Tensor)
-            and request.tokens is None
-            and weight is not None
-            and not first.is_floating_point()
-        ):
+        whole = isinstance(first, Tensor) and not (first.is_floating_point() or first.is_complex())
+        if whole and request.tokens is None and weight is not None:
             request.inputs = (first.to(dtype), *request.inputs[1:])
         return
     if not first:

@@ -261,13 +261,12 @@ class ConvolutionExplained(WindowedExplained):
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The sum written out."""
         assert view.kernel is not None
-        assert view.bias is not None
         entries, kernel = view.entries.flatten().tolist(), view.kernel.flatten().tolist()
         if len(entries) > 9:
             return
         terms = " + ".join(f"{_signed(e)}·{_signed(k)}" for e, k in zip(entries, kernel, strict=True))
         total = float(trace.result)
-        bias = f" + {_signed(float(view.bias.detach()))}" if self.layer.bias is not None else ""
+        bias = f" + {_signed(float(view.bias.detach()))}" if isinstance(view.bias, Tensor) else ""
         yield f"{terms}{bias} = {shared.number(total)}"
 
     def drawn(self, view: WindowView) -> tuple[Marks, Tensor, tuple[str, ...]]:

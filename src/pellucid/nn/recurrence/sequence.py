@@ -343,12 +343,19 @@ class SequenceLayer(Running, torch.nn.Module):
             raise RuntimeError(
                 f"{label(self)}: the input is {shape_text(shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
+        if x.is_complex() and registry.chosen_backend() != "naive":
+            raise NotImplementedError(
+                f"{label(self)}: the input is of {x.dtype}, and recurrence does not compute with complex numbers. Give "
+                f"it their two parts as features, torch.view_as_real(x).flatten(-2), with input_size="
+                f"{2 * self.input_size}; or run the formula as a loop, with pellucid.backend('naive')."
+            )
         first = next(iter(self._parameters.values()), None)
         dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
         if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
+            other = f" or layer.to({x.dtype})" if x.is_floating_point() or x.is_complex() else ""
             raise self._another_dtype(
-                f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
-                f"input.to({dtype}) or layer.to({x.dtype})."
+                f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert "
+                f"{'one of them' if other else 'it'}: input.to({dtype}){other}."
             )
 
     def _states(self, x: Tensor, state: State | None, batched: bool) -> list[Tensor]:
