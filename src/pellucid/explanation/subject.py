@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,7 @@ from pellucid.nn.rows.row_wise import RowWise
 from pellucid.nn.swapped.exchange import has_twin, kind_of, name_of, runs_as, twin_of
 from pellucid.nn.windowed import Windowed
 
+JOINER = "\N{ZERO WIDTH JOINER}"
 SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name
 
 
@@ -230,6 +232,22 @@ def _tensor(value: Any) -> Any:
     return value
 
 
+def characters(sentence: str) -> list[str]:
+    """Cut a sentence into what readers see as one character each: with its accents, and emoji with their parts."""
+    found: list[str] = []
+    for code in sentence:
+        last = found[-1] if found else ""
+        follows = last and (
+            unicodedata.category(code) in ("Mn", "Me")  # accents, and what chooses another form
+            or code == JOINER
+            or last.endswith(JOINER)
+            or "\U0001f3fb" <= code <= "\U0001f3ff"  # a colour of skin
+            or (len(last) == 1 and all("\U0001f1e6" <= c <= "\U0001f1ff" for c in last + code))  # two letters: a flag
+        )
+        found[-1:] = [last + code] if follows else [last, code] if found else [code]
+    return found
+
+
 def _read_sentence(request: Request) -> None:
     """Turn a sentence into vectors, one a character or word, and bring numbers to the layer's dtype and device."""
     first, layer = request.inputs[0], request.layer
@@ -248,7 +266,7 @@ def _read_sentence(request: Request) -> None:
             f"explain: {type(layer).__name__} does not read sentences; recurrent layers, TextConv, TCN and 1-D "
             f"convolutions do. Give it numbers."
         )
-    tokens = list(first)
+    tokens = characters(first) if isinstance(first, str) else list(first)
     sizes = ("input_size", "in_channels", "embedding_size")
     size: Any = next(getattr(layer, name) for name in sizes if hasattr(layer, name))
     x = known.embed(tokens, int(size), request.seed, dtype)
@@ -257,5 +275,6 @@ def _read_sentence(request: Request) -> None:
     if not along_time:
         x = (x if isinstance(layer, nn.TextConv) else x.t()).unsqueeze(0)
     different = len(dict.fromkeys(tokens))
-    request.notes.append(request.texts("note.embedding", n=different, size=size, seed=request.seed))
+    key = "note.embedding" if isinstance(first, str) else "note.embedding_words"
+    request.notes.append(request.texts(key, n=different, size=size, seed=request.seed))
     request.inputs, request.tokens = (x, *request.inputs[1:]), tokens

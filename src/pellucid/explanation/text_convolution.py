@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Check, Cost, Picture, Step
+from pellucid.explanation.report import Check, Picture, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.convolution.text_convolution import TextConv
@@ -37,10 +37,6 @@ class TextConvExplained(ComponentExplained):
         yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
         if not self.layer.bias:
             yield self.texts("notation.hyperparameter", name="bias", value="0")
-
-    def cost(self) -> Cost:
-        """One pass, with the weights of all widths."""
-        return self.cost_of([self.x, *self.bound["weights"], *self.bound["biases"]])
 
     def run(self) -> Trace:
         """Run the formula's lines on the first sentence."""

@@ -59,7 +59,10 @@ class Texts:
         return {key[len(start) :]: text for key, text in self._texts.items() if key.startswith(start)}
 
     def axis(self, name: str) -> str:
-        """Translate the name of an axis; an author's own name is kept."""
+        """Translate the name of an axis, which may end with its number; an author's own name is kept."""
+        kind, _, number = name.rpartition(" ")
+        if number.isdecimal() and f"axis_number.{kind.replace(' ', '_')}" in self:
+            return self(f"axis_number.{kind.replace(' ', '_')}", n=int(number))
         return self._texts.get(f"axis.{name.replace(' ', '_')}", name)
 
     def joined(self, clauses: list[str]) -> str:

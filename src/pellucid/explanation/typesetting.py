@@ -144,3 +144,8 @@ def _pieces(content: str) -> Iterator[tuple[str, str]]:
 def printable(content: str) -> str:
     """Replace what is not to be written as it is: control characters and half surrogate pairs."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", content)
+
+
+def upright(content: str) -> str:
+    """Replace also what would turn the direction of the text behind it."""
+    return re.sub("[\u202a\u202b\u202d\u202e\u2066-\u2068]", "\ufffd", printable(content))

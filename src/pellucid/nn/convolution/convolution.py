@@ -315,12 +315,14 @@ class Convolution(Running, Windowed, _ConvNd):
         """Return weight and bias with the reasons of their shapes; given an input, it and the output too."""
         names = ("in_channels", "out_channels", "groups", "kernel_size", "stride", "padding", "dilation")
         facts = {name: getattr(self, name) for name in (*names, "padding_mode", "reach")}
+        facts |= {"reads": self.in_channels // self.groups, "reaches": self.out_channels // self.groups}
         axes = AXES[self.spatial]
         kernel = tuple(f"kernel {name}" for name in axes)
         outer = ("out channels", "in channels per group")
         reason = "conv.weight"
         if self.transposed:
             outer, reason = ("in channels", "out channels per group"), "conv.weight.transposed"
+        reason += ".grouped" if self.groups > 1 else ""
         found = [SymbolShape.of_weight(self, "weight", "weight", (*outer, *kernel), reason, **facts)]
         if self.bias is not None:
             found.append(SymbolShape.of_weight(self, "bias", "bias", ("out channels",), "conv.bias", **facts))
