@@ -49,6 +49,13 @@ def test_numbers_agree_with_their_nouns():
         Texts("de")
 
 
+def test_numbers_of_a_cost_agree_with_their_nouns():
+    one, many = (quietly(nn.Conv1d(1, 1, size, bias=False), torch.ones(1, 1, 2)).text() for size in (1, 2))
+    assert re.search(r" 1  trainable weight\n", one)
+    assert re.search(r" 2  trainable weights\n", many)
+    assert "个要学习的权重" in quietly(nn.Conv1d(1, 1, 1), torch.ones(1, 1, 2), lang="zh").text()
+
+
 @pytest.mark.parametrize(
     ("environment", "lang"),
     [

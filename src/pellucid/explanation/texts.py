@@ -21,6 +21,14 @@ class Count(int):
         return f"{int(self):,} {one if self == 1 else many}"
 
 
+class Noun(Count):
+    """A count of which only the noun is written: the number stands in a column of its own."""
+
+    def __format__(self, spec: str) -> str:
+        one, many = spec.split("|")
+        return one if self == 1 else many
+
+
 class Sizes(str):
     """Sizes along several axes, 3×3, that agree with their noun as a `Count` does."""
 

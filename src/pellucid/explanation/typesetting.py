@@ -10,6 +10,7 @@ import numpy as np
 from rich.cells import cell_len
 
 from pellucid.explanation.report import Cost, Values
+from pellucid.explanation.texts import Noun
 
 COLUMNS = 8  # numbers of a row that are shown; a few more where those are all
 ROWS = 8
@@ -105,7 +106,7 @@ def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:
         "bytes_least": cost.bytes_least,
         "bytes_moved": cost.bytes_moved,
     }
-    return [(f"{count:,}", words[key]) for key, count in counts.items()]
+    return [(f"{count:,}", words[key].format(n=Noun(count))) for key, count in counts.items()]
 
 
 def portion(value: Values, table: Sequence[Sequence[str]], words: Mapping[str, str]) -> str:
