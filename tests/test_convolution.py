@@ -432,7 +432,7 @@ def test_symbols_say_why():
     x, weight, bias, y = layer.symbols(torch.zeros(3, 12, 9, 8))
     assert weight.shape == (16, 6, 5, 5) == tuple(layer.weight.shape)
     assert weight.axes == ("out channels", "in channels per group", "kernel height", "kernel width")
-    assert (weight.reason, weight.trainable, weight.facts["groups"]) == ("conv.weight", True, 2)
+    assert (weight.reason, weight.trainable, weight.facts["groups"]) == ("conv.weight.grouped", True, 2)
     assert (bias.shape, bias.reason) == ((16,), "conv.bias")
     assert (x.shape, x.axes) == ((3, 12, 9, 8), ("batch", "in channels", "height", "width"))
     assert (y.shape, y.axes) == (

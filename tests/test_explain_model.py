@@ -604,8 +604,8 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_numbers_are_written_short():
     assert [
-        short(n) for n in (0, 999, 1000, 9_408, 118_013_952, 1_820_000_000)
-    ] == "0|999|1.00 K|9.41 K|118 M|1.82 G".split("|")
+        short(n) for n in (0, 999, 1000, 9_408, 999_600, 118_013_952, 1_820_000_000)
+    ] == "0|999|1.00 K|9.41 K|1.00 M|118 M|1.82 G".split("|")
     assert [seconds(s) for s in (None, 2e-6, 1.5e-3, 0.999, 12.0)] == ["", "2 µs", "1.5 ms", "999 ms", "12 s"]
 
 

@@ -23,6 +23,7 @@ from pellucid.explanation.cost import count
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import Paper, letter
 from pellucid.explanation.report import Picture, Report
+from pellucid.explanation.subject import characters
 from pellucid.explanation.trace import Tracer
 from pellucid.nn import cells
 
@@ -581,6 +582,33 @@ def test_an_empty_batch_is_refused_in_words():
         quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_empty_input_has_no_mean(lang: str):
+    nothing = {
+        "en": "The input has no numbers, so there is nothing to average.",
+        "zh": "输入里一个数也没有，没有什么可取平均。",
+    }
+    for layer, x in ((nn.BatchNorm1d(4), torch.zeros(0, 4)), (nn.LayerNorm(0), torch.zeros(2, 0))):
+        assert said_in(quietly(layer, x, lang=lang)) == [nothing[lang]]
+    assert not said_in(quietly(nn.LayerNorm(2), torch.tensor([[1, torch.inf]]), lang=lang))
+
+
+def said_in(report):
+    return [part for step in report.steps for part in step.parts if isinstance(part, str)]
+
+
+def test_sentences_without_words_are_explained():
+    report = quietly(nn.TextConv(4, 3), torch.zeros(2, 0, 4))
+    assert report.check.agrees
+    assert "There are no words here: every filter gives 0." in report.steps[0].parts
+
+
+def test_complex_numbers_are_refused_and_not_made_real():
+    for layer in (nn.GRU(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3), nn.MaxPool1d(1)):
+        with pytest.raises(NotImplementedError, match=r"complex64, and explanations .*view_as_real"):
+            quietly(layer, torch.ones(3, 3, dtype=torch.complex64))
+
+
 @pytest.mark.parametrize("make", [nn.Conv1d, nn.ConvTranspose1d])
 def test_weights_that_are_computed_stay_the_same(make, tmp_path):
     torch.manual_seed(0)
@@ -610,6 +638,135 @@ def test_of_a_frozen_layer_nothing_is_learned():
         report = quietly(layer.requires_grad_(False), x)
         assert [(total.label, total.count) for total in report.totals] == [("nothing is learned here", 0)]
         assert "learned" not in {row.role for row in report.symbols}
+
+
+def test_a_partly_frozen_layer_says_what_is_learned():
+    pair = torch.zeros(2, 2, 4, 4)
+    for layer, x, weight, bias in (
+        (nn.Conv2d(2, 3, 2), pair, "weight", "bias"),
+        (nn.BatchNorm2d(2), pair, "γ", "β"),
+        (nn.ConvPool2d(2, 3, 2, pool_size=2), pair, "weight", "bias"),
+        (nn.DyT(4), pair, "α", "γ"),
+        (nn.DropConnect(nn.Linear(4, 3), names=["weight", "bias"]), pair, "weight", "bias"),
+    ):
+        next(layer.parameters()).requires_grad_(False)
+        report = quietly(layer, x)
+        roles = {row.name: (row.role, row.trainable) for row in report.symbols}
+        assert (roles[weight], roles[bias]) == (("not learned", False), ("learned", True)), type(layer)
+        assert report.totals[0].count == report.cost.parameters
+        assert weight not in report.totals[0].label
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("normed", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_is_learned_if_what_it_is_computed_of_is(normed):
+    layer = normed(nn.Conv1d(2, 3, 2, bias=False))
+    for frozen, role in (("weight_g", "learned"), ("weight_v", "not learned")):
+        parameters = dict(zip(("weight_g", "weight_v"), layer.parameters(), strict=True))
+        parameters[frozen].requires_grad_(False)
+        with torch.no_grad():
+            report = quietly(layer, torch.zeros(1, 2, 4))
+        assert report.symbols[1].role == role
+
+
+def test_a_convolution_without_bias_reads_none():
+    for layer, x in (
+        (nn.Conv2d(2, 3, 2, bias=False), torch.zeros(2, 2, 3, 3)),
+        (nn.ConvTranspose1d(2, 3, 2, bias=False), torch.zeros(2, 2, 3)),
+        (nn.ConvPool1d(2, 3, 2, pool_size=2, bias=False), torch.zeros(2, 2, 5)),
+        (nn.SeparableConv1d(2, 3, 2, bias=False), torch.zeros(2, 2, 5)),
+        (nn.TextConv(4, 3, bias=False), torch.zeros(2, 5, 4)),
+    ):
+        report = quietly(layer, x)
+        numbers = x.numel() + sum(p.numel() for p in layer.parameters()) + layer(x).numel()
+        assert report.cost.bytes_least == 4 * numbers
+        assert "bias = 0, chosen when the layer was made, not learned." in report.notation
+        assert "bias" not in report.steps[0].values
+
+
+def test_frozen_weights_of_any_level_are_counted_in_no_convention():
+    layer = nn.RNN(3, 2, 2)
+    layer.weight_hh_l1.requires_grad_(False)
+    report = quietly(layer, torch.zeros(4, 1, 3))
+    assert [total.count for total in report.totals] == [18, 22]
+    assert report.cost.parameters == 22
+    layer.requires_grad_(False)
+    layer.weight_hh_l1.requires_grad_(True)
+    assert [total.count for total in quietly(layer, torch.zeros(4, 1, 3)).totals] == [4]
+    layer = cells.rnn(3, 2)
+    next(layer.parameters()).requires_grad_(False)
+    assert [total.count for total in quietly(layer, torch.zeros(4, 1, 3)).totals] == [6]
+
+
+def test_sequences_of_different_lengths_cost_their_real_steps():
+    layer, x = nn.GRU(3, 2, bidirectional=True), torch.randn(4, 2, 3)
+    both = quietly(layer, x, lengths=[2, 4]).cost
+    alone = [quietly(layer, x[:n, :1]).cost for n in (2, 4)]
+    assert both.macs == sum(cost.macs for cost in alone)
+    assert both.other_flops == sum(cost.other_flops for cost in alone)
+    assert both.scope == "6 steps in all, of 2 sequences of different lengths, float32"
+    assert both.bytes_least == 4 * (6 * (3 + 4) + 2 * 42)
+    assert quietly(layer, x, lengths=[0, 4]).cost.scope.startswith("4 steps in all")
+
+
+def test_one_step_is_not_many():
+    assert quietly(nn.RNN(3, 2), torch.zeros(1, 3)).steps[-1].parts == (
+        "h₁ has taken in the only step; it stands for the whole sequence.",
+    )
+    assert quietly(nn.RNN(3, 2), "abc", steps=2).steps[-1].parts[0].startswith("Step 3 goes on")
+    assert quietly(nn.TCN(1, [1] * 3), torch.zeros(1, 1, 4)).steps[-1].parts[0].startswith("Block 3 goes on")
+    assert quietly(nn.RNN(3, 2), ["two", "words"]).notes[0].startswith("A word is no vector")
+
+
+def test_what_is_read_as_one_character_stays_together():
+    assert characters("👩‍👩‍👧🇩🇪🇫🇷e\u0301👍🏽❤️a你") == ["👩‍👩‍👧", "🇩🇪", "🇫🇷", "e\u0301", "👍🏽", "❤️", "a", "你"]
+    assert characters("\u0301a🇩") == ["\u0301", "a", "🇩"]
+    assert not characters("")
+
+
+def test_a_number_without_axes_has_a_reason():
+    @pellucid.cell
+    def scaled(x, h, *, U, a: "" = pellucid.zeros):  # noqa: F722
+        return a * h + x @ U
+
+    rows = {row.name: row for row in quietly(scaled(2, 2), torch.zeros(1, 2)).symbols}
+    assert rows["a"].reasons == ("The author of the formula gave a no axes: it is one number.",)
+
+
+def test_dropout_in_eval_keeps_its_own_p():
+    for layer, x in (
+        (nn.Dropout(0.3), torch.ones(3)),
+        (nn.DropBlock2d(0.3), torch.ones(1, 1, 9, 9)),
+        (nn.DropConnect(nn.Linear(3, 2), 0.3), torch.ones(1, 3)),
+    ):
+        said = "p = 0.3, chosen when the layer was made, not learned; in eval it counts as 0."
+        assert said in quietly(layer.eval(), x).notation
+    notation = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).notation
+    assert notation[-1] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
+
+
+def test_drop_connect_reads_its_layer():
+    cost = quietly(nn.DropConnect(nn.Linear(3, 2)), torch.ones(1, 3)).cost
+    assert cost.bytes_least == 4 * (3 + 2 * 6 + 2 + 2)  # input, weight and its draws, bias, output
+
+
+def test_every_norm_s_last_formula_has_its_own_title():
+    titles = {kind: quietly(kind).steps[-1].title for kind in ("layernorm", "rmsnorm", "localresponsenorm")}
+    assert titles["layernorm"] == "Formula 4: times γ, plus β"
+    assert titles["rmsnorm"] == "Formula 2: the value over the root of the mean square, times γ"
+    assert titles["localresponsenorm"] == "Formula 2: the value over a power of what its neighbours have"
+
+
+def test_what_is_said_of_groups_and_paddings_is_so():
+    report = quietly(nn.Conv1d(4, 6, 3, groups=2, padding="causal"), torch.zeros(1, 4, 5))
+    assert "(4 in 2 groups, 2 each)" in report.symbols[1].reasons[0]
+    assert "padding “causal” (before the first place only" in report.symbols[-1].reasons[0]
+    assert not any("all features" in part for part in report.idea)
+    report = quietly(nn.Conv1d(4, 6, 3, groups=2, padding="causal"), torch.zeros(1, 4, 5), lang="zh")
+    assert "共 4 个，分 2 组，每组 2 个" in report.symbols[1].reasons[0]
+    assert "填充 “causal”（只填在开头之前" in report.symbols[-1].reasons[0]
+    report = quietly(nn.LayerNorm((2, 3)), torch.zeros(2, 2, 3), lang="zh")
+    assert report.symbols[0].axes == ("批", "特征轴 1", "特征轴 2")
 
 
 def test_one_length_serves_all_sentences():

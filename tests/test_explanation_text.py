@@ -49,6 +49,13 @@ def test_numbers_agree_with_their_nouns():
         Texts("de")
 
 
+def test_numbers_of_a_cost_agree_with_their_nouns():
+    one, many = (quietly(nn.Conv1d(1, 1, size, bias=False), torch.ones(1, 1, 2)).text() for size in (1, 2))
+    assert re.search(r" 1  trainable weight\n", one)
+    assert re.search(r" 2  trainable weights\n", many)
+    assert "个要学习的权重" in quietly(nn.Conv1d(1, 1, 1), torch.ones(1, 1, 2), lang="zh").text()
+
+
 @pytest.mark.parametrize(
     ("environment", "lang"),
     [
@@ -104,6 +111,13 @@ def test_slices_say_what_they_show():
     text = quietly("rnn", SENTENCE, input_size=256, hidden_size=128).text(80)
     assert "showing 8 of 256" in text
     assert "showing 8 of 128" in text
+
+
+def test_a_sentence_turns_no_line_of_the_terminal():
+    written = quietly(nn.RNN(3, 2), ["\u202eabc", "\x1b[31m"]).text()
+    assert "\u202e" not in written
+    assert "\x1b" not in written
+    assert "“\ufffdabc” enters" in written
 
 
 # -- golden texts ---------------------------------------------------------------------------------------------------

@@ -382,6 +382,14 @@ def test_hostile_report():
     assert "<script" not in svg
 
 
+def test_a_value_that_is_no_number_is_written():
+    x = torch.tensor([[[float("nan"), 1, 2, float("inf")]]])
+    svg = figure.svg(quietly(nn.Conv1d(1, 1, 2, padding=1, dilation=2), x))
+    assert svg.count(">nan</text>") >= 2
+    assert ">∞</text>" in svg
+    assert "nan" not in figure.svg(quietly(nn.Conv1d(1, 1, 2, padding=2), torch.ones(1, 1, 4)))
+
+
 # -- golden figures -------------------------------------------------------------------------------------------------
 
 FIGURES = ("rnn", "lstm", "conv2d", "conv1d", "batchnorm", "layernorm", "dropout")

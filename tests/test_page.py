@@ -118,11 +118,28 @@ def test_hostile_names_and_sentences_are_text(browser, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(("viewport", "lang"), [(WIDE, "en"), (NARROW, "zh")], ids=["wide", "narrow"])
-@pytest.mark.parametrize("subject", ["lstm", "conv2d", "conv1d", "maxpool", "groupnorm", "dropout", "swiglu", "tcn"])
+@pytest.mark.parametrize(
+    "subject",
+    ["lstm", "conv2d", "conv1d", "maxpool", "batchnorm2d", "dropout", "swiglu", "tcn", "convpool2d", "dropblock2d"],
+)
 def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, lang):  # noqa: F811
     path = write(quietly(subject), tmp_path / "page.html")
     with opened(browser, path, f"lang={lang}", viewport) as shown:
+        shown.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        if subject == "batchnorm2d":
+            shown.check('[data-setting="kind"][value="group"]', force=True)
         assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+def test_a_narrow_table_breaks_no_word(browser, tmp_path):  # noqa: F811
+    path = write(quietly("batchnorm2d"), tmp_path / "page.html")
+    with opened(browser, path, "lang=en", NARROW) as shown:
+        boxes = ".scroll:has(> table.symbols)"
+        assert shown.eval_on_selector_all(boxes, "boxes => boxes.every(box => box.scrollWidth <= box.clientWidth)")
+        words = "cells => cells.every(cell => getComputedStyle(cell).overflowWrap == 'break-word')"
+        assert shown.eval_on_selector_all("table.symbols :is(th, td)", words)
+        widths = shown.eval_on_selector_all("table.shapes tr > :last-child", "cells => cells.map(c => c.clientWidth)")
+        assert min(widths) > 250
 
 
 @pytest.mark.parametrize(

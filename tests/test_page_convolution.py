@@ -759,3 +759,16 @@ def test_narrow(browser, tmp_path):  # noqa: F811
         with opened(browser, write(quietly(layer, x), tmp_path / "page.html"), viewport=NARROW) as page:
             unfold(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+
+def test_numbers_that_are_not_finite_agree_with_themselves(browser, tmp_path):  # noqa: F811
+    x = torch.tensor([[[[float("nan"), 1, 2], [float("inf"), 0, 3], [1, 2, 3]]]])
+    report = quietly(nn.Conv2d(1, 1, 2), x)
+    with opened(browser, report.save(tmp_path / "page.html"), "lang=en") as page:
+        page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        said = page.inner_text(".exhibit").partition("All three ways give the same 4 outputs: max |Δ| = ")[2]
+        assert number(said.split()[0]) < 1e-6
+    report = quietly(nn.LayerNorm(3), torch.tensor([[float("nan"), 1, 2], [1, 2, 3], [4, 2, 1]]))
+    with opened(browser, report.save(tmp_path / "page.html"), "lang=en") as page:
+        page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        page.get_by_text("Nothing has changed: max |Δ| = 0.").wait_for()

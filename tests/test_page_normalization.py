@@ -564,3 +564,11 @@ def test_axe(browser, tmp_path, theme, viewport):  # noqa: F811
         found = axe.Axe().run(shown).response["violations"]
         serious = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
         assert serious == []
+
+
+def test_what_is_no_number_has_no_place_in_the_chart(browser, tmp_path):  # noqa: F811
+    x = torch.tensor([[float("nan"), 1, 2], [1e38, -1e38, 0], [float("inf"), 0, -0.0]])
+    path, _ = write(tmp_path, nn.BatchNorm1d(3), x)
+    with opened(browser, path, "lang=en") as page:
+        page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        page.wait_for_selector(".chart", state="attached")

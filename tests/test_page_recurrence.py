@@ -321,8 +321,9 @@ def test_opened_unit(browser, write):  # noqa: F811
         assert "256 + 128 = 384" in shown.inner_text('[data-part="opened"]')
 
 
-def test_conventions(browser, write):  # noqa: F811
-    path, _ = write(nn.RNN(256, 128), SENTENCE, lang="en")
+@pytest.mark.parametrize("layer", [nn.RNN, cells.rnn])
+def test_conventions(browser, write, layer):  # noqa: F811
+    path, _ = write(layer(256, 128), SENTENCE, lang="en")
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
         part = shown.locator('[data-part="convention"]')

@@ -134,9 +134,17 @@ def test_a_wrong_state_is_named(state, word):
         model["encoder"](torch.randn(5, 2, 3), state)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
-def test_another_dtype_is_named(dtype):
-    with pytest.raises(ValueError, match=rf"input is of {dtype}, the parameters are of torch.float32"):
+@pytest.mark.parametrize(
+    ("dtype", "cure"),
+    [
+        (torch.float64, r"input.to\(torch.float32\) or layer.to\(torch.float64\)\."),
+        (torch.int64, r"input.to\(torch.float32\)\."),
+        (torch.complex64, r"layer.to\(torch.complex64\) or give it both parts as features, .*, 6\."),
+    ],
+    ids=str,
+)
+def test_another_dtype_is_named(dtype, cure):
+    with pytest.raises(ValueError, match=rf"input is of {dtype}, the parameters are of torch.float32.*: {cure}"):
         nn.GRU(3, 4)(torch.zeros(5, 2, 3, dtype=dtype))
 
 

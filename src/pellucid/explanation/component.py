@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of, count
@@ -38,7 +39,6 @@ class ComponentExplained:
         assert isinstance(request.layer, Component)
         self.request, self.texts, self.layer = request, request.texts, request.layer
         self.kind = runs_as(kind_of(request.layer)).__name__
-        self.frozen = not shared.trainable(request.layer)
         with torch.no_grad():
             self.bound = self.layer.bind(*request.inputs, **request.options)
         self.lines = self.read_lines()
@@ -105,6 +105,10 @@ class ComponentExplained:
         for name, value in self.bound.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 number = shared.number(value) if isinstance(value, float) else str(value)
+                own: Any = getattr(self.layer, name, value) if name == "p" else value
+                if own != value:
+                    yield self.texts("notation.p_eval", p=shared.number(own))
+                    continue
                 yield self.texts("notation.hyperparameter", name=letter(name), value=number)
 
     def notes(self) -> Iterator[str]:
@@ -122,10 +126,9 @@ class ComponentExplained:
         axes = tuple(texts.axis(axis) for axis in symbol.axes)
         facts |= {"name": letter(symbol.name), "shape": shape, "axes": " × ".join(axes)}
         reasons = (texts(key, **facts),) if key in texts else ()
-        learned = self.learns(symbol)
         role = {"x": "input", "y": "output"}.get(symbol.name, "given")
-        if symbol.trainable:
-            role = "parameter" if learned else "fixed"
+        if symbol.trainable or symbol.fixed:
+            role = "parameter" if symbol.trainable else "fixed"
         own = f"role.{symbol.name}"
         return SymbolRow(
             name=letter(symbol.name),
@@ -134,7 +137,7 @@ class ComponentExplained:
             axes=axes,
             count=prod(symbol.shape),
             role=texts(own if own in texts else f"role.{role}"),
-            trainable=learned,
+            trainable=symbol.trainable,
             reasons=reasons,
         )
 
@@ -142,30 +145,28 @@ class ComponentExplained:
         """The facts that the reason of a symbol may quote."""
         return dict(symbol.facts)
 
-    def learns(self, symbol: SymbolShape) -> bool:
-        """Whether a symbol is a weight of a layer that is not frozen."""
-        return symbol.trainable and not self.frozen
-
     def totals(self) -> Iterator[Total]:
         """The weights that are learned."""
-        learned = [s for s in self.layer.symbols() if self.learns(s)]
+        learned = [s for s in self.layer.symbols() if s.trainable]
         terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
         key = "total.component" if learned else "total.none"
         yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
 
     def cost(self) -> Cost:
-        """One pass of the formula."""
-        tensors = [value for value in self.bound.values() if isinstance(value, Tensor)]
-        return self.cost_of(tensors)
-
-    def cost_of(self, tensors: Sequence[Tensor]) -> Cost:
-        """One pass of the formula that reads these tensors."""
+        """One pass of the formula, which reads what its symbols stand for, and what layers among these hold."""
+        leaves = pytree.tree_leaves(list(self.bound.values()))
+        tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+        for layer in leaves:
+            if isinstance(layer, torch.nn.Module):
+                tensors |= {id(held): held for held in layer.parameters()}
         result = self.real[0] if isinstance(self.real, tuple) else self.real
         tally = count(self.layer.formula, (), self.bound)
         x = self.request.inputs[0]
         facts = {"shape": "×".join(map(str, x.shape)) or "1", "dtype": str(x.dtype).removeprefix("torch.")}
         scope = self.texts("cost.component", **facts)
-        return shared.cost(tally, bytes_of(tensors) + bytes_of(result), shared.trainable(self.layer), scope, self.texts)
+        return shared.cost(
+            tally, bytes_of(list(tensors.values())) + bytes_of(result), shared.trainable(self.layer), scope, self.texts
+        )
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ def fact_text(name: str, fact: Any, texts: Texts) -> Any:
         return Sizes("×".join(parts)) if numbers else " × ".join(parts)
     if isinstance(fact, float):
         return shared.number(fact)
-    return fact
+    return texts(f"padding.{fact}") if name == "padding" and isinstance(fact, str) else fact
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -39,6 +39,15 @@ class DropoutExplained(ComponentExplained):
         """Whether the formula is x·mask/(1 − p) itself."""
         return self.layer.formula is drop
 
+    def notation(self) -> Iterator[str]:
+        """What γ of blocks follows from is said too."""
+        if "gamma" not in self.bound:
+            yield from super().notation()
+            return
+        yield from shared.notation(self.paper, self.texts)
+        facts = {"gamma": shared.number(self.bound["gamma"]), "p": shared.number(self.layer.p)}
+        yield self.texts("notation.gamma_block" if self.layer.training else "notation.p_eval", **facts)
+
     def notes(self) -> Iterator[str]:
         """Whether the layer drops at all now."""
         yield from super().notes()
@@ -100,6 +109,7 @@ class DropoutExplained(ComponentExplained):
 
         masks = min(MANY, max(CROWD, MOST // max(1, x.numel())))
         key = "step.crowd" if coins <= COUNTED else "step.crowd_big"
+        key = "step.crowd_blocks" if "gamma" in self.bound else key
         parts: list[str | Values] = [texts(key, coins=coins, number=2 ** min(coins, COUNTED))]
         total = torch.zeros_like(x, dtype=torch.float64)
         for index in range(masks):

@@ -83,6 +83,8 @@ class NormalizationExplained(ComponentExplained):
                 continue
             number += 1
             key = f"step.norm_{record.site.name}"
+            own = f"{key}_{self.kind.lower()}"
+            key = own if own in self.texts else key
             title = self.texts(key) if key in self.texts else letter(record.site.name)
             if record.site.name == "x_hat" and not self.remembered:
                 parts += self.outcome(record.value)
@@ -96,15 +98,17 @@ class NormalizationExplained(ComponentExplained):
         with torch.no_grad():
             mean = self.average(x_hat)
             variance = self.average((x_hat - mean) ** 2)
-        if mean.numel():
+        if mean.numel() and bool(torch.isfinite(mean).all() & torch.isfinite(variance).all()):
             facts = {"mean": f"{float(mean.abs().max()):.3f}", "low": f"{float(variance.min()):.3f}"}
             yield self.texts("step.norm_outcome", high=f"{float(variance.max()):.3f}", **facts)
 
     def directions(self) -> Iterator[Step]:
         """Draw which numbers one average takes, and which another kind of normalization would take."""
+        texts = self.texts
+        if not self.x.numel():
+            yield Step(texts("step.norm_direction"), (texts("step.norm_nothing"),))
         if not self.x.numel() or self.x.ndim == 0:
             return
-        texts = self.texts
         parts: list[str | Picture] = []
         if self.remembered:
             parts.append(texts("step.norm_remembered"))
@@ -132,11 +136,17 @@ class NormalizationExplained(ComponentExplained):
             (gradient,) = torch.autograd.grad(first, ones)
         return gradient != 0
 
+    def block_title(self, axis: str, number: int) -> str:
+        """Name one place along the axis that the blocks of a drawing stand along."""
+        texts = self.texts
+        return texts.axis(f"batch {number}") if axis == "batch" else f"{texts.axis(axis)}{texts('word.colon')}{number}"
+
     def picture(self, mask: Tensor, title: str) -> Picture:
         """Draw up to three axes: blocks of rows; all axes of space are one."""
         numbers = self.x
-        names = [self.texts.axis(name) for name in self.layer.axes(self.request.inputs[0])]
-        names = names if len(names) == mask.ndim else ["", *names]  # the formula sees a batch of one
+        axes = self.layer.axes(self.request.inputs[0])
+        axes = axes if len(axes) == mask.ndim else ("", *axes)  # the formula sees a batch of one
+        lead, names = axes[0] if mask.ndim > 2 else "", [self.texts.axis(name) for name in axes]
         if mask.ndim > 3:
             names = [*names[:2], " × ".join(names[2:])]
             mask, numbers = mask.flatten(2), numbers.flatten(2)
@@ -150,7 +160,7 @@ class NormalizationExplained(ComponentExplained):
         return Picture(
             title=title,
             blocks=blocks,
-            block_titles=tuple(f"{names[0]} {i + 1}" for i in range(outer[0])) if len(shape) == 3 else (),
+            block_titles=tuple(self.block_title(lead, i + 1) for i in range(outer[0])) if lead else (),
             across=names[-1],
             down=names[-2] if len(names) > 1 else "",
             legend={key: self.texts(f"legend.{key}") for key in ("averaged", "other")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,15 +45,20 @@ class Provider:
 class Sequence_:
     """The first sequence of a batch: x (steps, 1, features), and the initial state of every level and direction.
 
-    ``further`` are the inputs after the first, (steps, 1, size). ``batch`` is how many sequences there are, ``output``
-    what the layer itself gave for this one.
+    ``further`` are the inputs after the first, (steps, 1, size), ``output`` is what the layer itself gave for this
+    sequence, ``lengths`` are how many real steps each sequence of the batch has.
     """
 
     x: Tensor
     further: list[Tensor]
     states: list[list[Tensor]]
-    batch: int
     output: Tensor
+    lengths: list[int]
+
+    @property
+    def batch(self) -> int:
+        """How many sequences there are."""
+        return len(self.lengths)
 
     @property
     def steps(self) -> int:
@@ -140,10 +146,15 @@ class Reading:
                 _, states = self.loop([sequence.inputs(step)], 0, False, states, traces, 1)
         return traces, states
 
-    def tally(self, batch: int, steps: int, dtype: torch.dtype) -> Tally:
-        """Count what a batch of so many sequences and steps costs, over all levels and directions."""
-        places = (self.tally_of_step(batch, dtype, level, reverse) for level, reverse in self.places)
-        return sum(places, NOTHING).times(steps)
+    def tally(self, lengths: Sequence[int], dtype: torch.dtype) -> Tally:
+        """Count what a batch of sequences of these lengths costs, over all levels and directions."""
+        running = Counter(sum(length > step for length in lengths) for step in range(max(lengths)))
+        steps = (
+            self.tally_of_step(batch, dtype, level, reverse).times(times)
+            for batch, times in running.items()
+            for level, reverse in self.places
+        )
+        return sum(steps, NOTHING)
 
     def tally_of_step(self, batch: int, dtype: torch.dtype, level: int = 0, reverse: bool = False) -> Tally:
         """Count what one step of a level and direction costs."""
@@ -224,9 +235,10 @@ def _first(layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None
     if states is None:
         sizes = layer.solution().state_sizes(layer.cell.source)
         states = [x.new_zeros(rows, x.shape[1], size) for size in sizes]
-    steps = x.shape[0] if lengths is None else int(torch.as_tensor(lengths).reshape(-1)[0])
+    every = [x.shape[0]] * x.shape[1] if lengths is None else torch.as_tensor(lengths).reshape(-1).tolist()
+    steps = every[0]
     initial = [[entry[row, :1] for entry in states] for row in range(rows)]
-    return Sequence_(x[:steps, :1], [v[:steps, :1] for v in further], initial, x.shape[1], output[:steps, 0])
+    return Sequence_(x[:steps, :1], [v[:steps, :1] for v in further], initial, output[:steps, 0], every)
 
 
 def _entries(state: Any) -> tuple[Tensor, ...]:

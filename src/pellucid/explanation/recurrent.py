@@ -43,8 +43,9 @@ class RecurrentExplained:
         self.paper = self.lines.paper()
         self.built_in = getattr(cells, self.source.name, None) is self.layer.cell
         with torch.enable_grad():
-            values = self.layer.symbol_values()
-            self.learned = {name for name, value in values.items() if value.requires_grad}
+            every = [self.layer.symbol_values(*place) for place in self.reading.places]
+        self.learned_at = [{name for name, value in values.items() if value.requires_grad} for values in every]
+        self.learned = self.learned_at[0]
         self.twin = self.torch_twin() if self.built_in and self.source.name in TWINS else None
 
     @parametrize.cached()
@@ -126,7 +127,7 @@ class RecurrentExplained:
             first, above = layer.solution(0).symbols, layer.solution(1).symbols
             other = [f"{letter(n)} {shape_of(s.shape)}" for n, s in above.items() if s.shape != first[n].shape]
             if other:
-                found.append(texts("note.above", shapes=", ".join(other)))
+                found.append(texts("note.above", shapes=texts("punctuation.list").join(other)))
         if layer.training and layer.solution().sites:
             found.append(texts("note.training"))
         if layer.num_layers > 1 and layer.dropout > 0:
@@ -144,6 +145,9 @@ class RecurrentExplained:
             solved = solution.symbols[symbol.name]
             axes = tuple(dim_text(dim, texts) for dim in solved.dims)
             fixed = symbol.role == "parameter" and symbol.name not in self.learned
+            reasons = sentences(solved, solution, symbol.role, texts)
+            if not solved.dims:
+                reasons = (texts("reason.scalar", name=letter(symbol.name)),)
             yield SymbolRow(
                 name=letter(symbol.name),
                 shape=solved.shape,
@@ -152,7 +156,7 @@ class RecurrentExplained:
                 count=prod(solved.shape),
                 role=texts("role.fixed" if fixed else f"role.{symbol.role}"),
                 trainable=symbol.name in self.learned,
-                reasons=(*sentences(solved, solution, symbol.role, texts), *self.transposed(symbol.name)),
+                reasons=(*reasons, *self.transposed(symbol.name)),
             )
 
     def transposed(self, name: str) -> Iterator[str]:
@@ -169,16 +173,21 @@ class RecurrentExplained:
         """The formula's weights; and where torch.nn has the layer, their number under the other bias convention."""
         texts, places = self.texts, self.reading.places
         sizes = []
-        for level, _ in places:
+        for (level, _), learned in zip(places, self.learned_at, strict=True):
             shapes = self.layer.solution(level).symbols
-            sizes.append({name: prod(shapes[name].shape) for name in shapes if name in self.learned})
+            sizes.append({name: prod(shapes[name].shape) for name in shapes if name in learned})
         total = sum(sum(of_place.values()) for of_place in sizes)
         terms = " + ".join(f"{letter(name)} {size:,}" for name, size in sizes[0].items())
         key = "total.formula" if len(places) == 1 else "total.formula_levels"
-        yield Total(texts(key if self.learned else "total.none", terms=terms, places=len(places)), total)
-        if self.twin is None or not self.learned:
+        yield Total(texts(key if total else "total.none", terms=terms or "0", places=len(places)), total)
+        own = dict(self.layer.named_parameters())
+        fixed = {name for name, p in own.items() if not p.requires_grad}
+        if self.twin is None or not total:
             return
         numbers = {name: p.numel() for name, p in self.twin.named_parameters()}
+        if fixed and not own.keys() >= numbers.keys():  # which of the twin's are fixed is not known
+            return
+        numbers = {name: number for name, number in numbers.items() if name not in fixed}
         both = sum(numbers.values())
         one = both - sum(n for name, n in numbers.items() if name.startswith("bias_hh"))
         layer = f"torch.nn.{type(self.twin).__name__}"
@@ -189,12 +198,13 @@ class RecurrentExplained:
     def cost(self, sequence: Sequence_) -> Cost:
         """One pass over the whole batch."""
         read_and_written = sequence.x.shape[-1] + sequence.output.shape[-1]
-        least = sequence.x.element_size() * sequence.batch * sequence.steps * read_and_written
+        total, ragged = sum(sequence.lengths), len({*sequence.lengths}) > 1
+        least = sequence.x.element_size() * total * read_and_written
         least += sum(bytes_of(self.layer.symbol_values(level, reverse)) for level, reverse in self.reading.places)
-        facts = {"steps": sequence.steps, "batch": sequence.batch}
+        facts = {"steps": total if ragged else sequence.steps, "batch": sequence.batch}
         dtype = str(sequence.x.dtype).removeprefix("torch.")
-        scope = self.texts("cost.recurrent", dtype=dtype, **facts)
-        tally = self.reading.tally(sequence.batch, sequence.steps, sequence.x.dtype)
+        scope = self.texts("cost.recurrent_lengths" if ragged else "cost.recurrent", dtype=dtype, **facts)
+        tally = self.reading.tally(sequence.lengths, sequence.x.dtype)
         return shared.cost(tally, least, shared.trainable(self.layer), scope, self.texts)
 
     # -- worked steps -------------------------------------------------------------------------------------------
@@ -263,7 +273,8 @@ class RecurrentExplained:
         if not steps:
             return Step(texts("step.last_title"), (texts("step.empty"),))
         name = self.lines.paper(steps).name(self.source.states[0].name, "now")
-        parts: list[str | Values] = [texts("step.last", h=name, steps=steps)]
+        parts: list[str | Values] = [texts("step.last" if steps > 1 else "step.last_of_one", h=name, steps=steps)]
         if worked < steps:
-            parts = [texts("step.rest", first=worked + 1, last=steps), *parts, shared.values(name, last[0])]
+            key = "step.rest" if worked + 1 < steps else "step.rest_one"
+            parts = [texts(key, first=worked + 1, last=steps), *parts, shared.values(name, last[0])]
         return Step(texts("step.last_title"), tuple(parts))

@@ -70,8 +70,7 @@ class RowWiseExplained(ComponentExplained):
         if role == "parameter":
             reasons = reasons if solved.dims else (texts("reason.scalar", name=letter(symbol.name)),)
             row = replace(row, axes=tuple(dim_text(dim, texts) for dim in solved.dims))
-        fixed = role == "parameter" and not symbol.trainable
-        return replace(row, role=texts("role.fixed" if fixed else f"role.{role}"), reasons=reasons)
+        return replace(row, role=row.role if symbol.fixed else texts(f"role.{role}"), reasons=reasons)
 
 
 def _complete(request: Request, names: list[str]) -> None:

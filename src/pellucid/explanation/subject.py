@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,7 @@ from pellucid.nn.rows.row_wise import RowWise
 from pellucid.nn.swapped.exchange import has_twin, kind_of, name_of, runs_as, twin_of
 from pellucid.nn.windowed import Windowed
 
+JOINER = "\N{ZERO WIDTH JOINER}"
 SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name
 
 
@@ -70,6 +72,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     if not inputs and isinstance(request.inputs[0], str):
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
+    _refuse_complex(request)
     with left_alone(request.layer):
         explained = family(request.layer)(request)
     with left_alone(request.layer):  # and reads what the first one read, of weights that are computed anew every time
@@ -207,6 +210,15 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     return known.draw(shape, request.seed)
 
 
+def _refuse_complex(request: Request) -> None:
+    kinds = [value.dtype for value in request.inputs if isinstance(value, Tensor) and value.is_complex()]
+    if kinds:
+        raise NotImplementedError(
+            f"explain: the input is of {kinds[0]}, and explanations show real numbers only. Explain a layer that reads "
+            f"the two parts, torch.view_as_real(x)."
+        )
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, Sequence) and bool(value) and all(isinstance(part, str) for part in value)
@@ -220,18 +232,30 @@ def _tensor(value: Any) -> Any:
     return value
 
 
+def characters(sentence: str) -> list[str]:
+    """Cut a sentence into what readers see as one character each: with its accents, and emoji with their parts."""
+    found: list[str] = []
+    for code in sentence:
+        last = found[-1] if found else ""
+        follows = last and (
+            unicodedata.category(code) in ("Mn", "Me")  # accents, and what chooses another form
+            or code == JOINER
+            or last.endswith(JOINER)
+            or "\U0001f3fb" <= code <= "\U0001f3ff"  # a colour of skin
+            or (len(last) == 1 and all("\U0001f1e6" <= c <= "\U0001f1ff" for c in last + code))  # two letters: a flag
+        )
+        found[-1:] = [last + code] if follows else [last, code] if found else [code]
+    return found
+
+
 def _read_sentence(request: Request) -> None:
     """Turn a sentence into vectors, one a character or word, and bring numbers to the layer's dtype and device."""
     first, layer = request.inputs[0], request.layer
     weight = next(layer.parameters(), None)
     dtype = torch.float32 if weight is None else weight.dtype
     if not _is_text(first):
-        if (
-            isinstance(first, Tensor)
-            and request.tokens is None
-            and weight is not None
-            and not first.is_floating_point()
-        ):
+        whole = isinstance(first, Tensor) and not (first.is_floating_point() or first.is_complex())
+        if whole and request.tokens is None and weight is not None:
             request.inputs = (first.to(dtype), *request.inputs[1:])
         return
     if not first:
@@ -242,7 +266,7 @@ def _read_sentence(request: Request) -> None:
             f"explain: {type(layer).__name__} does not read sentences; recurrent layers, TextConv, TCN and 1-D "
             f"convolutions do. Give it numbers."
         )
-    tokens = list(first)
+    tokens = characters(first) if isinstance(first, str) else list(first)
     sizes = ("input_size", "in_channels", "embedding_size")
     size: Any = next(getattr(layer, name) for name in sizes if hasattr(layer, name))
     x = known.embed(tokens, int(size), request.seed, dtype)
@@ -251,5 +275,6 @@ def _read_sentence(request: Request) -> None:
     if not along_time:
         x = (x if isinstance(layer, nn.TextConv) else x.t()).unsqueeze(0)
     different = len(dict.fromkeys(tokens))
-    request.notes.append(request.texts("note.embedding", n=different, size=size, seed=request.seed))
+    key = "note.embedding" if isinstance(first, str) else "note.embedding_words"
+    request.notes.append(request.texts(key, n=different, size=size, seed=request.seed))
     request.inputs, request.tokens = (x, *request.inputs[1:]), tokens

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Check, Cost, Picture, Report, Step
+from pellucid.explanation.report import Check, Picture, Report, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.convolution.tcn import TCN
@@ -42,10 +42,6 @@ class TCNExplained(ComponentExplained):
         yield self.texts("notation.tcn", p=shared.number(self.layer.dropout))
         yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
 
-    def cost(self) -> Cost:
-        """One pass, with the weights that the blocks hold."""
-        return self.cost_of([self.x, *self.layer.parameters()])
-
     def run(self) -> Trace:
         """Run the formula's lines on the real steps of the first sequence."""
         x = self.x[:1].squeeze(0) if self.batched and len(self.x) else self.x
@@ -75,7 +71,8 @@ class TCNExplained(ComponentExplained):
             inner = outer
         if worked < len(dilations):
             facts = {"first": worked + 1, "last": len(dilations)}
-            yield Step(self.texts("step.blocks_title"), (self.texts("step.blocks", **facts),))
+            key = "step.blocks" if worked + 1 < len(dilations) else "step.block_one"
+            yield Step(self.texts("step.blocks_title"), (self.texts(key, **facts),))
 
     def picture(self) -> Picture:
         """Draw, one level under the other, the steps from which the last output is computed."""

@@ -19,6 +19,7 @@ from pellucid.explanation.typesetting import (
     portion,
     shortened,
     starts_block,
+    upright,
     wrapped,
 )
 
@@ -79,7 +80,7 @@ class Sheet:
 
     def line(self, content: str | Text = "", style: str = "") -> None:
         """Write one line as it is."""
-        text = content if isinstance(content, Text) else Text(content, style=style)
+        text = content if isinstance(content, Text) else Text(upright(content), style=style)
         self.console.print(text, no_wrap=True, overflow="ignore", crop=False)
 
     def paragraph(self, content: str, first: str = "", rest: str | None = None, style: str = "") -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Check, Cost, Picture, Step
+from pellucid.explanation.report import Check, Picture, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.convolution.text_convolution import TextConv
@@ -35,10 +35,8 @@ class TextConvExplained(ComponentExplained):
         yield from super().notation()
         yield self.texts("notation.over_time")
         yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
-
-    def cost(self) -> Cost:
-        """One pass, with the weights of all widths."""
-        return self.cost_of([self.x, *self.bound["weights"], *self.bound["biases"]])
+        if not self.layer.bias:
+            yield self.texts("notation.hyperparameter", name="bias", value="0")
 
     def run(self) -> Trace:
         """Run the formula's lines on the first sentence."""
@@ -58,9 +56,9 @@ class TextConvExplained(ComponentExplained):
         wanted = len(self.layer.widths) if self.request.steps is None else max(self.request.steps, 1)
         for index, width in enumerate(self.layer.widths[:wanted]):
             own = Trace(tuple(records[each * index : each * (index + 1)]), None)
-            weight, bias = self.first["weights"][index].squeeze(1), self.first["biases"][index].flatten()
-            read = (("weight", weight), ("bias", bias))
-            given = [shared.values(self.paper.name(f"{name}_{width}"), value) for name, value in read]
+            weight, bias = self.first["weights"][index].squeeze(1), self.first["biases"][index]
+            read = {"weight": weight, "bias": bias.flatten()} if isinstance(bias, Tensor) else {"weight": weight}
+            given = [shared.values(self.paper.name(f"{name}_{width}"), value) for name, value in read.items()]
             parts = (*given, *self.recorded(own), *self.winner(index, own))
             positions = int(self.first["pools"][index].kept.sum())
             yield Step(self.texts("step.width", width=width, positions=positions), parts)

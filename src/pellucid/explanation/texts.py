@@ -21,6 +21,14 @@ class Count(int):
         return f"{int(self):,} {one if self == 1 else many}"
 
 
+class Noun(Count):
+    """A count of which only the noun is written: the number stands in a column of its own."""
+
+    def __format__(self, spec: str) -> str:
+        one, many = spec.split("|")
+        return one if self == 1 else many
+
+
 class Sizes(str):
     """Sizes along several axes, 3×3, that agree with their noun as a `Count` does."""
 
@@ -59,7 +67,10 @@ class Texts:
         return {key[len(start) :]: text for key, text in self._texts.items() if key.startswith(start)}
 
     def axis(self, name: str) -> str:
-        """Translate the name of an axis; an author's own name is kept."""
+        """Translate the name of an axis, which may end with its number; an author's own name is kept."""
+        kind, _, number = name.rpartition(" ")
+        if number.isdecimal() and f"axis_number.{kind.replace(' ', '_')}" in self:
+            return self(f"axis_number.{kind.replace(' ', '_')}", n=int(number))
         return self._texts.get(f"axis.{name.replace(' ', '_')}", name)
 
     def joined(self, clauses: list[str]) -> str:

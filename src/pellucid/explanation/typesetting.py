@@ -10,6 +10,7 @@ import numpy as np
 from rich.cells import cell_len
 
 from pellucid.explanation.report import Cost, Values
+from pellucid.explanation.texts import Noun
 
 COLUMNS = 8  # numbers of a row that are shown; a few more where those are all
 ROWS = 8
@@ -105,7 +106,7 @@ def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:
         "bytes_least": cost.bytes_least,
         "bytes_moved": cost.bytes_moved,
     }
-    return [(f"{count:,}", words[key]) for key, count in counts.items()]
+    return [(f"{count:,}", words[key].format(n=Noun(count))) for key, count in counts.items()]
 
 
 def portion(value: Values, table: Sequence[Sequence[str]], words: Mapping[str, str]) -> str:
@@ -144,3 +145,8 @@ def _pieces(content: str) -> Iterator[tuple[str, str]]:
 def printable(content: str) -> str:
     """Replace what is not to be written as it is: control characters and half surrogate pairs."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", content)
+
+
+def upright(content: str) -> str:
+    """Replace also what would turn the direction of the text behind it."""
+    return re.sub("[\u202a\u202b\u202d\u202e\u2066-\u2068]", "\ufffd", printable(content))

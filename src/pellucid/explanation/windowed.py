@@ -23,6 +23,7 @@ from pellucid.nn.pooling.pooling import Average
 from pellucid.nn.windowed import AXES, Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise
+LISTED = 9  # numbers that stand in a sentence at most
 DRAWN = 12  # places of an axis that are drawn at most, beside those that a window touches
 Marks = dict[tuple[int, ...], str]
 WHOLE = 10**7  # entries under all windows up to which the whole formula is run for the check
@@ -105,6 +106,11 @@ class WindowedExplained(ComponentExplained):
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """A sentence on the result."""
         return iter(())
+
+    def listed(self, numbers: Sequence[float]) -> str:
+        """Write the first numbers one after the other."""
+        joined = self.texts("punctuation.list").join(map(shared.number, numbers[:LISTED]))
+        return joined + ("…" if len(numbers) > LISTED else "")
 
     def check(self) -> Check | None:
         """The whole formula where that is small, else the worked windows, against the layer's real output."""
@@ -247,7 +253,7 @@ class ConvolutionExplained(WindowedExplained):
         if layer.groups > 1:
             keys.append("grouped")
         if layer.spatial == 1:
-            keys.append("text")
+            keys.append("text" if layer.groups == 1 else "text_grouped")
         facts = {
             "kernel": fact_text("kernel_size", layer.kernel_size, self.texts),
             "dilation": fact_text("dilation", layer.dilation, self.texts),
@@ -261,13 +267,12 @@ class ConvolutionExplained(WindowedExplained):
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The sum written out."""
         assert view.kernel is not None
-        assert view.bias is not None
         entries, kernel = view.entries.flatten().tolist(), view.kernel.flatten().tolist()
-        if len(entries) > 9:
+        if len(entries) > LISTED:
             return
         terms = " + ".join(f"{_signed(e)}·{_signed(k)}" for e, k in zip(entries, kernel, strict=True))
         total = float(trace.result)
-        bias = f" + {_signed(float(view.bias.detach()))}" if self.layer.bias is not None else ""
+        bias = f" + {_signed(float(view.bias.detach()))}" if isinstance(view.bias, Tensor) else ""
         yield f"{terms}{bias} = {shared.number(total)}"
 
     def drawn(self, view: WindowView) -> tuple[Marks, Tensor, tuple[str, ...]]:
@@ -301,7 +306,7 @@ class SeparableExplained(ConvolutionExplained):
         """The mixing of the channels written out."""
         z = next(record.value for record in trace.records if record.site.name == "z").tolist()
         mix = self.layer.pointwise.weight[view.output[-1 - self.layer.spatial]].flatten().tolist()
-        if len(z) <= 9:
+        if len(z) <= LISTED:
             terms = " + ".join(f"{_signed(a)}·{_signed(b)}" for a, b in zip(z, mix, strict=True))
             bias = "" if self.layer.bias is None else f" + {_signed(float(self.layer.bias[0].detach()))}"
             yield f"{terms}{bias} = {shared.number(float(trace.result))}"
@@ -334,7 +339,7 @@ class ConvPoolingExplained(ConvolutionExplained):
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """Which feature is the greatest, how it came about, and that its place is lost."""
         features = next(record.value for record in trace.records if record.site.name == "features").flatten()
-        entries = ", ".join(map(shared.number, features[:9].tolist())) + ("…" if len(features) > 9 else "")
+        entries = self.listed(features.tolist())
         place = self.layer.features_at(view.output[-self.layer.spatial :])[int(features.argmax())]
         yield self.texts("step.greatest", entries=entries, result=shared.number(float(trace.result)))
         yield self.texts("step.patch_winner", place=", ".join(map(str, place)))
@@ -375,8 +380,7 @@ class PoolingExplained(WindowedExplained):
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The result in a sentence."""
         read = view.entries[view.coordinates.min(-1).values >= 0].tolist()
-        entries = ", ".join(map(shared.number, read[:9])) + ("…" if len(read) > 9 else "")
-        facts: dict[str, Any] = {"entries": entries, "result": shared.number(float(_result(trace)))}
+        facts: dict[str, Any] = {"entries": self.listed(read), "result": shared.number(float(_result(trace)))}
         if not isinstance(self.layer, Average):
             yield self.texts("step.greatest", **facts)
             return

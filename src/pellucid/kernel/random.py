@@ -126,7 +126,7 @@ def unseen(*values: Any) -> bool:
 
 def in_memory(*tensors: Tensor) -> bool:
     """Whether tensors have numbers in memory: those of a class that answers operations itself may have none."""
-    kinds = {*map(type, tensors)}
+    kinds: set[Any] = {*map(type, tensors)}
     return kinds <= _PLAIN or all(kind.__torch_dispatch__ is Tensor.__torch_dispatch__ for kind in kinds)
 
 

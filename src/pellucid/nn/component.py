@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ class SymbolShape:
 
     ``reason`` is a key of the explanation texts ("conv.weight"), which are written in several languages; ``facts``
     are the numbers that such a text may quote ({"out_channels": 16, "groups": 2}). ``trainable`` says whether the
-    optimiser may change it.
+    optimiser may change it, ``fixed`` whether it is a weight that it may not change.
     """
 
     name: str
@@ -30,6 +31,21 @@ class SymbolShape:
     reason: str
     trainable: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+    fixed: bool = False
+
+    @staticmethod
+    def of_weight(
+        layer: torch.nn.Module, weight: str, name: str, axes: tuple[str, ...], reason: str, **facts: Any
+    ) -> SymbolShape:
+        """Return the symbol that a weight of a layer is in its formula.
+
+        It is learned if it is a parameter that the optimiser may change, or is computed of one: a parametrization's
+        ``original``, or what torch's older functions register as ``weight_orig``, ``weight_g`` and ``weight_v``.
+        """
+        value: torch.Tensor = operator.attrgetter(weight)(layer)
+        own = (f"{weight}_", f"parametrizations.{weight}.")
+        learned = any(p.requires_grad for n, p in layer.named_parameters() if n == weight or n.startswith(own))
+        return SymbolShape(name, tuple(value.shape), axes, reason, learned, facts, not learned)
 
 
 class Running:

@@ -25,7 +25,7 @@ class WindowView:
         padding: bool (*kernel): which entries lie outside the input. A reflecting, replicating or circular padding
             still reads a real coordinate there.
         kernel: (channels, *kernel): what the entries are multiplied with; None for a pooling.
-        bias: what is added, a number in a tensor; None for a pooling.
+        bias: what is added, a number in a tensor; 0.0 for a convolution without a bias, None for a pooling.
         channels: the input channels that are read.
         output: the coordinate of the result: (sample, channel, *position), or (channel, *position) if unbatched.
     """
@@ -34,7 +34,7 @@ class WindowView:
     coordinates: torch.Tensor
     padding: torch.Tensor
     kernel: torch.Tensor | None
-    bias: torch.Tensor | None
+    bias: torch.Tensor | float | None
     channels: range
     output: tuple[int, ...]
 

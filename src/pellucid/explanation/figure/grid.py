@@ -25,16 +25,14 @@ STYLES = {
 
 
 def number_text(number: float, places: int | None) -> str:
-    """Write a number with its sign as in print; nothing where none is known."""
-    if np.isnan(number):
-        return ""
+    """Write a number with its sign as in print."""
     return written(float(number), places).replace("-", "−").replace("inf", "∞")
 
 
 def picture_sheet(picture: Picture, room: float, words: Mapping[str, str]) -> Sheet:
     """Draw the blocks of a picture, what belongs beside them, and the legend."""
     heads = [visible(head) for head in picture.columns]
-    numbers = [_texts(block, picture.numbers) for block in picture.numbers]
+    numbers = [_texts(n, cells, picture.numbers) for n, cells in zip(picture.numbers, picture.blocks, strict=False)]
     wide = max(NARROWEST, widest([n for block in numbers for row in block for n in row], "number") + 8)
     wide = max(wide, min(WIDEST_HEAD, widest(heads, "name") + 8))
     columns = max(1, int(room // wide))
@@ -65,9 +63,14 @@ def picture_sheet(picture: Picture, room: float, words: Mapping[str, str]) -> Sh
     return stacked([part for part in parts if part.height], 10)
 
 
-def _texts(block: np.ndarray, blocks: Sequence[np.ndarray]) -> list[list[str]]:
+def _texts(block: np.ndarray, cells: Sequence[Sequence[str]], blocks: Sequence[np.ndarray]) -> list[list[str]]:
+    """Write the numbers of a block; in padding that nothing reads there is none."""
     places = decimals(np.concatenate([np.asarray(b, np.float64).ravel() for b in blocks]))
-    return [[number_text(float(n), places) for n in row] for row in block]
+    rows = zip(block, cells, strict=True)
+    return [
+        ["" if c == "padding" else number_text(float(n), places) for n, c in zip(row, kinds, strict=True)]
+        for row, kinds in rows
+    ]
 
 
 def _cells(cells: Sequence[Sequence[str]], numbers: Sequence[Sequence[str]], wide: float) -> Sheet:

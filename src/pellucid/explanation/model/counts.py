@@ -77,7 +77,7 @@ def _of_a_row(layer: Any) -> Tally:
     """One step of one sequence, over all levels and directions."""
     own: Any = layer if isinstance(layer, SequenceLayer) else twin_of(layer)
     dtype = next((p.dtype for p in layer.parameters()), torch.float32)
-    return Reading(own).tally(1, 1, dtype)
+    return Reading(own).tally([1], dtype)
 
 
 def _of_component(layer: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Tally:

@@ -45,9 +45,15 @@ def deepest_of(row: LayerRow) -> int:
 def short(count: int, unit: int = 1000) -> str:
     """Write a number with three significant digits: 1.82 G; small ones whole."""
     size, value = 0, float(count)
-    while value >= unit and size < len(UNITS) - 1:
+    while float(f"{value:.3g}") >= unit and size < len(UNITS) - 1:
         size, value = size + 1, value / unit
     return f"{count:,}" if size == 0 else f"{value:.{max(0, 3 - len(str(int(value))))}f}{UNITS[size]}"
+
+
+def byte_count(count: int) -> str:
+    """Write a number of bytes: 1.82 GB, 48 B."""
+    written = short(count)
+    return f"{written}B" if " " in written else f"{written} B"
 
 
 def seconds(value: float | None) -> str:
@@ -66,7 +72,7 @@ def numbers(row: LayerRow) -> tuple[str, ...]:
         return ("",) * 5
     if not row.calls and not row.layers:
         return (f"{row.parameters:,}" if row.parameters else "", "", "", "", "")
-    counts = (f"{row.parameters:,}", short(row.macs), short(row.flops), f"{short(row.bytes_least)}B")
+    counts = (f"{row.parameters:,}", short(row.macs), short(row.flops), byte_count(row.bytes_least))
     return (*counts, seconds(row.seconds))
 
 

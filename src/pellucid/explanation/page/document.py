@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pellucid.explanation.figure import drawing
 from pellucid.explanation.page.frame import Frame, paragraphs, text, totals_of
 from pellucid.explanation.report import Picture, Report, Rows, Step, SymbolRow, Unrolled, Values
@@ -70,6 +72,11 @@ class Document(Frame[Report]):
         return f'<section id="explore"><h2>{self.word("explore")}</h2>\n{places}{keys}</section>\n'
 
 
+def breakable(name: str) -> str:
+    """Write a name or a shape so that a narrow column breaks it between its parts."""
+    return re.sub("([×_.])", r"\1<wbr>", text(name))
+
+
 def _symbols(report: Report) -> str:
     words = report.words
     head = "".join(f'<th scope="col">{text(words[k])}</th>' for k in ("symbol", "shape", "axes", "count", "role"))
@@ -82,21 +89,21 @@ def _symbols(report: Report) -> str:
 
 def _symbol(row: SymbolRow) -> str:
     name = text(row.name)
-    cells = f'<td>{text(row.shape_text)}</td><td>{text(" × ".join(row.axes))}</td><td class="number">{row.count:,}</td>'
+    cells = f"<td>{breakable(row.shape_text)}</td><td>{text(' × '.join(row.axes))}</td>"
     return (
-        f'<tr data-symbol="{name}"><th scope="row" tabindex="0" data-symbol="{name}">{name}</th>{cells}'
-        f"<td>{text(row.role)}</td></tr>"
+        f'<tr data-symbol="{name}"><th scope="row" tabindex="0" data-symbol="{name}">{breakable(row.name)}</th>{cells}'
+        f'<td class="number">{row.count:,}</td><td>{text(row.role)}</td></tr>'
     )
 
 
 def _reasons(report: Report) -> str:
     rows = "".join(
-        f'<tr data-symbol="{text(row.name)}"><th scope="row">{text(row.name)}</th><td>'
+        f'<tr data-symbol="{text(row.name)}"><th scope="row">{breakable(row.name)}</th><td>'
         f"{paragraphs(row.reasons)}</td></tr>"
         for row in report.symbols
         if row.reasons
     )
-    return f'<table class="facts plain reasons">{rows}</table>'
+    return f'<div class="scroll"><table class="facts plain reasons">{rows}</table></div>'
 
 
 def _cost(report: Report) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Generic, TypeVar
@@ -12,10 +11,9 @@ from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.script import script, style
 from pellucid.explanation.page.words import words
 from pellucid.explanation.report import Exhibit, Report
-from pellucid.explanation.typesetting import printable
+from pellucid.explanation.typesetting import upright
 
 AnyReport = TypeVar("AnyReport", bound=Report | ModelReport)
-TURNS = re.compile("[\u202a\u202b\u202d\u202e\u2066-\u2068]")  # what changes the direction of what follows
 
 
 class Frame(Generic[AnyReport]):
@@ -123,7 +121,7 @@ class Frame(Generic[AnyReport]):
 
 def text(content: str) -> str:
     """Write text that a user may have given, without what HTML has no room for and what turns a line round."""
-    return escape(TURNS.sub("\N{REPLACEMENT CHARACTER}", printable(content)))
+    return escape(upright(content))
 
 
 def paragraphs(parts: Sequence[str], kind: str = "") -> str:

@@ -247,7 +247,7 @@ class ConvPooling(Running, Windowed, torch.nn.Module):
             "x": input,
             "window": PatchWindow(inside, one.channels, one.output),
             "weight": own.weight[channel],
-            "bias": own._biases(input)[channel].reshape(()),
+            "bias": 0.0 if own.bias is None else own.bias[channel],
             "activation": self.activation,
             "patch": Patch(),
             "reduce": reduce,

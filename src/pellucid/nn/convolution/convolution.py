@@ -62,6 +62,14 @@ class GroupedWindow:
         return grouped.repeat_interleave(self.out_channels // self.groups, -2 - 2 * count)
 
 
+def bias_at(biases: torch.Tensor | float, window: Window, place: tuple[int, ...]) -> torch.Tensor | float:
+    """Return the bias of one output, of those of all windows."""
+    if not isinstance(biases, torch.Tensor):
+        return biases
+    biases = biases.expand(*biases.shape[: -len(window.lines)], *window.positions)
+    return biases[place[-biases.ndim :]]
+
+
 class Convolution(Running, Windowed, _ConvNd):
     """What all convolutions share: the formula, its windows, and the paddings that torch.nn does not have."""
 
@@ -263,10 +271,9 @@ class Convolution(Running, Windowed, _ConvNd):
         """Return the kernels as the formula reads them: (out channels, in channels per group, *kernel)."""
         return self.weight
 
-    def _biases(self, x: torch.Tensor, **call: Any) -> torch.Tensor:
-        """Return the bias of every output: (out channels, 1, ...) where all positions have the same."""
-        bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
-        return bias.reshape(-1, *(1 for _ in self.kernel_size))
+    def _biases(self, x: torch.Tensor, **call: Any) -> torch.Tensor | float:
+        """Return the bias of every output: (out channels, 1, ...) where all positions have the same, 0 without one."""
+        return 0.0 if self.bias is None else self.bias.reshape(-1, *(1 for _ in self.kernel_size))
 
     def bind(
         self,
@@ -294,8 +301,7 @@ class Convolution(Running, Windowed, _ConvNd):
             weight = kernels.reshape(len(kernels), *(1 for _ in self.kernel_size), *kernels.shape[1:])
             return {"x": input, "window": grouped, "weight": weight, "bias": biases}
         one = one_window(self, input, window, position, self._reads(channel), channel, sample)
-        biases = biases.expand(*biases.shape[: -len(window.lines)], *window.positions)
-        return {"x": input, "window": one, "weight": kernels[channel], "bias": biases[one.output[-biases.ndim :]]}
+        return {"x": input, "window": one, "weight": kernels[channel], "bias": bias_at(biases, window, one.output)}
 
     def _reads(self, channel: int) -> range:
         """Return the in channels that an out channel reads: those of its group."""
@@ -309,15 +315,17 @@ class Convolution(Running, Windowed, _ConvNd):
         """Return weight and bias with the reasons of their shapes; given an input, it and the output too."""
         names = ("in_channels", "out_channels", "groups", "kernel_size", "stride", "padding", "dilation")
         facts = {name: getattr(self, name) for name in (*names, "padding_mode", "reach")}
+        facts |= {"reads": self.in_channels // self.groups, "reaches": self.out_channels // self.groups}
         axes = AXES[self.spatial]
         kernel = tuple(f"kernel {name}" for name in axes)
         outer = ("out channels", "in channels per group")
         reason = "conv.weight"
         if self.transposed:
             outer, reason = ("in channels", "out channels per group"), "conv.weight.transposed"
-        found = [SymbolShape("weight", tuple(self.weight.shape), (*outer, *kernel), reason, True, facts)]
+        reason += ".grouped" if self.groups > 1 else ""
+        found = [SymbolShape.of_weight(self, "weight", "weight", (*outer, *kernel), reason, **facts)]
         if self.bias is not None:
-            found.append(SymbolShape("bias", tuple(self.bias.shape), ("out channels",), "conv.bias", True, facts))
+            found.append(SymbolShape.of_weight(self, "bias", "bias", ("out channels",), "conv.bias", **facts))
         for x in inputs:
             self._refuse_misfit(x)
             lead = ("batch",) if x.ndim == len(axes) + 2 else ()
@@ -495,9 +503,11 @@ class Conv1d(Convolution, torch.nn.Conv1d):
         beyond = ~kept.reshape(*line.coordinates.shape[:-1], 1)
         return (Line(line.coordinates.masked_fill(beyond, NOWHERE), line.padding),)
 
-    def _biases(self, x: torch.Tensor, lengths: real.Lengths | None = None, **call: Any) -> torch.Tensor:
+    def _biases(self, x: torch.Tensor, lengths: real.Lengths | None = None, **call: Any) -> torch.Tensor | float:
         biases = super()._biases(x)  # (out channels, 1)
-        return biases if lengths is None else torch.where(self._sizes(x, lengths)[1], biases, 0)
+        if lengths is None or not isinstance(biases, torch.Tensor):
+            return biases
+        return torch.where(self._sizes(x, lengths)[1], biases, 0)
 
 
 class FormattedConvolution(Convolution):

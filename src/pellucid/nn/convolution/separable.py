@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.errors import label, mismatch
 from pellucid.nn import lengths as real
 from pellucid.nn.component import SymbolShape, ran_by
-from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d, streaming
+from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d, bias_at, streaming
 from pellucid.nn.windowed import AXES, OneWindow, Windowed, one_window
 from pellucid.nn.windows import Mode, Window
 
@@ -201,8 +201,8 @@ class SeparableConvolution(Windowed, torch.nn.Module):
     def _misfit(self, x: Tensor) -> str | None:
         return self.depthwise._misfit(x)
 
-    def _biases(self, x: Tensor, **call: Any) -> Tensor:
-        """Return the bias of every output: (out channels, 1, ...)."""
+    def _biases(self, x: Tensor, **call: Any) -> Tensor | float:
+        """Return the bias of every output: (out channels, 1, ...), 0 without one."""
         return self.pointwise._biases(x)
 
     def bind(
@@ -239,7 +239,7 @@ class SeparableConvolution(Windowed, torch.nn.Module):
             laid = OneChannelWindow(one.window, one.channels, one.output, multiplier)
             channels = Channels(0)
             pointwise = pointwise[channel]
-            biases = biases.expand(*biases.shape[:-count], *window.positions)[one.output[-biases.ndim :]]
+            biases = bias_at(biases, window, one.output)
         mixing = {"channels": channels, "pointwise": pointwise, "bias": biases}
         return {"x": input, "window": laid, "depthwise": depthwise, **mixing}
 
@@ -253,13 +253,11 @@ class SeparableConvolution(Windowed, torch.nn.Module):
         inner = ("depthwise channels", "in channels per group", *ones)
         outer = ("out channels", "depthwise channels", *ones)
         found = []
-        for name, weight, over in (
-            ("depthwise", self.depthwise.weight, inner),
-            ("pointwise", self.pointwise.weight, outer),
-        ):
-            found.append(SymbolShape(name, tuple(weight.shape), over, f"separable.{name}", True, facts))
+        for name, axes_of in (("depthwise", inner), ("pointwise", outer)):
+            half = getattr(self, name)
+            found.append(SymbolShape.of_weight(half, "weight", name, axes_of, f"separable.{name}", **facts))
         if self.bias is not None:
-            found.append(SymbolShape("bias", tuple(self.bias.shape), ("out channels",), "conv.bias", True, facts))
+            found.append(SymbolShape.of_weight(self.pointwise, "bias", "bias", ("out channels",), "conv.bias", **facts))
         for x in inputs:
             self._refuse_misfit(x)
             lead = ("batch",) if x.ndim == self.spatial + 2 else ()
@@ -311,9 +309,11 @@ class SeparableConv1d(SeparableConvolution):
         """Return the formula's arguments for this input; see ``SeparableConvolution.bind``."""
         return super().bind(input, lengths=lengths, **which)
 
-    def _biases(self, x: Tensor, lengths: real.Lengths | None = None, **call: Any) -> Tensor:
+    def _biases(self, x: Tensor, lengths: real.Lengths | None = None, **call: Any) -> Tensor | float:
         biases = super()._biases(x)  # (out channels, 1)
-        return biases if lengths is None else torch.where(self.depthwise._sizes(x, lengths)[1], biases, 0)
+        if lengths is None or not isinstance(biases, Tensor):
+            return biases
+        return torch.where(self.depthwise._sizes(x, lengths)[1], biases, 0)
 
 
 class SeparableConv2d(SeparableConvolution):

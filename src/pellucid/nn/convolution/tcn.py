@@ -269,14 +269,14 @@ class TCN(Component, torch.nn.Module):
         }
         axes = ("out channels", "in channels", "kernel length")
         if is_parametrized(convolution):
-            length, direction = convolution.parametrizations.weight.parameters()
-            parts = [("g", length, "tcn.length"), ("v", direction, "tcn.direction")]
+            original = "parametrizations.weight.original"
+            parts = [("g", f"{original}0", "tcn.length"), ("v", f"{original}1", "tcn.direction")]
         else:
             kind = "shortcut" if name.startswith("shortcut") else "causal"
-            parts = [("weight", convolution.weight, f"tcn.{kind}")]
-        found = [SymbolShape(f"{name}.{part}", tuple(w.shape), axes, why, True, facts) for part, w, why in parts]
-        shape = tuple(convolution.bias.shape)
-        return [*found, SymbolShape(f"{name}.bias", shape, axes[:1], "conv.bias", True, facts)]
+            parts = [("weight", "weight", f"tcn.{kind}")]
+        of = SymbolShape.of_weight
+        found = [of(convolution, weight, f"{name}.{part}", axes, why, **facts) for part, weight, why in parts]
+        return [*found, of(convolution, "bias", f"{name}.bias", axes[:1], "conv.bias", **facts)]
 
     def _refuse_misfit(self, x: Tensor, piece: bool = False) -> None:
         """Raise if the input does not fit; a piece of a sequence may be empty."""

@@ -248,7 +248,7 @@ class TextConv(Running, Component, torch.nn.Module):
             read = line.coordinates.masked_fill(~kept.unsqueeze(-1), NOWHERE)
             bound["windows"].append(WordWindow(Line(read.reshape(line.coordinates.shape), line.padding)))
             bound["weights"].append(weight.unsqueeze(1))
-            bound["biases"].append(weight.new_zeros(1, 1) if bias is None else bias.unsqueeze(-1))
+            bound["biases"].append(0.0 if bias is None else bias.unsqueeze(-1))
             pools.append(OverTime(kept))
         return bound | {"activation": self.activation, "pools": pools}
 
@@ -261,8 +261,8 @@ class TextConv(Running, Component, torch.nn.Module):
             for kind, parameter in zip(("weight", "bias"), self._of_width(width), strict=True):
                 axes = ("filters", "window width", "embedding")[: None if kind == "weight" else 1]
                 if parameter is not None:
-                    shape = tuple(parameter.shape)
-                    found.append(SymbolShape(f"{kind}_{width}", shape, axes, f"textconv.{kind}", True, own))
+                    name = f"{kind}_{width}"
+                    found.append(SymbolShape.of_weight(self, name, name, axes, f"textconv.{kind}", **own))
         for x in inputs:
             self._refuse_misfit(x)
             axes, shape = AXES[-x.ndim :], (*x.shape[:-2], self.filters * len(self.widths))

@@ -113,11 +113,7 @@ class DropConnect(DropoutFamily):
 
     def symbols(self, *inputs: Any) -> list[SymbolShape]:
         """Return the shapes of the weights that are dropped from; their draws have the same."""
-        facts = {"p": self.p}
-        return [
-            SymbolShape(name, tuple(weight.shape), (), "dropout.weight", True, facts)
-            for name, weight in self.weights.items()
-        ]
+        return [SymbolShape.of_weight(self.module, name, name, (), "dropout.weight", p=self.p) for name in self.names]
 
     def extra_repr(self) -> str:
         """Write the arguments."""

@@ -272,8 +272,8 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
             shapes += [SymbolShape(name, averaged, axes, f"norm.{name}", False, facts) for name in self._averages()]
         for name, parameter, title in (("gamma", self.weight, "weight"), ("beta", self.bias, "bias")):
             if parameter is not None:
-                shape, axes = tuple(parameter.shape), self._affine_axes()
-                shapes.append(SymbolShape(name, shape, axes, f"norm.{name}", True, {"parameter": title}))
+                axes = self._affine_axes()
+                shapes.append(SymbolShape.of_weight(self, title, name, axes, f"norm.{name}", parameter=title))
         return shapes
 
     # -- what a member says -------------------------------------------------------------------------------------

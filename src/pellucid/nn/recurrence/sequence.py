@@ -349,9 +349,15 @@ class SequenceLayer(Running, torch.nn.Module):
         first = next(iter(self._parameters.values()), None)
         dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
         if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
+            cures = [f"input.to({dtype})"] if not x.is_complex() else []
+            cures += [f"layer.to({x.dtype})"] if x.is_floating_point() or x.is_complex() else []
+            if x.is_complex():
+                cures.append(
+                    f"give it both parts as features, torch.view_as_real(x).flatten(-2), {2 * self.input_size}"
+                )
             raise self._another_dtype(
                 f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
-                f"input.to({dtype}) or layer.to({x.dtype})."
+                f"{' or '.join(cures)}."
             )
 
     def _states(self, x: Tensor, state: State | None, batched: bool) -> list[Tensor]:

@@ -136,8 +136,7 @@ class RowWise(Running, Component, Drawing):
         for symbol, x in zip(source.inputs, inputs, strict=False):
             shapes.append(SymbolShape(symbol.name, tuple(x.shape), axes_of_features(x.ndim), "rows.input", False))
         for symbol in source.parameters:
-            shape, trained = solved[symbol.name].shape, getattr(self, symbol.name).requires_grad
-            shapes.append(SymbolShape(symbol.name, shape, solved[symbol.name].dims, "", trained))
+            shapes.append(SymbolShape.of_weight(self, symbol.name, symbol.name, solved[symbol.name].dims, ""))
         if inputs:
             shape = (*inputs[0].shape[:-1], self.output_size)
             facts = {"size": self.output_size}

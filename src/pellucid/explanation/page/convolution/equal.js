@@ -2,7 +2,7 @@
 
 import { el, range, svg } from "../core/dom.js";
 import { matrix } from "../core/matrix.js";
-import { short } from "../core/numbers.js";
+import { distance, short } from "../core/numbers.js";
 import { mark, muted, result, showing, span, worked } from "./parts.js";
 
 const ROWS = 8;
@@ -67,7 +67,7 @@ function flattened(scene) {
   const bySparse = (at) => [...sparse[at]].reduce((sum, [column, { weight }]) => sum + weight * x(column), bias);
   const { y } = model.of(values.o);
   const gap = model.once(`gap ${values.o}`, () =>
-    range(windows.positions).flatMap((at) => [byProduct(at) - y[at], bySparse(at) - y[at]].map(Math.abs))
+    range(windows.positions).flatMap((at) => [distance(byProduct(at), y[at]), distance(bySparse(at), y[at])])
       .reduce((most, gap) => (most >= gap || Number.isNaN(most) ? most : gap), 0));
   return {
     columns: weights.length, inputs: channels.length * height * width,

@@ -9,6 +9,9 @@ export const wholeWithin = (value, low, high) => within(Math.round(value), low, 
 export const greatest = (numbers) =>
   Array.from(numbers).filter(Number.isFinite).reduce((most, number) => Math.max(most, Math.abs(number)), 0);
 
+// How far two numbers lie from each other; what is the same, infinite or no number too, not at all.
+export const distance = (a, b) => (a === b || (Number.isNaN(a) && Number.isNaN(b)) ? 0 : Math.abs(a - b));
+
 export const size = (shape) => shape.reduce((product, extent) => product * extent, 1);
 
 export function unpacked(value) {

@@ -153,23 +153,24 @@ function batches(exhibit, model) {
   return lines;
 }
 
-// Means of the batches as dots, the running mean as a line through them.
+// Means of the batches as dots, the running mean as a line through them; what is no number has no place.
 function chart(label, means, running, seen) {
   const [width, height, pad] = [420, 130, 14];
   const all = [...means, ...running].filter(Number.isFinite);
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const x = (k) => pad + (k / means.length) * (width - 2 * pad);
   const y = (value) => height - pad - ((value - low) / (high - low || 1)) * (height - 2 * pad);
-  const line = running.map((value, k) => `${x(k).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  const placed = (values) => values.map((value, k) => ({ value, k })).filter(({ value }) => Number.isFinite(value));
+  const line = placed(running).map(({ value, k }) => `${x(k).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
   return svg(
     "svg",
     { class: "chart", role: "img", "aria-label": label, viewBox: `0 0 ${width} ${height + 16}` },
     svg("title", {}, label),
     svg("line", { class: "now", x1: x(seen), x2: x(seen), y1: 0, y2: height }),
     svg("polyline", { class: "running", points: line }),
-    running.map((value, k) => svg("rect", { class: "running", x: x(k) - 3, y: y(value) - 3, width: 6, height: 6 })),
+    placed(running).map(({ value, k }) => svg("rect", { class: "running", x: x(k) - 3, y: y(value) - 3, width: 6, height: 6 })),
     running.map((_, k) => svg("text", { x: x(k), y: height + 12, "text-anchor": "middle" }, String(k))),
-    means.map((value, k) => svg("circle", { class: k < seen ? "seen" : "later", cx: x(k + 1), cy: y(value), r: 4 })),
+    placed(means).map(({ value, k }) => svg("circle", { class: k < seen ? "seen" : "later", cx: x(k + 1), cy: y(value), r: 4 })),
   );
 }
 

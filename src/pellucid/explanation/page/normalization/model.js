@@ -1,7 +1,7 @@
 // The numbers of the exhibit: Python's, or those of the formula's program after a change of the reader's.
 
 import { range } from "../core/dom.js";
-import { size } from "../core/numbers.js";
+import { distance, size } from "../core/numbers.js";
 import { run, scalar, tensor } from "../core/tensor.js";
 
 // The entry of a tensor that broadcasts to the input.
@@ -338,4 +338,4 @@ export class Model {
 
 // The largest difference of two tensors that broadcast to places, over these places.
 export const gap = (a, b, places) =>
-  places.reduce((most, place) => Math.max(most, Math.abs(entry(a, place) - entry(b, place))), 0);
+  places.reduce((most, place) => Math.max(most, distance(entry(a, place), entry(b, place))), 0);

@@ -77,7 +77,7 @@ register("normalization", (exhibit) => {
       { class: "beside" },
       el(
         "div",
-        { class: "formulas" },
+        { class: "formulas scroll" },
         formulas(model),
         model.hasPadding && settings.values.padding && el("p", { class: "muted" }, words("mark")),
       ),

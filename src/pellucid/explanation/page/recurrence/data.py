@@ -364,7 +364,7 @@ class Recurrence:
             if key in theirs:
                 pairs.append({"ours": name, "theirs": key, "shape": list(theirs[key].shape)})
         for key in ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"):
-            if key + suffix in theirs and key + suffix in own:
+            if key + suffix in theirs:
                 counts.append({"name": key + suffix, "shape": list(theirs[key + suffix].shape)})
         biases = [own[key + suffix].detach() for key in ("bias_ih", "bias_hh") if key + suffix in own]
         width = biases[0].shape[0] if biases else 0

@@ -13,6 +13,7 @@ export function convention(exhibit, run) {
   const { side, biases: number } = settings.values;
   const torch = side === "torch";
   const two = number === 2;
+  const registered = counts.filter(({ name }) => name.startsWith("bias")).length; // a cell of one's own has its one bias
   const grids = pairs.map(({ ours, theirs, shape }) => {
     const { shape: own } = run.weight(ours);
     const [rows, columns] = torch ? shape : own;
@@ -39,11 +40,11 @@ export function convention(exhibit, run) {
       ? `${first.theirs} · xᵀ: ${first.shape.join("×")} · ${input}×1 → ${first.shape[0]}×1`
       : `x · ${first.ours}: 1×${input} · ${input}×${first.shape[0]} → 1×${first.shape[0]}`),
     el("div", { class: "views" }, grids),
-    biases.length > 0 && el("p", {}, words(apart ? "biases_apart" : two ? "biases_two" : "biases_one", { layer })),
+    registered > 0 && el("p", {}, words(apart ? "biases_apart" : two ? "biases_two" : "biases_one", { layer })),
     biases.length > 1 && !apart && el("p", { class: "worked recomputed" }, `b[1] = ${short(biases[0].data[0])} + ${plus(biases[1].data[0])} = ${short(biases[0].data[0] + biases[1].data[0])}`),
     el("p", { class: "worked", "data-total": totals[Number(two)] },
       `${used.map(written).join(" + ")} = ${used.map(({ shape }) => count(size(shape))).join(" + ")} = ${count(totals[Number(two)])}`),
-    biases.length > 1 && el("p", {}, words("totals", { one: totals[0], two: totals[1] })),
+    registered > 1 && el("p", {}, words("totals", { one: totals[0], two: totals[1] })),
   ];
 }
 

@@ -141,7 +141,11 @@ export function opened(exhibit, run) {
   }
   const counts = sum.terms.filter((one) => one.left).map((one) => run.row(one.left, step).width);
   return [
-    el("p", {}, words("opened_idea", { unit: column + 1, sum: counts.join(" + "), n: counts.reduce((a, b) => a + b, 0) })),
+    el("p", {}, words("opened_idea", {
+      unit: column + 1,
+      sum: counts.length > 1 ? `${counts.join(" + ")} = ` : "",
+      n: counts.reduce((a, b) => a + b, 0),
+    })),
     waterfall(rows, words("waterfall_label", { unit: column + 1 }), [words("so_far"), words("term")]),
     activated !== null && el("p", { class: "worked recomputed" }, words("opened_end", { total: short(total), name, result: short(activated) })),
   ];

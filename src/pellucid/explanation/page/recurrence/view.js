@@ -174,7 +174,7 @@ register("recurrence", (exhibit) => {
   if (data.convention) {
     const place = exhibit.fold(words("convention"), () => convention(exhibit, now()), { "data-part": "convention" });
     const controls = [choice(words("side"), settings, "side", [["paper", "x U"], ["torch", "W xᵀ"]])];
-    if (data.convention.biases.length > 1)
+    if (data.convention.counts.some(({ name }) => name.startsWith("bias_hh")))
       controls.push(choice(words("biases"), settings, "biases", [[1, words("one")], [2, words("two")]]));
     inside(place, ...controls);
   }
