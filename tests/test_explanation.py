@@ -815,3 +815,10 @@ def test_a_cell_may_read_a_tensor_from_outside():
     assert report.cost.macs == 4 * (3 * 2 + 2 * 2)
     (exhibit,) = report.origin.exhibits()
     assert exhibit.data["ledger"]["macs"] == 3 * 2 + 2 * 2
+
+
+@pytest.mark.parametrize(("lengths", "worked"), [([3, 5], 1), ([4, 5], 2), ([0, 5], 0)])
+def test_no_window_beyond_the_length_of_the_first_sequence_is_worked_out(lengths, worked):
+    steps = quietly(nn.Conv1d(1, 1, 3), torch.randn(2, 1, 6), lengths=lengths).steps
+    titles = [step.title for step in steps]
+    assert titles == [*(f"Position {n} of {worked}: output ({n - 1})" for n in range(1, worked + 1)), "All positions"]

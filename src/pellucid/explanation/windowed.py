@@ -47,17 +47,23 @@ class WindowedExplained(ComponentExplained):
         """What the layer returned, without the places of the greatest entries."""
         return self.real[0] if isinstance(self.real, tuple) else self.real
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many outputs the worked sequence has along each axis."""
+        *others, last = self.output.shape[-self.layer.spatial :]
+        lengths = self.request.options.get("lengths")
+        return *others, last if lengths is None else int(self.layer.output_lengths(lengths).flatten()[0])
+
     def positions(self) -> list[tuple[int, ...]]:
         """The first positions of the window, along the last axis and then on to the next row."""
-        counts = self.output.shape[-self.layer.spatial :]
         wanted = WORKED if self.request.steps is None else self.request.steps
-        return list(itertools.islice(itertools.product(*map(range, counts)), max(wanted, 1)))
+        return list(itertools.islice(itertools.product(*map(range, self.counts)), max(wanted, 1)))
 
     def steps(self) -> Iterator[Step]:
         """One step for each position."""
-        texts, total = self.texts, prod(self.output.shape[-self.layer.spatial :])
         if not self.output.numel():
             return
+        texts, total = self.texts, prod(self.counts)
         for number, position in enumerate(self.positions(), 1):
             view = self.layer.window_at(self.x, position, **self.request.options)
             bound = self.layer.bind(self.x, position=position, **self.request.options)
@@ -71,6 +77,7 @@ class WindowedExplained(ComponentExplained):
             picture = replace(self.picture(view), beside=(*(v for v in given if v.name != "bias"), output))
             parts += [picture, *given, *self.recorded(trace), *self.said(view, trace)]
             yield Step(title, tuple(parts))
+        total = prod(self.output.shape[-self.layer.spatial :])
         if total > len(self.traces):
             shape = shape_text(self.output.shape)
             yield Step(texts("step.all_title"), (texts(f"step.all_{self.family}", total=total, shape=shape),))
