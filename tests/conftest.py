@@ -96,6 +96,14 @@ def ran(monkeypatch) -> Ran:
     return found
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, one for all tests of a process."""
+    from pages import started
+
+    return started()
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,19 +27,12 @@ def chromium() -> str:
     return found
 
 
-@functools.cache
 def started() -> Any:
-    """Start headless Chromium, once in a process: a module that imports the fixture has one of its own."""
+    """Start headless Chromium, which ends with this process."""
     sync = pytest.importorskip("playwright.sync_api")
     playwright = sync.sync_playwright().start()
     atexit.register(playwright.stop)
     return playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Any:
-    """Headless Chromium, one for all tests of a process."""
-    return started()
 
 
 IDLE: dict[str, Any] = {}  # pages that show nothing, by their options: a new one takes longer than what is shown in it

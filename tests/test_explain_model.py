@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
 from explaining import leaky, quietly
-from pages import NARROW, WIDE, browser, opened  # noqa: F401
+from pages import NARROW, WIDE, opened
 from pellucid.explanation import ModelReport, Report, load
 from pellucid.explanation.command import command, parse_numbers
 from pellucid.explanation.model.terminal import seconds, short
@@ -617,7 +617,7 @@ def tree(convolutional, tmp_path_factory) -> Path:
     return convolutional.save(tmp_path_factory.mktemp("page") / "tree.html")
 
 
-def test_page_is_a_tree(browser, tree, convolutional):  # noqa: F811
+def test_page_is_a_tree(browser, tree, convolutional):
     with opened(browser, tree) as shown:
         names = [name.split(":")[0] for name in shown.locator("details.layer .name").all_inner_texts()]
         assert names == ["Convolutional", *(row.name for row in convolutional.rows()[1:])]
@@ -640,7 +640,7 @@ def test_page_is_a_tree(browser, tree, convolutional):  # noqa: F811
 
 
 @pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
-def test_page_fits_and_is_accessible(browser, tree, viewport, theme):  # noqa: F811
+def test_page_fits_and_is_accessible(browser, tree, viewport, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     with opened(browser, tree, f"layer=drop&theme={theme}", viewport) as shown:
         assert shown.locator('details[data-path="drop"]').get_attribute("open") is not None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
 
 from explaining import SENTENCE, leaky, quietly
-from pages import NARROW, WIDE, browser, opened  # noqa: F401
+from pages import NARROW, WIDE, opened
 from pellucid import nn
 from pellucid.explanation import page
 from pellucid.explanation.page.script import asset, script, style
@@ -33,7 +32,7 @@ def visible(page_, selector="main"):
     return page_.inner_text(selector)
 
 
-def test_both_languages(browser, rnn_page):  # noqa: F811
+def test_both_languages(browser, rnn_page):
     with opened(browser, rnn_page) as shown:
         assert "Main idea" in visible(shown)
         assert "主要思想" not in visible(shown)
@@ -48,14 +47,14 @@ def test_both_languages(browser, rnn_page):  # noqa: F811
         assert visible(shown) == chinese
 
 
-def test_language_of_the_report_is_first(browser, tmp_path):  # noqa: F811
+def test_language_of_the_report_is_first(browser, tmp_path):
     path = write(quietly("layernorm", lang="zh"), tmp_path / "page.html")
     with opened(browser, path) as shown:
         assert shown.evaluate("document.documentElement.lang") == "zh"
         assert quietly("layernorm", lang="zh").title in visible(shown)
 
 
-def test_colours(browser, rnn_page):  # noqa: F811
+def test_colours(browser, rnn_page):
     paper = "getComputedStyle(document.body).backgroundColor"
     with opened(browser, rnn_page, color_scheme="dark") as shown:
         dark = shown.evaluate(paper)
@@ -69,24 +68,8 @@ def test_colours(browser, rnn_page):  # noqa: F811
         assert shown.evaluate(paper) == light
 
 
-class _Text(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.parts, self.skipped = [], 0
-
-    def handle_starttag(self, tag, attributes):
-        self.skipped += tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self.skipped -= tag in ("script", "style")
-
-    def handle_data(self, data):
-        if not self.skipped:
-            self.parts.append(data)
-
-
 @pytest.mark.parametrize("subject", ["rnn", "conv2d", "batchnorm", "dropout"])
-def test_text_without_javascript(browser, tmp_path, subject):  # noqa: F811
+def test_text_without_javascript(browser, tmp_path, subject):
     given = [SENTENCE] if subject == "rnn" else []
     reports = [quietly(subject, *given, lang=lang) for lang in ("en", "zh")]
     path = write(reports[0], tmp_path / "page.html")
@@ -101,7 +84,7 @@ def test_text_without_javascript(browser, tmp_path, subject):  # noqa: F811
             assert re.sub(r"\s+", "", sentence) in seen, sentence
 
 
-def test_hostile_names_and_sentences_are_text(browser, tmp_path):  # noqa: F811
+def test_hostile_names_and_sentences_are_text(browser, tmp_path):
     words = [HOSTILE, "<img src=x onerror=alert(1)>", "]]>", "${x}", "\\u003c/script>", HOSTILE[::-1]]
     path = write(quietly(leaky(5, 3), words), tmp_path / "page.html")
     with opened(browser, path) as shown:
@@ -119,7 +102,7 @@ def test_hostile_names_and_sentences_are_text(browser, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize(("viewport", "lang"), [(WIDE, "en"), (NARROW, "zh")], ids=["wide", "narrow"])
 @pytest.mark.parametrize("subject", ["lstm", "conv2d", "conv1d", "maxpool", "groupnorm", "dropout", "swiglu", "tcn"])
-def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, lang):  # noqa: F811
+def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, lang):
     path = write(quietly(subject), tmp_path / "page.html")
     with opened(browser, path, f"lang={lang}", viewport) as shown:
         assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
@@ -136,7 +119,7 @@ def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, 
         ("dropout", "zh", "dark"),
     ],
 )
-def test_accessibility(browser, tmp_path, subject, lang, theme):  # noqa: F811
+def test_accessibility(browser, tmp_path, subject, lang, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     path = write(quietly(subject), tmp_path / "page.html")
     with opened(browser, path, f"lang={lang}&theme={theme}") as shown:
@@ -146,7 +129,7 @@ def test_accessibility(browser, tmp_path, subject, lang, theme):  # noqa: F811
         assert serious == []
 
 
-def test_symbols_light_up_together(browser, rnn_page):  # noqa: F811
+def test_symbols_light_up_together(browser, rnn_page):
     with opened(browser, rnn_page) as shown:
         assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
         shown.focus('th[data-symbol="W"]')
@@ -157,7 +140,7 @@ def test_symbols_light_up_together(browser, rnn_page):  # noqa: F811
         assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
 
 
-def test_badge(browser, rnn_page):  # noqa: F811
+def test_badge(browser, rnn_page):
     report = quietly("rnn", SENTENCE, input_size=6, hidden_size=4)
     with opened(browser, rnn_page) as shown:
         assert f"max |Δ| = {report.check.difference:.2g}" in visible(shown, "#check")

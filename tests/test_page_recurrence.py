@@ -11,7 +11,7 @@ import torch
 
 import pellucid
 from explaining import SENTENCE, leaky, noisy, quietly
-from pages import NARROW, agree, browser, number, opened  # noqa: F401
+from pages import NARROW, agree, number, opened
 from pellucid import nn
 from pellucid.explanation.page.document import Document
 from pellucid.explanation.page.words import words
@@ -223,7 +223,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_random_settings(browser, write, name):  # noqa: F811
+def test_random_settings(browser, write, name):
     torch.manual_seed(3)
     path, report = write(*LAYERS[name]())
     chosen = random_settings(report, 60)
@@ -239,7 +239,7 @@ def test_random_settings(browser, write, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", READY)
-def test_ready_cells(browser, write, name):  # noqa: F811
+def test_ready_cells(browser, write, name):
     torch.manual_seed(1)
     layer = READY[name](4, 3, **({"proj": 2} if name == "lstm_projected" else {}))
     x = torch.randn(4, 1, 4)
@@ -253,7 +253,7 @@ def test_ready_cells(browser, write, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_initial_numbers_are_the_layers_own(browser, write, name):  # noqa: F811
+def test_initial_numbers_are_the_layers_own(browser, write, name):
     torch.manual_seed(5)
     layer, x = LAYERS[name]()
     path, report = write(layer, x)
@@ -290,7 +290,7 @@ def test_gates_follow_from_the_lines():
     assert found["rnn"] == found["leaky"] == set()
 
 
-def test_valves(browser, write):  # noqa: F811
+def test_valves(browser, write):
     path, report = write(nn.LSTM(4, 3), SENTENCE)
     with opened(browser, path, "recurrence.step=3&recurrence.unit=2") as shown:
         first = shown.inner_text('[data-result="0"]')
@@ -304,7 +304,7 @@ def test_valves(browser, write):  # noqa: F811
         assert shown.locator(".valve").count() == 0
 
 
-def test_opened_unit(browser, write):  # noqa: F811
+def test_opened_unit(browser, write):
     torch.manual_seed(2)
     layer = nn.RNN(256, 128)
     path, report = write(layer, SENTENCE)
@@ -321,7 +321,7 @@ def test_opened_unit(browser, write):  # noqa: F811
         assert "256 + 128 = 384" in shown.inner_text('[data-part="opened"]')
 
 
-def test_conventions(browser, write):  # noqa: F811
+def test_conventions(browser, write):
     path, _ = write(nn.RNN(256, 128), SENTENCE, lang="en")
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -340,7 +340,7 @@ def test_conventions(browser, write):  # noqa: F811
         assert "一个偏置时一共学习 49,280 个数，两个时 49,408 个。" in part.inner_text()
 
 
-def test_ledger(browser, write):  # noqa: F811
+def test_ledger(browser, write):
     path, _ = write(nn.RNN(256, 128), SENTENCE)
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -352,7 +352,7 @@ def test_ledger(browser, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_puzzle(browser, write, lang):  # noqa: F811
+def test_puzzle(browser, write, lang):
     path, report = write(nn.RNN(256, 128), SENTENCE, lang=lang)
     reasons = {row.name: row.reasons for row in report.symbols}
     with opened(browser, path) as shown:
@@ -398,7 +398,7 @@ def test_symbols_of_one_number_are_no_puzzle():
     assert [part["name"] for part in data["puzzle"]] == ["U", "W"]
 
 
-def test_folded_and_steps(browser, write):  # noqa: F811
+def test_folded_and_steps(browser, write):
     path, _ = write(nn.RNN(4, 3), SENTENCE)
     with opened(browser, path) as shown:
         assert shown.locator("svg.strip .step").count() == 5
@@ -416,7 +416,7 @@ def test_folded_and_steps(browser, write):  # noqa: F811
         assert shown.locator("svg.strip .step").count() == 1
 
 
-def test_keyboard(browser, write):  # noqa: F811
+def test_keyboard(browser, write):
     path, _ = write(nn.LSTM(4, 3), SENTENCE)
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -451,7 +451,7 @@ def test_keyboard(browser, write):  # noqa: F811
         assert all(seen.values()), seen
 
 
-def test_keys_of_the_player(browser, write):  # noqa: F811
+def test_keys_of_the_player(browser, write):
     path, _ = write(nn.RNN(4, 3), SENTENCE)
     with opened(browser, path, reduced_motion="reduce") as shown:
         shown.focus("#exhibit-0")
@@ -472,7 +472,7 @@ def test_keys_of_the_player(browser, write):  # noqa: F811
         assert "recurrence.unit=1" in shown.url
 
 
-def test_languages_have_the_same_texts(browser, write):  # noqa: F811
+def test_languages_have_the_same_texts(browser, write):
     english, chinese = words("recurrence", "en"), words("recurrence", "zh")
     assert english.keys() == chinese.keys()
     blanks = re.compile(r"\{(\w+)")
@@ -492,7 +492,7 @@ def test_languages_have_the_same_texts(browser, write):  # noqa: F811
 HOSTILE = "<script>window.hit=1</script>\"'&👩‍👩‍👧‍👦שלום‮ a\x00\x07" + "长" * 10_000
 
 
-def test_hostile_sentence(browser, write):  # noqa: F811
+def test_hostile_sentence(browser, write):
     path, report = write(nn.RNN(3, 2), HOSTILE)
     assert data_of(report)["steps"] == 512
     for viewport in ({"width": 1280, "height": 900}, NARROW):
@@ -510,7 +510,7 @@ def test_hostile_sentence(browser, write):  # noqa: F811
             assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_tokens_of_words(browser, write):  # noqa: F811
+def test_tokens_of_words(browser, write):
     sentence = ["<img src=x onerror=window.hit=1>", "👩‍👩‍👧‍👦" * 20, " ", "مرحبا", "a" * 500]
     path, _ = write(nn.RNN(3, 2), sentence)
     with opened(browser, path) as shown:
@@ -519,7 +519,7 @@ def test_tokens_of_words(browser, write):  # noqa: F811
         assert tokens == ["<img src…", "👩‍👩‍👧‍👦" * 8 + "…", "␣", "مرحبا", "a" * 8 + "…"]
 
 
-def test_large_layer(browser, write):  # noqa: F811
+def test_large_layer(browser, write):
     torch.manual_seed(0)
     layer = nn.LSTM(256, 512)
     path, report = write(layer, torch.randn(200, 1, 256), lang="en")
@@ -553,7 +553,7 @@ def test_large_layer(browser, write):  # noqa: F811
             assert all(map(agree, texts, row))
 
 
-def test_what_cannot_be_recomputed(browser, write):  # noqa: F811
+def test_what_cannot_be_recomputed(browser, write):
     @pellucid.cell
     def odd(x, h, *, U, W):
         return torch.tanh(torch.lgamma(torch.exp(x @ U)) + h @ W)
@@ -571,7 +571,7 @@ def test_what_cannot_be_recomputed(browser, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_numbers(browser, write, value):  # noqa: F811
+def test_no_numbers(browser, write, value):
     x = torch.randn(4, 1, 3)
     x[2, 0, 1] = value
     path, _ = write(nn.GRU(3, 2), x)
@@ -581,7 +581,7 @@ def test_no_numbers(browser, write, value):  # noqa: F811
         shown.evaluate(SET, ["recurrence.factor=2"])
 
 
-def test_few_and_many(browser, write):  # noqa: F811
+def test_few_and_many(browser, write):
     assert quietly(nn.RNN(3, 2), torch.zeros(0, 1, 3)).origin.exhibits() == ()
     for layer, x in (
         (nn.LSTMCell(4, 3), torch.randn(2, 4)),
@@ -606,7 +606,7 @@ def test_few_and_many(browser, write):  # noqa: F811
             assert not re.search(r"undefined|NaN", shown.inner_text("#exhibit-0"))
 
 
-def test_source_unknown(browser, write):  # noqa: F811
+def test_source_unknown(browser, write):
     space = {"torch": torch}
     exec("def f(x, h, *, U, W):\n    return torch.tanh(x @ U + h @ W)", space)
     path, _ = write(pellucid.cell(space["f"])(4, 3), SENTENCE, lang="en")
@@ -616,7 +616,7 @@ def test_source_unknown(browser, write):  # noqa: F811
         assert "effect" in shown.evaluate(SET, ["recurrence.factor=2"])[0]
 
 
-def test_hostile_settings(browser, write):  # noqa: F811
+def test_hostile_settings(browser, write):
     path, _ = write(resonator(4, 3), "ab")
     hashes = [
         "recurrence.step=99&recurrence.unit=-4&recurrence.part=77&recurrence.sum=9&recurrence.line=1e9",
