@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
+
+from pellucid.explanation.page import html
+from pellucid.explanation.report import Report
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -33,6 +37,12 @@ def started() -> Any:
     playwright = sync.sync_playwright().start()
     atexit.register(playwright.stop)
     return playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+
+
+def write(report: Report, path: Path) -> Path:
+    """Write a report's page into a file."""
+    path.write_text(html(report), encoding="utf-8", errors="replace")
+    return path
 
 
 IDLE: dict[str, Any] = {}  # pages that show nothing, by their options: a new one takes longer than what is shown in it
@@ -88,3 +98,12 @@ def resolution(text: str) -> float:
 def agree(text: str, value: float) -> bool:
     """Whether what the page wrote is a value, to the digits shown."""
     return abs(number(text) - value) <= resolution(text) * 1.001 + 1e-9 * abs(value)
+
+
+def same(texts: list[list[str]], values: Tensor) -> None:
+    """Every number of a grid is the value at its place, to the digits shown."""
+    rows = values.double().tolist()
+    assert [len(row) for row in texts] == [len(row) for row in rows]
+    for written, row in zip(texts, rows, strict=True):
+        for text, value in zip(written, row, strict=True):
+            assert (text == "nan" and value != value) or agree(text, value), (text, value)

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
-from explaining import leaky, quietly
+from explaining import quietly
+from formulas import leaky
 from pages import NARROW, WIDE, opened
 from pellucid.explanation import ModelReport, Report, load
 from pellucid.explanation.command import command, parse_numbers

@@ -30,10 +30,7 @@ from recipe_commands import run
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch):
-    monkeypatch.setattr(verification, "TIMED_SECONDS", 0)
-    monkeypatch.setattr(verification, "SAMPLES", 1)
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 class Residual(torch.nn.Module):

@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 
-from explaining import SENTENCE, leaky, quietly
-from pages import NARROW, WIDE, opened
+from explaining import SENTENCE, quietly
+from formulas import leaky
+from pages import NARROW, WIDE, opened, write
 from pellucid import nn
 from pellucid.explanation import page
 from pellucid.explanation.page.script import asset, script, style
@@ -16,11 +17,6 @@ from pellucid.explanation.page.words import words
 
 LIMIT = 300 * 1024  # bytes of a page before the user's data
 HOSTILE = "<script>alert(1)</script>&\"'`</style>\u202e٣ש\u200f👩‍👩‍👧\x00\x1b\ud800"
-
-
-def write(report, path):
-    path.write_text(page.html(report), encoding="utf-8", errors="replace")
-    return path
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from explaining import SENTENCE, quietly
-from pages import NARROW, agree, number, opened, table
+from pages import NARROW, agree, number, opened, same, table, write
 from pellucid import nn
-from pellucid.explanation.page import html
 from pellucid.explanation.page.convolution import data as exhibit
 from pellucid.explanation.page.script import asset
 from pellucid.explanation.page.words import words
@@ -52,11 +51,6 @@ ASK = """hash => new Promise((done) => {
 })"""
 
 
-def write(report, path):
-    path.write_text(html(report), encoding="utf-8", errors="replace")
-    return path
-
-
 def asked(**settings):
     return "&".join(f"convolution.{key}={value}" for key, value in settings.items())
 
@@ -76,14 +70,6 @@ def unfold(page, *keys):
         titles,
     )
     page.wait_for_timeout(50)
-
-
-def same(texts, values):
-    values = values.tolist()
-    assert [len(row) for row in texts] == [len(row) for row in values]
-    for shown, row in zip(texts, values, strict=True):
-        for text, value in zip(shown, row, strict=True):
-            assert agree(text, value), (text, value)
 
 
 # -- convolution against torch ------------------------------------------------------------------------------------

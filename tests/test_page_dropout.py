@@ -12,9 +12,8 @@ from torch import Tensor
 
 import pellucid
 from explaining import quietly
-from pages import NARROW, agree, number, opened, table
+from pages import NARROW, agree, number, opened, same, table, write
 from pellucid import nn
-from pellucid.explanation.page import html
 from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.dropout import coins, net
 from pellucid.explanation.page.dropout.data import GRADIENTS
@@ -68,22 +67,11 @@ THROUGH = """async ([hashes, grids, texts, parts]) => {
 
 
 def written(tmp_path: Path, layer, *inputs: Tensor) -> Path:
-    path = tmp_path / "page.html"
-    path.write_text(html(quietly(layer, *inputs)), encoding="utf-8")
-    return path
+    return write(quietly(layer, *inputs), tmp_path / "page.html")
 
 
 def hash_of(index: int, **settings: object) -> str:
     return "&".join([f"n={index}", *(f"dropout.{key}={value}" for key, value in settings.items())])
-
-
-def same(texts: list[list[str]], values: Tensor) -> None:
-    """Every number of a grid is the value at its place, to the digits shown."""
-    rows = values.double().tolist()
-    assert [len(row) for row in texts] == [len(row) for row in rows]
-    for written_row, row in zip(texts, rows, strict=True):
-        for text, value in zip(written_row, row, strict=True):
-            assert (text == "nan" and value != value) or agree(text, value), (text, value)
 
 
 def formula_of(name: str, p: float):

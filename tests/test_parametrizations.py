@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import pickle
 
 import pytest
@@ -17,6 +16,7 @@ import pellucid
 from pellucid import nn
 from pellucid.nn import parametrizations as ours
 from pellucid.nn.parametrizations import SpectralNorm, WeightNorm, WeightStandardization
+from swapping import COPIES, first
 
 FUNCTIONS = (ours.weight_standardization, ours.weight_norm, ours.spectral_norm)
 function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -45,11 +45,6 @@ def build(layer, source="pellucid", dtype=torch.float64):
     name, arguments, options, shape, _ = layer
     torch.manual_seed(0)
     return getattr(SOURCES[source], name)(*arguments, **options).to(dtype), torch.randn(shape, dtype=dtype)
-
-
-def first(result):
-    """Return the tensor that a layer gives, or the first of them."""
-    return result if isinstance(result, torch.Tensor) else first(result[0])
 
 
 def held(module, name="weight"):
@@ -448,19 +443,6 @@ def test_parametrizations_in_a_row():
 
 
 # -- copies -------------------------------------------------------------------------------------------------------
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "save": lambda module: saved(module),
-}
-
-
-def saved(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def step(module, x):

@@ -15,11 +15,11 @@ from pellucid.recipes.batches import SeriesBatches, collate
 from pellucid.recipes.cells import known_cells, recurrent_layer
 from pellucid.recipes.checkpoint import load
 from pellucid.recipes.errors import RecipeError, Stopped
-from pellucid.recipes.recipe import Trained
+from pellucid.recipes.recipe import RECIPES, Trained
 from pellucid.recipes.sentiment import data as reviews_data
 from pellucid.recipes.sentiment.data import PAD, UNKNOWN, Vocabulary, fingerprint, read_reviews, split
 from pellucid.recipes.sentiment.network import ConvolutionalReader, RecurrentReader
-from pellucid.recipes.sentiment.reading import WORDS, bars, read
+from pellucid.recipes.sentiment.reading import bars, read
 from pellucid.recipes.sentiment.recipe import Settings
 
 SMALL = {"hidden_size": 8, "embedding_size": 8, "limit": 200}
@@ -186,8 +186,10 @@ def test_reading_is_cut_as_training_texts_are():
         read(trained, " \n")
 
 
-def test_words_exist_in_both_languages():
-    assert WORDS["en"].keys() == WORDS["zh"].keys()
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_words_exist_in_both_languages(recipe):
+    words = importlib.import_module(f"pellucid.recipes.{recipe}.reading").WORDS
+    assert words["en"].keys() == words["zh"].keys()
 
 
 def test_bars_start_in_the_middle():

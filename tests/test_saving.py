@@ -14,7 +14,8 @@ import pytest
 
 import fresh
 import pellucid
-from explaining import SENTENCE, leaky, quietly
+from explaining import SENTENCE, quietly
+from formulas import leaky
 from pellucid.explanation import examples, load
 from pellucid.explanation.markdown import escaped, fenced, markdown
 from pellucid.explanation.report import Check, Report, Step, Values

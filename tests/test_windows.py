@@ -72,15 +72,17 @@ def draw_input(seed, *shape, layout="contiguous"):
     return x
 
 
+def of_every_axis(draw, axes):
+    """What draws a number for each axis."""
+    return lambda numbers: tuple(draw(numbers) for _ in range(axes))
+
+
 @st.composite
 def convolutions(draw):
     """Any convolution and an input that it reads."""
     axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
     each, out = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 6, 9, 16]))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     kernel, stride, dilation = tuples(st.integers(1, 4)), tuples(st.integers(1, 3)), tuples(st.integers(1, 3))
     paddings = ["numbers", "same", *(["causal"] if axes == 1 else [])]
     padding = draw(st.sampled_from(paddings))
@@ -133,10 +135,7 @@ def transposed(draw):
     """Any transposed convolution that the kernel takes, and an input that it reads."""
     axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
     each, out = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     kernel, stride, dilation = tuples(st.integers(1, 5)), tuples(st.integers(1, 4)), tuples(st.integers(1, 3))
     padding, more = tuples(st.integers(0, 3)), tuple(draw(st.integers(0, s - 1)) for s in stride)
     size = tuples(st.integers(1, 30 if axes < 2 else 7))
@@ -405,10 +404,7 @@ def test_calls_from_several_threads():
 def poolings(draw):
     """Any pooling and an input that it reads."""
     axes, kind = draw(st.integers(1, 3)), draw(st.sampled_from(["max", "average"]))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     kernel, stride = tuples(st.integers(1, 4)), tuples(st.integers(1, 4))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     size, ceil = tuples(st.integers(4, 40 if axes < 3 else 11)), draw(st.booleans())
@@ -489,10 +485,7 @@ def test_pooling_of_types_in_memory(layer, dtype):
 def stages(draw):
     """Any convolution with a pooling behind it, and an input that gives it a patch."""
     axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     window = (
         tuples(st.integers(1, 3)),
         tuples(st.integers(1, 2)),
