@@ -74,6 +74,13 @@ def opened(browser: Any, path: Path, hash: str = "", viewport: Any = WIDE, **opt
     IDLE[wanted] = page
 
 
+def complaints_of_axe(page: Any, *impacts: str) -> list[str]:
+    """What axe finds that is hard to use for some people, of these impacts, or all of it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if not impacts or v["impact"] in impacts]
+
+
 def table(page: Any, key: str) -> list[list[str]]:
     """Read the cells of a grid as they are written: rows of texts."""
     return page.eval_on_selector(

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pellucid
 from explaining import quietly
 from formulas import leaky
-from pages import NARROW, WIDE, opened
+from pages import NARROW, WIDE, complaints_of_axe, opened
 from pellucid.explanation import ModelReport, Report, load
 from pellucid.explanation.command import command, parse_numbers
 from pellucid.explanation.model.terminal import seconds, short
@@ -642,14 +642,13 @@ def test_page_is_a_tree(browser, tree, convolutional):
 
 @pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
 def test_page_fits_and_is_accessible(browser, tree, viewport, theme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     with opened(browser, tree, f"layer=drop&theme={theme}", viewport) as shown:
         assert shown.locator('details[data-path="drop"]').get_attribute("open") is not None
         shown.click('[data-tree="open"]')
         for details in shown.locator("details.full").all()[:2]:
             details.locator("summary").first.click()
         assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        assert axe.Axe().run(shown).response["violations"] == []
+        assert complaints_of_axe(shown) == []
 
 
 def test_page_of_a_large_model_opens_a_few_layers(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from explaining import SENTENCE, quietly
 from formulas import leaky
-from pages import NARROW, WIDE, opened, write
+from pages import NARROW, WIDE, complaints_of_axe, opened, write
 from pellucid import nn
 from pellucid.explanation import page
 from pellucid.explanation.page.script import asset, script, style
@@ -116,13 +116,10 @@ def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, 
     ],
 )
 def test_accessibility(browser, tmp_path, subject, lang, theme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     path = write(quietly(subject), tmp_path / "page.html")
     with opened(browser, path, f"lang={lang}&theme={theme}") as shown:
         shown.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
-        found = axe.Axe().run(shown).response["violations"]
-        serious = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
-        assert serious == []
+        assert complaints_of_axe(shown, "serious", "critical") == []
 
 
 def test_symbols_light_up_together(browser, rnn_page):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from explaining import quietly
-from pages import NARROW, WIDE, agree, number, opened
+from pages import NARROW, WIDE, agree, complaints_of_axe, number, opened
 from pellucid import nn
 from pellucid.explanation.page import html
 from pellucid.explanation.page.arrays import as_json
@@ -557,10 +557,7 @@ def test_hostile_settings(browser, tmp_path):
 
 @pytest.mark.parametrize(("theme", "viewport"), [("light", WIDE), ("dark", NARROW)])
 def test_axe(browser, tmp_path, theme, viewport):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     path, _ = write(tmp_path, made(nn.BatchNorm1d, 4), drawn(3, 4, 3), lengths=torch.tensor([3, 2, 1]))
     with opened(browser, path, f"theme={theme}&normalization.cell=7", viewport) as shown:
         shown.evaluate(OPEN)
-        found = axe.Axe().run(shown).response["violations"]
-        serious = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
-        assert serious == []
+        assert complaints_of_axe(shown, "serious", "critical") == []

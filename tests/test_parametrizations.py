@@ -52,6 +52,15 @@ def held(module, name="weight"):
     return module.parametrizations[name]
 
 
+def same_gradients(module, reference, y, expected):
+    """Compare the gradients of two results with respect to the parameters of the same names."""
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    theirs_by_name = dict(reference.named_parameters())
+    for key, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
+
+
 def linear(function, dtype=torch.float64, shape=(4, 5)):
     torch.manual_seed(1)
     layer = torch.nn.Linear(1, 1, dtype=dtype)
@@ -115,11 +124,7 @@ def test_weight_norm_is_torchs(layer, source, dim):
     torch.testing.assert_close(getattr(module, name), getattr(reference, name))
     y, expected = first(module(x)), first(reference(x))
     torch.testing.assert_close(y, expected)
-    y.square().sum().backward()
-    expected.square().sum().backward()
-    theirs_by_name = dict(reference.named_parameters())
-    for key, parameter in module.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
+    same_gradients(module, reference, y, expected)
 
 
 def test_weight_norm_separates_magnitude_and_direction():
@@ -156,11 +161,7 @@ def test_spectral_norm_is_torchs(layer, source):
     assert module.state_dict().keys() == reference.state_dict().keys()
     for key, value in module.state_dict().items():
         torch.testing.assert_close(value, reference.state_dict()[key])
-    y.square().sum().backward()
-    expected.square().sum().backward()
-    theirs_by_name = dict(reference.named_parameters())
-    for key, parameter in module.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
+    same_gradients(module, reference, y, expected)
 
 
 @layers

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -58,6 +59,11 @@ def check(layer, x, dtype=torch.float64, **options):
     for theirs, ours in zip(*results, strict=True):
         most = theirs.abs().max().item() if theirs.numel() else 0
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerances[dtype] * (1 + most))
+
+
+def twice_differentiable(function, *inputs):
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def draw_input(seed, *shape, layout="contiguous"):
@@ -159,19 +165,6 @@ def test_property_every_transposed_convolution(case, dtype):
     assert by_kernel(layer, x).stride() == by_torch(layer, x).stride()
 
 
-def test_transposed_gradients_of_gradients():
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose1d(2, 3, 4, 2, 1, output_padding=1).double()
-    names = list(dict(layer.named_parameters()))
-
-    def function(x, *values):
-        return by_kernel(Functional(layer), x, dict(zip(names, values, strict=True)))
-
-    inputs = [draw_input(1, 2, 2, 5).requires_grad_(), *layer.parameters()]
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
-
-
 @pytest.mark.parametrize(
     ("layer", "x"),
     [
@@ -203,19 +196,26 @@ def test_what_was_left_of_transposed_convolutions_is_not_decided_again(kept, mon
     torch.testing.assert_close(by_kernel(layer, read), layer(read))
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize(("stride", "padding"), [(1, "causal"), (2, "same"), (1, 2)])
-def test_gradients_of_gradients(groups, stride, padding):
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(
+            partial(nn.Conv1d, 3, 3, 2, stride, padding, groups=groups)
+            for stride, padding in ((1, "causal"), (2, "same"), (1, 2))
+            for groups in (1, 3)
+        ),
+        partial(nn.ConvTranspose1d, 2, 3, 4, 2, 1, output_padding=1),
+    ],
+)
+def test_gradients_of_gradients(make):
     torch.manual_seed(0)
-    layer = nn.Conv1d(3, 3, 2, stride, padding, groups=groups).double()
+    layer = make().double()
     names = list(dict(layer.named_parameters()))
 
     def function(x, *values):
         return by_kernel(Functional(layer), x, dict(zip(names, values, strict=True)))
 
-    inputs = [draw_input(1, 2, 3, 5).requires_grad_(), *layer.parameters()]
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    twice_differentiable(function, draw_input(1, 2, layer.in_channels, 5).requires_grad_(), *layer.parameters())
 
 
 class Functional:
@@ -450,8 +450,7 @@ def test_the_first_of_equal_entries_and_nan_as_in_torch():
 @pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d((3, 1))])
 def test_gradients_of_gradients_of_pooling(layer):
     x = torch.randperm(72, generator=torch.Generator().manual_seed(0)).view(1, 2, 6, 6).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), x)
+    twice_differentiable(partial(by_kernel, layer), x)
 
 
 def test_divisors():
@@ -529,8 +528,7 @@ def test_gradients_of_gradients_of_a_stage():
     torch.manual_seed(0)
     layer = nn.ConvPool2d(2, 3, 2, padding="same", activation=torch.tanh).double()
     x = draw_input(6, 2, 2, 7, 7).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), x)
+    twice_differentiable(partial(by_kernel, layer), x)
 
 
 def test_what_a_stage_does_step_by_step():
@@ -576,8 +574,7 @@ def test_property_text_convolution(batch, time, size, widths, bias, activation, 
 def test_gradients_of_gradients_of_text_convolution():
     layer = nn.TextConv(3, 2, (1, 4), activation=torch.tanh).double()
     x = draw_input(4, 3, 5, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+    twice_differentiable(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
 
 
 def test_gradients_to_differentiate_of_sentences_shorter_than_the_widest_window():
@@ -623,8 +620,7 @@ def test_pooling_over_real_steps(shape, mode, batch_first, dtype):
 @pytest.mark.parametrize("mode", ["mean", "max"])
 def test_gradients_of_gradients_over_real_steps(mode):
     layer, x = nn.LengthPool(mode), draw_input(8, 5, 3, 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+    twice_differentiable(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
 
 
 def test_a_nan_is_the_greatest_step():
