@@ -35,7 +35,7 @@ from pellucid.benchmark.rows import ROWS
 from pellucid.benchmark.speed import RECURRENT
 from pellucid.benchmark.streaming import STREAMING
 from pellucid.benchmark.table import tables
-from pellucid.doctor import processor
+from pellucid.doctor import processor_name
 
 SUITES: dict[str, Sequence[Row]] = {
     "recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE],
@@ -303,7 +303,7 @@ def _pick(suite: str, wanted: str | None) -> list[Row]:
 def machine(run: Run) -> dict[str, Any]:
     """Where the figures come from."""
     return {
-        "cpu": processor(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         **(_gpu() if run.device == "cuda" else {}),
         "threads": run.threads,
