@@ -1,4 +1,4 @@
-"""One table of components: what tests, benchmarks and explanations run on.
+"""One table of components: what the tests run on.
 
 Each case is a layer of ``pellucid.nn`` with its arguments, the shapes that it reads, and inputs that must fail. Where
 torch.nn has a layer of the same name, that layer with the same arguments is the reference; ``reference`` overrides it.
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from pellucid import nn
+from tensors import draw
 
 FURTHER = ("sublayer",)  # inputs after the first that a call gives by name
 
@@ -69,9 +70,9 @@ class Case:
         """Return the keyword arguments of forward, a further input in this type."""
         return {name: value.to(dtype) if name in FURTHER else value for name, value in self.call.items()}
 
-    def input(self, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
+    def input(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Draw an input."""
-        return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+        return draw(*self.shape, seed=1).to(dtype)
 
 
 def both(layer: str, args: tuple[Any, ...], shape: tuple[int, ...], **kwargs: Any) -> Case:

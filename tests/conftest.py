@@ -48,6 +48,16 @@ def pytest_unconfigure():
 def few_samples(monkeypatch):
     """Let models be timed briefly when they are verified."""
     monkeypatch.setattr("pellucid.models.verification.TIMED_SECONDS", 0)
+    monkeypatch.setattr("pellucid.models.verification.SAMPLES", 1)
+
+
+@pytest.fixture
+def small_benchmark(monkeypatch):
+    """Let the benchmark measure the machine's limit on small matrices, and time briefly."""
+    monkeypatch.setattr("pellucid.benchmark.limit.PRODUCT", 64)
+    monkeypatch.setattr("pellucid.benchmark.limit.COPIED", 2**16)
+    monkeypatch.setattr("pellucid.benchmark.comparison.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("pellucid.benchmark.comparison.WARM_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -94,6 +104,14 @@ def ran(monkeypatch) -> Ran:
     for family in (normalization.NormalizationFamily, BatchNormFamily, GroupNorm):
         monkeypatch.setattr(family, "_suits_operator", lambda self, x: False)
     return found
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, one for all tests of a process."""
+    from pages import started
+
+    return started()
 
 
 @pytest.fixture

@@ -19,11 +19,5 @@ def quietly(subject, *inputs, **options) -> Report:
 
 
 @pellucid.cell
-def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
-    """The state moves slowly."""
-    return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
-
-
-@pellucid.cell
 def noisy(x, h, *, U, W):
     return torch.tanh(x @ U + pellucid.dropout(h, 0.5, shared="time") @ W)

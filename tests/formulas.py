@@ -12,6 +12,7 @@ SIGN = torch.tensor([1.0, -1.0, 1.0, -1.0])
 
 @pellucid.cell
 def leaky(x, h, *, U, W, b=pellucid.zeros, tau: float = 10.0):
+    """The state moves slowly."""
     return h + (torch.tanh(x @ U + h @ W + b) - h) / tau
 
 
@@ -176,6 +177,12 @@ def iterated(x, h, *, U, W):
 def weighed(x, *, v: "input 1", b: "1", g):
     """A number for every row, whose gradient is a sum over the columns, beside sums over the rows."""
     return torch.tanh(x + x @ v + b) * g
+
+
+@pellucid.layer
+def pieces(x, *, g=pellucid.ones):
+    """Slices and concatenation of unequal pieces."""
+    return torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1)
 
 
 @pellucid.cell

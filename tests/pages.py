@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
+
+from pellucid.explanation.page import html
+from pellucid.explanation.report import Report
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -28,19 +31,18 @@ def chromium() -> str:
     return found
 
 
-@functools.cache
 def started() -> Any:
-    """Start headless Chromium, once in a process: a module that imports the fixture has one of its own."""
+    """Start headless Chromium, which ends with this process."""
     sync = pytest.importorskip("playwright.sync_api")
     playwright = sync.sync_playwright().start()
     atexit.register(playwright.stop)
     return playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Any:
-    """Headless Chromium, one for all tests of a process."""
-    return started()
+def write(report: Report, path: Path) -> Path:
+    """Write a report's page into a file."""
+    path.write_text(html(report), encoding="utf-8", errors="replace")
+    return path
 
 
 IDLE: dict[str, Any] = {}  # pages that show nothing, by their options: a new one takes longer than what is shown in it
@@ -72,6 +74,13 @@ def opened(browser: Any, path: Path, hash: str = "", viewport: Any = WIDE, **opt
     IDLE[wanted] = page
 
 
+def complaints_of_axe(page: Any, *impacts: str) -> list[str]:
+    """What axe finds that is hard to use for some people, of these impacts, or all of it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if not impacts or v["impact"] in impacts]
+
+
 def table(page: Any, key: str) -> list[list[str]]:
     """Read the cells of a grid as they are written: rows of texts."""
     return page.eval_on_selector(
@@ -96,3 +105,12 @@ def resolution(text: str) -> float:
 def agree(text: str, value: float) -> bool:
     """Whether what the page wrote is a value, to the digits shown."""
     return abs(number(text) - value) <= resolution(text) * 1.001 + 1e-9 * abs(value)
+
+
+def same(texts: list[list[str]], values: Tensor) -> None:
+    """Every number of a grid is the value at its place, to the digits shown."""
+    rows = values.double().tolist()
+    assert [len(row) for row in texts] == [len(row) for row in rows]
+    for written, row in zip(texts, rows, strict=True):
+        for text, value in zip(written, row, strict=True):
+            assert (text == "nan" and value != value) or agree(text, value), (text, value)

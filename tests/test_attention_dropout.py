@@ -14,20 +14,14 @@ from torch.utils.checkpoint import checkpoint
 import pellucid
 from pellucid.kernel.random import draw_seed
 from pellucid.kernel.rows.direction import Draws
-from pellucid.models import functions, verification
+from pellucid.models import functions
 from pellucid.nn.dropout.attention_dropout import scaled_dot_product_attention, weights
+from tensors import draw
 
 P = 0.3
 
 
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch):
-    monkeypatch.setattr(verification, "TIMED_SECONDS", 0)
-    monkeypatch.setattr(verification, "SAMPLES", 1)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 def look_at_some(*shape: int) -> Tensor:
@@ -50,7 +44,7 @@ CASES = {
     "causal, more keys": ((2, 3, 4), (2, 6, 4), {"is_causal": True}),
     "bool mask": ((2, 3, 5, 4), (2, 3, 7, 4), {"attn_mask": look_at_some(2, 1, 5, 7)}),
     "padding": ((2, 3, 5, 4), (2, 3, 7, 4), {"attn_mask": look_at_some(2, 1, 1, 7)}),
-    "added": ((2, 3, 5, 4), (2, 3, 7, 4), {"attn_mask": drawn(3, 5, 7, seed=5)}),
+    "added": ((2, 3, 5, 4), (2, 3, 7, 4), {"attn_mask": draw(3, 5, 7, seed=5)}),
     "nothing to look at": ((2, 3, 5, 4), (2, 3, 7, 4), {"attn_mask": nothing_for_the_second(5, 7)}),
     "scale": ((2, 3, 5, 4), (2, 3, 7, 4), {"scale": 2.0}),
 }
@@ -69,7 +63,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
 def given(name: str) -> tuple[list[Tensor], dict]:
     queries, keys, options = CASES[name]
     values = (*keys[:-1], 3)
-    return [drawn(*shape, seed=i).requires_grad_() for i, shape in enumerate((queries, keys, values))], options
+    return [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate((queries, keys, values))], options
 
 
 def results(function, tensors: list[Tensor], **options) -> list[Tensor]:
@@ -100,7 +94,7 @@ def test_the_formula(name):
 
 def test_how_many_are_dropped_and_that_the_mean_stays():
     """With the unit matrix as value the result is the weights."""
-    query, key = drawn(4, 64, 8), drawn(4, 64, 8, seed=1)
+    query, key = draw(4, 64, 8), draw(4, 64, 8, seed=1)
     one = torch.eye(64, dtype=torch.float64).expand(4, 64, 64).contiguous()
     with pellucid.backend("c"):
         torch.manual_seed(0)
@@ -113,7 +107,7 @@ def test_how_many_are_dropped_and_that_the_mean_stays():
 
 def test_training_after_inference_mode():
     """The causal mask is kept from call to call."""
-    tensors = [drawn(2, 3, 9, 4, seed=i) for i in range(3)]
+    tensors = [draw(2, 3, 9, 4, seed=i) for i in range(3)]
     with pellucid.backend("c"):
         with torch.inference_mode():
             scaled_dot_product_attention(*tensors, dropout_p=P, is_causal=True)
@@ -141,7 +135,7 @@ def test_gradients_of_gradients(name):
 
 
 def test_everything_else_is_torchs():
-    query, key, value = (drawn(2, 3, 5, 4, seed=i).float() for i in range(3))
+    query, key, value = (draw(2, 3, 5, 4, seed=i).float() for i in range(3))
     learned = torch.zeros(5, 5, requires_grad=True)
     calls = [
         ((query, key, value), {}),
@@ -182,7 +176,7 @@ def test_the_choice_draws_nothing(monkeypatch):
     monkeypatch.setattr(module, "_chosen", {})
     monkeypatch.setattr(module, "LEAST", 0)
     monkeypatch.setattr(module, "faster", lambda *question: (asked.append(question), question[3]())[0] is None)
-    tensors = [drawn(2, 3, 5, 4, seed=i) for i in range(3)]
+    tensors = [draw(2, 3, 5, 4, seed=i) for i in range(3)]
     torch.manual_seed(0)
     first = scaled_dot_product_attention(*tensors, dropout_p=P)
     torch.manual_seed(0)
@@ -219,7 +213,7 @@ def functions_of(report) -> list[tuple[tuple[str, ...], str]]:
 
 def test_in_the_place_of_torchs():
     model = torch.nn.Sequential(Attending(), Dropping(), torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
-    usual, x = copy.deepcopy(model), drawn(2, 6, 8).float()
+    usual, x = copy.deepcopy(model), draw(2, 6, 8).float()
     seen = [(("0",), "scaled_dot_product_attention"), (("2.self_attn",), "multi_head_attention_forward")]
     assert functions_of(pellucid.swap(copy.deepcopy(model), fuse=True)) == seen
     report = pellucid.swap(model, fuse=True, verify=x)
@@ -249,7 +243,7 @@ def test_in_the_place_of_torchs():
 
 def test_attention_of_torchs_module_is_ours(monkeypatch):
     attend = torch.nn.MultiheadAttention(8, 2, dropout=P, batch_first=True).double()
-    usual, x = copy.deepcopy(attend), drawn(2, 6, 8)
+    usual, x = copy.deepcopy(attend), draw(2, 6, 8)
     pellucid.swap(attend, fuse=True)
     with pellucid.backend("c"):
         torch.manual_seed(3)
@@ -265,7 +259,7 @@ def test_attention_of_torchs_module_is_ours(monkeypatch):
 
 
 def test_whoever_looks_on_sees_torchs():
-    model, x = Attending(), drawn(2, 6, 8).float()
+    model, x = Attending(), draw(2, 6, 8).float()
     pellucid.swap(model, fuse=True)
     with functions.WithoutDropout():
         torch.testing.assert_close(model(x), model.eval()(x))
@@ -282,7 +276,7 @@ def test_whoever_looks_on_sees_torchs():
 
 def test_the_same_mask_in_a_checkpoint():
     model, found = Attending().double(), []
-    x = drawn(2, 6, 8).requires_grad_()
+    x = draw(2, 6, 8).requires_grad_()
     pellucid.swap(model, fuse=True)
     with pellucid.backend("c"):
         for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
@@ -300,7 +294,7 @@ def test_arithmetic_is_found_within_a_mode():
     module = torch.nn.ELU().double()
     pellucid.swap(module, fuse=True)
     with functions.WithoutDropout(), pellucid.backend("c"):
-        y = module(drawn(3, 5).requires_grad_())
+        y = module(draw(3, 5).requires_grad_())
     assert "_Nested" in type(y.grad_fn).__name__
 
 

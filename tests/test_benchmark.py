@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from pellucid import nn
-from pellucid.benchmark import command, comparison, convolution, limit, networks, processes, rows
+from pellucid.benchmark import command, comparison, convolution, networks, processes, rows
 from pellucid.benchmark.comparison import EXACT, Agreement, Failed, Run, Skipped
 from pellucid.benchmark.convolution import CAUSAL, CONVOLUTION, FORMATS, POOLING, ByHand, CausalRow, WindowedRow
 from pellucid.benchmark.limit import Rates, Work, measure_rates, work
@@ -34,14 +34,7 @@ DROPOUT = LayerRow("Dropout", (40, 50), lambda: nn.Dropout(0.4), lambda: torch.n
 CONV = WindowedRow("Conv1d", (2, 3, 8), *makers("Conv1d", 3, 4, 2), ", 3→4, kernel 2", floor=1e-6)
 LENET, TEXT = NETWORKS
 RUN = Run(rounds=1, threads=1, device="cpu", rates=Rates(1e9, 1e9))
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    monkeypatch.setattr(limit, "PRODUCT", 64)
-    monkeypatch.setattr(limit, "COPIED", 2**16)
-    monkeypatch.setattr(comparison, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(comparison, "WARM_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("small_benchmark")
 
 
 def run(monkeypatch, rows, *arguments, suite="recurrent"):

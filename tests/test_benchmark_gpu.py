@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 
 from pellucid import nn, timing
-from pellucid.benchmark import apart, command, comparison, gpu, limit
+from pellucid.benchmark import apart, command, gpu
 from pellucid.benchmark.apart import Apart
 from pellucid.benchmark.comparison import Failed, Run, Skipped
 from pellucid.benchmark.convolution import WindowedRow
@@ -61,14 +61,7 @@ CELL = OwnCellRow(batch=2, steps=3, sizes=(4, 5), precision=FLOAT32)
 NORM = BandwidthRow(LayerRow("LayerNorm", (6, 5), *makers("LayerNorm", 5, dtype=torch.bfloat16), dtype=torch.bfloat16))
 RECURRENT = [row for row in GPU if isinstance(row, RecurrentRow)]
 LIMITED = [row for row in GPU if isinstance(row, BandwidthRow)]
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    monkeypatch.setattr(limit, "PRODUCT", 64)
-    monkeypatch.setattr(limit, "COPIED", 2**16)
-    monkeypatch.setattr(comparison, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(comparison, "WARM_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("small_benchmark")
 
 
 @pytest.fixture

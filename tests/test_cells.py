@@ -40,11 +40,11 @@ def make(cell, sizes, input_size=None, hidden_size=4, **options):
     return layer
 
 
-def further(layer, *lead, dtype=torch.float64):
+def further(layer, *lead):
     """The inputs after the first, drawn, by name."""
-    source, solution = layer.cell.source, layer.solution()
-    sizes = solution.input_sizes(source)[1:]
-    return {s.name: torch.rand(*lead, size, dtype=dtype) for s, size in zip(source.inputs[1:], sizes, strict=True)}
+    source, sizes = layer.cell.source, layer.solution().input_sizes(layer.cell.source)
+    drawn = zip(source.inputs[1:], sizes[1:], strict=True)
+    return {symbol.name: torch.rand(*lead, size, dtype=torch.float64) for symbol, size in drawn}
 
 
 def results(layer, x, others, state, lengths, backend):

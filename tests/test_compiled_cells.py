@@ -21,7 +21,7 @@ from pellucid.kernel.language.text_c import MOST_COLUMNS, headers
 from pellucid.kernel.recurrence import compiled
 from pellucid.kernel.recurrence.emit_c import emit
 from pellucid.nn import cells
-from running import CELLS, DTYPES, HALF, TIME, amplified, check, inputs, make, run
+from running import CELLS, DTYPES, HALF, TIME, amplified, check, compare, inputs, make, run
 
 # How a call is cut: as it comes; among two threads; among more threads than rows; into blocks of a few rows, chunks and
 # calls of one step; without packing the matrices.
@@ -82,23 +82,11 @@ def test_the_design_lets_any_two_values_meet():
 
 @pytest.mark.parametrize("row", [pytest.param(r, id=f"{r['cell']}-{r['hidden']}") for r in design()])
 def test_every_cell_is_the_reference(row, divide):
-    """C may be off by eight times what rounding does.
-
-    Its functions are right to 2 units where torch's are to 1, and it sums one product after another where torch sums in
-    16 lanes, whose errors are a fourth of that (√16).
-    """
     divide(row["division"])
     options = {"num_layers": row["layers"], "bidirectional": row["bidirectional"]}
     layer = make(CELLS[row["cell"]], row["input"], row["hidden"], row["dtype"], **options)
     lengths = [(TIME - i) % (TIME + 1) for i in range(row["batch"])] if row["lengths"] else None
-    given = inputs(layer, TIME, row["batch"])
-    expected = run(layer, given, lengths, "stepwise", torch.float64)
-    unit, single, double = (torch.finfo(d).eps for d in (row["dtype"], torch.float32, torch.float64))
-    # Over one unit, or of x @ U of one feature, a norm has no slope: the reference has rounding there, 1/√ε times.
-    flat = "layernorm" in row["cell"] and 1 in (row["hidden"], row["input"])
-    own = flat * 1e-5**-0.5 * double * max(e.abs().max() for e in expected.values())
-    moved = amplified(layer, given, lengths, expected, torch.float32)
-    check(layer, given, lengths, expected, {name: own + 8 * unit / single * m for name, m in moved.items()})
+    compare(layer, lengths, row["batch"], row["dtype"])
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 
 from cases import then_pooled
 from pellucid import nn
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tensors import draw
 
 
 @given(

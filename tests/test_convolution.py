@@ -16,15 +16,12 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
+from tensors import draw
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
 NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 NAMES = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 quick = settings(max_examples=120, deadline=None)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def correlate(x, layer, before, positions):
@@ -76,7 +73,7 @@ def scatter(x, layer, crop, positions):
 
 
 @st.composite
-def options(draw_, spatial, transposed=False):
+def options(draw_, spatial):
     """Draw a constructor's arguments and a small input's shape."""
     each = st.tuples(*[st.integers(1, 3)] * spatial)
     groups = draw_(st.integers(1, 2))
@@ -92,23 +89,28 @@ def options(draw_, spatial, transposed=False):
     return channels, arguments, (draw_(st.integers(1, 2)), channels[0], *size)
 
 
-@quick
-@given(spec=st.integers(1, 3).flatmap(options), padding=st.integers(0, 3), mode=st.sampled_from(MODES))
-def test_property_numbers_as_padding_are_torch_nn(spec, padding, mode):
-    channels, arguments, shape = spec
-    name = f"Conv{len(shape) - 2}d"
-    layer = getattr(nn, name)(*channels, **arguments, padding=padding, padding_mode=mode).double()
-    reference = getattr(torch.nn, name)(*channels, **arguments, padding=padding, padding_mode=mode).double()
+def same_as_torchs(name, channels, arguments, shape, words=""):
+    """Compare a layer and its formula with torch's layer; what that refuses is refused, in these words."""
+    layer = getattr(nn, name)(*channels, **arguments).double()
+    reference = getattr(torch.nn, name)(*channels, **arguments).double()
     reference.load_state_dict(layer.state_dict())
     x = draw(*shape)
     try:
         expected = reference(x)
     except RuntimeError as error:
-        with pytest.raises(type(error), match=f"nn.{name}: the input is"):
+        with pytest.raises(type(error), match=f"nn.{name}: {words}"):
             layer(x)
         return
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
     torch.testing.assert_close(layer.formula(**layer.bind(x)), expected)
+
+
+@quick
+@given(spec=st.integers(1, 3).flatmap(options), padding=st.integers(0, 3), mode=st.sampled_from(MODES))
+def test_property_numbers_as_padding_are_torch_nn(spec, padding, mode):
+    channels, arguments, shape = spec
+    name = f"Conv{len(shape) - 2}d"
+    same_as_torchs(name, channels, arguments | {"padding": padding, "padding_mode": mode}, shape, "the input is")
 
 
 @quick
@@ -122,18 +124,7 @@ def test_property_transposed_numbers_as_padding_are_torch_nn(spec, padding, extr
     spatial = len(shape) - 2
     name = f"ConvTranspose{spatial}d"
     arguments |= {"padding": padding[:spatial], "output_padding": extra}
-    layer = getattr(nn, name)(*channels, **arguments).double()
-    reference = getattr(torch.nn, name)(*channels, **arguments).double()
-    reference.load_state_dict(layer.state_dict())
-    x = draw(*shape)
-    try:
-        expected = reference(x)
-    except RuntimeError as error:
-        with pytest.raises(type(error), match=f"nn.{name}: "):
-            layer(x)
-        return
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
-    torch.testing.assert_close(layer.formula(**layer.bind(x)), expected)
+    same_as_torchs(name, channels, arguments, shape)
 
 
 @quick

@@ -19,7 +19,6 @@ from pellucid.recipes.digits import data as digits_data
 from pellucid.recipes.digits.data import DigitBatches, fingerprint, moved, only, read_digits, split
 from pellucid.recipes.digits.network import LeNet, OneVersusRest
 from pellucid.recipes.digits.picture import as_mnist, blocks, read_picture
-from pellucid.recipes.digits.reading import WORDS
 from pellucid.recipes.digits.recipe import Settings
 from pellucid.recipes.errors import RecipeError, Stopped
 from recipe_commands import refused, run
@@ -263,10 +262,6 @@ def test_without_pillow(tmp_path, monkeypatch):
 
 def test_blocks_are_darker_where_there_is_more_ink():
     assert blocks(torch.tensor([[0.0, 0.25, 0.5], [0.75, 1.0, 0.1]])) == "  ░░▒▒\n▓▓██  "
-
-
-def test_words_exist_in_both_languages():
-    assert WORDS["en"].keys() == WORDS["zh"].keys()
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ def apart(found, expected):
     return max(of_outputs), max(difference(a.float(), b.float(), scale) for a, b in pairs)
 
 
-def same(model, other, inputs, tolerance=1e-5):
-    assert max(apart(results(model, inputs), results(other, inputs))) < tolerance
+def same(model, other, inputs):
+    assert max(apart(results(model, inputs), results(other, inputs))) < 1e-5
 
 
 def train(model, inputs, steps=3):

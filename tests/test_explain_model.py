@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
-from explaining import leaky, quietly
-from pages import NARROW, WIDE, browser, opened  # noqa: F401
+from explaining import quietly
+from formulas import leaky
+from pages import NARROW, WIDE, complaints_of_axe, opened
 from pellucid.explanation import ModelReport, Report, load
 from pellucid.explanation.command import command, parse_numbers
 from pellucid.explanation.model.terminal import seconds, short
@@ -617,7 +618,7 @@ def tree(convolutional, tmp_path_factory) -> Path:
     return convolutional.save(tmp_path_factory.mktemp("page") / "tree.html")
 
 
-def test_page_is_a_tree(browser, tree, convolutional):  # noqa: F811
+def test_page_is_a_tree(browser, tree, convolutional):
     with opened(browser, tree) as shown:
         names = [name.split(":")[0] for name in shown.locator("details.layer .name").all_inner_texts()]
         assert names == ["Convolutional", *(row.name for row in convolutional.rows()[1:])]
@@ -640,15 +641,14 @@ def test_page_is_a_tree(browser, tree, convolutional):  # noqa: F811
 
 
 @pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"])
-def test_page_fits_and_is_accessible(browser, tree, viewport, theme):  # noqa: F811
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_page_fits_and_is_accessible(browser, tree, viewport, theme):
     with opened(browser, tree, f"layer=drop&theme={theme}", viewport) as shown:
         assert shown.locator('details[data-path="drop"]').get_attribute("open") is not None
         shown.click('[data-tree="open"]')
         for details in shown.locator("details.full").all()[:2]:
             details.locator("summary").first.click()
         assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        assert axe.Axe().run(shown).response["violations"] == []
+        assert complaints_of_axe(shown) == []
 
 
 def test_page_of_a_large_model_opens_a_few_layers(tmp_path):

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid
 from cases import COMPONENTS, Case
-from explaining import SENTENCE, leaky, noisy, quietly
+from explaining import SENTENCE, noisy, quietly
+from formulas import leaky
 from pellucid import nn
 from pellucid.explanation import examples
 from pellucid.explanation.cost import count

@@ -12,7 +12,8 @@ import torch
 from rich.cells import cell_len
 
 import pellucid
-from explaining import GOLDEN, SENTENCE, leaky, quietly
+from explaining import GOLDEN, SENTENCE, quietly
+from formulas import leaky
 from pellucid import nn
 from pellucid.explanation.texts import Count, Texts, lang_of_locale, languages, load
 from pellucid.nn import cells

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 
 import pytest
@@ -15,6 +14,8 @@ from torch import Tensor
 import pellucid
 from pellucid.models import fusions
 from pellucid.nn.swapped import expression
+from swapping import saved
+from tensors import draw
 
 MODES = (True, False)
 
@@ -43,10 +44,6 @@ class OfTwo(Own):
 
 def parameter(*shape: int) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.5)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tanh_gelu(self, x):
@@ -138,7 +135,7 @@ def ready(name: str) -> tuple[torch.nn.Module, torch.nn.Module, list[Tensor]]:
     module = copy.deepcopy(module).double()
     usual = copy.deepcopy(module)
     assert pellucid.swap(module, fuse=True).fused
-    return module, usual, [drawn(*shape, seed=i) for i, shape in enumerate(shapes)]
+    return module, usual, [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -172,7 +169,7 @@ def test_gradients_of_gradients(name):
 def test_what_is_only_compared_has_no_gradient():
     module = OfTwo(lambda self, x, y: torch.where(y > self.scale, x * 2, -1.0), scale=parameter(5))
     assert pellucid.swap(module, fuse=True).fused
-    x, y = drawn(3, 5).requires_grad_(), drawn(3, 5).requires_grad_()
+    x, y = draw(3, 5).requires_grad_(), draw(3, 5).requires_grad_()
     with pellucid.backend("c"):
         module(x, y).sum().backward()
         assert kernels(module) == 1
@@ -193,10 +190,10 @@ def test_the_first_call_may_be_in_a_checkpoint():
 
 def test_any_layout_and_size():
     module, usual, _ = ready("gate of a layer")
-    x = drawn(4, 63, 6, 8)
+    x = draw(4, 63, 6, 8)
     pairs = [
         (x, x),
-        (x.mT, drawn(4, 63, 8, 6)),  # other strides
+        (x.mT, draw(4, 63, 8, 6)),  # other strides
         (x[..., ::2], x[..., 1::2]),
         *[(x.to(memory_format=torch.channels_last), y) for y in (x, x[:1, :, :1, :1])],
         (x[:0], x[:0]),
@@ -219,7 +216,7 @@ def test_types(dtype):
         module = Own(body, weight=parameter(64), eps=1e-6).to(dtype)
         exact = copy.deepcopy(module).double()
         pellucid.swap(module, fuse=True)
-        x = drawn(5, 64).to(dtype)
+        x = draw(5, 64).to(dtype)
         with pellucid.backend("c"):
             y = module(x)
         assert y.dtype == dtype
@@ -232,7 +229,7 @@ def in_double(self, x, y):
 
 
 def test_what_is_computed_in_float64_stays_so():
-    x, y = drawn(3, 5), drawn(3, 5, seed=1)
+    x, y = draw(3, 5), draw(3, 5, seed=1)
     pairs = [(x.float(), y), (x, y.float()), (x.float(), y[0]), (x.float(), y.float())]
     for body in (gate, in_double):
         module = OfTwo(body, act=torch.nn.Softplus())
@@ -253,7 +250,7 @@ def test_types_that_only_torch_decides():
     module = Own(scaled, scale=parameter())
     usual = copy.deepcopy(module)
     pellucid.swap(module, fuse=True)
-    x = drawn(3, 5).bfloat16()
+    x = draw(3, 5).bfloat16()
     with pellucid.backend("c"):
         assert module(x).dtype == usual(x).dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16):
@@ -297,9 +294,9 @@ def test_what_is_asked_of_a_parameter_may_change():
     with pellucid.backend("c"):
         for dtype in (torch.float32, torch.bfloat16, torch.float32):
             module.to(dtype)
-            assert module(drawn(5, 64).to(dtype)).dtype == dtype
+            assert module(draw(5, 64).to(dtype)).dtype == dtype
         module.weight = parameter(1)
-        x = drawn(5, 64).float()
+        x = draw(5, 64).float()
         assert torch.allclose(module(x), rms_norm_by_its_weight(module, x), rtol=1e-5)
 
 
@@ -376,7 +373,7 @@ def test_what_is_no_expression(body, found):
     report = pellucid.swap(module, fuse=True)
     assert [group.before for group in report.fused] == found
     with pellucid.backend("c"):
-        x, y = drawn(3, 4), drawn(3, 4)
+        x, y = draw(3, 4), draw(3, 4)
         torch.testing.assert_close(module(x), usual(y))
         torch.testing.assert_close(x, y)
 
@@ -392,7 +389,7 @@ def test_the_faster_way_is_taken(monkeypatch):
     asked = []
     monkeypatch.setattr(expression, "faster", lambda *question: asked.append(question) or question[0].startswith("elu"))
     monkeypatch.setattr(expression, "LEAST", 16)
-    x = drawn(4, 5).requires_grad_()
+    x = draw(4, 5).requires_grad_()
     for module, wins in ((torch.nn.ELU(0.3), True), (torch.nn.GELU(), False)):
         pellucid.swap(module, fuse=True)
         module(x[:3])  # too small to ask
@@ -410,18 +407,15 @@ def test_the_faster_way_is_taken(monkeypatch):
 def test_alike_modules_share_an_expression():
     model = torch.nn.Sequential(*(Own(tanh_gelu) for _ in range(3)))
     pellucid.swap(model, fuse=True)
-    model(drawn(2, 3))
+    model(draw(2, 3))
     found = {c for m in model for plan in vars(m)["_fused_plans"].known.values() for c in plan.constants}
     assert len(found) == 1
 
 
 def test_copies_files_compilers_and_transforms():
     module, usual, (x,) = ready("rms norm")
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
     with pellucid.backend("c"):
-        for other in (copy.deepcopy(module), torch.load(file, weights_only=False)):
+        for other in (copy.deepcopy(module), saved(module)):
             assert isinstance(other, fusions.Fused)
             assert torch.allclose(other(x), usual(x))
         assert torch.allclose(torch.func.vmap(module)(x), usual(x))

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import io
 import json
 import logging
 import os
@@ -26,14 +25,12 @@ from pellucid.models import fusions, identity, verification
 from pellucid.nn.swapped import expression, fused
 from pellucid.nn.swapped.exchange import kind_of
 from recipe_commands import run
+from swapping import saved
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch):
-    monkeypatch.setattr(verification, "TIMED_SECONDS", 0)
-    monkeypatch.setattr(verification, "SAMPLES", 1)
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 class Residual(torch.nn.Module):
@@ -982,10 +979,7 @@ def block():
 
 def test_copies_and_files(block):
     original, model = block
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    for other in (copy.deepcopy(model), copy.copy(model), torch.load(stream, weights_only=False)):
+    for other in (copy.deepcopy(model), copy.copy(model), saved(model)):
         assert isinstance(other[0], fusions.Fused)
         with pellucid.backend("c"):
             assert torch.allclose(other(picture()), original(picture()), atol=1e-5)

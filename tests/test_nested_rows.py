@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import formulas
 import pellucid
 from pellucid.kernel import memory, random
 from row_programs import close, trained
@@ -18,12 +19,6 @@ def gated_halves(x):
     """A unit of its own halves."""
     a, b = x.chunk(2, -1)
     return a * torch.sigmoid(b)
-
-
-@pellucid.layer
-def pieces(x, *, g=pellucid.ones):
-    """Slices and concatenation of unequal pieces."""
-    return torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1)
 
 
 @pellucid.layer
@@ -86,7 +81,7 @@ def test_halves(ran, size, shape):
 @shapes
 def test_slices_and_concatenation(ran, shape):
     rows(
-        pieces,
+        formulas.pieces,
         (17,),
         lambda x, g: torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1),
         shape,

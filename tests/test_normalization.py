@@ -15,14 +15,14 @@ import pellucid
 from pellucid import nn
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over
 from pellucid.nn.normalization.normalization import SMALL, normalize
+from tensors import draw
 
 GARBAGE = (float("nan"), float("inf"), 1e30)
 
 
-def padded(lengths: list[int], channels: int, first: bool, garbage: float, seed: int = 0) -> torch.Tensor:
+def padded(lengths: list[int], channels: int, first: bool, garbage: float) -> torch.Tensor:
     """Draw (batch, channels, time) or (batch, time, channels), float64, with garbage behind each length."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(lengths), max(lengths), channels, dtype=torch.float64, generator=generator) * 3 + 5
+    x = draw(len(lengths), max(lengths), channels) * 3 + 5
     for row, length in zip(x, lengths, strict=True):
         row[length:] = garbage
     return x.transpose(1, 2).contiguous() if first else x

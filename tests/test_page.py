@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
 
-from explaining import SENTENCE, leaky, quietly
-from pages import NARROW, WIDE, browser, opened  # noqa: F401
+from explaining import SENTENCE, quietly
+from formulas import leaky
+from pages import NARROW, WIDE, complaints_of_axe, opened, write
 from pellucid import nn
 from pellucid.explanation import page
 from pellucid.explanation.page.script import asset, script, style
@@ -17,11 +17,6 @@ from pellucid.explanation.page.words import words
 
 LIMIT = 300 * 1024  # bytes of a page before the user's data
 HOSTILE = "<script>alert(1)</script>&\"'`</style>\u202e٣ש\u200f👩‍👩‍👧\x00\x1b\ud800"
-
-
-def write(report, path):
-    path.write_text(page.html(report), encoding="utf-8", errors="replace")
-    return path
 
 
 @pytest.fixture
@@ -33,7 +28,7 @@ def visible(page_, selector="main"):
     return page_.inner_text(selector)
 
 
-def test_both_languages(browser, rnn_page):  # noqa: F811
+def test_both_languages(browser, rnn_page):
     with opened(browser, rnn_page) as shown:
         assert "Main idea" in visible(shown)
         assert "主要思想" not in visible(shown)
@@ -48,14 +43,14 @@ def test_both_languages(browser, rnn_page):  # noqa: F811
         assert visible(shown) == chinese
 
 
-def test_language_of_the_report_is_first(browser, tmp_path):  # noqa: F811
+def test_language_of_the_report_is_first(browser, tmp_path):
     path = write(quietly("layernorm", lang="zh"), tmp_path / "page.html")
     with opened(browser, path) as shown:
         assert shown.evaluate("document.documentElement.lang") == "zh"
         assert quietly("layernorm", lang="zh").title in visible(shown)
 
 
-def test_colours(browser, rnn_page):  # noqa: F811
+def test_colours(browser, rnn_page):
     paper = "getComputedStyle(document.body).backgroundColor"
     with opened(browser, rnn_page, color_scheme="dark") as shown:
         dark = shown.evaluate(paper)
@@ -69,24 +64,8 @@ def test_colours(browser, rnn_page):  # noqa: F811
         assert shown.evaluate(paper) == light
 
 
-class _Text(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.parts, self.skipped = [], 0
-
-    def handle_starttag(self, tag, attributes):
-        self.skipped += tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self.skipped -= tag in ("script", "style")
-
-    def handle_data(self, data):
-        if not self.skipped:
-            self.parts.append(data)
-
-
 @pytest.mark.parametrize("subject", ["rnn", "conv2d", "batchnorm", "dropout"])
-def test_text_without_javascript(browser, tmp_path, subject):  # noqa: F811
+def test_text_without_javascript(browser, tmp_path, subject):
     given = [SENTENCE] if subject == "rnn" else []
     reports = [quietly(subject, *given, lang=lang) for lang in ("en", "zh")]
     path = write(reports[0], tmp_path / "page.html")
@@ -101,7 +80,7 @@ def test_text_without_javascript(browser, tmp_path, subject):  # noqa: F811
             assert re.sub(r"\s+", "", sentence) in seen, sentence
 
 
-def test_hostile_names_and_sentences_are_text(browser, tmp_path):  # noqa: F811
+def test_hostile_names_and_sentences_are_text(browser, tmp_path):
     words = [HOSTILE, "<img src=x onerror=alert(1)>", "]]>", "${x}", "\\u003c/script>", HOSTILE[::-1]]
     path = write(quietly(leaky(5, 3), words), tmp_path / "page.html")
     with opened(browser, path) as shown:
@@ -122,7 +101,7 @@ def test_hostile_names_and_sentences_are_text(browser, tmp_path):  # noqa: F811
     "subject",
     ["lstm", "conv2d", "conv1d", "maxpool", "batchnorm2d", "dropout", "swiglu", "tcn", "convpool2d", "dropblock2d"],
 )
-def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, lang):  # noqa: F811
+def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, lang):
     path = write(quietly(subject), tmp_path / "page.html")
     with opened(browser, path, f"lang={lang}", viewport) as shown:
         shown.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
@@ -131,7 +110,7 @@ def test_nothing_is_wider_than_the_window(browser, tmp_path, subject, viewport, 
         assert shown.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
-def test_a_narrow_table_breaks_no_word(browser, tmp_path):  # noqa: F811
+def test_a_narrow_table_breaks_no_word(browser, tmp_path):
     path = write(quietly("batchnorm2d"), tmp_path / "page.html")
     with opened(browser, path, "lang=en", NARROW) as shown:
         boxes = ".scroll:has(> table.symbols)"
@@ -153,17 +132,14 @@ def test_a_narrow_table_breaks_no_word(browser, tmp_path):  # noqa: F811
         ("dropout", "zh", "dark"),
     ],
 )
-def test_accessibility(browser, tmp_path, subject, lang, theme):  # noqa: F811
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_accessibility(browser, tmp_path, subject, lang, theme):
     path = write(quietly(subject), tmp_path / "page.html")
     with opened(browser, path, f"lang={lang}&theme={theme}") as shown:
         shown.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
-        found = axe.Axe().run(shown).response["violations"]
-        serious = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
-        assert serious == []
+        assert complaints_of_axe(shown, "serious", "critical") == []
 
 
-def test_symbols_light_up_together(browser, rnn_page):  # noqa: F811
+def test_symbols_light_up_together(browser, rnn_page):
     with opened(browser, rnn_page) as shown:
         assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
         shown.focus('th[data-symbol="W"]')
@@ -174,7 +150,7 @@ def test_symbols_light_up_together(browser, rnn_page):  # noqa: F811
         assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
 
 
-def test_badge(browser, rnn_page):  # noqa: F811
+def test_badge(browser, rnn_page):
     report = quietly("rnn", SENTENCE, input_size=6, hidden_size=4)
     with opened(browser, rnn_page) as shown:
         assert f"max |Δ| = {report.check.difference:.2g}" in visible(shown, "#check")

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from explaining import SENTENCE, quietly
-from pages import NARROW, agree, browser, number, opened, table  # noqa: F401
+from pages import NARROW, agree, number, opened, same, table, write
 from pellucid import nn
-from pellucid.explanation.page import html
 from pellucid.explanation.page.convolution import data as exhibit
 from pellucid.explanation.page.script import asset
 from pellucid.explanation.page.words import words
@@ -52,11 +51,6 @@ ASK = """hash => new Promise((done) => {
 })"""
 
 
-def write(report, path):
-    path.write_text(html(report), encoding="utf-8", errors="replace")
-    return path
-
-
 def asked(**settings):
     return "&".join(f"convolution.{key}={value}" for key, value in settings.items())
 
@@ -76,14 +70,6 @@ def unfold(page, *keys):
         titles,
     )
     page.wait_for_timeout(50)
-
-
-def same(texts, values):
-    values = values.tolist()
-    assert [len(row) for row in texts] == [len(row) for row in values]
-    for shown, row in zip(texts, values, strict=True):
-        for text, value in zip(shown, row, strict=True):
-            assert agree(text, value), (text, value)
 
 
 # -- convolution against torch ------------------------------------------------------------------------------------
@@ -155,7 +141,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_on_random_settings(browser, tmp_path, name):  # noqa: F811
+def test_convolution_on_random_settings(browser, tmp_path, name):
     torch.manual_seed(1)
     layer, shape = CONVOLUTIONS[name][0](), CONVOLUTIONS[name][1]
     x = torch.randint(-5, 6, shape).float()
@@ -228,7 +214,7 @@ def window(layer, one, made, x, position, found):
         assert len(found["touched"]) == prod(made.kernel_size) * (len(view.channels) if layer.spatial == 1 else 1)
 
 
-def test_first_numbers_are_the_layers_own(browser, tmp_path):  # noqa: F811
+def test_first_numbers_are_the_layers_own(browser, tmp_path):
     torch.manual_seed(2)
     layer, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 2, 5, 5)
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
@@ -244,7 +230,7 @@ def test_first_numbers_are_the_layers_own(browser, tmp_path):  # noqa: F811
         same(table(page, "output"), layer(x)[0, 0])
 
 
-def test_edited_cells(browser, tmp_path):  # noqa: F811
+def test_edited_cells(browser, tmp_path):
     torch.manual_seed(3)
     layer, x = nn.Conv2d(1, 1, 2), torch.randint(0, 9, (1, 4, 4)).float()
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html"), asked(edit="true")) as page:
@@ -265,7 +251,7 @@ def test_edited_cells(browser, tmp_path):  # noqa: F811
         same(table(page, "output"), expected)  # the address holds the changes
 
 
-def test_groups_that_do_not_divide_are_mended_in_words(browser, tmp_path):  # noqa: F811
+def test_groups_that_do_not_divide_are_mended_in_words(browser, tmp_path):
     path = write(quietly(nn.Conv2d(4, 4, 3), torch.randn(4, 5, 5)), tmp_path / "page.html")
     with opened(browser, path, asked(groups=3, out=6)) as page:
         assert "groups = 3 does not divide 4 in channels and 6 out channels" in page.inner_text(".notice")
@@ -277,7 +263,7 @@ def test_groups_that_do_not_divide_are_mended_in_words(browser, tmp_path):  # no
 
 @pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "ConvTranspose2d"])
 @pytest.mark.parametrize("loss", ["sum", "squares"])
-def test_gradient_of_the_input(browser, tmp_path, name, loss):  # noqa: F811
+def test_gradient_of_the_input(browser, tmp_path, name, loss):
     torch.manual_seed(4)
     layer, shape = CONVOLUTIONS[name][0](), CONVOLUTIONS[name][1]
     x = torch.randint(-5, 6, shape).float()
@@ -307,7 +293,7 @@ def test_gradient_of_the_input(browser, tmp_path, name, loss):  # noqa: F811
     assert checked > 10
 
 
-def test_first_gradient_is_pythons(browser, tmp_path):  # noqa: F811
+def test_first_gradient_is_pythons(browser, tmp_path):
     torch.manual_seed(4)
     for layer in (nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2)):
         x = torch.randn(2, 5, 5, requires_grad=True)
@@ -318,7 +304,7 @@ def test_first_gradient_is_pythons(browser, tmp_path):  # noqa: F811
             same(table(page, "backward"), gradient[0])
 
 
-def test_the_way_back_is_the_transposed_convolution(browser, tmp_path):  # noqa: F811
+def test_the_way_back_is_the_transposed_convolution(browser, tmp_path):
     torch.manual_seed(5)
     layer, x = nn.Conv2d(2, 3, 3, stride=2, padding=1), torch.randn(2, 5, 5)
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html"), asked(loss="squares")) as page:
@@ -332,7 +318,7 @@ def test_the_way_back_is_the_transposed_convolution(browser, tmp_path):  # noqa:
 # -- equal views, the receptive field -----------------------------------------------------------------------------
 
 
-def test_three_equal_views(browser, tmp_path):  # noqa: F811
+def test_three_equal_views(browser, tmp_path):
     torch.manual_seed(6)
     for name, (make, shape) in CONVOLUTIONS.items():
         layer, x = make(), torch.randint(-5, 6, shape).float()
@@ -357,7 +343,7 @@ def test_three_equal_views(browser, tmp_path):  # noqa: F811
                         same(found["im2col"], laid)
 
 
-def test_pointing_at_a_tap_lights_it_everywhere(browser, tmp_path):  # noqa: F811
+def test_pointing_at_a_tap_lights_it_everywhere(browser, tmp_path):
     torch.manual_seed(7)
     with opened(browser, write(quietly(nn.Conv2d(1, 1, 2), torch.randn(1, 4, 4)), tmp_path / "page.html")) as page:
         unfold(page)
@@ -388,7 +374,7 @@ def seen(layers):
     return gradient[0, 0].long().tolist()
 
 
-def test_receptive_field(browser, tmp_path):  # noqa: F811
+def test_receptive_field(browser, tmp_path):
     rng = random.Random(8)
     stacks = [[(3, 1, 2)] * 3, [(3, 1, 1), (3, 1, 2), (3, 1, 5)]]
     stacks += [
@@ -428,7 +414,7 @@ POOLS = {
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_pooling_on_random_settings(browser, tmp_path, name):  # noqa: F811
+def test_pooling_on_random_settings(browser, tmp_path, name):
     torch.manual_seed(9)
     layer, shape = POOLS[name][0](), POOLS[name][1]
     x = torch.randn(shape)
@@ -480,7 +466,7 @@ def test_pooling_on_random_settings(browser, tmp_path, name):  # noqa: F811
     assert checked > len(settings) / 2
 
 
-def test_adaptive_pooling(browser, tmp_path):  # noqa: F811
+def test_adaptive_pooling(browser, tmp_path):
     torch.manual_seed(10)
     x = torch.randn(1, 6, 7)
     for kind in ("Max", "Avg"):
@@ -495,7 +481,7 @@ def test_adaptive_pooling(browser, tmp_path):  # noqa: F811
 # -- texts and networks -------------------------------------------------------------------------------------------
 
 
-def test_text_convolution(browser, tmp_path):  # noqa: F811
+def test_text_convolution(browser, tmp_path):
     torch.manual_seed(11)
     layer = nn.TextConv(4, 3, (2, 3))
     report = quietly(layer, list("一只猫坐在垫子上"), lang="en")
@@ -527,7 +513,7 @@ def test_text_convolution(browser, tmp_path):  # noqa: F811
             )
 
 
-def test_short_sentence(browser, tmp_path):  # noqa: F811
+def test_short_sentence(browser, tmp_path):
     layer = nn.TextConv(4, 2, (2, 5))
     report = quietly(layer, "ab", lang="en")
     with opened(browser, write(report, tmp_path / "page.html"), asked(width=1)) as page:
@@ -535,14 +521,14 @@ def test_short_sentence(browser, tmp_path):  # noqa: F811
         assert "one window, continued with zeros" in page.inner_text(".exhibit")
 
 
-def test_network(browser, tmp_path):  # noqa: F811
+def test_network(browser, tmp_path):
     layer = nn.TCN(2, (2, 3, 3), kernel_size=2)
     with opened(browser, write(quietly(layer, SENTENCE), tmp_path / "page.html")) as page:
         assert page.inner_text('[data-number="reach"]') == str(layer.receptive_field[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"lengths": [4, 6]}])
-def test_batches_and_lengths(browser, tmp_path, options):  # noqa: F811
+def test_batches_and_lengths(browser, tmp_path, options):
     torch.manual_seed(12)
     layer, x = nn.Conv1d(2, 2, 3, padding="causal"), torch.randn(2, 2, 6)
     with opened(browser, write(quietly(layer, x, **options), tmp_path / "page.html")) as page:
@@ -551,7 +537,7 @@ def test_batches_and_lengths(browser, tmp_path, options):  # noqa: F811
 
 
 @pytest.mark.parametrize("make", [lambda: nn.SeparableConv2d(2, 3, 3), lambda: nn.ConvPool2d(2, 3, 3)])
-def test_convolutions_inside_others(browser, tmp_path, make):  # noqa: F811
+def test_convolutions_inside_others(browser, tmp_path, make):
     torch.manual_seed(13)
     layer, x = make(), torch.randn(2, 6, 6)
     inner = layer.depthwise if isinstance(layer, nn.SeparableConv2d) else layer.convolution
@@ -560,7 +546,7 @@ def test_convolutions_inside_others(browser, tmp_path, make):  # noqa: F811
         assert page.inner_text(".notice")
 
 
-def test_output_size_of_a_transposed_convolution(browser, tmp_path):  # noqa: F811
+def test_output_size_of_a_transposed_convolution(browser, tmp_path):
     torch.manual_seed(19)
     layer, x = nn.ConvTranspose2d(1, 1, 3, stride=2), torch.randn(1, 3, 3)
     report = quietly(layer, x, output_size=(8, 7))
@@ -577,7 +563,7 @@ NAMES += [f"{kind}pool{n}d" for kind in ("adaptivemax", "adaptiveavg") for n in 
 
 
 @pytest.mark.parametrize("name", [*NAMES, "textconv", "tcn"])
-def test_every_name(browser, tmp_path, name):  # noqa: F811
+def test_every_name(browser, tmp_path, name):
     with opened(browser, write(quietly(name), tmp_path / "page.html"), "lang=zh") as page:
         assert page.get_attribute(".exhibit", "data-source") == "python"
         unfold(page)
@@ -589,7 +575,7 @@ def test_every_name(browser, tmp_path, name):  # noqa: F811
 # -- what is large, odd or hostile ----------------------------------------------------------------------------------
 
 
-def test_large_input_is_shown_in_part(browser, tmp_path):  # noqa: F811
+def test_large_input_is_shown_in_part(browser, tmp_path):
     torch.manual_seed(14)
     layer, x = nn.Conv2d(64, 8, 3, padding=1), torch.randn(1, 64, 60, 120)
     report = quietly(layer, x)
@@ -613,7 +599,7 @@ def test_large_input_is_shown_in_part(browser, tmp_path):  # noqa: F811
         same(table(page, "output"), expected[first[0] : first[0] + 8, first[1] : first[1] + 8].detach())
 
 
-def test_pictures_larger_than_the_grid(browser, tmp_path):  # noqa: F811
+def test_pictures_larger_than_the_grid(browser, tmp_path):
     torch.manual_seed(15)
     layer, x = nn.Conv2d(1, 2, 5), torch.rand(1, 1, 28, 28)
     y = layer(x)[0, 0].detach()
@@ -627,7 +613,7 @@ def test_pictures_larger_than_the_grid(browser, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none(browser, tmp_path, value):  # noqa: F811
+def test_numbers_that_are_none(browser, tmp_path, value):
     torch.manual_seed(16)
     x = torch.randn(1, 4, 4)
     x[0, 1, 1] = value
@@ -647,13 +633,13 @@ def test_nothing_to_show():
     assert quietly(nn.Conv2d(1, 1, 2), torch.randn(0, 1, 3, 3)).origin.exhibits() == ()
 
 
-def test_hostile_tokens(browser, tmp_path):  # noqa: F811
+def test_hostile_tokens(browser, tmp_path):
     report = quietly(nn.Conv1d(2, 1, 2), torch.randn(2, 3), tokens=[HOSTILE, "‮ab", "👩‍👧"])
     with opened(browser, write(report, tmp_path / "page.html")) as page:
         assert HOSTILE in page.inner_text("[data-grid=input]")
 
 
-def test_unknown_activation_leaves_pythons_numbers(browser, tmp_path):  # noqa: F811
+def test_unknown_activation_leaves_pythons_numbers(browser, tmp_path):
     layer = nn.TextConv(3, 2, (2,), activation=torch.special.i0)
     report = quietly(layer, torch.randn(1, 5, 3))
     with opened(browser, write(report, tmp_path / "page.html")) as page:
@@ -665,7 +651,7 @@ def test_unknown_activation_leaves_pythons_numbers(browser, tmp_path):  # noqa: 
 # -- keys, languages, sizes -----------------------------------------------------------------------------------------
 
 
-def test_keyboard_alone(browser, tmp_path):  # noqa: F811
+def test_keyboard_alone(browser, tmp_path):
     torch.manual_seed(17)
     layer, x = nn.Conv2d(2, 2, 2), torch.randint(0, 9, (2, 4, 4)).float()
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html")) as page:
@@ -724,7 +710,7 @@ def test_keyboard_alone(browser, tmp_path):  # noqa: F811
         page.keyboard.press(" ")
 
 
-def test_both_languages(browser, tmp_path):  # noqa: F811
+def test_both_languages(browser, tmp_path):
     torch.manual_seed(18)
     layer, x = nn.Conv2d(2, 2, 2), torch.randn(2, 4, 4)
     with opened(browser, write(quietly(layer, x), tmp_path / "page.html"), asked(sw=2, square="false")) as page:
@@ -754,14 +740,14 @@ def test_words_are_there_and_used():
         assert f'"{key}"' in source or key.startswith(built), key
 
 
-def test_narrow(browser, tmp_path):  # noqa: F811
+def test_narrow(browser, tmp_path):
     for layer, x in ((nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 9, 9)), (nn.Conv1d(8, 3, 3), torch.randn(8, 30))):
         with opened(browser, write(quietly(layer, x), tmp_path / "page.html"), viewport=NARROW) as page:
             unfold(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
-def test_numbers_that_are_not_finite_agree_with_themselves(browser, tmp_path):  # noqa: F811
+def test_numbers_that_are_not_finite_agree_with_themselves(browser, tmp_path):
     x = torch.tensor([[[[float("nan"), 1, 2], [float("inf"), 0, 3], [1, 2, 3]]]])
     report = quietly(nn.Conv2d(1, 1, 2), x)
     with opened(browser, report.save(tmp_path / "page.html"), "lang=en") as page:

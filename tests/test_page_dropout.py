@@ -12,9 +12,8 @@ from torch import Tensor
 
 import pellucid
 from explaining import quietly
-from pages import NARROW, agree, browser, number, opened, table  # noqa: F401
+from pages import NARROW, agree, number, opened, same, table, write
 from pellucid import nn
-from pellucid.explanation.page import html
 from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.dropout import coins, net
 from pellucid.explanation.page.dropout.data import GRADIENTS
@@ -68,22 +67,11 @@ THROUGH = """async ([hashes, grids, texts, parts]) => {
 
 
 def written(tmp_path: Path, layer, *inputs: Tensor) -> Path:
-    path = tmp_path / "page.html"
-    path.write_text(html(quietly(layer, *inputs)), encoding="utf-8")
-    return path
+    return write(quietly(layer, *inputs), tmp_path / "page.html")
 
 
 def hash_of(index: int, **settings: object) -> str:
     return "&".join([f"n={index}", *(f"dropout.{key}={value}" for key, value in settings.items())])
-
-
-def same(texts: list[list[str]], values: Tensor) -> None:
-    """Every number of a grid is the value at its place, to the digits shown."""
-    rows = values.double().tolist()
-    assert [len(row) for row in texts] == [len(row) for row in rows]
-    for written_row, row in zip(texts, rows, strict=True):
-        for text, value in zip(written_row, row, strict=True):
-            assert (text == "nan" and value != value) or agree(text, value), (text, value)
 
 
 def formula_of(name: str, p: float):
@@ -95,7 +83,7 @@ def formula_of(name: str, p: float):
 # -- random numbers ---------------------------------------------------------------------------------------------------
 
 
-def test_the_page_draws_the_same_bits(browser):  # noqa: F811
+def test_the_page_draws_the_same_bits(browser):
     chance = random.Random(1)
     cases = []
     for _ in range(300):
@@ -141,7 +129,7 @@ def test_draws_of_some_coins_are_those_of_all():
 
 
 @pytest.mark.parametrize("name", ENTRYWISE)
-def test_first_numbers_are_the_layers(name, tmp_path, browser):  # noqa: F811
+def test_first_numbers_are_the_layers(name, tmp_path, browser):
     make, x = LAYERS[name]
     layer = make(seed=SEED)
     path = written(tmp_path, layer, x)
@@ -171,7 +159,7 @@ def test_first_numbers_are_the_layers(name, tmp_path, browser):  # noqa: F811
     same(shown["arrived"], sheet.of(arrived)[:1])
 
 
-def test_first_numbers_of_drop_block(tmp_path, browser):  # noqa: F811
+def test_first_numbers_of_drop_block(tmp_path, browser):
     make, x = LAYERS["DropBlock2d"]
     path, y = written(tmp_path, make(seed=SEED), x), make(seed=SEED)(x)
     again = make(seed=SEED)
@@ -187,7 +175,7 @@ def test_first_numbers_of_drop_block(tmp_path, browser):  # noqa: F811
         assert agree(row[0], float(calls[:n, at[0], at[1]].mean()))
 
 
-def test_a_layer_without_a_seed_is_shown_as_it_ran(tmp_path, browser):  # noqa: F811
+def test_a_layer_without_a_seed_is_shown_as_it_ran(tmp_path, browser):
     torch.manual_seed(9)
     x = draw(5)
     path = written(tmp_path, nn.Dropout(0.5), x)
@@ -217,7 +205,7 @@ def test_every_language_tells_of_the_same_draws(own):
 
 
 @pytest.mark.parametrize("name", ENTRYWISE)
-def test_recomputed_numbers_are_torchs(name, tmp_path, browser):  # noqa: F811
+def test_recomputed_numbers_are_torchs(name, tmp_path, browser):
     make, x = LAYERS[name]
     layer = make(seed=SEED)
     sheet, drawn = Sheet(x.shape, layer.drawn_shape(x)), layer.drawn_shape(x)
@@ -278,7 +266,7 @@ def test_recomputed_numbers_are_torchs(name, tmp_path, browser):  # noqa: F811
         assert agree(shown["#variance-measured"][0], float(measured))
 
 
-def test_recomputed_drop_block_is_torchs(tmp_path, browser):  # noqa: F811
+def test_recomputed_drop_block_is_torchs(tmp_path, browser):
     make, x = LAYERS["DropBlock2d"]
     chance = random.Random(4)
     settings, hashes = [], []
@@ -309,7 +297,7 @@ def test_recomputed_drop_block_is_torchs(tmp_path, browser):  # noqa: F811
 # -- the small network, and masks by shape ----------------------------------------------------------------------------
 
 
-def test_thinned_networks_and_their_average(tmp_path, browser):  # noqa: F811
+def test_thinned_networks_and_their_average(tmp_path, browser):
     chance = random.Random(6)
     settings = [
         (chance.choice([0, 0.5, round(chance.random(), 2), 1]), round(chance.uniform(-2, 2), 1)) for _ in range(26)
@@ -363,7 +351,7 @@ def test_the_networks_first_numbers_are_monte_carlos():
     assert found["average"][0].item() == pytest.approx(found["scaled"][0].item(), abs=1e-12)
 
 
-def test_masks_by_shape_are_the_layers(tmp_path, browser):  # noqa: F811
+def test_masks_by_shape_are_the_layers(tmp_path, browser):
     chance = random.Random(3)
     sequence = {"Dropout": {}, "LockedDropout": {"batch_first": True}, "Dropout1d": {}, "DropPath": {}}
     picture = {"Dropout": {}, "Dropout2d": {}, "DropBlock2d": {"block_size": 2}, "DropPath": {}}
@@ -405,7 +393,7 @@ def test_masks_by_shape_are_the_layers(tmp_path, browser):  # noqa: F811
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_keys_reach_and_work_every_control(lang, tmp_path, browser):  # noqa: F811
+def test_keys_reach_and_work_every_control(lang, tmp_path, browser):
     path = written(tmp_path, nn.Dropout(0.3, seed=1), torch.arange(1.0, 7.0))
     with opened(browser, path, f"lang={lang}", viewport=NARROW) as page:
 
@@ -456,7 +444,7 @@ def test_keys_reach_and_work_every_control(lang, tmp_path, browser):  # noqa: F8
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_what_falls_next_as_p_grows(tmp_path, browser):  # noqa: F811
+def test_what_falls_next_as_p_grows(tmp_path, browser):
     layer, x = nn.Dropout(0.3, seed=SEED), torch.arange(1.0, 7.0)
     draws = uniform((6,), SEED)
     above = draws[draws >= 0.3].min()
@@ -472,7 +460,7 @@ def test_what_falls_next_as_p_grows(tmp_path, browser):  # noqa: F811
 # -- what is unusual --------------------------------------------------------------------------------------------------
 
 
-def test_unusual_inputs(tmp_path, browser):  # noqa: F811
+def test_unusual_inputs(tmp_path, browser):
     odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1e30, 1e-30])
     cases = [
         (nn.Dropout(0.5, seed=1), torch.tensor(2.0)),
@@ -501,7 +489,7 @@ def test_unusual_inputs(tmp_path, browser):  # noqa: F811
             )
 
 
-def test_a_large_input_is_a_slice_and_stays_small(tmp_path, browser):  # noqa: F811
+def test_a_large_input_is_a_slice_and_stays_small(tmp_path, browser):
     layer, x = nn.Dropout2d(0.5, seed=3), draw(4, 64, 56, 56)
     report = quietly(layer, x)
     (exhibit,) = report.origin.exhibits()
@@ -515,7 +503,7 @@ def test_a_large_input_is_a_slice_and_stays_small(tmp_path, browser):  # noqa: F
     same(shown[1]["sheet"], layer(x).reshape(256, -1)[:8, :8])
 
 
-def test_a_large_drop_block_shows_pythons_numbers_alone(tmp_path, browser):  # noqa: F811
+def test_a_large_drop_block_shows_pythons_numbers_alone(tmp_path, browser):
     layer, x = nn.DropBlock2d(0.3, seed=3), draw(2, 8, 20, 20)
     with opened(browser, written(tmp_path, layer, x), "dropout.p=0.9&dropout.mode=eval&dropout.x=0:5") as page:
         same(table(page, "y"), layer(x)[0, 0, :8, :8])
@@ -536,7 +524,7 @@ def forgetful(x, draws, p):
     return torch.special.i0(x) * (draws >= p)
 
 
-def test_a_formula_that_the_page_does_not_know(tmp_path, browser):  # noqa: F811
+def test_a_formula_that_the_page_does_not_know(tmp_path, browser):
     hostile = type("<script>alert(1)</script>", (Bessel,), {})
     layer, x = hostile(0.5, seed=2), torch.arange(1.0, 5.0)
     with pytest.warns(pellucid.PellucidWarning, match="i0"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from explaining import quietly
-from pages import NARROW, WIDE, agree, browser, number, opened  # noqa: F401
+from pages import NARROW, WIDE, agree, complaints_of_axe, number, opened
 from pellucid import nn
 from pellucid.explanation.page import html
 from pellucid.explanation.page.arrays import as_json
@@ -32,9 +32,9 @@ READ = """hash => {
 OPEN = "document.querySelectorAll('.exhibit details').forEach(node => node.open = true)"
 
 
-def made(kind, *arguments, seed=0, **options):
+def made(kind, *arguments, **options):
     """A layer whose parameters are not those of a new one."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     layer = kind(*arguments, **options)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, 0.7)
@@ -185,7 +185,7 @@ def all_agree(texts, values):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_numbers_at_random_settings(browser, tmp_path, case):  # noqa: F811
+def test_numbers_at_random_settings(browser, tmp_path, case):
     make, shape = CASES[case]
     layer, x = make(), drawn(*shape)
     path, data = write(tmp_path, layer, x)
@@ -228,7 +228,7 @@ def by_torch(kind, groups, real, eps):
     return [torch.nn.functional.group_norm(rows.T[None], groups, eps=eps)[0].T for rows in real]
 
 
-def test_numbers_at_random_lengths(browser, tmp_path):  # noqa: F811
+def test_numbers_at_random_lengths(browser, tmp_path):
     """Padding changes nothing: torch gets the real steps alone."""
     path, data = write(tmp_path, made(nn.LayerNorm, 4), drawn(3, 5, 4), lengths=torch.tensor([5, 2, 3]))
     rng = random.Random(0)
@@ -248,7 +248,7 @@ def test_numbers_at_random_lengths(browser, tmp_path):  # noqa: F811
                     assert all_agree(texts, expected[n][step]) if step < length else texts == ["–"] * 4
 
 
-def test_lengths_of_the_call_are_the_layers(browser, tmp_path):  # noqa: F811
+def test_lengths_of_the_call_are_the_layers(browser, tmp_path):
     layer, x, lengths = made(nn.BatchNorm1d, 3), drawn(2, 3, 4), torch.tensor([2, 4])
     x[0, :, 2:] = float("nan")
     path, _ = write(tmp_path, layer, x, lengths=lengths)
@@ -263,7 +263,7 @@ def test_lengths_of_the_call_are_the_layers(browser, tmp_path):  # noqa: F811
         assert "6 of them real" in read["count"]
 
 
-def test_the_set_of_a_cell(browser, tmp_path):  # noqa: F811
+def test_the_set_of_a_cell(browser, tmp_path):
     path, _ = write(tmp_path, made(nn.BatchNorm2d, 4), drawn(3, 4, 2, 2))
     wanted = {
         "kind=batch": (12, "3 samples × 2 rows × 2 columns = 12 numbers"),
@@ -279,7 +279,7 @@ def test_the_set_of_a_cell(browser, tmp_path):  # noqa: F811
             assert read["count"].startswith(count)
 
 
-def test_groups_meet_layer_and_instance(browser, tmp_path):  # noqa: F811
+def test_groups_meet_layer_and_instance(browser, tmp_path):
     path, _ = write(tmp_path, made(nn.GroupNorm, 2, 6), drawn(2, 6, 3))
     with opened(browser, path) as shown:
         for groups, kind in ((1, "Layer"), (6, "Instance")):
@@ -294,7 +294,7 @@ def test_groups_meet_layer_and_instance(browser, tmp_path):  # noqa: F811
         assert "do not meet" in read["meeting"][0]
 
 
-def test_two_divisors(browser, tmp_path):  # noqa: F811
+def test_two_divisors(browser, tmp_path):
     layer, x = nn.BatchNorm1d(3), drawn(4, 3)
     path, _ = write(tmp_path, layer, x)
     biased, unbiased = (torch.var(x[:, 0].double(), correction=c).item() for c in (0, 1))
@@ -310,7 +310,7 @@ def test_two_divisors(browser, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 2)])
-def test_a_batch_of_one(browser, tmp_path, shape):  # noqa: F811
+def test_a_batch_of_one(browser, tmp_path, shape):
     layer = nn.BatchNorm1d(4) if len(shape) == 2 else nn.BatchNorm2d(4)
     x = drawn(*shape)
     path, data = write(tmp_path, layer, x)
@@ -330,7 +330,7 @@ def test_a_batch_of_one(browser, tmp_path, shape):  # noqa: F811
                 assert all_agree(read["alone"], alone)
 
 
-def test_eval_of_the_layer(browser, tmp_path):  # noqa: F811
+def test_eval_of_the_layer(browser, tmp_path):
     layer = made(nn.BatchNorm2d, 3)
     for seed in range(3):
         layer(drawn(4, 3, 2, 2, seed=seed))
@@ -348,7 +348,7 @@ def test_eval_of_the_layer(browser, tmp_path):  # noqa: F811
         assert all_agree(read["cells"], layer.double()(edited).detach())
 
 
-def test_local_response(browser, tmp_path):  # noqa: F811
+def test_local_response(browser, tmp_path):
     layer, x = nn.LocalResponseNorm(3, alpha=0.5, beta=0.7, k=2.0), drawn(2, 5, 3)
     path, data = write(tmp_path, layer, x)
     with opened(browser, path) as shown:
@@ -364,7 +364,7 @@ def test_local_response(browser, tmp_path):  # noqa: F811
         assert words("normalization", "en")["backward_unknown"] in shown.inner_text(".backward")
 
 
-def test_the_general_member(browser, tmp_path):  # noqa: F811
+def test_the_general_member(browser, tmp_path):
     layer, x = made(nn.Normalization, (0, 2), (1,), (4,)), drawn(3, 4, 2)
     path, data = write(tmp_path, layer, x)
     with opened(browser, path) as shown:
@@ -396,7 +396,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("edge", EDGES)
-def test_edges(browser, tmp_path, edge):  # noqa: F811
+def test_edges(browser, tmp_path, edge):
     make, shape = EDGES[edge]
     layer, x = make(), drawn(*shape)
     with torch.no_grad():
@@ -413,7 +413,7 @@ def test_edges(browser, tmp_path, edge):  # noqa: F811
         shown.evaluate(READ, "normalization.edits=x.0:7")
 
 
-def test_what_is_no_number(browser, tmp_path):  # noqa: F811
+def test_what_is_no_number(browser, tmp_path):
     x = drawn(3, 4)
     x[0, 1], x[2, 2] = float("nan"), float("inf")
     path, _ = write(tmp_path, nn.LayerNorm(4), x)
@@ -431,7 +431,7 @@ def test_nothing_to_see_of_no_numbers():
     assert quietly(nn.LayerNorm(4), torch.zeros(0, 4)).origin.exhibits() == ()
 
 
-def test_a_large_input(browser, tmp_path):  # noqa: F811
+def test_a_large_input(browser, tmp_path):
     layer, x = made(nn.BatchNorm2d, 64), drawn(16, 64, 14, 14)
     path, data = write(tmp_path, layer, x)
     assert len(as_json(data)) < 100 * 1024
@@ -457,7 +457,7 @@ def test_a_large_input(browser, tmp_path):  # noqa: F811
         assert agree(read["results"]["total"], gradient[0, 0, 0, 0].item())
 
 
-def test_a_large_input_with_padding(browser, tmp_path):  # noqa: F811
+def test_a_large_input_with_padding(browser, tmp_path):
     lengths = torch.tensor([30, 200, 128, 1])
     path, _ = write(tmp_path, nn.BatchNorm1d(16), drawn(4, 16, 200), lengths=lengths)
     with opened(browser, path) as shown:
@@ -467,7 +467,7 @@ def test_a_large_input_with_padding(browser, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("viewport", [WIDE, NARROW])
-def test_by_keyboard_alone(browser, tmp_path, viewport):  # noqa: F811
+def test_by_keyboard_alone(browser, tmp_path, viewport):
     path, _ = write(tmp_path, made(nn.LayerNorm, 4), drawn(2, 3, 4))
     with opened(browser, path, viewport=viewport) as shown:
         shown.evaluate(OPEN)
@@ -504,7 +504,7 @@ def test_by_keyboard_alone(browser, tmp_path, viewport):  # noqa: F811
         assert shown.eval_on_selector(".exhibit", "node => node.dataset.source") == "python"
 
 
-def test_a_player_over_batches(browser, tmp_path):  # noqa: F811
+def test_a_player_over_batches(browser, tmp_path):
     path, _ = write(tmp_path, nn.BatchNorm1d(3), drawn(4, 3))
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -518,7 +518,7 @@ def test_a_player_over_batches(browser, tmp_path):  # noqa: F811
         assert shown.get_attribute(".kept tr.own", "aria-current") == "true"
 
 
-def test_both_languages(browser, tmp_path):  # noqa: F811
+def test_both_languages(browser, tmp_path):
     path, _ = write(tmp_path, made(nn.LayerNorm, 4), drawn(2, 3, 4), lengths=torch.tensor([3, 1]))
     english, chinese = words("normalization", "en"), words("normalization", "zh")
     with opened(browser, path, "lang=zh&normalization.kind=batch") as shown:
@@ -545,7 +545,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_settings(browser, tmp_path):  # noqa: F811
+def test_hostile_settings(browser, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(html(quietly(nn.BatchNorm1d(4), drawn(2, 4, 3))), encoding="utf-8")
     with opened(browser, path) as shown:
@@ -556,17 +556,14 @@ def test_hostile_settings(browser, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(("theme", "viewport"), [("light", WIDE), ("dark", NARROW)])
-def test_axe(browser, tmp_path, theme, viewport):  # noqa: F811
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_axe(browser, tmp_path, theme, viewport):
     path, _ = write(tmp_path, made(nn.BatchNorm1d, 4), drawn(3, 4, 3), lengths=torch.tensor([3, 2, 1]))
     with opened(browser, path, f"theme={theme}&normalization.cell=7", viewport) as shown:
         shown.evaluate(OPEN)
-        found = axe.Axe().run(shown).response["violations"]
-        serious = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
-        assert serious == []
+        assert complaints_of_axe(shown, "serious", "critical") == []
 
 
-def test_what_is_no_number_has_no_place_in_the_chart(browser, tmp_path):  # noqa: F811
+def test_what_is_no_number_has_no_place_in_the_chart(browser, tmp_path):
     x = torch.tensor([[float("nan"), 1, 2], [1e38, -1e38, 0], [float("inf"), 0, -0.0]])
     path, _ = write(tmp_path, nn.BatchNorm1d(3), x)
     with opened(browser, path, "lang=en") as page:

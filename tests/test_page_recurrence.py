@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import pellucid
-from explaining import SENTENCE, leaky, noisy, quietly
-from pages import NARROW, agree, browser, number, opened  # noqa: F401
+from explaining import SENTENCE, noisy, quietly
+from formulas import leaky
+from pages import NARROW, agree, number, opened
 from pellucid import nn
 from pellucid.explanation.page.document import Document
 from pellucid.explanation.page.words import words
@@ -185,8 +186,8 @@ def compare(report, settings, shown):
         assert all(map(agree, shown["effect"][2], [b - a for a, b in zip(plain, after, strict=True)])), settings
 
 
-def random_settings(report, count, seed=0):
-    data, draw = data_of(report), random.Random(seed)
+def random_settings(report, count):
+    data, draw = data_of(report), random.Random(0)
     steps, names = data["steps"], [parameter["name"] for parameter in data["parameters"]]
     found = []
     for _ in range(count):
@@ -223,7 +224,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_random_settings(browser, write, name):  # noqa: F811
+def test_random_settings(browser, write, name):
     torch.manual_seed(3)
     path, report = write(*LAYERS[name]())
     chosen = random_settings(report, 60)
@@ -239,7 +240,7 @@ def test_random_settings(browser, write, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", READY)
-def test_ready_cells(browser, write, name):  # noqa: F811
+def test_ready_cells(browser, write, name):
     torch.manual_seed(1)
     layer = READY[name](4, 3, **({"proj": 2} if name == "lstm_projected" else {}))
     x = torch.randn(4, 1, 4)
@@ -253,7 +254,7 @@ def test_ready_cells(browser, write, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_initial_numbers_are_the_layers_own(browser, write, name):  # noqa: F811
+def test_initial_numbers_are_the_layers_own(browser, write, name):
     torch.manual_seed(5)
     layer, x = LAYERS[name]()
     path, report = write(layer, x)
@@ -290,7 +291,7 @@ def test_gates_follow_from_the_lines():
     assert found["rnn"] == found["leaky"] == set()
 
 
-def test_valves(browser, write):  # noqa: F811
+def test_valves(browser, write):
     path, report = write(nn.LSTM(4, 3), SENTENCE)
     with opened(browser, path, "recurrence.step=3&recurrence.unit=2") as shown:
         first = shown.inner_text('[data-result="0"]')
@@ -304,7 +305,7 @@ def test_valves(browser, write):  # noqa: F811
         assert shown.locator(".valve").count() == 0
 
 
-def test_opened_unit(browser, write):  # noqa: F811
+def test_opened_unit(browser, write):
     torch.manual_seed(2)
     layer = nn.RNN(256, 128)
     path, report = write(layer, SENTENCE)
@@ -322,7 +323,7 @@ def test_opened_unit(browser, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("layer", [nn.RNN, cells.rnn])
-def test_conventions(browser, write, layer):  # noqa: F811
+def test_conventions(browser, write, layer):
     path, _ = write(layer(256, 128), SENTENCE, lang="en")
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -341,7 +342,7 @@ def test_conventions(browser, write, layer):  # noqa: F811
         assert "一个偏置时一共学习 49,280 个数，两个时 49,408 个。" in part.inner_text()
 
 
-def test_ledger(browser, write):  # noqa: F811
+def test_ledger(browser, write):
     path, _ = write(nn.RNN(256, 128), SENTENCE)
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -353,7 +354,7 @@ def test_ledger(browser, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_puzzle(browser, write, lang):  # noqa: F811
+def test_puzzle(browser, write, lang):
     path, report = write(nn.RNN(256, 128), SENTENCE, lang=lang)
     reasons = {row.name: row.reasons for row in report.symbols}
     with opened(browser, path) as shown:
@@ -399,7 +400,7 @@ def test_symbols_of_one_number_are_no_puzzle():
     assert [part["name"] for part in data["puzzle"]] == ["U", "W"]
 
 
-def test_folded_and_steps(browser, write):  # noqa: F811
+def test_folded_and_steps(browser, write):
     path, _ = write(nn.RNN(4, 3), SENTENCE)
     with opened(browser, path) as shown:
         assert shown.locator("svg.strip .step").count() == 5
@@ -417,7 +418,7 @@ def test_folded_and_steps(browser, write):  # noqa: F811
         assert shown.locator("svg.strip .step").count() == 1
 
 
-def test_keyboard(browser, write):  # noqa: F811
+def test_keyboard(browser, write):
     path, _ = write(nn.LSTM(4, 3), SENTENCE)
     with opened(browser, path) as shown:
         shown.evaluate(OPEN)
@@ -452,7 +453,7 @@ def test_keyboard(browser, write):  # noqa: F811
         assert all(seen.values()), seen
 
 
-def test_keys_of_the_player(browser, write):  # noqa: F811
+def test_keys_of_the_player(browser, write):
     path, _ = write(nn.RNN(4, 3), SENTENCE)
     with opened(browser, path, reduced_motion="reduce") as shown:
         shown.focus("#exhibit-0")
@@ -473,7 +474,7 @@ def test_keys_of_the_player(browser, write):  # noqa: F811
         assert "recurrence.unit=1" in shown.url
 
 
-def test_languages_have_the_same_texts(browser, write):  # noqa: F811
+def test_languages_have_the_same_texts(browser, write):
     english, chinese = words("recurrence", "en"), words("recurrence", "zh")
     assert english.keys() == chinese.keys()
     blanks = re.compile(r"\{(\w+)")
@@ -493,7 +494,7 @@ def test_languages_have_the_same_texts(browser, write):  # noqa: F811
 HOSTILE = "<script>window.hit=1</script>\"'&👩‍👩‍👧‍👦שלום‮ a\x00\x07" + "长" * 10_000
 
 
-def test_hostile_sentence(browser, write):  # noqa: F811
+def test_hostile_sentence(browser, write):
     path, report = write(nn.RNN(3, 2), HOSTILE)
     assert data_of(report)["steps"] == 512
     for viewport in ({"width": 1280, "height": 900}, NARROW):
@@ -511,7 +512,7 @@ def test_hostile_sentence(browser, write):  # noqa: F811
             assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_tokens_of_words(browser, write):  # noqa: F811
+def test_tokens_of_words(browser, write):
     sentence = ["<img src=x onerror=window.hit=1>", "👩‍👩‍👧‍👦" * 20, " ", "مرحبا", "a" * 500]
     path, _ = write(nn.RNN(3, 2), sentence)
     with opened(browser, path) as shown:
@@ -520,7 +521,7 @@ def test_tokens_of_words(browser, write):  # noqa: F811
         assert tokens == ["<img src…", "👩‍👩‍👧‍👦" * 8 + "…", "␣", "مرحبا", "a" * 8 + "…"]
 
 
-def test_large_layer(browser, write):  # noqa: F811
+def test_large_layer(browser, write):
     torch.manual_seed(0)
     layer = nn.LSTM(256, 512)
     path, report = write(layer, torch.randn(200, 1, 256), lang="en")
@@ -554,7 +555,7 @@ def test_large_layer(browser, write):  # noqa: F811
             assert all(map(agree, texts, row))
 
 
-def test_what_cannot_be_recomputed(browser, write):  # noqa: F811
+def test_what_cannot_be_recomputed(browser, write):
     @pellucid.cell
     def odd(x, h, *, U, W):
         return torch.tanh(torch.lgamma(torch.exp(x @ U)) + h @ W)
@@ -572,7 +573,7 @@ def test_what_cannot_be_recomputed(browser, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_numbers(browser, write, value):  # noqa: F811
+def test_no_numbers(browser, write, value):
     x = torch.randn(4, 1, 3)
     x[2, 0, 1] = value
     path, _ = write(nn.GRU(3, 2), x)
@@ -582,7 +583,7 @@ def test_no_numbers(browser, write, value):  # noqa: F811
         shown.evaluate(SET, ["recurrence.factor=2"])
 
 
-def test_few_and_many(browser, write):  # noqa: F811
+def test_few_and_many(browser, write):
     assert quietly(nn.RNN(3, 2), torch.zeros(0, 1, 3)).origin.exhibits() == ()
     for layer, x in (
         (nn.LSTMCell(4, 3), torch.randn(2, 4)),
@@ -607,7 +608,7 @@ def test_few_and_many(browser, write):  # noqa: F811
             assert not re.search(r"undefined|NaN", shown.inner_text("#exhibit-0"))
 
 
-def test_source_unknown(browser, write):  # noqa: F811
+def test_source_unknown(browser, write):
     space = {"torch": torch}
     exec("def f(x, h, *, U, W):\n    return torch.tanh(x @ U + h @ W)", space)
     path, _ = write(pellucid.cell(space["f"])(4, 3), SENTENCE, lang="en")
@@ -617,7 +618,7 @@ def test_source_unknown(browser, write):  # noqa: F811
         assert "effect" in shown.evaluate(SET, ["recurrence.factor=2"])[0]
 
 
-def test_hostile_settings(browser, write):  # noqa: F811
+def test_hostile_settings(browser, write):
     path, _ = write(resonator(4, 3), "ab")
     hashes = [
         "recurrence.step=99&recurrence.unit=-4&recurrence.part=77&recurrence.sum=9&recurrence.line=1e9",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import pickle
 
 import pytest
@@ -17,6 +16,7 @@ import pellucid
 from pellucid import nn
 from pellucid.nn import parametrizations as ours
 from pellucid.nn.parametrizations import SpectralNorm, WeightNorm, WeightStandardization
+from swapping import COPIES, first
 
 FUNCTIONS = (ours.weight_standardization, ours.weight_norm, ours.spectral_norm)
 function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -47,14 +47,18 @@ def build(layer, source="pellucid", dtype=torch.float64):
     return getattr(SOURCES[source], name)(*arguments, **options).to(dtype), torch.randn(shape, dtype=dtype)
 
 
-def first(result):
-    """Return the tensor that a layer gives, or the first of them."""
-    return result if isinstance(result, torch.Tensor) else first(result[0])
-
-
 def held(module, name="weight"):
     """Return what a weight is computed from."""
     return module.parametrizations[name]
+
+
+def same_gradients(module, reference, y, expected):
+    """Compare the gradients of two results with respect to the parameters of the same names."""
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    theirs_by_name = dict(reference.named_parameters())
+    for key, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
 
 
 def linear(function, dtype=torch.float64, shape=(4, 5)):
@@ -120,11 +124,7 @@ def test_weight_norm_is_torchs(layer, source, dim):
     torch.testing.assert_close(getattr(module, name), getattr(reference, name))
     y, expected = first(module(x)), first(reference(x))
     torch.testing.assert_close(y, expected)
-    y.square().sum().backward()
-    expected.square().sum().backward()
-    theirs_by_name = dict(reference.named_parameters())
-    for key, parameter in module.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
+    same_gradients(module, reference, y, expected)
 
 
 def test_weight_norm_separates_magnitude_and_direction():
@@ -161,11 +161,7 @@ def test_spectral_norm_is_torchs(layer, source):
     assert module.state_dict().keys() == reference.state_dict().keys()
     for key, value in module.state_dict().items():
         torch.testing.assert_close(value, reference.state_dict()[key])
-    y.square().sum().backward()
-    expected.square().sum().backward()
-    theirs_by_name = dict(reference.named_parameters())
-    for key, parameter in module.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs_by_name[key].grad)
+    same_gradients(module, reference, y, expected)
 
 
 @layers
@@ -448,19 +444,6 @@ def test_parametrizations_in_a_row():
 
 
 # -- copies -------------------------------------------------------------------------------------------------------
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "save": lambda module: saved(module),
-}
-
-
-def saved(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def step(module, x):

@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
+from tensors import draw
 
 NAMES = [f"{kind}Pool{n}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3)]
 ALL_MODES = ["mean", "max", "last"]
 quick = settings(max_examples=60, deadline=None)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @st.composite

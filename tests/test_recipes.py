@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from pellucid.recipes.batches import SeriesBatches, collate
 from pellucid.recipes.cells import known_cells, recurrent_layer
 from pellucid.recipes.checkpoint import load
 from pellucid.recipes.errors import RecipeError, Stopped
-from pellucid.recipes.recipe import Trained
+from pellucid.recipes.recipe import RECIPES, Trained
 from pellucid.recipes.sentiment import data as reviews_data
 from pellucid.recipes.sentiment.data import PAD, UNKNOWN, Vocabulary, fingerprint, read_reviews, split
 from pellucid.recipes.sentiment.network import ConvolutionalReader, RecurrentReader
-from pellucid.recipes.sentiment.reading import WORDS, bars, read
+from pellucid.recipes.sentiment.reading import bars, read
 from pellucid.recipes.sentiment.recipe import Settings
 
 SMALL = {"hidden_size": 8, "embedding_size": 8, "limit": 200}
@@ -127,21 +128,16 @@ def test_batches_depend_on_the_seed_alone():
     assert order[0] == order[1] != order[2]
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "layernorm_lstm"])
-def test_padding_does_not_reach_the_verdict(cell):
+@pytest.mark.parametrize(
+    ("make", "lengths"),
+    [
+        *((partial(RecurrentReader, 50, cell, 6, 5), (3, 9, 1)) for cell in ("rnn", "gru", "lstm", "layernorm_lstm")),
+        *((partial(ConvolutionalReader, 50, 6, 5), lengths) for lengths in ((3, 9, 1), (5, 6, 7))),
+    ],
+)
+def test_padding_does_not_reach_the_verdict(make, lengths):
     torch.manual_seed(0)
-    network = RecurrentReader(50, cell, 6, 5).eval()
-    texts = [(torch.randint(1, 50, (length, 2)), 0) for length in (3, 9, 1)]
-    ids, lengths, _ = collate(texts)
-    together = network(ids, lengths)
-    for row, (alone, _) in enumerate(texts):
-        torch.testing.assert_close(together[row], network(alone.unsqueeze(1), torch.tensor([len(alone)]))[0])
-
-
-@pytest.mark.parametrize("lengths", [(3, 9, 1), (5, 6, 7)])
-def test_padding_does_not_reach_the_verdict_of_convolutions(lengths):
-    torch.manual_seed(0)
-    network = ConvolutionalReader(50, 6, 5).eval()
+    network = make().eval()
     texts = [(torch.randint(1, 50, (length, 2)), 0) for length in lengths]
     ids, counts, _ = collate(texts)
     together = network(ids, counts)
@@ -186,8 +182,10 @@ def test_reading_is_cut_as_training_texts_are():
         read(trained, " \n")
 
 
-def test_words_exist_in_both_languages():
-    assert WORDS["en"].keys() == WORDS["zh"].keys()
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_words_exist_in_both_languages(recipe):
+    words = importlib.import_module(f"pellucid.recipes.{recipe}.reading").WORDS
+    assert words["en"].keys() == words["zh"].keys()
 
 
 def test_bars_start_in_the_middle():

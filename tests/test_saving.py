@@ -14,8 +14,8 @@ import pytest
 
 import fresh
 import pellucid
-from explaining import SENTENCE, leaky, quietly
-from pages import browser  # noqa: F401
+from explaining import SENTENCE, quietly
+from formulas import leaky
 from pellucid.explanation import examples, load
 from pellucid.explanation.markdown import escaped, fenced, markdown
 from pellucid.explanation.report import Check, Report, Step, Values
@@ -411,7 +411,7 @@ def test_nbconvert_keeps_the_page(hostile, drawn):
 KINDS = ("text/plain", "image/svg+xml", "text/html")
 
 
-def test_frames_take_the_height_of_their_pages(browser, report, drawn, tmp_path):  # noqa: F811
+def test_frames_take_the_height_of_their_pages(browser, report, drawn, tmp_path):
     """Several frames of one notebook; a foreign window, and a page that lies, change nothing else."""
     tell = "parent.postMessage({ pellucidHeight: HEIGHT }, '*')"
     heights = iter(("1234", "2345", "'9e9'", "'<b>'", "null"))

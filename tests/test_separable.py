@@ -10,12 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid import nn
+from tensors import draw
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def torchs(layer, arguments):

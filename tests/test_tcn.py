@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid import nn
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tensors import draw
 
 
 class Reference(torch.nn.Module):

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 import pellucid
 from pellucid import nn
 from pellucid.nn.convolution.text_convolution import max_over_time
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tensors import draw
 
 
 def by_hand(layer, sentence):

@@ -23,7 +23,7 @@ from pellucid.kernel.recurrence import emit_triton, jitted
 from pellucid.kernel.windows import triton_depthwise
 from pellucid.nn import cells
 from pellucid.nn.recurrence import torch_recurrence
-from running import CELLS, HALF, TIME, amplified, check, inputs, make, run
+from running import CELLS, HALF, TIME, amplified, check, compare, inputs, make, run
 
 pytest.importorskip("triton", reason="Triton is not installed")
 IN_INTERPRETER = pytest.mark.skipif(
@@ -51,19 +51,7 @@ def test_every_cell_is_the_reference(name):
     dtype, turned = (torch.float32 if number % 3 == 0 else torch.float64), number % 2 == 0
     layer = make(CELLS[name], size, hidden, dtype, bidirectional=turned, num_layers=1 if turned else 2)
     lengths = [(TIME - i) % (TIME + 1) for i in range(batch)] if number % 3 else None
-    _compare(layer, lengths, batch, dtype)
-
-
-def _compare(layer, lengths, batch, dtype, device="cpu"):
-    """Triton may be off by eight times what rounding does, as C."""
-    given = inputs(layer, TIME, batch)
-    expected = run(layer, given, lengths, "stepwise", torch.float64)
-    unit, single, double = (torch.finfo(d).eps for d in (dtype, torch.float32, torch.float64))
-    flat = "layernorm" in layer.cell.source.name and 1 in (layer.hidden_size, layer.input_size)
-    own = flat * 1e-5**-0.5 * double * max(e.abs().max() for e in expected.values())
-    moved = amplified(layer, given, lengths, expected, torch.float32)
-    allowed = {name: own + 8 * unit / single * m for name, m in moved.items()}
-    check(layer, given, lengths, expected, allowed, "triton", device)
+    compare(layer, lengths, batch, dtype, "triton")
 
 
 @IN_INTERPRETER
@@ -81,7 +69,7 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
 
     monkeypatch.setattr(jitted._Written, "launch", small)
     _forget()
-    _compare(layer, [3, 2, 1, 0], 2 * jitted.MOST_TURNS, torch.float64)
+    compare(layer, [3, 2, 1, 0], 2 * jitted.MOST_TURNS, torch.float64, "triton")
     assert launched.count((False, False)) >= 2
     assert launched.count((True, False)) == launched.count((True, True)) == 2
 
@@ -100,7 +88,7 @@ def test_a_row_for_every_block(name, monkeypatch):
 
     monkeypatch.setattr(jitted._Written, "launch", noted)
     layer = make(CELLS[name], size, hidden, dtype, bidirectional=turned)
-    _compare(layer, [TIME, 2][:batch] if number % 3 else None, batch, dtype)
+    compare(layer, [TIME, 2][:batch] if number % 3 else None, batch, dtype, "triton")
     assert launched
     assert all(launched) == (name != "indrnn")  # which has no matrix
 
@@ -266,7 +254,7 @@ def test_every_cell_is_the_reference_on_the_gpu(name, blocks, monkeypatch):
     few = [(7, torch.float64), (64, torch.float32)][list(CELLS).index(name) % 2]
     hidden, dtype = (200, torch.float32) if blocks == "many" else few
     layer = make(CELLS[name], 20, hidden, dtype, bidirectional=hidden == 7)
-    _compare(layer, [i % (TIME + 1) for i in range(35)], 35, dtype, "cuda")
+    compare(layer, [i % (TIME + 1) for i in range(35)], 35, dtype, "triton", "cuda")
 
 
 @on_gpu

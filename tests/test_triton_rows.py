@@ -268,12 +268,6 @@ def test_masks_are_those_of_the_cpu(cut, name):
 
 
 @pellucid.layer
-def pieces(x, *, g=pellucid.ones):
-    """Slices and concatenation of unequal pieces."""
-    return torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1)
-
-
-@pellucid.layer
 def attention(x, *, W, b=pellucid.zeros):
     """A softmax behind a product and a dropout, and what is largest."""
     a = torch.softmax(pellucid.dropout(x @ W, 0.4) + b, -1)
@@ -287,7 +281,7 @@ def turned(x, *, g):
 
 
 ROWS = {
-    "pieces": (pieces, 17, {}),
+    "pieces": (formulas.pieces, 17, {}),
     "attention": (attention, 9, {"output_size": 12}),
     "weighed": (formulas.weighed, 6, {}),
     "AddNorm": (nn.AddNorm, 21, {"p": 0.3}),

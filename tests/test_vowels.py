@@ -16,7 +16,6 @@ from pellucid.recipes.errors import RecipeError
 from pellucid.recipes.vowels import data as vowels_data
 from pellucid.recipes.vowels.data import Statistics, read_utterances
 from pellucid.recipes.vowels.network import SpeakerNetwork
-from pellucid.recipes.vowels.reading import WORDS
 from pellucid.recipes.vowels.recipe import Settings
 from recipe_commands import refused, run
 
@@ -112,10 +111,6 @@ def test_prefixes_are_utterances_of_their_own(model):
     for t in range(1, 6):
         alone = network(steps[:t].unsqueeze(1), torch.tensor([t])).softmax(1)
         torch.testing.assert_close(found[t - 1], alone[0])
-
-
-def test_words_exist_in_both_languages():
-    assert WORDS["en"].keys() == WORDS["zh"].keys()
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -60,6 +61,11 @@ def check(layer, x, dtype=torch.float64, **options):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerances[dtype] * (1 + most))
 
 
+def twice_differentiable(function, *inputs):
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
 def draw_input(seed, *shape, layout="contiguous"):
     """Normal numbers in float64, laid out in memory as is said."""
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -72,15 +78,17 @@ def draw_input(seed, *shape, layout="contiguous"):
     return x
 
 
+def of_every_axis(draw, axes):
+    """What draws a number for each axis."""
+    return lambda numbers: tuple(draw(numbers) for _ in range(axes))
+
+
 @st.composite
 def convolutions(draw):
     """Any convolution and an input that it reads."""
     axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
     each, out = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 6, 9, 16]))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     kernel, stride, dilation = tuples(st.integers(1, 4)), tuples(st.integers(1, 3)), tuples(st.integers(1, 3))
     paddings = ["numbers", "same", *(["causal"] if axes == 1 else [])]
     padding = draw(st.sampled_from(paddings))
@@ -133,10 +141,7 @@ def transposed(draw):
     """Any transposed convolution that the kernel takes, and an input that it reads."""
     axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
     each, out = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     kernel, stride, dilation = tuples(st.integers(1, 5)), tuples(st.integers(1, 4)), tuples(st.integers(1, 3))
     padding, more = tuples(st.integers(0, 3)), tuple(draw(st.integers(0, s - 1)) for s in stride)
     size = tuples(st.integers(1, 30 if axes < 2 else 7))
@@ -158,19 +163,6 @@ def test_property_every_transposed_convolution(case, dtype):
     layer, x = case
     x = x.to(dtype)
     assert by_kernel(layer, x).stride() == by_torch(layer, x).stride()
-
-
-def test_transposed_gradients_of_gradients():
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose1d(2, 3, 4, 2, 1, output_padding=1).double()
-    names = list(dict(layer.named_parameters()))
-
-    def function(x, *values):
-        return by_kernel(Functional(layer), x, dict(zip(names, values, strict=True)))
-
-    inputs = [draw_input(1, 2, 2, 5).requires_grad_(), *layer.parameters()]
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @pytest.mark.parametrize(
@@ -211,19 +203,26 @@ def test_pooling_under_autocast_is_of_torchs_type(name):
         torch.testing.assert_close(getattr(nn, name)(2)(x), getattr(torch.nn, name)(2)(x))
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize(("stride", "padding"), [(1, "causal"), (2, "same"), (1, 2)])
-def test_gradients_of_gradients(groups, stride, padding):
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(
+            partial(nn.Conv1d, 3, 3, 2, stride, padding, groups=groups)
+            for stride, padding in ((1, "causal"), (2, "same"), (1, 2))
+            for groups in (1, 3)
+        ),
+        partial(nn.ConvTranspose1d, 2, 3, 4, 2, 1, output_padding=1),
+    ],
+)
+def test_gradients_of_gradients(make):
     torch.manual_seed(0)
-    layer = nn.Conv1d(3, 3, 2, stride, padding, groups=groups).double()
+    layer = make().double()
     names = list(dict(layer.named_parameters()))
 
     def function(x, *values):
         return by_kernel(Functional(layer), x, dict(zip(names, values, strict=True)))
 
-    inputs = [draw_input(1, 2, 3, 5).requires_grad_(), *layer.parameters()]
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    twice_differentiable(function, draw_input(1, 2, layer.in_channels, 5).requires_grad_(), *layer.parameters())
 
 
 class Functional:
@@ -412,10 +411,7 @@ def test_calls_from_several_threads():
 def poolings(draw):
     """Any pooling and an input that it reads."""
     axes, kind = draw(st.integers(1, 3)), draw(st.sampled_from(["max", "average"]))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     kernel, stride = tuples(st.integers(1, 4)), tuples(st.integers(1, 4))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     size, ceil = tuples(st.integers(4, 40 if axes < 3 else 11)), draw(st.booleans())
@@ -461,8 +457,7 @@ def test_the_first_of_equal_entries_and_nan_as_in_torch():
 @pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d((3, 1))])
 def test_gradients_of_gradients_of_pooling(layer):
     x = torch.randperm(72, generator=torch.Generator().manual_seed(0)).view(1, 2, 6, 6).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), x)
+    twice_differentiable(partial(by_kernel, layer), x)
 
 
 def test_divisors():
@@ -496,10 +491,7 @@ def test_pooling_of_types_in_memory(layer, dtype):
 def stages(draw):
     """Any convolution with a pooling behind it, and an input that gives it a patch."""
     axes, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
-
-    def tuples(numbers):
-        return tuple(draw(numbers) for _ in range(axes))
-
+    tuples = of_every_axis(draw, axes)
     window = (
         tuples(st.integers(1, 3)),
         tuples(st.integers(1, 2)),
@@ -543,8 +535,7 @@ def test_gradients_of_gradients_of_a_stage():
     torch.manual_seed(0)
     layer = nn.ConvPool2d(2, 3, 2, padding="same", activation=torch.tanh).double()
     x = draw_input(6, 2, 2, 7, 7).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x), x)
+    twice_differentiable(partial(by_kernel, layer), x)
 
 
 def test_what_a_stage_does_step_by_step():
@@ -590,8 +581,7 @@ def test_property_text_convolution(batch, time, size, widths, bias, activation, 
 def test_gradients_of_gradients_of_text_convolution():
     layer = nn.TextConv(3, 2, (1, 4), activation=torch.tanh).double()
     x = draw_input(4, 3, 5, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+    twice_differentiable(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
 
 
 def test_gradients_to_differentiate_of_sentences_shorter_than_the_widest_window():
@@ -637,8 +627,7 @@ def test_pooling_over_real_steps(shape, mode, batch_first, dtype):
 @pytest.mark.parametrize("mode", ["mean", "max"])
 def test_gradients_of_gradients_over_real_steps(mode):
     layer, x = nn.LengthPool(mode), draw_input(8, 5, 3, 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
-    assert torch.autograd.gradgradcheck(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
+    twice_differentiable(lambda x: by_kernel(layer, x, lengths=[5, 2, 0]), x)
 
 
 def test_a_nan_is_the_greatest_step():

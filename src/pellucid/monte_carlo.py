@@ -43,9 +43,8 @@ def monte_carlo(
     Every pass drops other units, and so is another network; trained with dropout, they are samples of an approximate
     posterior (Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016). Dropout layers, those of
     torch.nn too, recurrent layers with dropout between their levels or inside their cell, layers that draw in their
-    formula, attention with dropout and
-    torch's transformer layers run as in training; all else, BatchNorm above all, as in eval. No gradient is recorded.
-    Every module's mode is the same afterwards.
+    formula, attention with dropout and torch's transformer layers run as in training; all else, BatchNorm above all, as
+    in eval. No gradient is recorded. Every module's mode is the same afterwards.
 
     Args:
         model: a network with dropout.

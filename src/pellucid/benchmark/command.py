@@ -35,6 +35,7 @@ from pellucid.benchmark.rows import ROWS
 from pellucid.benchmark.speed import RECURRENT
 from pellucid.benchmark.streaming import STREAMING
 from pellucid.benchmark.table import tables
+from pellucid.doctor import processor_name
 
 SUITES: dict[str, Sequence[Row]] = {
     "recurrent": [*RECURRENT, *STREAMING, *FIRST_RESULT, *MEMORY, *RECIPE],
@@ -301,12 +302,8 @@ def _pick(suite: str, wanted: str | None) -> list[Row]:
 
 def machine(run: Run) -> dict[str, Any]:
     """Where the figures come from."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
     return {
-        "cpu": cpu,
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         **(_gpu() if run.device == "cuda" else {}),
         "threads": run.threads,

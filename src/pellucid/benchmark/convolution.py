@@ -40,9 +40,6 @@ class WindowedRow(TwinRow):
         return Work(flops=3 * 2 * count(layer, [x]).macs, bytes=moved)
 
 
-PICTURE, SERIES = (32, 64, 56, 56), (8, 512, 1024)
-
-
 class StepSpeed(RowSpeed):
     """A step of a sequence that comes entry by entry."""
 

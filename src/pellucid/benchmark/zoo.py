@@ -111,13 +111,6 @@ class CRNN(torch.nn.Module):
 # -- models of transformers -------------------------------------------------------------------------------------------
 
 
-def from_transformers(model: str, configuration: str, **arguments: Any) -> torch.nn.Module:
-    """Build a model of transformers from its configuration."""
-    import transformers
-
-    return getattr(transformers, model)(getattr(transformers, configuration)(**arguments))
-
-
 def _ours(name: str, build: Callable[..., torch.nn.Module], usual: Sized, tiny: Sized) -> ZooModel:
     return ZooModel(name, build, usual, tiny, needs=None)
 
@@ -126,7 +119,9 @@ def _theirs(name: str, model: str, usual: Sized, tiny: Sized) -> ZooModel:
     configuration = next(model.removesuffix(end) for end in ("LMHeadModel", "Model") if model.endswith(end)) + "Config"
 
     def build(**arguments: Any) -> torch.nn.Module:
-        return from_transformers(model, configuration, **arguments)
+        import transformers
+
+        return getattr(transformers, model)(getattr(transformers, configuration)(**arguments))
 
     return ZooModel(name, build, usual, tiny)
 

@@ -43,7 +43,6 @@ class Joint:
 
     graph: fx.Graph
     constants: Mapping[str, torch.Tensor]
-    inputs: int
     states: int
     parameters: int
     sites: tuple[tuple[int, str | None], ...]
@@ -52,7 +51,7 @@ class Joint:
     @property
     def counts(self) -> tuple[int, ...]:
         """How many placeholders there are of each kind, in their order."""
-        return (self.inputs, self.states, self.parameters, len(self.sites), 1, self.states)
+        return (1, self.states, self.parameters, len(self.sites), 1, self.states)
 
 
 class Given:
@@ -140,7 +139,7 @@ def trace(
                 f"{tuple(constant.shape)}, which would never be trained. Make it a parameter of the formula (a keyword "
                 f"argument), or detach it.\n  in {source.where}"
             )
-    return Joint(graph, constants, 1, len(source.states), len(source.parameters), tracing.sites, own_gradient)
+    return Joint(graph, constants, len(source.states), len(source.parameters), tracing.sites, own_gradient)
 
 
 def trace_forward(

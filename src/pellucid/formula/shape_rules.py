@@ -26,41 +26,9 @@ REFLECTED = {
     "mod": "remainder",
 }
 POINTWISE_EXTRA = {
-    "rsub",
-    "pow",
-    "and",
-    "or",
-    "xor",
-    "invert",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "to",
-    "type_as",
-    "detach",
-}
-POINTWISE_EXTRA |= {
-    "clone",
-    "contiguous",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
-    "softmin",
-    "relu6",
-    "softsign",
-    "tanhshrink",
-}
-POINTWISE_EXTRA |= {
-    "floordiv",
-    "where",
-    "masked_fill",
-    "lerp",
-    "log_sigmoid",
-    "hardshrink",
-    "requires_grad_",
-    "full_like",
-    "swiglu",
+    *"rsub pow and or xor invert float double half bfloat16 to type_as detach clone contiguous".split(),
+    *"zeros_like ones_like empty_like full_like softmin relu6 softsign tanhshrink log_sigmoid hardshrink".split(),
+    *"floordiv where masked_fill lerp requires_grad_ swiglu".split(),
 }
 
 
@@ -161,7 +129,7 @@ def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Any:
 
 
 @rule("t", "T", "mT", "transpose", "swapaxes", "permute")
-def _transpose(tracer: Tracer, value: Any, *axes: Any) -> Any:
+def _transpose(tracer: Tracer, value: Any, *_: Any) -> Any:
     dims = tracer.dims_of(value)
     if dims is None:
         dims = (tracer.unifier.fresh(), tracer.unifier.fresh())
@@ -170,26 +138,10 @@ def _transpose(tracer: Tracer, value: Any, *axes: Any) -> Any:
         tracer.fail(f"a transpose of {tracer.text(value)}; only matrices have one here")
     if ROWS in dims:
         tracer.fail(f"a transpose of rows would swap the batch with the features; {tracer.invisible}")
-    flat = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
-    if tuple(a % 2 for a in flat) == (0, 1) and len(flat) == 2 and flat != (0, 1):
-        flat = ()
     return Traced(tracer, Shape((dims[1], dims[0])))
 
 
-@rule(
-    "softmax",
-    "log_softmax",
-    "cumsum",
-    "cumprod",
-    "layer_norm",
-    "rms_norm",
-    "normalize",
-    "dropout",
-    "flip",
-    "roll",
-    "sort_values",
-    "gumbel_softmax",
-)
+@rule(*"softmax log_softmax gumbel_softmax cumsum cumprod layer_norm rms_norm normalize dropout flip roll".split())
 def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced:
     dims = tracer.dims_of(value)
     if dims is None:
@@ -207,10 +159,7 @@ def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced
     return Traced(tracer, Shape(dims))
 
 
-@rule(
-    "sum", "mean", "amax", "amin", "prod", "std", "var", "logsumexp", "any", "all", "argmax", "argmin",
-    "nansum", "median", "max", "min", "aminmax",
-)  # fmt: skip
+@rule(*"sum mean amax amin prod std var logsumexp any all argmax argmin nansum median max min aminmax".split())
 def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if isinstance(dim, Traced):  # torch.max(a, b) of two values
         return pointwise(tracer, "maximum", (value, dim), {})

@@ -139,17 +139,14 @@ class Source:
 
     def caret_at(self, traceback: TracebackType | None) -> str:
         """Quote the author's expression that was running when an exception was raised."""
-        position = next(self._positions(traceback), None)
-        if position is None:
-            return f"  in {self.name}, {self.where}"
-        line, end_line, column, end = position
-        if end_line != line:
-            end = 0  # an expression over several lines: underline its first
-        return self.caret(line, column, end)
+        return self._quote(next(self._positions(traceback), None))
 
     def caret_here(self) -> str:
         """Quote the author's expression that is running now, seen from inside a function that it called."""
-        position = self._here()
+        return self._quote(self._here())
+
+    def _quote(self, position: tuple[int, int, int, int] | None) -> str:
+        """Quote an expression; of one over several lines the first."""
         if position is None:
             return f"  in {self.name}, {self.where}"
         line, end_line, column, end = position

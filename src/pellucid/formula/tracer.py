@@ -197,11 +197,7 @@ class Tracer:
         """Let torch work out a shape on the meta device, where every size is known."""
 
         def lower(value: Any) -> Any:
-            if not isinstance(value, Traced):
-                return value
-            if value.shape_.dims is None:
-                self.fail('the shape of a parameter is open here; annotate its axes, as in W: "input rank"')
-            return torch.empty([self.size_of(d) for d in value.shape_.dims], device="meta")
+            return torch.empty(value.shape, device="meta") if isinstance(value, Traced) else value
 
         def lift(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):

@@ -37,8 +37,8 @@ def verified(
     model: torch.nn.Module,
     layers: Sequence[torch.nn.Module],
     example: Any,
-    plans: Mapping[torch.nn.Module, Plans] | None = None,
-    formats: Formats | None = None,
+    plans: Mapping[torch.nn.Module, Plans],
+    formats: Formats,
 ) -> Verification:
     """Compare and time a model whose layers have just become pellucid's.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from pellucid.recipes.recipe import Data
 
 Series = tuple[Tensor, int]  # steps (time, features), number of the class
 
@@ -53,3 +56,24 @@ def collate(series: Sequence[Series]) -> SeriesBatch:
     steps = [steps for steps, _ in series]
     labels = torch.tensor([label for _, label in series])
     return SeriesBatch(pad_sequence(steps), torch.tensor([len(s) for s in steps]), labels)
+
+
+@dataclass(frozen=True)
+class SeriesData(Data):
+    """Data of which every sample is a series."""
+
+    evaluation_batch: ClassVar[int]
+    parts: Mapping[str, list[Series]]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many series each part has."""
+        return {name: len(part) for name, part in self.parts.items()}
+
+    def training(self, settings: Any, epoch: int) -> SeriesBatches:
+        """Return the batches of an epoch, which seed and epoch decide."""
+        return SeriesBatches(self.parts["train"], settings.batch_size, seed=f"{settings.seed}/{epoch}")
+
+    def evaluation(self, part: str) -> SeriesBatches:
+        """Return the batches of the validation or the test part, from short to long."""
+        return SeriesBatches(self.parts[part], self.evaluation_batch)

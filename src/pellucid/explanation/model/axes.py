@@ -121,10 +121,10 @@ def keeps(layer: nn.Module, read: Sequence[Tensor], given: Sequence[Tensor]) -> 
     return kind.__module__.startswith(("torch.nn.", "pellucid.nn.")) and not any(True for _ in layer.children())
 
 
-def _last(tensor: Tensor, known: Axes, name: str = FEATURES) -> Axes:
+def _last(tensor: Tensor, known: Axes) -> Axes:
     """The axes of a tensor whose last one is features: the others as they are known; a matrix is a batch of rows."""
     lead = known[:-1] if len(known) == tensor.ndim else ("batch",) if tensor.ndim == 2 else ("",) * (tensor.ndim - 1)
-    return (*lead, name)
+    return (*lead, FEATURES)
 
 
 def _features(layer: nn.Module, read: Sequence[Tensor], given: Sequence[Tensor], known: Axes) -> Pair:
@@ -148,9 +148,8 @@ def _bag(layer: nn.Module, read: Sequence[Tensor], given: Sequence[Tensor], know
 
 def _channels(layer: nn.Module, read: Sequence[Tensor], given: Sequence[Tensor], known: Axes) -> Pair:
     """Batch, channels and space, by the number of axes."""
-    return [space_axes(t.ndim) if 1 < t.ndim < 6 else UNKNOWN for t in (read[0],)], [
-        space_axes(t.ndim) if 1 < t.ndim < 6 else UNKNOWN for t in (given[0],)
-    ]
+    x, y = (space_axes(t.ndim) if 1 < t.ndim < 6 else UNKNOWN for t in (read[0], given[0]))
+    return [x], [y]
 
 
 def _space(layer: nn.Module, read: Sequence[Tensor], given: Sequence[Tensor], known: Axes) -> Pair:

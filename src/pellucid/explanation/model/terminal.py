@@ -42,11 +42,11 @@ def deepest_of(row: LayerRow) -> int:
     return 1 + max(map(deepest_of, row.layers)) if row.layers else 0
 
 
-def short(count: int, unit: int = 1000) -> str:
+def short(count: int) -> str:
     """Write a number with three significant digits: 1.82 G; small ones whole."""
     size, value = 0, float(count)
-    while float(f"{value:.3g}") >= unit and size < len(UNITS) - 1:
-        size, value = size + 1, value / unit
+    while float(f"{value:.3g}") >= 1000 and size < len(UNITS) - 1:
+        size, value = size + 1, value / 1000
     return f"{count:,}" if size == 0 else f"{value:.{max(0, 3 - len(str(int(value))))}f}{UNITS[size]}"
 
 

@@ -62,9 +62,9 @@ class Frame(Generic[AnyReport]):
             return next(iter(parts.values()))
         return "".join(f'<{tag} class="spoken" lang="{lang}">{part}</{tag}>' for lang, part in parts.items())
 
-    def word(self, key: str, tag: str = "span") -> str:
+    def word(self, key: str) -> str:
         """Write one of the page's own words in every language."""
-        return self.spoken(lambda report: text(words("core", report.lang)[key]), tag)
+        return self.spoken(lambda report: text(words("core", report.lang)[key]), "span")
 
     def section(self, key: str, content: str) -> str:
         """Put content under the heading of a word; nothing where there is no content."""

@@ -1,7 +1,7 @@
 """A formula as a program that the page runs: torch's operations one by one, as JSON.
 
 The author's lines are run once, every value that an explanation shows recorded on the way; what torch did is the
-program, and ``core/program.js`` has one line for each of its operations.
+program, and ``core/tensor.js`` has one line for each of its operations.
 """
 
 from __future__ import annotations

@@ -367,10 +367,6 @@ def _gelu_backward(low: Lowering, gradient: Value, x: Value, approximate: str = 
     return low.math("mul", gradient, low.math("gelu_slope", x, name="slope"))
 
 
-def _matrix_product(low: Lowering, a: fx.Node, matrix: fx.Node) -> Value:
-    return _product(low, a, matrix)
-
-
 def _product(low: Lowering, a: fx.Node, matrix: fx.Node, name: str = "") -> Value:
     if matrix not in low.matrix_names:
         raise Unsupported(f"{low.node.target} of two values of the loop")
@@ -454,6 +450,6 @@ OPERATIONS: dict[Any, Rule] = {
     **{aten._log_softmax_backward_data.default: _softmax_backward(True)},
     **{aten.softplus.default: _softplus, aten.softplus_backward.default: _softplus_backward},
     **{aten.gelu.default: _gelu, aten.gelu_backward.default: _gelu_backward},
-    aten.mm.default: _matrix_product,
+    aten.mm.default: _product,
     aten.addmm.default: _added_product,
 }

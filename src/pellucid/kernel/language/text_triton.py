@@ -46,16 +46,7 @@ JOINED = {
 # Parameters of every kernel, behind its pointers.
 GIVEN = ("scratch", "exchange", "meetings", "lengths", "seed", "time", "batch", "begin", "first_block", "first_split")
 # What is known when they are compiled.
-OPTIONS = (
-    "BACKWARDS",
-    "LENGTHS",
-    "OUTPUT",
-    "WIDE",
-    "ROWS",
-    "EXCHANGED",
-    "INTERPRETED",
-    "TF32",
-)
+OPTIONS = ("BACKWARDS", "LENGTHS", "OUTPUT", "WIDE", "ROWS", "EXCHANGED", "INTERPRETED", "TF32")
 _OTHERS = "tl triton functions range float forward backward REAL origin block split rows inside ends key meeting"
 _OF_A_STEP = "step turn t at ahead counted"
 RESERVED = {*keyword.kwlist, *keyword.softkwlist, *GIVEN, *OPTIONS, *_OTHERS.split(), *_OF_A_STEP.split()}

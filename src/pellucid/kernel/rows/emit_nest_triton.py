@@ -338,8 +338,7 @@ class _Function(Tiles):
             self._add_to_moments(value, *names)
         for name, value in self.outputs.items():
             if value in found and self._is_wide(value):
-                stores = self._stores(name, value)
-                inside.lines += stores
+                inside.lines += self._stores(name, value)
         for name, total in self.totals.items():
             if total in found:
                 self._add(total, parts[name] if name in slow else sums_of_totals[name], PASS)

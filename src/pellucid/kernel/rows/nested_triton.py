@@ -67,7 +67,7 @@ class Kernel(Direction):
     ) -> None:
         nest = lower(form).nests[number]
         super().__init__(laid_out(nest), sizes, form.dtype, views, form.operands[0].name)
-        self._nest, self._title, self._device = nest, name, device
+        self._title, self._device = name, device
         self._plans = _plans(nest, self.sizes, _Gpu.of(device))
         self._launches: list[_Launch] = []
         self._scratch = 0

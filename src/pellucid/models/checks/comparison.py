@@ -42,18 +42,17 @@ def together(one: Run, other: Run) -> Iterator[tuple[Call, Call]]:
 Judge = Callable[[Tensor, Tensor], bool | None]  # whether a tensor is as it should be; None where it cannot be said
 
 
-def origins(one: Run, other: Run, fine: Judge, after: Judge | None = None) -> Iterator[tuple[Call, Call]]:
+def origins(one: Run, other: Run, fine: Judge) -> Iterator[tuple[Call, Call]]:
     """Find the calls that read what is fine and return what is not, the innermost and earliest first.
 
     Args:
         one: a run.
         other: the same under other conditions.
         fine: judges a tensor of both.
-        after: judges what is returned, if in another way.
     """
     for first, second in together(one, other):
         read, given = zip_shaped(first.read, second.read), zip_shaped(first.given, second.given)
-        if all(fine(a, b) is not False for a, b in read) and any((after or fine)(a, b) is False for a, b in given):
+        if all(fine(a, b) is not False for a, b in read) and any(fine(a, b) is False for a, b in given):
             yield first, second
 
 

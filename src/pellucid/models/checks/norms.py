@@ -44,8 +44,8 @@ def averaged(call: Call, x: Tensor) -> tuple[int, str] | None:
         channels = sizes[1] if x.ndim > 1 else 0
         return (x.numel() // channels, "batch") if channels and (call.training or layer.running_mean is None) else None
     if isinstance(layer, _InstanceNorm):
-        space = len([kind for kind in ("1d", "2d", "3d") if layer.__class__.__name__.endswith(kind)])
-        count = int(type(layer).__name__[-2]) if space else x.ndim - 2
+        kind = type(layer).__name__
+        count = int(kind[-2]) if kind.endswith(("1d", "2d", "3d")) else x.ndim - 2
         uses = call.training or not layer.track_running_stats
         return (math.prod(sizes[-count:]), "instance") if uses else None
     if isinstance(layer, nn.GroupNorm):

@@ -128,7 +128,13 @@ def _alone(inputs: Inputs, padded: Padded) -> Inputs:
             tensor = tensor.narrow(axis, 0, padded.real)
         return tensor
 
-    return _lists(mapped(cut, inputs), lambda counts: [counts[padded.place]], padded)
+    def is_lengths(value: Any) -> bool:
+        """Whether a value is a list of whole numbers, one for every sample."""
+        return isinstance(value, list) and len(value) == padded.samples.count and all(type(n) is int for n in value)
+
+    return pytree.tree_map(
+        lambda value: [value[padded.place]] if is_lengths(value) else value, mapped(cut, inputs), is_leaf=is_lengths
+    )
 
 
 def _further(inputs: Inputs, padded: Padded) -> Inputs:
@@ -144,16 +150,6 @@ def _further(inputs: Inputs, padded: Padded) -> Inputs:
         return torch.cat([tensor, last.expand(shape)], time[0])
 
     return mapped(pad, inputs)
-
-
-def _lists(inputs: Any, change: Callable[[list[int]], list[int]], padded: Padded) -> Any:
-    """Change the lists of whole numbers that have one for every sample."""
-    count = padded.samples.count
-
-    def is_lengths(value: Any) -> bool:
-        return isinstance(value, list) and len(value) == count and all(type(n) is int for n in value)
-
-    return pytree.tree_map(lambda v: change(v) if is_lengths(v) else v, inputs, is_leaf=is_lengths)
 
 
 # -- what it changes ---------------------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ class Call:
     options: dict[str, Any]
     read: list[Tensor]
     training: bool
-    needs: list[bool]
     given: list[Tensor] = field(default_factory=list)
     gives: list[bool] = field(default_factory=list)  # for each returned tensor, whether a gradient can pass
 
@@ -163,8 +162,7 @@ class _Recorder(TorchFunctionMode):
         """A layer is called."""
         with torch._C.DisableTorchFunction():
             read = list(tensors((args, options)))
-            needs = [t.requires_grad for t in read]
-            call = Call(layer, self.paths[layer], args, options, self.keep(read), layer.training, needs)
+            call = Call(layer, self.paths[layer], args, options, self.keep(read), layer.training)
         self.stack.append(call)
         self.made.begun.append(call)
 

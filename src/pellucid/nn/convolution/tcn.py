@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,6 +77,7 @@ class TCN(Component, torch.nn.Module):
     """
 
     formula = staticmethod(temporal_convolve)
+    blocks: Any  # a ModuleList of a ModuleDict each
 
     def __init__(
         self,
@@ -199,7 +200,7 @@ class TCN(Component, torch.nn.Module):
 
     def _causal(self) -> list[Any]:
         """Return the convolutions that read earlier steps, in the order of their states."""
-        return [block[name] for block in self._blocks() for name in CAUSAL]
+        return [block[name] for block in self.blocks for name in CAUSAL]
 
     def _stream(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         count = len(CAUSAL) * len(self.blocks)
@@ -225,25 +226,22 @@ class TCN(Component, torch.nn.Module):
 
         blocks = [
             (streamed(block["first"]), streamed(block["second"]), block["drop"], at_each_step(block["shortcut"]))
-            for block in self._blocks()
+            for block in self.blocks
         ]
         y = self.formula(x, blocks=blocks, activation=self.activation, real=RealSteps(None))
         return y, tuple(following)
-
-    def _blocks(self) -> Iterable[Any]:
-        return self.blocks
 
     def bind(self, input: Tensor, lengths: real.Lengths | None = None) -> dict[str, Any]:
         """Return the formula's arguments for this input, whose padding is read as zeros."""
         self._refuse_misfit(input)
         kept = self._real(input, lengths)
-        blocks = [(block["first"], block["second"], block["drop"], block["shortcut"]) for block in self._blocks()]
+        blocks = [(block["first"], block["second"], block["drop"], block["shortcut"]) for block in self.blocks]
         return {"x": kept(input), "blocks": blocks, "activation": self.activation, "real": kept}
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the weights with the reasons of their shapes; given an input, it and the output too."""
         found: list[SymbolShape] = []
-        for number, (block, dilation) in enumerate(zip(self._blocks(), self.dilations, strict=True)):
+        for number, (block, dilation) in enumerate(zip(self.blocks, self.dilations, strict=True)):
             for name in (*CAUSAL, "shortcut"):
                 if isinstance(block[name], Conv1d):
                     found += self._of_convolution(f"{name}[{number}]", block[name], dilation)

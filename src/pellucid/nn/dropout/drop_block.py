@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,12 +77,11 @@ class DropBlock2d(DropoutFamily):
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the shapes of input and draws."""
-        return [
-            SymbolShape(s.name, s.shape, s.axes, s.reason, s.trainable, {"p": self.p, "block": self._block(inputs[0])})
-            if s.name == "draws"
-            else s
-            for s in super().symbols(*inputs)
-        ]
+        shapes = super().symbols(*inputs)
+        if not shapes:
+            return []
+        x, draws = shapes
+        return [x, replace(draws, facts={"p": self.p, "block": self._block(inputs[0])})]
 
     def extra_repr(self) -> str:
         """Write the arguments."""

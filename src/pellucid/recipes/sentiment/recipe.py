@@ -7,22 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pellucid.recipes import recipe
-from pellucid.recipes.batches import Series, SeriesBatches
+from pellucid.recipes.batches import SeriesData
 from pellucid.recipes.cells import lasting, recurrent_layer
 from pellucid.recipes.sentiment.data import Review, Vocabulary, read_reviews, split
 from pellucid.recipes.sentiment.network import ConvolutionalReader, Reader, RecurrentReader
 
-EVALUATION_BATCH = 256
 MODELS = ("recurrent", "textcnn")
 
 
 @dataclass(frozen=True)
-class Data(recipe.Data):
+class Data(SeriesData):
     """The three parts, encoded with the vocabulary of the training part."""
 
     unit: ClassVar[str] = "reviews"
+    evaluation_batch: ClassVar[int] = 256
     vocabulary: Vocabulary
-    parts: Mapping[str, list[Series]]
     longest: int
     truncated: int  # texts that are longer
 
@@ -38,17 +37,12 @@ class Data(recipe.Data):
             for name, part in reviews.items()
         }
         truncated = sum(len(review.text) > longest for part in reviews.values() for review in part)
-        return cls(vocabulary, parts, longest, truncated)
+        return cls(parts, vocabulary, longest, truncated)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The labels."""
         return "bad", "good"
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """How many reviews each part has."""
-        return {name: len(part) for name, part in self.parts.items()}
 
     @property
     def fitted(self) -> Vocabulary:
@@ -64,14 +58,6 @@ class Data(recipe.Data):
     def facts(self) -> dict[str, Any]:
         """How many texts are cut."""
         return {"truncated": self.truncated}
-
-    def training(self, settings: Settings, epoch: int) -> SeriesBatches:
-        """Return the batches of an epoch, which seed and epoch decide."""
-        return SeriesBatches(self.parts["train"], settings.batch_size, seed=f"{settings.seed}/{epoch}")
-
-    def evaluation(self, part: str) -> SeriesBatches:
-        """Return the batches of the validation or the test part, from short to long."""
-        return SeriesBatches(self.parts[part], EVALUATION_BATCH)
 
 
 @dataclass(frozen=True)

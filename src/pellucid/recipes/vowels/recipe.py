@@ -9,32 +9,25 @@ from typing import Any, ClassVar
 from rich.console import RenderableType
 
 from pellucid.recipes import recipe
-from pellucid.recipes.batches import Series, SeriesBatches
+from pellucid.recipes.batches import SeriesData
 from pellucid.recipes.cells import lasting, recurrent_layer
 from pellucid.recipes.tables import confusion_table
 from pellucid.recipes.vowels.data import FEATURES, SPEAKERS, Statistics, read_utterances
 from pellucid.recipes.vowels.network import SpeakerNetwork
 
-EVALUATION_BATCH = 128
-
 
 @dataclass(frozen=True)
-class Data(recipe.Data):
+class Data(SeriesData):
     """The utterances in three parts, as they are recorded."""
 
     unit: ClassVar[str] = "utterances"
-    parts: Mapping[str, list[Series]]
+    evaluation_batch: ClassVar[int] = 128
     statistics: Statistics
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The speakers."""
         return tuple(map(str, range(1, SPEAKERS + 1)))
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """How many utterances each part has."""
-        return {name: len(part) for name, part in self.parts.items()}
 
     @property
     def fitted(self) -> Statistics:
@@ -46,14 +39,6 @@ class Data(recipe.Data):
         """How long they are."""
         lengths = [len(steps) for part in self.parts.values() for steps, _ in part]
         return [f"They have {min(lengths)} to {max(lengths)} steps of {FEATURES} features."]
-
-    def training(self, settings: Settings, epoch: int) -> SeriesBatches:
-        """Return the batches of an epoch, which seed and epoch decide."""
-        return SeriesBatches(self.parts["train"], settings.batch_size, seed=f"{settings.seed}/{epoch}")
-
-    def evaluation(self, part: str) -> SeriesBatches:
-        """Return the batches of the validation or the test part, from short to long."""
-        return SeriesBatches(self.parts[part], EVALUATION_BATCH)
 
 
 @dataclass(frozen=True)

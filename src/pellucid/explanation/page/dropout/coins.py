@@ -38,19 +38,19 @@ def draws_at(coins: Sequence[int], numbers: tuple[int, int], calls: int) -> Tens
     return (drawn.expand(4, calls, len(index)).gather(0, lane)[0] >> 8) * torch.tensor(2.0**-24)
 
 
-def toys(p: float, seed: int = SEED) -> dict[str, Any]:
+def toys(p: float) -> dict[str, Any]:
     """Return the masks of several layers over a small batch of sequences, and over one of pictures."""
     sequence: list[DropoutFamily] = [
-        nn.Dropout(p, seed=seed),
-        nn.LockedDropout(p, batch_first=True, seed=seed),
-        nn.Dropout1d(p, seed=seed),
-        nn.DropPath(p, seed=seed),
+        nn.Dropout(p, seed=SEED),
+        nn.LockedDropout(p, batch_first=True, seed=SEED),
+        nn.Dropout1d(p, seed=SEED),
+        nn.DropPath(p, seed=SEED),
     ]
     picture: list[DropoutFamily] = [
-        nn.Dropout(p, seed=seed),
-        nn.Dropout2d(p, seed=seed),
-        nn.DropBlock2d(p, block_size=BLOCK, seed=seed),
-        nn.DropPath(p, seed=seed),
+        nn.Dropout(p, seed=SEED),
+        nn.Dropout2d(p, seed=SEED),
+        nn.DropBlock2d(p, block_size=BLOCK, seed=SEED),
+        nn.DropPath(p, seed=SEED),
     ]
     return {"sequence": _toy((2, 3, 4), sequence), "picture": _toy((2, 3, 4, 4), picture)}
 

@@ -85,7 +85,7 @@ def _entries(explained: DropoutExplained) -> dict[str, Any]:
     x, exact = sheet.of(bound["x"].cpu()), sheet.of(bound["x"].cpu()).double()
     many = coins.draws_at(sheet.coins.flatten().tolist(), explained.numbers, MASKS)
     draws = many[0].reshape(x.shape)
-    with recomputed.posed(layer, True, p) as formula, torch.no_grad():
+    with recomputed.posed(layer, p) as formula, torch.no_grad():
         y = formula(x=exact.flatten(), draws=many, p=p).expand(MASKS, exact.numel())
         dropped, kept = (formula(x=exact.flatten(), draws=torch.full((1,), u), p=p) for u in (-1.0, 2.0))
     mean = (1 - p) * kept + p * dropped if p < 1 else dropped
@@ -131,7 +131,7 @@ def telling(kept: Tensor, x: Tensor) -> int:
 
 
 def _usual(explained: DropoutExplained) -> Any:
-    with recomputed.posed(explained.layer, True, recomputed.SOME) as formula:
+    with recomputed.posed(explained.layer, recomputed.SOME) as formula:
         return formula
 
 

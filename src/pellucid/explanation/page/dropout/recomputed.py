@@ -20,10 +20,10 @@ SOME = 0.5  # a p at which something is dropped and something stays
 
 
 @contextlib.contextmanager
-def posed(layer: DropoutFamily, training: bool, p: float) -> Iterator[Formula]:
-    """Give the formula that a layer has in a mode and at a p."""
+def posed(layer: DropoutFamily, p: float) -> Iterator[Formula]:
+    """Give the formula that a layer has in training at a p."""
     before = layer.training, layer.p
-    layer.training, layer.p = training, p
+    layer.training, layer.p = True, p
     try:
         yield layer.formula
     finally:
@@ -36,9 +36,9 @@ def of_layer(layer: DropoutFamily) -> dict[str, Any]:
     Raises:
         Unsupported: an operation that the page does not know, or one that holds for tensors of one shape only.
     """
-    with posed(layer, True, SOME) as formula:
+    with posed(layer, SOME) as formula:
         some = entrywise(formula)
-    with posed(layer, True, 1.0) as formula:
+    with posed(layer, 1.0) as formula:
         return {"some": some, "all": entrywise(formula)}
 
 
