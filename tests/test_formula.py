@@ -59,6 +59,27 @@ def test_shapes_are_solved(cell, sizes, expected):
     assert shapes(cell, input=3, hidden=4, **sizes) == expected
 
 
+@pytest.mark.parametrize(
+    ("turn", "shape"),
+    [
+        (lambda U: U.permute(0, 1), (3, 4)),
+        (lambda U: U.permute((1, 0)), (4, 3)),
+        (lambda U: U.permute(dims=(-1, 0)), (4, 3)),
+        (lambda U: U.transpose(1, 1), (3, 4)),
+        (lambda U: U.transpose(dim0=-1, dim1=-2), (4, 3)),
+        (lambda U: U.mT, (4, 3)),
+    ],
+)
+def test_a_matrix_is_turned_as_it_is_asked(turn, shape):
+    @pellucid.cell
+    def turned(x, h, *, U, W):
+        return torch.tanh(x @ turn(U) + h @ W)
+
+    layer = turned(3, 4)
+    assert layer.solution().symbols["U"].shape == shape
+    assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
 def test_reasons_lead_from_the_symbol_to_a_known_size():
     solved = cells.lstm(256, 128).solution().symbols
     rows, columns = solved["U"].reasons

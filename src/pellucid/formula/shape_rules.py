@@ -128,17 +128,24 @@ def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Any:
     return Traced(tracer, Shape([sizes[letter] for letter in result]))
 
 
-@rule("t", "T", "mT", "transpose", "swapaxes", "permute")
-def _transpose(tracer: Tracer, value: Any, *_: Any) -> Any:
-    dims = tracer.dims_of(value)
-    if dims is None:
-        dims = (tracer.unifier.fresh(), tracer.unifier.fresh())
-        value.shape_.set(dims)
-    if len(dims) != 2:
+@rule("t", "T", "mT", "transpose", "swapaxes")
+def _transpose(tracer: Tracer, value: Any, dim0: int = 0, dim1: int = 1) -> Any:
+    return _permute(tracer, value, (1, 0) if (dim0 - dim1) % 2 else (0, 1))
+
+
+@rule("permute")
+def _permute(tracer: Tracer, value: Any, *order: Any, dims: Sequence[int] = ()) -> Any:
+    sizes = tracer.dims_of(value)
+    if sizes is None:
+        sizes = (tracer.unifier.fresh(), tracer.unifier.fresh())
+        value.shape_.set(sizes)
+    if len(sizes) != 2:
         tracer.fail(f"a transpose of {tracer.text(value)}; only matrices have one here")
-    if ROWS in dims:
+    order = tuple(dims) or (tuple(order[0]) if len(order) == 1 else order)
+    turned = tuple(sizes[axis] for axis in order)
+    if ROWS in sizes and turned != sizes:
         tracer.fail(f"a transpose of rows would swap the batch with the features; {tracer.invisible}")
-    return Traced(tracer, Shape((dims[1], dims[0])))
+    return Traced(tracer, Shape(turned))
 
 
 @rule(*"softmax log_softmax gumbel_softmax cumsum cumprod layer_norm rms_norm normalize dropout flip roll".split())
