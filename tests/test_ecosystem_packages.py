@@ -14,7 +14,7 @@ import torch
 import pellucid
 from pellucid import nn
 from pellucid.benchmark.zoo import ZOO
-from pellucid.models.verification import difference, mapped, ramp, tensors
+from pellucid.models.structures import difference, mapped, ramp, tensors
 from pellucid.nn.swapped.exchange import kind_of
 
 pytest.importorskip("transformers", reason="the real models are built from transformers' code")

@@ -11,7 +11,8 @@ import pellucid
 from explaining import quietly
 from pellucid.benchmark.zoo import ZOO, ZooModel
 from pellucid.models import verification
-from pellucid.models.verification import Trial, arguments, mapped
+from pellucid.models.structures import arguments, mapped
+from pellucid.models.verification import Trial
 from pellucid.nn.swapped.exchange import kind_of
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import pellucid
 from pellucid import nn
-from pellucid.models.verification import TOLERANCE, difference
+from pellucid.models.structures import difference
+from pellucid.models.verification import TOLERANCE
 from swapping import Tagger, classes, ids, tagger
 
 pytestmark = pytest.mark.usefixtures("few_samples")

@@ -23,7 +23,8 @@ from pellucid.explanation.model.run import Recording
 from pellucid.models import swap
 from pellucid.models.formats import FASTEST
 from pellucid.models.report import Report
-from pellucid.models.verification import Trial, mapped, ramp, tensors
+from pellucid.models.structures import mapped, ramp, tensors
+from pellucid.models.verification import Trial
 from pellucid.nn.component import Running
 
 FLOOR = 1.0  # of every model

@@ -193,7 +193,7 @@ def _observed(model: torch.nn.Module, example: Any) -> Observed:
     """What modules do when the model reads the example, if there is one."""
     if example is None:
         return Observed({}, {})
-    from pellucid.models.verification import arguments, mapped
+    from pellucid.models.structures import arguments, mapped
 
     positional, named = mapped(lambda x: x.detach().clone(), arguments(example))
     return observed(model, (positional, named))

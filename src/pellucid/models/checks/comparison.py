@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.models.checks.trial import Call, Run
-from pellucid.models.verification import largest
+from pellucid.models.structures import largest
 
 SAME = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 LOOSER = 100  # where matrix products of other shapes round otherwise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pellucid.models.checks.comparison import changed, zip_shaped
 from pellucid.models.checks.mistakes import Found, Given, first_line
 from pellucid.models.checks.trial import Run, Trial, floating
-from pellucid.models.verification import tensors
+from pellucid.models.structures import tensors
 
 Loss = Callable[[Any], Tensor]
 Taken = tuple[Tensor | None, ...]

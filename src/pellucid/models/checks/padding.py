@@ -16,7 +16,7 @@ from pellucid.models.checks.comparison import LOOSER, changed, origins, relative
 from pellucid.models.checks.mistakes import Found, Given, first_line
 from pellucid.models.checks.samples import Samples, axis_of, first_input, is_recurrent
 from pellucid.models.checks.trial import Call, Mode, Run, Trial
-from pellucid.models.verification import mapped
+from pellucid.models.structures import mapped
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pellucid.keeping import left_alone
 from pellucid.models.checks.mistakes import Found
 from pellucid.models.checks.samples import is_recurrent
 from pellucid.models.checks.trial import Call, Run
-from pellucid.models.verification import mapped
+from pellucid.models.structures import mapped
 
 STEPS = 4  # a sequence from which on it is judged
 GROWN, GROWING = 1e4, 1e2  # times as large as at the start: wrong, suspect

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from pellucid.explanation.model.run import Inputs, copied
 from pellucid.keeping import layer_by_layer, left_alone, seed_all
 from pellucid.models.selection import places
-from pellucid.models.verification import tensors
+from pellucid.models.structures import tensors
 
 Mode = Literal["eval", "train", "norms"]  # the last one: eval, but batch norms average the batch
 Replaced = Mapping[torch.nn.Module, Callable[[Any], Any]]
