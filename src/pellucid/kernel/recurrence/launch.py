@@ -73,9 +73,9 @@ def recurrence(
         def compute(run: Runner) -> tuple[list[Result], str]:
             if not differentiable:
                 return [found[:2] for found in _forward(run, division, calls, states, save=False)], run.name
-            directions = tuple([_Direction(c.reverse, c.seed, len(c.parameters)) for c in calls])
+            directions = tuple([(c.reverse, len(c.parameters)) for c in calls])
             way = _Way(run, text, training, division, directions, len(states[0]))
-            results = _Recurrence.apply(way, calls[0].lengths, *tensors)
+            results = _Recurrence.apply(way, calls[0].lengths, [c.seed for c in calls], *tensors)
             return [(output, list(last)) for output, *last in _groups(results, 1 + way.entries)], run.name
 
         run = runner(text, training, x.dtype, x.device.type, differentiable)
@@ -86,27 +86,21 @@ def recurrence(
             return compute(_reference(text, training, calls[0]))
 
 
-class _Direction(NamedTuple):
-    """One of the calls: what it has for itself beside tensors that have a gradient, and how many parameters it has."""
-
-    reverse: bool
-    seed: Tensor | None
-    parameters: int
-
-
 def _of_each(way: _Way, values: Sequence[Any]) -> list[Sequence[Any]]:
     """What belongs to states and parameters of each direction, of values in the order in which autograd has them."""
-    ends = list(itertools.accumulate([way.entries + count for _, _, count in way.directions], initial=0))
+    ends = list(itertools.accumulate([way.entries + count for _, count in way.directions], initial=0))
     return [values[first:end] for first, end in itertools.pairwise(ends)]
 
 
-def _given(way: _Way, lengths: Tensor | None, tensors: Sequence[Tensor]) -> tuple[list[Call], list[Sequence[Tensor]]]:
+def _given(
+    way: _Way, lengths: Tensor | None, seeds: Sequence[Tensor | None], tensors: Sequence[Tensor]
+) -> tuple[list[Call], list[Sequence[Tensor]]]:
     """The calls and their states, of the input and what belongs to each direction."""
     x, *rest = tensors
     parts = _of_each(way, rest)
     calls = [
-        Call(x, own[way.entries :], lengths, direction.seed, direction.reverse)
-        for direction, own in zip(way.directions, parts, strict=True)
+        Call(x, own[way.entries :], lengths, seed, reverse)
+        for (reverse, _), seed, own in zip(way.directions, seeds, parts, strict=True)
     ]
     return calls, [own[: way.entries] for own in parts]
 
@@ -138,18 +132,14 @@ def _noted(
     return results[0], list(results[1 : 1 + len(states)])
 
 
-def _defined(
-    text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def _defined(text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]) -> Result:
     """Output and last state by the author's function; of no steps, which it says nothing of, by the reference."""
     if not call.time:
         return plainly(_reference(text, training, call).forward, division, call, states)
     return plainly(functools.partial(naive.forward, *definition(text, training)), division, call, states)
 
 
-def _differentiable(
-    text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def _differentiable(text: str, training: bool, division: Division, call: Call, states: Sequence[Tensor]) -> Result:
     """Output and last state by operations that torch may differentiate: the reference's own, or the author's.
 
     Gradients are derived for real numbers; those of complex ones are torch's.
@@ -213,7 +203,7 @@ def _unrolled(
     reverse: bool,
     checkpoint_every: int,
     truncate: int,
-) -> tuple[Tensor, list[Tensor]]:
+) -> Result:
     """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
     call = Call(x, parameters, lengths, seed, reverse)
     return _differentiable(text, training, Division(checkpoint_every, truncate), call, states)
@@ -225,13 +215,16 @@ def _transformed() -> bool:
 
 
 class _Way(NamedTuple):
-    """How calls are run; the state of each has so many ``entries``."""
+    """How calls are run.
+
+    ``directions`` say of each whether it is reversed and how many parameters it has; its state has so many ``entries``.
+    """
 
     run: Runner
     text: str
     training: bool
     division: Division
-    directions: Sequence[_Direction]
+    directions: Sequence[tuple[bool, int]]
     entries: int
 
 
@@ -239,27 +232,28 @@ class _Recurrence(torch.autograd.Function):
     """The program with its derived gradient."""
 
     @staticmethod
-    def forward(ctx: Any, way: _Way, lengths: Any, *tensors: Tensor) -> Any:
-        results = _forward(way.run, way.division, *_given(way, lengths, tensors), save=True)
+    def forward(ctx: Any, way: _Way, lengths: Any, seeds: Any, *tensors: Tensor) -> Any:
+        results = _forward(way.run, way.division, *_given(way, lengths, seeds, tensors), save=True)
         ctx.way, ctx.count = way, len(tensors)
-        ctx.save_for_backward(lengths, *tensors, *[t for _, _, saved in results for t in saved])
+        ctx.save_for_backward(lengths, *seeds, *tensors, *[t for _, _, saved in results for t in saved])
         return tuple([t for output, last, _ in results for t in (output, *last)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         way = ctx.way
         lengths, *rest = ctx.saved_tensors
+        seeds, rest = rest[: len(way.directions)], rest[len(way.directions) :]
         tensors, saved = rest[: ctx.count], rest[ctx.count :]
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         gradients = tuple([gradient.resolve_neg() for gradient in gradients])
-        calls, _ = _given(way, lengths, tensors)
+        calls, _ = _given(way, lengths, seeds, tensors)
         mapped = any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))
         if not torch.is_grad_enabled() and not mapped and in_memory(*gradients):
             try:
-                return None, None, *_backward(way, calls, saved, gradients, needed)
+                return None, None, None, *_backward(way, calls, saved, gradients, needed)
             except BuildError as error:
                 give_up_program(way.text, way.run, error)
-        return None, None, *_differentiable_backward(way, lengths, tensors, gradients, needed)
+        return None, None, None, *_differentiable_backward(way, lengths, seeds, tensors, gradients, needed)
 
 
 def _backward(
@@ -290,14 +284,19 @@ def _backward(
 
 
 def _differentiable_backward(
-    way: _Way, lengths: Tensor | None, tensors: Sequence[Tensor], gradients: Sequence[Tensor], needed: Sequence[bool]
+    way: _Way,
+    lengths: Tensor | None,
+    seeds: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradient of the reference's own operations, or the author's, by torch, which may be differentiated again."""
     once_more = torch.is_grad_enabled()
     results: list[Tensor] = []
     with torch.enable_grad():
         tensors = [stand_in(t) if need else t for t, need in zip(tensors, needed, strict=True)]
-        for given in zip(*_given(way, lengths, tensors), strict=True):
+        for given in zip(*_given(way, lengths, seeds, tensors), strict=True):
             output, last = _differentiable(way.text, way.training, way.division, *given)
             results += (output, *last)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
