@@ -247,3 +247,48 @@ def test_differences():
     assert difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == float("inf")
     assert difference(torch.ones(2), torch.ones(3)) == float("inf")
     assert difference(torch.zeros(0), torch.zeros(0)) == 0
+
+
+class Watched(torch.nn.Module):
+    """Gives itself hooks when it first runs, and counts calls in a list and a dict, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+        self.watching = False
+        self.seen: list[torch.Tensor] = []
+        self.sums = {"all": torch.zeros(())}
+
+    def forward(self, x):
+        if not self.watching:
+            self.layer.register_forward_hook(lambda layer, args, y: self.seen.append(y))
+            self.watching = True
+        y = self.layer(x)
+        self.sums["all"] += 1
+        self.sums[f"{len(self.sums)}"] = y.detach().sum()
+        return y
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda m, x: pellucid.explain(m, x, show=False),
+        pellucid.check,
+        lambda m, x: pellucid.swap(m, verify=x, fuse=True),
+    ],
+    ids=["explain", "check", "swap"],
+)
+def test_hooks_that_a_model_gives_itself_when_it_first_runs_are_there_once(look):
+    model = Watched()
+    look(model, torch.ones(2, 3))
+    model.seen.clear()
+    before = float(model.sums["all"])
+    model(torch.ones(2, 3))
+    assert len(model.seen) == 1
+    assert float(model.sums["all"]) == before + 1
+
+
+def test_a_model_that_is_explained_keeps_its_lists_and_dicts():
+    model = Watched()
+    pellucid.explain(model, torch.ones(2, 3), show=False)
+    assert (model.seen, model.sums) == ([], {"all": torch.zeros(())})
