@@ -165,12 +165,17 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
                 self.calling.pop()
 
         before = sys.getprofile()
+        written_in_c = not (before is None or callable(before))  # as cProfile's, which starts and stops by itself
+        if written_in_c:
+            before.disable()
         sys.setprofile(follow)
         try:
             with hearing(self.hear, _is_silent, self.enter):
                 yield
         finally:
-            sys.setprofile(before)
+            sys.setprofile(None if written_in_c else before)
+            if written_in_c:
+                before.enable()
 
     def enter(self, space: dict[str, Any], names: Globals) -> None:
         """A function begins, which reads and sets global variables."""

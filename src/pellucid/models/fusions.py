@@ -404,8 +404,8 @@ def may_be_fused(module: torch.nn.Module) -> bool:
     """Whether a module's forward may hold what can be computed as one: norms, or arithmetic of its own."""
     if isinstance(module, (Component, torch.jit.ScriptModule, fx.GraphModule)) or parametrize.is_parametrized(module):
         return False
-    if type(module) in (torch.nn.ModuleList, torch.nn.ModuleDict) or type(module).__module__.startswith("pellucid."):
-        return False
+    if type(module).forward is torch.nn.Module.forward or type(module).__module__.startswith("pellucid."):
+        return False  # what only holds others, such as a ModuleList, has no forward
     own = not type(module).__module__.startswith("torch.nn.") or made_of(module) in LAYERS
     return own or any(map(is_norm, _held(module)))
 
