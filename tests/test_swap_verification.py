@@ -292,3 +292,31 @@ def test_a_model_that_is_explained_keeps_its_lists_and_dicts():
     model = Watched()
     pellucid.explain(model, torch.ones(2, 3), show=False)
     assert (model.seen, model.sums) == ([], {"all": torch.zeros(())})
+
+
+class Keeping(torch.nn.Module):
+    """Keeps in eval mode what it computes of a parameter, until it trains again, as LeViT of transformers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.ones(3))
+        self.layer = torch.nn.Linear(3, 3)
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True):
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            return self.layer(x) + self.bias.exp()
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias.exp()
+        return self.layer(x) + self.kept["bias"]
+
+
+def test_what_one_run_keeps_is_not_used_by_the_next():
+    report = pellucid.swap(Keeping().eval(), verify=torch.ones(2, 3))
+    assert report.verification is not None
+    assert report.verification.modes == ("eval", "train")
+    assert report.verification.notes == ()

@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import VerificationError
-from pellucid.keeping import Draws, seed_all
+from pellucid.keeping import Draws, left_alone, seed_all
 from pellucid.models.formats import FASTEST, RESHAPE, Formats
 from pellucid.models.functions import WithoutDropout
 from pellucid.models.fusions import Plans, follow, unfuse
@@ -285,7 +285,7 @@ class Trial:
 
     def results(self, training: bool) -> Results:
         """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
-        with _kept(self.model), _calm(self.model, training), torch.enable_grad():
+        with left_alone(self.model), _calm(self.model, training), torch.enable_grad():  # nor is what a run keeps used
             seed_all(SEED)
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)
