@@ -153,6 +153,31 @@ def test_what_is_only_rounding_is_let_through_and_told(monkeypatch):
         pellucid.swap(model.double(), verify=torch.randn(9, 6).double())
 
 
+def test_what_the_last_bit_of_a_weight_would_change_too_is_rounding(monkeypatch):
+    class Edge(torch.nn.Module):
+        """Every unit is as near to where a gradient jumps as a float32 can be, and torch's is exact."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(6, eps=0.0)
+            self.scale = torch.nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            y = self.norm(x) * self.scale
+            return y + torch.relu(y - (1 - 2**-24))
+
+    x = torch.tensor([[1.0, -1.0] * 3])
+    wrong_by(-1e-6, monkeypatch)
+    check = pellucid.swap(Edge(), verify=x).verification
+    assert check is not None
+    assert check.gradients is not None
+    assert check.gradients > 0.1
+    assert "torch.nn's layers, also with another last bit in their weights, differ, an output by" in check.notes[0]
+    wrong_by(-1e-2, monkeypatch)  # more than a bit
+    with pytest.raises(pellucid.VerificationError, match="a gradient by"):
+        pellucid.swap(torch.nn.Sequential(torch.nn.LayerNorm(6)), verify=torch.randn(9, 6))
+
+
 def test_whole_numbers_that_change_are_no_rounding(monkeypatch):
     class Decides(torch.nn.Module):
         def __init__(self):
