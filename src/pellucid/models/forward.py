@@ -164,7 +164,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
             elif event.startswith("c_") and self.calling:
                 self.calling.pop()
 
-        before = sys.getprofile()
+        before: Any = sys.getprofile()
         written_in_c = not (before is None or callable(before))  # as cProfile's, which starts and stops by itself
         if written_in_c:
             before.disable()
