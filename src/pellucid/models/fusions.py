@@ -158,7 +158,7 @@ def traced(
     values = (*args, *named.values())
     other = next((value for value in values if _sort(value) is OTHER), None)
     if other is not None:
-        raise Untraceable(f"its forward takes a {type(other).__name__}")
+        raise Untraceable(f"its forward takes an argument of type {type(other).__name__}")
     known = any(isinstance(value, (Tensor, Like)) for value in values)
 
     def signs(shaped: bool) -> tuple[list[Any], dict[str, Any]]:
