@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,6 +187,37 @@ def test_the_first_call_may_be_in_a_checkpoint():
             m.found = torch.utils.checkpoint.checkpoint(m, x * 3, use_reentrant=False)
             m.found = torch.autograd.grad(m.found.sum(), x)[0]
     assert torch.allclose(module.found, usual.found, rtol=1e-10)
+
+
+def test_a_checkpoint_keeps_the_same_in_both_runs():
+    """Of an input this small the operations are faster one by one, which is known behind the first run."""
+
+    def forward(self, x):
+        t = torch.tanh(self.first(x))
+        return self.second(x) + t * torch.sigmoid(t)
+
+    model = Own(forward, first=torch.nn.Linear(5, 7), second=torch.nn.Linear(5, 7))
+    pellucid.swap(model, fuse=True)
+    for _ in range(3):
+        torch.utils.checkpoint.checkpoint(model, torch.randn(3, 5), use_reentrant=False).sum().backward()
+    assert model.first.weight.grad is not None
+
+
+class Half(float):
+    """A number that is not written as one."""
+
+    def __repr__(self) -> str:
+        return "one half"
+
+
+@pytest.mark.parametrize("kind", [np.float64, Half])
+def test_numbers_of_other_classes(kind):
+    module = Own(lambda self, x: torch.tanh(x.roll(1)) * torch.sigmoid(x) + x.clamp(max=self.kind(0.5)), kind=kind)
+    x = drawn(3, 5)
+    y = module(x)
+    with pellucid.backend("c"):
+        pellucid.swap(module, fuse=True)
+        assert torch.allclose(module(x), y, rtol=1e-12)
 
 
 def test_any_layout_and_size():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import cProfile
 import functools
 import inspect
 import json
@@ -11,6 +12,7 @@ import logging
 import os
 import pickle
 import random
+import sys
 
 import pytest
 import torch
@@ -936,6 +938,32 @@ def test_torchs_own_blocks():
     x = picture(2, 3, 8).double()
     with pellucid.backend("c"):
         assert torch.allclose(model(x, x), reference(x, x), atol=1e-10)
+
+
+def test_a_profiler_changes_nothing_and_goes_on():
+    report, seen, profiler = None, [], cProfile.Profile()
+    with profiler:
+        report = pellucid.swap(torch.nn.Sequential(Residual(), Residual()), fuse=True)
+        json.dumps("after")
+    assert {path.split(".")[0] for group in report.fused for path in group.paths} == {"0", "1"}
+    assert any(entry.code.co_name == "dumps" for entry in profiler.getstats() if not isinstance(entry.code, str))
+
+    def note(frame, event, argument):
+        seen.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        pellucid.swap(torch.nn.Sequential(Residual()), fuse=True)
+        assert sys.getprofile() is note
+    finally:
+        sys.setprofile(None)
+    assert "swap" in seen
+
+
+def test_a_module_without_a_forward_is_not_said_to_be_unreadable():
+    holder = torch.nn.Module()
+    holder.norm, holder.act = torch.nn.BatchNorm2d(3), torch.nn.ReLU()
+    assert pellucid.swap(holder, fuse=True).unfused == ()
 
 
 def test_only_says_which_norms():

@@ -154,6 +154,31 @@ def test_what_is_only_rounding_is_let_through_and_told(monkeypatch):
         pellucid.swap(model.double(), verify=torch.randn(9, 6).double())
 
 
+def test_what_the_last_bit_of_a_weight_would_change_too_is_rounding(monkeypatch):
+    class Edge(torch.nn.Module):
+        """Every unit is as near to where a gradient jumps as a float32 can be, and torch's is exact."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(6, eps=0.0)
+            self.scale = torch.nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            y = self.norm(x) * self.scale
+            return y + torch.relu(y - (1 - 2**-24))
+
+    x = torch.tensor([[1.0, -1.0] * 3])
+    wrong_by(-1e-6, monkeypatch)
+    check = pellucid.swap(Edge(), verify=x).verification
+    assert check is not None
+    assert check.gradients is not None
+    assert check.gradients > 0.1
+    assert "torch.nn's layers, also with another last bit in their weights, differ, an output by" in check.notes[0]
+    wrong_by(-1e-2, monkeypatch)  # more than a bit
+    with pytest.raises(pellucid.VerificationError, match="a gradient by"):
+        pellucid.swap(torch.nn.Sequential(torch.nn.LayerNorm(6)), verify=torch.randn(9, 6))
+
+
 def test_whole_numbers_that_change_are_no_rounding(monkeypatch):
     class Decides(torch.nn.Module):
         def __init__(self):
@@ -248,3 +273,76 @@ def test_differences():
     assert difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == float("inf")
     assert difference(torch.ones(2), torch.ones(3)) == float("inf")
     assert difference(torch.zeros(0), torch.zeros(0)) == 0
+
+
+class Watched(torch.nn.Module):
+    """Gives itself hooks when it first runs, and counts calls in a list and a dict, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+        self.watching = False
+        self.seen: list[torch.Tensor] = []
+        self.sums = {"all": torch.zeros(())}
+
+    def forward(self, x):
+        if not self.watching:
+            self.layer.register_forward_hook(lambda layer, args, y: self.seen.append(y))
+            self.watching = True
+        y = self.layer(x)
+        self.sums["all"] += 1
+        self.sums[f"{len(self.sums)}"] = y.detach().sum()
+        return y
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda m, x: pellucid.explain(m, x, show=False),
+        pellucid.check,
+        lambda m, x: pellucid.swap(m, verify=x, fuse=True),
+    ],
+    ids=["explain", "check", "swap"],
+)
+def test_hooks_that_a_model_gives_itself_when_it_first_runs_are_there_once(look):
+    model = Watched()
+    look(model, torch.ones(2, 3))
+    model.seen.clear()
+    before = float(model.sums["all"])
+    model(torch.ones(2, 3))
+    assert len(model.seen) == 1
+    assert float(model.sums["all"]) == before + 1
+
+
+def test_a_model_that_is_explained_keeps_its_lists_and_dicts():
+    model = Watched()
+    pellucid.explain(model, torch.ones(2, 3), show=False)
+    assert (model.seen, model.sums) == ([], {"all": torch.zeros(())})
+
+
+class Keeping(torch.nn.Module):
+    """Keeps in eval mode what it computes of a parameter, until it trains again, as LeViT of transformers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.ones(3))
+        self.layer = torch.nn.Linear(3, 3)
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True):
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            return self.layer(x) + self.bias.exp()
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias.exp()
+        return self.layer(x) + self.kept["bias"]
+
+
+def test_what_one_run_keeps_is_not_used_by_the_next():
+    report = pellucid.swap(Keeping().eval(), verify=torch.ones(2, 3))
+    assert report.verification is not None
+    assert report.verification.modes == ("eval", "train")
+    assert report.verification.notes == ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,9 +68,11 @@ def left_alone(model: torch.nn.Module, draws: Draws | None = None) -> Iterator[N
         draws: where the draws inside start; by default where they stand.
     """
     here = Draws(model)
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
-    before += [(held[name], dict(held[name])) for held, _ in list(before) for name in HELD if name in held]
-    kept = [(value, value.detach().clone()) for _, found in before for value in found.values() if _plain(value)]
+    before: list[tuple[Any, Any]] = [(vars(module), dict(vars(module))) for module in model.modules()]
+    # hooks too, which a model may give itself when it first runs, together with an attribute that says so
+    before += [(value, copy.copy(value)) for _, held in list(before) for value in held.values() if _collects(value)]
+    tables = [found for _, found in before if isinstance(found, dict)]
+    kept = [(value, value.detach().clone()) for found in tables for value in found.values() if _plain(value)]
     try:
         with contextlib.ExitStack() as stack:
             for module in model.modules():
@@ -80,8 +84,8 @@ def left_alone(model: torch.nn.Module, draws: Draws | None = None) -> Iterator[N
     finally:
         here.again()
         with torch.no_grad():
-            for attributes, found in before:
-                _restore(attributes, found)
+            for now, found in before:
+                _restore(now, found)
             for value, numbers in kept:
                 if not torch.equal(value.detach(), numbers):
                     value.copy_(numbers)
@@ -92,9 +96,18 @@ def _plain(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter) and value.device.type != "meta"
 
 
-def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in [name for name in attributes if name not in before]:
-        del attributes[name]
+def _collects(value: Any) -> bool:
+    """Whether a value of a module's is one of Python's collections that change in place."""
+    return type(value) in (dict, OrderedDict, defaultdict, list)
+
+
+def _restore(now: Any, before: Any) -> None:
+    if isinstance(now, list):
+        if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+            now[:] = before
+        return
+    for name in [name for name in now if name not in before]:
+        del now[name]
     for name, value in before.items():
-        if attributes.get(name, MISSING) is not value:
-            attributes[name] = value
+        if now.get(name, MISSING) is not value:
+            now[name] = value

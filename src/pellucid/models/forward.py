@@ -28,6 +28,7 @@ from pellucid.models.identity import Globals, hearing
 
 HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 CONSTANT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type)
+NUMBERS = (bool, int, float, complex, str, bytes)  # and what is written as they are
 RECORDER = "_pellucid_recorder"
 
 
@@ -164,13 +165,18 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
             elif event.startswith("c_") and self.calling:
                 self.calling.pop()
 
-        before = sys.getprofile()
+        before: Any = sys.getprofile()
+        written_in_c = not (before is None or callable(before))  # as cProfile's, which starts and stops by itself
+        if written_in_c:
+            before.disable()
         sys.setprofile(follow)
         try:
             with hearing(self.hear, _is_silent, self.enter):
                 yield
         finally:
-            sys.setprofile(before)
+            sys.setprofile(None if written_in_c else before)
+            if written_in_c:
+                before.enable()
 
     def enter(self, space: dict[str, Any], names: Globals) -> None:
         """A function begins, which reads and sets global variables."""
@@ -225,6 +231,10 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
     def create_arg(self, a: Any) -> Any:
         """Write an argument, or what the forward returns; of a class of its own only what is sure to be made again."""
         kind = type(a)
+        if issubclass(kind, np.generic) and issubclass(kind, NUMBERS):
+            return a.item()  # NumPy's float64 is a float, but is not written as one
+        if issubclass(kind, NUMBERS) and kind not in NUMBERS and not issubclass(kind, enum.Enum):
+            raise Untraceable(f"its forward hands a {kind.__name__} on")
         if (
             isinstance(a, (fx.Proxy, *CONSTANT))
             or kind in (tuple, list, dict, slice, range)
@@ -488,8 +498,13 @@ def _surroundings() -> tuple[Any, ...]:
     return (
         *modes(),
         torch._C._len_torch_function_stack(),
-        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None,
+        is_saving_watched(),
     )
+
+
+def is_saving_watched() -> bool:
+    """Whether a hook sees all that is kept for a gradient, as a checkpoint's does, which counts it."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _chance() -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from pellucid.keeping import left_alone
 from pellucid.kernel.registry import chosen_backend
 from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
-from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, modes, trace
+from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, is_saving_watched, modes, trace
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
 from pellucid.models.rewriting import Rewriting
 from pellucid.nn.component import Component
@@ -105,7 +105,8 @@ class Plans:
         outside, slower.parts = slower.parts, 0
         try:
             result = plan.run(module, *given, *plan.constants)
-            if slower.parts == plan.parts:
+            # a checkpoint's second run must keep the same as its first
+            if slower.parts == plan.parts and not is_saving_watched():
                 if len(self.one_by_one) >= MOST_CALLS:
                     self.one_by_one.clear()
                 self.one_by_one.add(call)
@@ -157,7 +158,7 @@ def traced(
     values = (*args, *named.values())
     other = next((value for value in values if _sort(value) is OTHER), None)
     if other is not None:
-        raise Untraceable(f"its forward takes a {type(other).__name__}")
+        raise Untraceable(f"its forward takes an argument of type {type(other).__name__}")
     known = any(isinstance(value, (Tensor, Like)) for value in values)
 
     def signs(shaped: bool) -> tuple[list[Any], dict[str, Any]]:
@@ -404,8 +405,8 @@ def may_be_fused(module: torch.nn.Module) -> bool:
     """Whether a module's forward may hold what can be computed as one: norms, or arithmetic of its own."""
     if isinstance(module, (Component, torch.jit.ScriptModule, fx.GraphModule)) or parametrize.is_parametrized(module):
         return False
-    if type(module) in (torch.nn.ModuleList, torch.nn.ModuleDict) or type(module).__module__.startswith("pellucid."):
-        return False
+    if type(module).forward is torch.nn.Module.forward or type(module).__module__.startswith("pellucid."):
+        return False  # what only holds others, such as a ModuleList, has no forward
     own = not type(module).__module__.startswith("torch.nn.") or made_of(module) in LAYERS
     return own or any(map(is_norm, _held(module)))
 
