@@ -213,7 +213,7 @@ class Half(float):
 @pytest.mark.parametrize("kind", [np.float64, Half])
 def test_numbers_of_other_classes(kind):
     module = Own(lambda self, x: torch.tanh(x.roll(1)) * torch.sigmoid(x) + x.clamp(max=self.kind(0.5)), kind=kind)
-    x = drawn(3, 5)
+    x = draw(3, 5)
     y = module(x)
     with pellucid.backend("c"):
         pellucid.swap(module, fuse=True)
