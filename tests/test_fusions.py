@@ -6,6 +6,7 @@ import contextlib
 import copy
 import cProfile
 import functools
+import gc
 import inspect
 import json
 import logging
@@ -784,6 +785,26 @@ def test_a_tensor_is_taken_for_one():
         return self.act(self.norm(x)) if isinstance(x, Tensor) else x[0]
 
     assert kinds(pellucid.swap(Body(asking), fuse=True)) == ["BatchNorm1d → ReLU"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_collected_meanwhile_is_not_heard():
+    def collecting(self, x):
+        return self.act(self.norm(x)) if [[] for _ in range(1000)] else x
+
+    def callback(*_):
+        global COUNT
+        COUNT += 1
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        assert kinds(pellucid.swap(Body(collecting), fuse=True)) == ["BatchNorm1d → ReLU"]
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(callback)
 
 
 def test_what_is_asked_is_heard():

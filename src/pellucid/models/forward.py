@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import gc
 import inspect
 import operator
 import random
@@ -169,11 +170,15 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         written_in_c = not (before is None or callable(before))  # as cProfile's, which starts and stops by itself
         if written_in_c:
             before.disable()
+        collects = gc.isenabled()
+        gc.disable()  # what it calls, whoever wrote that, would be heard as a part of the forward
         sys.setprofile(follow)
         try:
             with hearing(self.hear, _is_silent, self.enter):
                 yield
         finally:
+            if collects:
+                gc.enable()
             sys.setprofile(None if written_in_c else before)
             if written_in_c:
                 before.enable()
