@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def test_help_teaches(path, command):
 
 def test_version():
     assert pellucid.__version__ in run("--version").output
+
+
+def test_python_runs_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "pellucid", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: pellucid [OPTIONS] COMMAND")
 
 
 def test_the_commands_load_no_training_before_there_is_one():
