@@ -78,18 +78,8 @@ class _Loop(FusedLoop):
             strides, slots = array("q", [stride for matrix in own for stride in matrix.stride()]), array("q", job.slots)
             structs.extend(  # struct call of c/call.h
                 (
-                    *(
-                        time,
-                        batch,
-                        job.call.start,
-                        0,
-                        min(count, time),
-                        job.call.reverse,
-                        block,
-                        chunk,
-                        direct,
-                        together,
-                    ),
+                    *(time, batch, job.call.start, 0, min(count, time)),
+                    *(job.call.reverse, block, chunk, direct, together),
                     0 if job.call.seed is None else int(job.call.seed),
                     0 if real is None else real.data_ptr(),
                     *(strides.buffer_info()[0], slots.buffer_info()[0]),
