@@ -128,6 +128,14 @@ class Runner(Protocol):
         """Return the gradients of input, initial state and parameters."""
         ...
 
+    def forward_all(self, *arguments: Any, **options: Any) -> list[tuple[Any, list[Any], list[Any]]]:
+        """Run several calls: see `call.OneByOne`."""
+        ...
+
+    def backward_all(self, *arguments: Any) -> list[tuple[Any, list[Any], list[Any]]]:
+        """Return the gradients of several calls."""
+        ...
+
 
 def runner(text: str, training: bool, dtype: torch.dtype, device: str, save: bool) -> Runner:
     """The fastest backend for a program, as far as `backend` lets it be chosen; with ``save``, for backward too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -36,3 +36,35 @@ class Call(NamedTuple):
     def batch(self) -> int:
         """The number of sequences."""
         return self.x.shape[1]
+
+
+class Backward(NamedTuple):
+    """What a backward pass reads: the arguments of `stepwise.Stepwise.backward`."""
+
+    call: Call
+    saved: Sequence[Tensor]
+    output_gradient: Tensor
+    state_gradients: Sequence[Tensor]
+    needed: Sequence[bool]
+
+
+class OneByOne:
+    """What runs several calls, which differ in nothing but parameters, seed and direction, one after the other."""
+
+    def forward(self, call: Call, states: Sequence[Tensor], save: bool = False) -> Any:
+        """Run the whole sequence: as `stepwise.Stepwise.forward`."""
+        raise NotImplementedError
+
+    def backward(self, *given: Any) -> Any:
+        """Return the gradients: as `stepwise.Stepwise.backward`."""
+        raise NotImplementedError
+
+    def forward_all(
+        self, calls: Sequence[Call], states: Sequence[Sequence[Tensor]], save: bool = False
+    ) -> list[tuple[Tensor, list[Tensor], list[Tensor]]]:
+        """Run each call."""
+        return [self.forward(*given, save) for given in zip(calls, states, strict=True)]
+
+    def backward_all(self, given: Sequence[Backward]) -> list[tuple[Tensor | None, list[Tensor], list[Tensor | None]]]:
+        """Return the gradients of each call."""
+        return [self.backward(*back) for back in given]

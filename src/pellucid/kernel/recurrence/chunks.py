@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.kernel.recurrence.call import Call
+from pellucid.kernel.recurrence.call import Call, OneByOne
 
 if TYPE_CHECKING:
     from pellucid.kernel.program import Program
@@ -89,7 +89,7 @@ def divided(runner: Runner, division: Division) -> Runner:
 
 
 @dataclass(frozen=True)
-class Chunked:
+class Chunked(OneByOne):
     """Another runner, chunk by chunk: the same methods as `stepwise.Stepwise`."""
 
     runner: Runner

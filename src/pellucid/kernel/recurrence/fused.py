@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid.kernel import memory
 from pellucid.kernel.language.layout import Layout, real_of
 from pellucid.kernel.program import Program
-from pellucid.kernel.recurrence.call import Call
+from pellucid.kernel.recurrence.call import Backward, Call
 from pellucid.kernel.recurrence.products import apart, run
 from pellucid.kernel.recurrence.stepwise import (
     Values,
@@ -150,16 +150,6 @@ class Fused:
         values |= zip((*program.saved_folded, *program.saved_steps), back.saved, strict=True)
         values[program.output_gradient] = at_real_steps(back.output_gradient, call.lengths)
         return values
-
-
-class Backward(NamedTuple):
-    """What a backward pass reads: the arguments of `stepwise.Stepwise.backward`."""
-
-    call: Call
-    saved: Sequence[Tensor]
-    output_gradient: Tensor
-    state_gradients: Sequence[Tensor]
-    needed: Sequence[bool]
 
 
 class Job(NamedTuple):

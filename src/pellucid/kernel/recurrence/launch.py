@@ -17,9 +17,8 @@ from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.random import in_memory
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
-from pellucid.kernel.recurrence.call import Call
+from pellucid.kernel.recurrence.call import Backward, Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
-from pellucid.kernel.recurrence.fused import Backward, Fused
 from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
@@ -72,7 +71,7 @@ def recurrence(
 
         def compute(run: Runner) -> tuple[list[Result], str]:
             if not differentiable:
-                return [found[:2] for found in _forward(run, division, calls, states, save=False)], run.name
+                return [found[:2] for found in divided(run, division).forward_all(calls, states)], run.name
             directions = tuple([(c.reverse, len(c.parameters)) for c in calls])
             way = _Way(run, text, training, division, directions, len(states[0]))
             results = _Recurrence.apply(way, calls[0].lengths, [c.seed for c in calls], *tensors)
@@ -108,16 +107,6 @@ def _given(
 def _groups(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     """Values in groups of a size."""
     return [values[i : i + size] for i in range(0, len(values), size)]
-
-
-def _forward(
-    run: Runner, division: Division, calls: Sequence[Call], states: Sequence[Sequence[Tensor]], save: bool
-) -> Any:
-    """What a runner's forward returns, of each call; side by side, where it can and the sequence is taken whole."""
-    if isinstance(run, Fused) and division == WHOLE:
-        return run.forward_all(calls, states, save)
-    run = divided(run, division)
-    return [run.forward(*given, save) for given in zip(calls, states, strict=True)]
 
 
 def _noted(
@@ -233,7 +222,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, way: _Way, lengths: Any, seeds: Any, *tensors: Tensor) -> Any:
-        results = _forward(way.run, way.division, *_given(way, lengths, seeds, tensors), save=True)
+        results = divided(way.run, way.division).forward_all(*_given(way, lengths, seeds, tensors), save=True)
         ctx.way, ctx.count = way, len(tensors)
         ctx.save_for_backward(lengths, *seeds, *tensors, *[t for _, _, saved in results for t in saved])
         return tuple([t for output, last, _ in results for t in (output, *last)])
@@ -273,11 +262,7 @@ def _backward(
             zip(calls, _groups(gradients, 1 + way.entries), _of_each(way, needed[1:]), strict=True)
         )
     ]
-    if isinstance(way.run, Fused) and way.division == WHOLE:
-        results = way.run.backward_all(given)
-    else:
-        run = divided(way.run, way.division)
-        results = [run.backward(*back) for back in given]
+    results = divided(way.run, way.division).backward_all(given)
     of_input = [found for found, _, _ in results]
     total = functools.reduce(operator.add, of_input) if needed[0] else None
     return [total, *[g for _, of_states, of_parameters in results for g in (*of_states, *of_parameters)]]

@@ -12,14 +12,14 @@ from torch import fx
 
 from pellucid.kernel import random
 from pellucid.kernel.program import Program, Stage, placeholder
-from pellucid.kernel.recurrence.call import Call
+from pellucid.kernel.recurrence.call import Call, OneByOne
 
 Tensor = torch.Tensor
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Stepwise:
+class Stepwise(OneByOne):
     """A program run by torch's own operations."""
 
     program: Program
