@@ -504,7 +504,12 @@ class Conv1d(Convolution, torch.nn.Conv1d):
         return (Line(line.coordinates.masked_fill(beyond, NOWHERE), line.padding),)
 
     def _biases(self, x: torch.Tensor, lengths: real.Lengths | None = None, **call: Any) -> torch.Tensor | float:
-        biases = super()._biases(x)  # (out channels, 1)
+        return self._kept(super()._biases(x), x, lengths)
+
+    def _kept(
+        self, biases: torch.Tensor | float, x: torch.Tensor, lengths: real.Lengths | None
+    ) -> torch.Tensor | float:
+        """The biases, (out channels, 1), of outputs that belong to a sequence; 0 of the others."""
         if lengths is None or not isinstance(biases, torch.Tensor):
             return biases
         return torch.where(self._sizes(x, lengths)[1], biases, 0)

@@ -310,10 +310,7 @@ class SeparableConv1d(SeparableConvolution):
         return super().bind(input, lengths=lengths, **which)
 
     def _biases(self, x: Tensor, lengths: real.Lengths | None = None, **call: Any) -> Tensor | float:
-        biases = super()._biases(x)  # (out channels, 1)
-        if lengths is None or not isinstance(biases, Tensor):
-            return biases
-        return torch.where(self.depthwise._sizes(x, lengths)[1], biases, 0)
+        return self.depthwise._kept(super()._biases(x), x, lengths)
 
 
 class SeparableConv2d(SeparableConvolution):

@@ -349,15 +349,14 @@ class SequenceLayer(Running, torch.nn.Module):
         first = next(iter(self._parameters.values()), None)
         dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
         if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
-            cures = [f"input.to({dtype})"] if not x.is_complex() else []
-            cures += [f"layer.to({x.dtype})"] if x.is_floating_point() or x.is_complex() else []
+            cure, of_layer = f"input.to({dtype})", f"layer.to({x.dtype})"
             if x.is_complex():
-                cures.append(
-                    f"give it both parts as features, torch.view_as_real(x).flatten(-2), {2 * self.input_size}"
-                )
+                parts = f"torch.view_as_real(x).flatten(-2), {2 * self.input_size}"
+                cure = f"{of_layer} or give it both parts as features, {parts}"
+            elif x.is_floating_point():
+                cure = f"{cure} or {of_layer}"
             raise self._another_dtype(
-                f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: "
-                f"{' or '.join(cures)}."
+                f"{label(self)}: the input is of {x.dtype}, the parameters are of {dtype}. Convert one of them: {cure}."
             )
 
     def _states(self, x: Tensor, state: State | None, batched: bool) -> list[Tensor]:
