@@ -394,6 +394,7 @@ def torch_is_faster(monkeypatch):
     """Let torch's operator be taken wherever it can be."""
     monkeypatch.setattr(torch_recurrence, "faster", lambda *_: True)
     monkeypatch.setattr(torch_recurrence, "_chosen", {})
+    monkeypatch.setattr(torch_recurrence, "MOST_STEPS", 1)
     monkeypatch.setattr(torch_recurrence, "LEAST_WEIGHTS", 0)
 
 
@@ -453,15 +454,17 @@ def test_torchs_operator_is_left_alone_where_it_cannot_do_it():
         torch.testing.assert_close(computed(x), found)
 
 
-def test_a_small_layer_takes_a_single_step_by_torch_where_that_is_faster(monkeypatch):
+def test_a_small_layer_takes_few_steps_by_torch_where_that_is_faster(monkeypatch):
     monkeypatch.setattr(torch_recurrence, "faster", lambda *_: True)
     monkeypatch.setattr(torch_recurrence, "_chosen", {})
-    layer, x = nn.GRU(4, 5), torch.randn(2, 1, 4)
+    layer, x = nn.GRU(4, 5), torch.randn(65, 9, 4)
     whole = layer(x)[0]
     assert layer.backend == "c"
-    first, state = layer(x[:1])
+    first, state = layer(x[:64])
     assert layer.backend == "torch"
-    torch.testing.assert_close(torch.cat([first, layer(x[1:], state)[0]]), whole)
+    torch.testing.assert_close(torch.cat([first, layer(x[64:], state)[0]]), whole)
+    monkeypatch.setattr(torch_recurrence, "MOST_PRODUCTS", 2 * 9 * (15 * (4 + 5) + 2 * 15))
+    assert [layer(x[:steps]) and layer.backend for steps in (2, 3)] == ["torch", "c"]
 
 
 @pytest.mark.usefixtures("torch_is_faster")

@@ -117,9 +117,11 @@ def unseen(*values: Any) -> bool:
     ):
         return False
     for value in values:
-        if isinstance(value, Tensor) and not (type(value) in _PLAIN and (value.is_cpu or value.is_cuda)):
-            return False
-        if isinstance(value, Tensor) and value.is_neg():  # its memory holds other numbers, as that of z.conj().imag
+        if type(value) in _PLAIN:
+            # The memory of what is negated by a flag, as that of z.conj().imag, holds other numbers.
+            if not (value.is_cpu or value.is_cuda) or value.is_neg():
+                return False
+        elif isinstance(value, Tensor):
             return False
     return True
 

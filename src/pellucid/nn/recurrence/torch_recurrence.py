@@ -1,9 +1,9 @@
 """torch's own operator in the place of a recurrent layer's kernels, where it may be faster.
 
 On the CPU that is so for few rows: with a row or two the products of a step read the whole recurrent matrix for little
-arithmetic, and torch's LSTM of oneDNN is sometimes ahead; of a single step the call costs the most. On a GPU it may be
-so for any number: cuDNN has kernels of its own for float32. Which one is faster is measured when such work is met for
-the first time.
+arithmetic, and torch's LSTM of oneDNN is sometimes ahead; and for few steps, where the call costs the most. On a GPU
+it may be so for any number: cuDNN has kernels of its own for float32. Which one is faster is measured when such work is
+met for the first time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pellucid.kernel.random import unseen
 from pellucid.kernel.recurrence.jitted import sources as triton_sources
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows.nested import stand_in
+from pellucid.nn.component import LEFT
 
+MOST_STEPS, MOST_PRODUCTS = 64, 2**28  # of them all: a call of more takes longer than what Python adds to it
 MOST_ROWS = 8
 LEAST_WEIGHTS = 2**16  # entries of a layer; less is in the first caches whoever computes
 MEASURED_STEPS = {"cpu": 64, "cuda": 512}  # on a GPU a short sequence is over before Python has launched the next call
@@ -50,11 +52,14 @@ def _usable(layer: Any, tensors: Sequence[Tensor]) -> bool:
 
 
 def _is_little(layer: Any, tensors: Sequence[Tensor]) -> bool:
-    """Whether it is a single step, or few rows of which oneDNN may take less time."""
+    """Whether there are few steps, or few rows of which oneDNN may take less time."""
     x = tensors[0]
     if x.dtype != torch.float32 or layer.proj_size:  # which oneDNN has not
         return False
-    return x.shape[0] == 1 or (x.shape[1] <= MOST_ROWS and sum(w.numel() for w in tensors[2:]) >= LEAST_WEIGHTS)
+    (time, batch, _), weights = x.shape, sum([w.numel() for w in tensors[2:]])
+    return (time <= MOST_STEPS and time * batch * weights <= MOST_PRODUCTS) or (
+        batch <= MOST_ROWS and weights >= LEAST_WEIGHTS
+    )
 
 
 def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Tensor]) -> Results | None:
@@ -70,8 +75,6 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
     if any(known.get(name) is None for name in names):  # some are computed
         return None
     tensors = (x, *states, *[known[name] for name in names])
-    if not _usable(layer, tensors):
-        return None
     count = len(states)
 
     def by_torch(x: Tensor, *rest: Tensor) -> Results:
@@ -79,17 +82,32 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
 
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in tensors])
+    met = layer._circumstances(x, layer.training, *wanted)
+    if met is not LEFT or not unseen(x):
+        if not _usable(layer, tensors) or not _is_chosen(layer, by_torch, ours, tensors, wanted):
+            return None
+        layer._leave(x, met)
+    if not any(wanted) or not (x.is_cuda or layer.mode == "LSTM"):  # others are made of operations that have gradients
+        return by_torch(*tensors)
+    return _differentiable(by_torch, ours, tensors)
+
+
+def _is_chosen(
+    layer: Any,
+    by_torch: Callable[..., Results],
+    ours: Callable[..., Results],
+    tensors: Sequence[Tensor],
+    wanted: tuple[bool, ...],
+) -> bool:
+    """Whether torch's operator was found to be faster for such tensors, or is now."""
+    x = tensors[0]
     options: tuple[Any, ...] = (layer.mode, layer.hidden_size, layer.num_layers, layer.bidirectional, layer.bias)
     if x.is_cuda:
         options = (*options, layer.proj_size, str(x.dtype), torch.cuda.get_device_name(x.device), f"TF32 {gpu.tf32()}")
     key = (options, layer.training, x.shape, wanted, torch.get_num_threads())
     if key not in _chosen and x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None  # a graph takes no measurements
-    if not remembered(_chosen, key, lambda: _is_faster(by_torch, ours, tensors, wanted, options)):
-        return None
-    if not any(wanted):
-        return by_torch(*tensors)
-    return _differentiable(by_torch, ours, tensors)
+        return False  # a graph takes no measurements
+    return remembered(_chosen, key, lambda: _is_faster(by_torch, ours, tensors, wanted, options))
 
 
 def _is_faster(
