@@ -499,6 +499,11 @@ def test_torchs_cells_compute_the_same(name, options, batched):
     said = (r"\(batch 24, features 5\)", r"\(batch 12, features 5\)") if batched else (r"\(2, 5\)", r"\(features 5\)")
     with pytest.raises(RuntimeError, match=rf"the state h is {said[0]}, expected {said[1]}\.$"):
         layer(x, layer(x.detach().repeat(2, 1)))
+    with pytest.raises(RuntimeError, match=r"the state h is of torch\.float64"):
+        layer(x, tuple(s.double() for s in state) if name == "LSTMCell" else state[0].double())
+    layer.double()
+    with pytest.raises(RuntimeError, match=r"the input is of torch\.float32, the parameters are of torch\.float64"):
+        layer(x)
 
 
 def test_which_operator_is_faster_is_measured(monkeypatch):

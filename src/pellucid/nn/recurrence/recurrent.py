@@ -12,8 +12,10 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import label, shape_text
+from pellucid.kernel.random import unseen
 from pellucid.kernel.recurrence.chunks import WHOLE
 from pellucid.nn import cells
+from pellucid.nn.component import LEFT
 from pellucid.nn.lengths import Lengths
 from pellucid.nn.recurrence import torch_recurrence
 from pellucid.nn.recurrence.cell import Cell
@@ -220,19 +222,36 @@ class _TorchCell(_TorchLayout):
                 f"{label(self)}: the input has {input.dim()} axes, shape {shape_text(input.shape)}; one step reads "
                 f"(batch, features) or (features,). A whole sequence is read by nn.{type(self).__name__[:-4]}."
             )
-        given = (hx,) if isinstance(hx, Tensor) else hx
-        state = None if given is None else tuple(entry.unsqueeze(0) for entry in given)
-        _, last = self.run(input.unsqueeze(0), state, None)
-        new = tuple(entry.squeeze(0) for entry in ((last,) if isinstance(last, Tensor) else last))
-        return new[0] if len(new) == 1 else new
+        shape = (*input.shape[:-1], self.hidden_size)
+        if hx is None:
+            hx = (input.new_zeros(shape),) * len(self._state_sizes)
+        states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        weights = [self._parameters.get(name) for name in self._weights]
+        met = None
+        if input.is_cpu and not any(w is None for w in weights):  # none of them is computed
+            met = self._circumstances(input, *[t.requires_grad for t in (*weights, *states)])  # type: ignore[union-attr]
+        if met is LEFT and unseen(input) and self._fit(states, shape, input.dtype):
+            return self._step_by_torch(input, states, weights)
+        _, last = self.run(input.unsqueeze(0), tuple([s.unsqueeze(0) for s in states]), None)
+        if self.backend == "torch":
+            self._leave(input, met)
+        return last.squeeze(0) if isinstance(last, Tensor) else tuple([s.squeeze(0) for s in last])
+
+    def _fit(self, states: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        """Whether states and weights go with an input, of which that has been found: else it is said what does not."""
+        wanted = [(shape, dtype)] * len(self._state_sizes)
+        return [(s.shape, s.dtype) for s in states] == wanted and self.weight_ih.dtype == dtype
+
+    def _step_by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Any]) -> State:
+        """The new state by torch's operator."""
+        return getattr(torch._VF, self.mode)(x, states[0] if len(states) == 1 else states, *weights)
 
     @property
     def _weights(self) -> Sequence[str]:
         return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
 
     def _by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        state = [entry[0] for entry in states]
-        new = getattr(torch._VF, self.mode)(x[0], state[0] if len(state) == 1 else state, *weights)
+        new = self._step_by_torch(x[0], [entry[0] for entry in states], weights)
         entries = (new,) if isinstance(new, Tensor) else new
         return tuple([entry.unsqueeze(0) for entry in (entries[0], *entries)])  # the output is the first state entry
 
