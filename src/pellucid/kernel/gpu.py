@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,12 @@ from torch import Tensor
 from pellucid.kernel.build import BuildError, usable_cache, write
 
 ADDED_ROWS, ADDED_COLUMNS, ADDED_WARPS = 64, 32, 4  # of the tiles in which parts of a sum are added
+OPTIONS = {"enable_fp_fusion": True}  # what is added to a product is so in one operation, as Triton wants to be told
+ALIGNED = 16  # bytes; Triton tells tensors whose place is a multiple of it from others
+MOST_COMPILED = 4096  # kernels that are kept, of each form of their arguments
 COMPILER_PASSES = ("PassManager::run failed", "failed to translate module")  # in RuntimeErrors of Triton's compiler
+
+_compiled: dict[Any, tuple[Any, Any, list[Any]]] = {}
 
 
 @functools.cache
@@ -50,27 +54,32 @@ def _fault(device: str) -> Exception | None:
     from pellucid.kernel.language import triton_functions
 
     try:
-        triton_functions.nothing[(1,)](torch.empty(1, device=device), **launched_by(1))
+        launch(triton_functions.nothing, (1,), (torch.empty(1, device=device),), {}, num_warps=1)
     except Exception as error:
         return error
     return None
 
 
-@contextlib.contextmanager
-def on(device: torch.device) -> Iterator[None]:
+class on:
     """Make a GPU the current one inside a ``with`` block, in which kernels are compiled, and launched.
 
     Raises:
         BuildError: one could not be compiled.
     """
-    try:
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            yield
-    except Exception as error:
-        if not _is_of_the_compiler(error):
-            raise
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise BuildError(f"Triton could not compile its kernel ({type(error).__name__}: {said})") from error
+
+    def __init__(self, device: torch.device) -> None:
+        self._current = torch.cuda.device(device) if device.type == "cuda" else None
+
+    def __enter__(self) -> None:
+        if self._current is not None:
+            self._current.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self._current is not None:
+            self._current.__exit__(kind, error, trace)
+        if isinstance(error, Exception) and _is_of_the_compiler(error):
+            said = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise BuildError(f"Triton could not compile its kernel ({type(error).__name__}: {said})") from error
 
 
 def _is_of_the_compiler(error: Exception) -> bool:
@@ -113,9 +122,51 @@ def out_of_resources() -> type[Exception]:
     return OutOfResources
 
 
-def launched_by(warps: int) -> dict[str, Any]:
-    """The options of every launch: what is added to a product is so in one operation, as Triton wants to be told."""
-    return {"num_warps": warps, "enable_fp_fusion": True}
+def launch(
+    function: Any, grid: tuple[int, ...], given: Sequence[Any], constants: Mapping[str, Any], **options: Any
+) -> Any:
+    """Launch a kernel of Triton on the current stream; return what it compiled, None in the interpreter.
+
+    Triton looks at all that every launch is given, which takes 7 to 10 µs. What it compiled is kept here for all by
+    which it tells kernels apart: the type and place of tensors, integers but those that it is told not to look at.
+
+    Args:
+        function: a function of a loaded text.
+        grid: blocks along each axis.
+        given: its arguments, tensors and numbers, in its order.
+        constants: the rest of them, by name.
+        options: of the launch.
+    """
+    whole = {**constants, **options, **OPTIONS}
+    if interpreted() or torch.version.hip:  # of AMD's GPUs it looks at more: how much memory a tensor has
+        return function[grid](*given, **whole)
+    seen, names = _parameters(function)
+    kinds = [
+        (a.dtype, a.data_ptr() % ALIGNED) if isinstance(a, Tensor) else _kind(a, looked_at)
+        for a, looked_at in zip(given, seen, strict=False)
+    ]
+    key = (function, torch.cuda.current_device(), grid, *kinds, *whole.values())
+    known = _compiled.get(key)
+    if known is None:
+        compiled = function[grid](*given, **whole)
+        if len(_compiled) >= MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled, compiled[(*grid, 1, 1)[:3]], [whole[name] for name in names[len(given) :]]
+        return compiled
+    compiled, run, rest = known
+    run(*given, *rest)
+    return compiled
+
+
+def _kind(number: float, looked_at: bool) -> Any:
+    """By what Triton tells a number from others: its value, or whether it is an integer that 32 bits cannot hold."""
+    return number if looked_at and type(number) is int else type(number) is int and number.bit_length() > 31
+
+
+@functools.cache
+def _parameters(function: Any) -> tuple[list[bool], list[str]]:
+    """Of every parameter whether Triton looks at its value, and its name."""
+    return [not p.do_not_specialize for p in function.params], [p.name for p in function.params]
 
 
 def added(parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,8 +178,8 @@ def added(parts: Tensor, dtype: torch.dtype) -> Tensor:
     count, columns = parts.shape
     total = parts.new_empty(columns, dtype=dtype)
     shape = {"ROWS": ADDED_ROWS, "COLUMNS": ADDED_COLUMNS}
-    blocks = (-(-columns // ADDED_COLUMNS),)
-    triton_functions.add_parts[blocks](parts, total, count, columns, **shape, **launched_by(ADDED_WARPS))
+    given = (parts, total, count, columns)
+    launch(triton_functions.add_parts, (-(-columns // ADDED_COLUMNS),), given, shape, num_warps=ADDED_WARPS)
     return total
 
 

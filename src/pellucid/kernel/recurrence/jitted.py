@@ -78,12 +78,12 @@ class _Written:
         many = self._warps.get(rows) or (
             warps_of_row(self.kernel, self._entries) if division.single else warps(self.kernel, rows)
         )
-        options = gpu.launched_by(many)
+        options: dict[str, Any] = {"num_warps": many}
         if division.single:
             options["maxnreg"] = min(MOST_OF_A_THREAD, REGISTERS // (32 * many))
         if division.splits > 1:
             options["launch_cooperative_grid"] = True
-        compiled = self._function[(blocks, division.splits)](*given, **constants, **options)
+        compiled = gpu.launch(self._function, (blocks, division.splits), given, constants, **options)
         if rows not in self._warps and not gpu.interpreted():
             spilled = compiled.n_spills > MOST_SPILLS and not division.single
             self._warps[rows] = 2 * many if spilled else many

@@ -382,7 +382,7 @@ class _Launch:
         self._aligned = all(s % 4 == 0 for name in draws for axis, s in enumerate(strides[name]) if axis != last)
         self._seeds = [numbers[name] for name in ("seed", "seed_high", "stream", "stream_high") if name in numbers]
         self._memory = [numbers.get(name) for name in ("totals", "parts")]
-        self._constants = gpu.launched_by(plan.warps)
+        self._warps, self._constants = plan.warps, {}
         if tile.split:
             self._constants["SPLITS"] = power(plan.splits)
         if "STAGES" in text.options:
@@ -429,12 +429,12 @@ class _Launch:
     def _launch(self, function: Any, blocks: int, given: Sequence[Any], constants: Mapping[str, Any]) -> None:
         """Launch a kernel; where a multiprocessor has too little memory to read ahead, one that does not, for good."""
         try:
-            function[(blocks,)](*given, **constants)
+            gpu.launch(function, (blocks,), given, constants, num_warps=self._warps)
         except gpu.out_of_resources():
             if self._constants.get("STAGES", 1) == 1:
                 raise
             self._constants["STAGES"] = 1
-            function[(blocks,)](*given, **{**constants, "STAGES": 1})
+            gpu.launch(function, (blocks,), given, {**constants, "STAGES": 1}, num_warps=self._warps)
 
     def _draw(self, given: list[Any], draws: Draws) -> dict[str, bool]:
         """Say where random numbers come from; a seed on the GPU is read there."""

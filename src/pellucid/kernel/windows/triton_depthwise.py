@@ -101,12 +101,13 @@ class Tile(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a launch has beside tensors: the kernel, its programs, the numbers behind the tensors, the constants."""
+    """What a launch has beside tensors: the kernel, its programs, the numbers behind the tensors, constants, warps."""
 
     name: str
     grid: tuple[int, ...]
     numbers: tuple[int, ...]
     constants: dict[str, Any]
+    warps: int
 
 
 class Depthwise(ByTorch):
@@ -234,7 +235,7 @@ class Depthwise(ByTorch):
         tile, (given, _, result) = self._forward, self._distances
         numbers = (*self._in_units(given, result), *self._sizes(self.out), tile.tiles, tile.spans)
         grid = (self.batch * tile.tiles * tile.spans,)
-        return Call("forward", grid, numbers, {"BIAS": bias} | self._constants(tile))
+        return Call("forward", grid, numbers, {"BIAS": bias} | self._constants(tile), tile.warps)
 
     def _of_backward(self, input: bool, weight: bool, bias: bool) -> Call:
         """The gradient of the input, sums of parts, or both."""
@@ -245,13 +246,13 @@ class Depthwise(ByTorch):
         numbers = (*self._in_units(given, result, dense), *self._sizes(channels), tile.tiles, tile.spans, units, share)
         options = {"INPUT": input, "WEIGHT": weight, "BIAS": bias, "TAPS": taps, "GROUPED": taps < self.kernel}
         grid = (-(-units // share) * tile.tiles, -(-self.kernel // taps))
-        return Call("backward", grid, numbers, options | self._constants(tile))
+        return Call("backward", grid, numbers, options | self._constants(tile), tile.warps)
 
     def _added(self, bias: bool) -> Call:
         columns = self.out * (self.kernel + 1)
         constants = {"KERNEL": self.kernel, "BIAS": bias, "ROWS": ADDED_ROWS, "COLUMNS": ADDED_COLUMNS}
         grid = (-(-columns // ADDED_COLUMNS),)
-        return Call("add_parts", grid, (self._parts, columns), constants | gpu.launched_by(MOST_WARPS))
+        return Call("add_parts", grid, (self._parts, columns), constants, MOST_WARPS)
 
     def _constants(self, tile: Tile) -> dict[str, Any]:
         tl = _kernels().tl
@@ -261,13 +262,13 @@ class Depthwise(ByTorch):
             "ROWS": tile.rows,
             "STEPS": tile.steps,
             "REAL": real,
-            **gpu.launched_by(tile.warps),
         }
         return self._fixed | of_tile
 
     def _launch(self, call: Call, *tensors: Tensor) -> None:
         with gpu.on(self.device):
-            getattr(_kernels(), call.name)[call.grid](*tensors, *call.numbers, **call.constants)
+            function = getattr(_kernels(), call.name)
+            gpu.launch(function, call.grid, (*tensors, *call.numbers), call.constants, num_warps=call.warps)
 
     def _read(self, x: Tensor) -> Tensor:
         return x.contiguous() if self._copied else x
