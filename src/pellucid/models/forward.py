@@ -13,7 +13,6 @@ import functools
 import gc
 import inspect
 import operator
-import random
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pellucid.keeping import HELD, MISSING
+from pellucid.keeping import HELD, MISSING, RandomState
 from pellucid.models.identity import Globals, hearing
 
 HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
@@ -97,7 +96,7 @@ def trace(
 def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any]) -> Forward:
     values = [recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for a in args]
     options = {name: recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for name, a in named.items()}
-    chance = _chance()
+    chance = RandomState(recorder.module)
     try:
         with recorder.following_calls():
             result = forward(recorder.twin, *values, **options)
@@ -109,8 +108,10 @@ def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any
             f"its forward is no fixed graph: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
     finally:
-        moved = _reset(chance)
-    if moved:
+        drawn = chance.moved()
+        if drawn:
+            chance.again()
+    if drawn:
         raise Untraceable("its forward draws random numbers itself")
     module = recorder.module
     inside = dict(_structure(module, ""))
@@ -510,22 +511,6 @@ def _surroundings() -> tuple[Any, ...]:
 def is_saving_watched() -> bool:
     """Whether a hook sees all that is kept for a gradient, as a checkpoint's does, which counts it."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-
-
-def _chance() -> tuple[Any, ...]:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def _reset(before: tuple[Any, ...]) -> bool:
-    """Set the generators back; whether one had moved."""
-    now = _chance()
-    same = torch.equal(before[0], now[0]) and before[1] == now[1]
-    same = same and all(np.array_equal(a, b) for a, b in zip(before[2], now[2], strict=True))
-    if not same:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
-    return not same
 
 
 def _structure(module: torch.nn.Module, path: str) -> Iterator[tuple[str, tuple[tuple[str, type], ...]]]:
