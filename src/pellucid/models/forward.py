@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from pellucid.errors import below
 from pellucid.keeping import HELD, MISSING, RandomState
 from pellucid.models.identity import Globals, hearing
 
@@ -148,7 +149,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
             raise Untraceable(f"{type(module).__name__} cannot be looked into") from error
         held = {
             "_modules": {
-                name: None if child is None else self.copy(child, _join(path, name), known)
+                name: None if child is None else self.copy(child, below(path, name), known)
                 for name, child in module._modules.items()
             },
             "_parameters": _Live(self, path, module._parameters),
@@ -386,7 +387,7 @@ class _Live(dict[str, Any]):
             self.recorder.note(self.path, name, None)
             return None
         self.recorder.note(self.path, f"{name}.__class__", type(value))  # not None, which decides the way
-        node = self.recorder.create_node("get_attr", _join(self.path, name), (), {})
+        node = self.recorder.create_node("get_attr", below(self.path, name), (), {})
         return _Parameter(node, self.recorder, self.path, name, value)
 
     def _gone_through(self, *_: Any) -> Any:
@@ -518,7 +519,7 @@ def _structure(module: torch.nn.Module, path: str) -> Iterator[tuple[str, tuple[
     yield path, _inside(module)
     for name, child in module._modules.items():
         if isinstance(child, HOLDERS):
-            yield from _structure(child, _join(path, name))
+            yield from _structure(child, below(path, name))
 
 
 def _inside(module: Any) -> tuple[tuple[str, type], ...]:
@@ -530,7 +531,3 @@ def at(module: Any, path: str) -> Any:
     for name in path.split(".") if path else ():
         module = module._modules.get(name, MISSING) if module is not MISSING else module
     return module
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
