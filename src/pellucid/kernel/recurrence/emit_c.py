@@ -15,7 +15,7 @@ from pellucid.kernel.language.layout import real_of, works
 from pellucid.kernel.language.text_c import broken, indented, preamble
 from pellucid.kernel.language.values import Value
 from pellucid.kernel.program import Program
-from pellucid.kernel.recurrence.plan import Loop, Place
+from pellucid.kernel.recurrence.plan import LoopLayout, Place
 from pellucid.kernel.recurrence.sweeps import Sweeps
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ class Text:
     """The C text of a program and the loops in it."""
 
     text: str
-    loops: Mapping[str, Loop]
+    loops: Mapping[str, LoopLayout]
 
 
 def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
