@@ -60,6 +60,7 @@ class ComponentExplained:
         lines = self.lines.on_paper(self.paper)
         with torch.no_grad(), left_alone(self.layer):
             self.real = self.layer(*copied(self.request.inputs), **self.request.options)
+            self.backend = getattr(self.layer, "backend", None)
         steps = tuple(self.steps())
         return Report(
             lang=texts.lang,
@@ -190,19 +191,11 @@ class ComponentExplained:
         traced, real = self.trace.result, self.real
         if isinstance(real, tuple):
             traced, real = traced[0], real[0]
-        return shared.check(traced.reshape(real.shape), real, getattr(self.layer, "backend", None), self.texts)
+        return shared.check(traced.reshape(real.shape), real, self.backend, self.texts)
 
     def recorded(self, trace: Trace) -> list[Values]:
-        """The values of a trace under their labels; what repeats is shown once."""
-        shown: dict[str, Tensor] = {}
-        found = []
-        for record in trace.records:
-            label = record.site.label(self.paper)
-            if str(label) in shown and torch.equal(shown[str(label)], record.value):
-                continue
-            shown[str(label)] = record.value
-            found.append(shared.values(label, record.value, record.shape))
-        return found
+        """The values of a trace under their labels."""
+        return shared.recorded(trace, self.paper)
 
 
 def fact_text(name: str, fact: Any, texts: Texts) -> Any:

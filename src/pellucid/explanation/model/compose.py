@@ -199,9 +199,9 @@ class Composer:
 
     def ties(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters that stand in another layer as well."""
-        for layer, record in ((r.layer, r) for r in self.recording.records.values()):
-            for name, parameter in layer._parameters.items():
-                place = f"{record.paths[0]}.{name}" if record.paths[0] else name
+        for record in self.recording.records.values():
+            for name, parameter in record.layer._parameters.items():
+                place = below(record.paths[0], name)
                 if parameter is not None and self.first[id(parameter)] != place:
                     yield place, parameter
 
