@@ -71,4 +71,14 @@ def label(module: torch.nn.Module) -> str:
         if isinstance(owner, torch.nn.Module) and owner is not module:
             path = next((name for name, child in owner.named_modules() if child is module), path)
         frame = frame.f_back  # type: ignore[assignment]
+    return labelled(kind, path)
+
+
+def labelled(kind: str, path: str) -> str:
+    """Name a layer by its class and its path in the model, "" for the model itself: ``LSTM "encoder.rnn"``."""
     return f'{kind} "{path}"' if path else kind
+
+
+def below(path: str, name: str) -> str:
+    """The path of what the module at a path holds by a name."""
+    return f"{path}.{name}" if path else name

@@ -6,38 +6,47 @@ import contextlib
 import copy
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.nn.dropout.drawing import Drawing
-
 HELD = ("_parameters", "_buffers", "_modules")  # what a module changes in place when one of these is assigned to
 MISSING = object()
 
 
-class Draws:
+class RandomState:
     """Where every source of random numbers stands, to be set back to it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-        self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
-        self._state = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        generators = [value for module in model.modules() for value in vars(module).values()]
-        self._own = {g: g.get_state() for g in generators if isinstance(g, torch.Generator)}
+        values = [value for module in model.modules() for value in vars(module).values()]
+        generators = {value for value in values if isinstance(value, torch.Generator)}
+        sources: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+            (torch.get_rng_state, torch.set_rng_state),
+            (random.getstate, random.setstate),
+            (np.random.get_state, np.random.set_state),
+            *((partial(torch.cuda.get_rng_state, d), partial(torch.cuda.set_rng_state, device=d)) for d in devices),
+            *((g.get_state, g.set_state) for g in generators),
+        ]
+        self._sources = [(get, put, get()) for get, put in sources]
+
+    def moved(self) -> bool:
+        """Whether anything was drawn since."""
+        return not all(_equal(get(), state) for get, _, state in self._sources)
 
     def again(self) -> None:
         """Let what was drawn since be drawn again."""
-        torch.set_rng_state(self._state[0])
-        random.setstate(self._state[1])
-        np.random.set_state(self._state[2])
-        for device, state in self._cuda.items():
-            torch.cuda.set_rng_state(state, device)
-        for generator, state in self._own.items():
-            generator.set_state(state)
+        for _, put, state in self._sources:
+            put(state)
+
+
+def _equal(now: Any, before: Any) -> bool:
+    """Whether two states, made of tuples of numbers and arrays, are the same."""
+    return all(map(_equal, now, before)) if isinstance(now, tuple) else np.array_equal(now, before)
 
 
 def seed_all(seed: int) -> None:
@@ -60,29 +69,27 @@ def layer_by_layer() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def left_alone(model: torch.nn.Module, draws: Draws | None = None) -> Iterator[None]:
+def left_alone(model: torch.nn.Module, draws: RandomState | None = None) -> Iterator[None]:
     """Run a model so that it is afterwards what it was: buffers, attributes, modes, and all that draws.
 
     Args:
         model: what runs.
         draws: where the draws inside start; by default where they stand.
     """
-    here = Draws(model)
+    here, training = RandomState(model), model.training
     before: list[tuple[Any, Any]] = [(vars(module), dict(vars(module))) for module in model.modules()]
     # hooks too, which a model may give itself when it first runs, together with an attribute that says so
     before += [(value, copy.copy(value)) for _, held in list(before) for value in held.values() if _collects(value)]
     tables = [found for _, found in before if isinstance(found, dict)]
     kept = [(value, value.detach().clone()) for found in tables for value in found.values() if _plain(value)]
     try:
-        with contextlib.ExitStack() as stack:
-            for module in model.modules():
-                if isinstance(module, Drawing):
-                    stack.enter_context(module.rehearsal())
-            if draws is not None:
-                draws.again()
-            yield
+        if draws is not None:
+            draws.again()
+        yield
     finally:
         here.again()
+        if model.training is not training:
+            model.train(training)  # which a model may have a method of its own for
         with torch.no_grad():
             for now, found in before:
                 _restore(now, found)

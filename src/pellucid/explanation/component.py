@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -22,8 +21,8 @@ from pellucid.explanation.report import Check, Cost, Picture, Report, Rows, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.texts import Sizes, Texts
 from pellucid.explanation.trace import Trace, Tracer
+from pellucid.keeping import left_alone
 from pellucid.nn.component import Component, SymbolShape
-from pellucid.nn.dropout.drawing import Drawing
 from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 DRAWN_STEPS = 2  # steps whose pictures stand for the layer
@@ -59,8 +58,9 @@ class ComponentExplained:
         """All but the cost, to which computing the weights belongs; what is shown reads them once."""
         texts = self.texts
         lines = self.lines.on_paper(self.paper)
-        with torch.no_grad(), untouched(self.layer):
+        with torch.no_grad(), left_alone(self.layer):
             self.real = self.layer(*copied(self.request.inputs), **self.request.options)
+            self.backend = getattr(self.layer, "backend", None)
         steps = tuple(self.steps())
         return Report(
             lang=texts.lang,
@@ -191,19 +191,11 @@ class ComponentExplained:
         traced, real = self.trace.result, self.real
         if isinstance(real, tuple):
             traced, real = traced[0], real[0]
-        return shared.check(traced.reshape(real.shape), real, getattr(self.layer, "backend", None), self.texts)
+        return shared.check(traced.reshape(real.shape), real, self.backend, self.texts)
 
     def recorded(self, trace: Trace) -> list[Values]:
-        """The values of a trace under their labels; what repeats is shown once."""
-        shown: dict[str, Tensor] = {}
-        found = []
-        for record in trace.records:
-            label = record.site.label(self.paper)
-            if str(label) in shown and torch.equal(shown[str(label)], record.value):
-                continue
-            shown[str(label)] = record.value
-            found.append(shared.values(label, record.value, record.shape))
-        return found
+        """The values of a trace under their labels."""
+        return shared.recorded(trace, self.paper)
 
 
 def fact_text(name: str, fact: Any, texts: Texts) -> Any:
@@ -230,17 +222,3 @@ def shape_text(shape: Sequence[int]) -> str:
 def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy the tensors, so that a layer may write into them."""
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
-
-
-@contextlib.contextmanager
-def untouched(layer: torch.nn.Module) -> Iterator[None]:
-    """Run a layer so that neither its running statistics nor the sequence of its draws goes on."""
-    buffers = {name: value.clone() for name, value in layer.named_buffers()}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=()))
-        for module in layer.modules():
-            if isinstance(module, Drawing):
-                stack.enter_context(module.rehearsal())
-        yield
-    for name, value in layer.named_buffers():
-        value.copy_(buffers[name])

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from pellucid.explanation.report import Picture, Report, Step, SymbolRow, Values
 from pellucid.explanation.terminal import lines_of
-from pellucid.explanation.typesetting import cost_rows, printable
+from pellucid.explanation.typesetting import cost_rows, printable, symbol_rows
 
 WIDTH = 100  # columns of the aligned values and drawings
 MARKS = re.compile(r"([\\`*_\[\]<>#|~&$])")
@@ -60,7 +60,7 @@ def _blocks(report: Report) -> Iterator[str]:
         yield fenced(report.code, "python")
     if report.symbols:
         yield f"## {words['symbols']}"
-        yield _symbols(report)
+        yield table(symbol_rows(report), "lllrl")
     if any(row.reasons for row in report.symbols):
         yield f"## {words['why']}"
         yield "\n".join(_reasons(row) for row in report.symbols if row.reasons)
@@ -84,12 +84,6 @@ def _blocks(report: Report) -> Iterator[str]:
     if report.notes:
         yield f"## {words['notes']}"
         yield listed(report.notes)
-
-
-def _symbols(report: Report) -> str:
-    head = [report.words[key] for key in ("symbol", "shape", "axes", "count", "role")]
-    rows = [(r.name, r.shape_text, " × ".join(r.axes), f"{r.count:,}", r.role) for r in report.symbols]
-    return table([head, *rows], "lllrl")
 
 
 def _reasons(row: SymbolRow) -> str:

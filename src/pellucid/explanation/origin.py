@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from pellucid.keeping import Draws, left_alone
+from pellucid.keeping import RandomState, left_alone
 from pellucid.nn.dropout.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Origin:
         self._state = self._versions()
         drawing = [module for module in layer.modules() if isinstance(module, Drawing)]
         self._calls = [(module, module.calls) for module in drawing]
-        self._draws = Draws(layer)
+        self._draws = RandomState(layer)
         self._buffers = {name: value.clone() for name, value in layer.named_buffers()}
 
     def report(self, lang: str) -> Report:
@@ -58,7 +58,7 @@ class Origin:
     def _drawing_again(self) -> Iterator[None]:
         """Let the layer draw what it drew, whatever has been drawn since."""
         since = [(module, module.calls - calls) for module, calls in self._calls]
-        here = Draws(self._layer)
+        here = RandomState(self._layer)
         for module, calls in since:
             module._eager_calls -= calls
         self._draws.again()

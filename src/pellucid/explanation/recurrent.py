@@ -214,7 +214,10 @@ class RecurrentExplained:
         states = sequence.states[0]
         for t, trace in enumerate(traces, 1):
             _, new = split_result(self.source, trace.result)
-            parts = [*self.entering(t, sequence.inputs(t - 1), states), *self.recorded(trace, t)]
+            parts = [
+                *self.entering(t, sequence.inputs(t - 1), states),
+                *shared.recorded(trace, self.lines.paper(t), t == 1),
+            ]
             states = list(new)
             yield Step(self.title(t, sequence.steps), (*parts, *self.unnamed(parts, states, t)))
         yield self.ending(sequence.steps, len(traces), last)
@@ -243,20 +246,6 @@ class RecurrentExplained:
             note = texts("step.zeros") if t == 1 and not bool(state.any()) else ""
             parts.append(shared.values(paper.name(symbol.name, "before"), state, note=note))
         return parts
-
-    def recorded(self, trace: Trace, t: int) -> list[Values]:
-        """The recorded values of a step under their labels; what repeats or never changes is shown once."""
-        paper = self.lines.paper(t)
-        shown: dict[str, Tensor] = {}
-        found = []
-        for record in trace.records:
-            label = record.site.label(paper)
-            repeated = str(label) in shown and torch.equal(shown[str(label)], record.value)
-            if repeated or (record.site.constant and t > 1):
-                continue
-            shown[str(label)] = record.value
-            found.append(shared.values(label, record.value, record.shape))
-        return found
 
     def unnamed(self, parts: list[Any], states: list[Tensor], t: int) -> Iterator[Values]:
         """The new state entries that no line has shown under their own names."""

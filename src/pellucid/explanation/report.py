@@ -98,6 +98,17 @@ class Picture:
     beside: tuple[Values, ...] = ()
     note: str = ""
 
+    @property
+    def axes(self) -> list[str]:
+        """The axes that have a name, each behind its arrow."""
+        return [f"{arrow} {name}" for arrow, name in (("→", self.across), ("↓", self.down)) if name]
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the cells mean that are drawn."""
+        used = {cell for block in self.blocks for row in block for cell in row}
+        return {cell: meaning for cell, meaning in self.legend.items() if cell in used}
+
 
 @dataclass(frozen=True)
 class Arrow:

@@ -17,7 +17,8 @@ from pellucid.explanation.paper import Paper
 from pellucid.explanation.pieces import Piece
 from pellucid.explanation.report import Check, Cost, Values
 from pellucid.explanation.texts import Texts
-from pellucid.explanation.trace import kept
+from pellucid.explanation.trace import Trace, kept
+from pellucid.keeping import left_alone
 
 MARKS = {"product": "product", "⊙": "entrywise", "·": "scaled", "σ": "sigmoid", "split": "split"}
 
@@ -52,6 +53,19 @@ def values(name: Piece | str, value: torch.Tensor, shape: Sequence[int] | None =
     if numbers.dtype in (torch.bfloat16, torch.float16):
         numbers = numbers.float()
     return Values(str(name), np.asarray(numbers.numpy()), full, note, "" if isinstance(name, str) else inline(name))
+
+
+def recorded(trace: Trace, paper: Paper, constants: bool = True) -> list[Values]:
+    """The values of a trace under their labels, those that never change if wanted; what repeats is shown once."""
+    shown: dict[str, torch.Tensor] = {}
+    found = []
+    for record in trace.records:
+        label = record.site.label(paper)
+        repeated = str(label) in shown and torch.equal(shown[str(label)], record.value)
+        if not repeated and (constants or not record.site.constant):
+            shown[str(label)] = record.value
+            found.append(values(label, record.value, record.shape))
+    return found
 
 
 def notation(paper: Paper, texts: Texts) -> list[str]:
@@ -105,10 +119,6 @@ def number(value: float) -> str:
 @contextlib.contextmanager
 def in_eval(layer: torch.nn.Module) -> Iterator[None]:
     """Let a layer and what it holds be in eval mode for a while."""
-    modes = [(module, module.training) for module in layer.modules()]
-    layer.eval()
-    try:
+    with left_alone(layer):
+        layer.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

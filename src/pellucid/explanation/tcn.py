@@ -97,7 +97,7 @@ class TCNExplained(ComponentExplained):
         """The first sequence's output against the layer's."""
         real = self.real[0] if self.batched and len(self.real) else self.real
         traced, real = (self.trace.result, real[..., : self.read]) if self.read else (real, real)
-        return shared.check(traced, real, getattr(self.layer, "backend", None), self.texts)
+        return shared.check(traced, real, self.backend, self.texts)
 
     def notes(self) -> Iterator[str]:
         """Which sequence is worked out, and that nothing is dropped."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from pellucid.explanation.model.tree import ModelReport
-from pellucid.explanation.report import Moment, Picture, Report, Step, SymbolRow, Total, Unrolled, Values
+from pellucid.explanation.report import Moment, Picture, Report, Step, Total, Unrolled, Values
 from pellucid.explanation.typesetting import (
     columns,
     cost_rows,
@@ -19,6 +21,7 @@ from pellucid.explanation.typesetting import (
     portion,
     shortened,
     starts_block,
+    symbol_rows,
     upright,
     wrapped,
 )
@@ -169,8 +172,7 @@ class _Page(Sheet):
         if not rows:
             return
         self.heading("symbols")
-        head = tuple(self.words[key] for key in ("symbol", "shape", "axes", "count", "role"))
-        table = [head, *(self.cells(row) for row in rows)]
+        table = symbol_rows(self.report)
         lines = columns(table, "lllrl")
         named = any(row.axes for row in rows)
         beside = named and max(map(cell_len, lines)) + 2 <= self.width
@@ -187,9 +189,6 @@ class _Page(Sheet):
                 for index, reason in enumerate(symbol.reasons):
                     name = pad(symbol.name if index == 0 else "", longest)
                     self.paragraph(reason, f"  {name}  ", " " * (longest + 4))
-
-    def cells(self, row: SymbolRow) -> tuple[str, ...]:
-        return (row.name, row.shape_text, " × ".join(row.axes), f"{row.count:,}", row.role)
 
     def cost(self) -> None:
         cost = self.report.cost
@@ -212,22 +211,16 @@ class _Page(Sheet):
         self.parts(step.parts)
 
     def parts(self, parts: Sequence[str | Values | Picture]) -> None:
-        group: list[Values] = []
-        for part in (*parts, None):
-            if isinstance(part, Values):
-                group.append(part)
+        group: Any
+        for kind, group in groupby(parts, type):
+            if kind is Values:
+                self.values([*group])
                 continue
-            self.values(group)
-            group = []
-            if isinstance(part, Picture):
-                self.picture(part)
-            elif part is not None:
-                self.paragraph(part, "  ", "  ")
+            for part in group:
+                self.picture(part) if kind is Picture else self.paragraph(part, "  ", "  ")
 
     def values(self, group: Sequence[Values]) -> None:
         """Write values one under the other: beside their names where they fit, else under them."""
-        if not group:
-            return
         tables = self.aligned(group)
         notes = [portion(v, t, self.words) for v, t in zip(group, tables, strict=True)]
         sizes = [
@@ -311,12 +304,8 @@ class _Page(Sheet):
             rows = [titles, *zip(*blocks, strict=True)] if picture.block_titles else list(zip(*blocks, strict=True))
             for row in rows:
                 self.line("    " + "    ".join(pad(row[i], widths[i]) for i in band).rstrip())
-        axes = [f"→ {picture.across}"] if picture.across else []
-        axes += [f"↓ {picture.down}"] if picture.down else []
-        used = {cell for block in picture.blocks for row in block for cell in row}
-        legend = [f"{CELLS.get(key, key)} {meaning}" for key, meaning in picture.legend.items() if key in used]
         line = ""
-        for item in [*axes, *legend]:
+        for item in [*picture.axes, *(f"{CELLS.get(key, key)} {said}" for key, said in picture.meanings.items())]:
             if line and cell_len(f"    {line}   {item}") > self.width:
                 self.line("    " + line)
                 line = ""

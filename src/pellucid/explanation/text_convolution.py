@@ -117,7 +117,7 @@ class TextConvExplained(ComponentExplained):
         if not self.real.numel():
             return shared.check(self.real, self.real, None, self.texts)
         real = self.real[:1] if self.batched else self.real
-        return shared.check(self.trace.result, real, getattr(self.layer, "backend", None), self.texts)
+        return shared.check(self.trace.result, real, self.backend, self.texts)
 
     def notes(self) -> Iterator[str]:
         """Which sentence and filter are worked out."""

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from rich.cells import cell_len
 
-from pellucid.explanation.report import Cost, Values
+from pellucid.explanation.report import Cost, Report, Values
 from pellucid.explanation.texts import Noun
 
 COLUMNS = 8  # numbers of a row that are shown; a few more where those are all
@@ -94,6 +94,13 @@ def columns(table: Sequence[Sequence[str]], sides: str) -> list[str]:
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def symbol_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return the table of the symbols, under the heads of its columns."""
+    head = tuple(report.words[key] for key in ("symbol", "shape", "axes", "count", "role"))
+    rows = [(r.name, r.shape_text, " × ".join(r.axes), f"{r.count:,}", r.role) for r in report.symbols]
+    return [head, *rows]
 
 
 def cost_rows(cost: Cost, words: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -23,7 +23,6 @@ from pellucid.kernel.language.text_c import header, preamble
 from pellucid.kernel.threads import shared, useful
 
 DEPTH = 6  # its place in struct matmul
-_kept = threading.local()
 _Operand = tuple[Tensor, bool]  # a matrix, and whether it is taken transposed
 
 
@@ -64,7 +63,7 @@ def multiply(pairs: Sequence[tuple[_Operand, _Operand]], bias: Tensor | None = N
             operations += 2 * count * rows * depth * width
     jobs.sort(key=lambda job: -job[DEPTH])
     team = useful(operations)
-    work = _work(team.number * packed * dtype.itemsize + memory.ALIGNMENT)
+    work = memory.scratch(team.number * packed * dtype.itemsize)
     every = array("q", itertools.chain.from_iterable(jobs))
     matmuls = array("q", (every.buffer_info()[0], len(jobs), 0, 0, memory.aligned(work), *team))  # struct matmuls
     run(matmuls.buffer_info()[0])
@@ -105,14 +104,6 @@ def usable(dtype: torch.dtype) -> bool:
 def prepare(dtype: torch.dtype) -> None:
     """Begin to compile it, beside whatever is compiled meanwhile."""
     threading.Thread(target=ready, args=(dtype,), daemon=True).start()
-
-
-def _work(size: int) -> Tensor:
-    """Memory for what is packed, kept by every Python thread: half a MiB for each thread that it shares work with."""
-    work = getattr(_kept, "work", None)
-    if work is None or work.numel() < size:
-        work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
-    return work
 
 
 @functools.cache

@@ -30,6 +30,7 @@ import math
 import mmap
 import os
 import re
+import threading
 import time
 import warnings
 from collections import deque
@@ -46,6 +47,7 @@ THRESHOLD = 256 * 2**10  # bytes; smaller tensors are left to torch
 HUGE_PAGE = 2 * 2**20  # bytes
 STAGGER = 4096  # bytes; the places at which tensors start lie within so many
 STEP = 576  # bytes from one tensor's place to the next one's: an odd number of cache lines, so that all have their turn
+MOST_KEPT = 2**22  # bytes of a Python thread that wait for its next call
 MOST_IDLE = 2 * 2**30  # bytes
 UNKNOWN_MEMORY = 8 * 2**30  # bytes; where the system does not say how much it has
 INTERVAL = 1.0  # seconds between two looks at the available memory
@@ -56,6 +58,7 @@ _blocks: dict[int, int] = {}  # the bytes of every block there is
 _idle: dict[int, deque[_Block]] = {}  # by capacity; the longest idle first
 _starts = itertools.count(step=STEP)
 _reuses = 0
+_kept = threading.local()
 _poison = False
 _looked = -math.inf
 
@@ -84,6 +87,17 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         tensor = torch.frombuffer(lease, dtype=dtype, count=count).resize_(shape)
         fill = _poison or _must_fill()
     return tensor.fill_(_conspicuous(dtype)) if fill else tensor
+
+
+def scratch(size: int) -> Tensor:
+    """Memory for a kernel to work in, with room to be `aligned`; every Python thread keeps what is not much."""
+    size += ALIGNMENT
+    if size > MOST_KEPT:
+        return empty((size,), torch.uint8)
+    work = getattr(_kept, "work", None)
+    if work is None or work.numel() < size:
+        work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
+    return work
 
 
 def aligned(tensor: Tensor) -> int:

@@ -13,7 +13,6 @@ import functools
 import gc
 import inspect
 import operator
-import random
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pellucid.keeping import HELD, MISSING
+from pellucid.errors import below
+from pellucid.keeping import HELD, MISSING, RandomState
 from pellucid.models.identity import Globals, hearing
 
 HOLDERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
@@ -97,7 +97,7 @@ def trace(
 def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any]) -> Forward:
     values = [recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for a in args]
     options = {name: recorder.placeholder(a) if a is Tensor or isinstance(a, Like) else a for name, a in named.items()}
-    chance = _chance()
+    chance = RandomState(recorder.module)
     try:
         with recorder.following_calls():
             result = forward(recorder.twin, *values, **options)
@@ -109,8 +109,10 @@ def _traced(recorder: _Recorder, forward: Callable[..., Any], args: Sequence[Any
             f"its forward is no fixed graph: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
     finally:
-        moved = _reset(chance)
-    if moved:
+        drawn = chance.moved()
+        if drawn:
+            chance.again()
+    if drawn:
         raise Untraceable("its forward draws random numbers itself")
     module = recorder.module
     inside = dict(_structure(module, ""))
@@ -147,7 +149,7 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
             raise Untraceable(f"{type(module).__name__} cannot be looked into") from error
         held = {
             "_modules": {
-                name: None if child is None else self.copy(child, _join(path, name), known)
+                name: None if child is None else self.copy(child, below(path, name), known)
                 for name, child in module._modules.items()
             },
             "_parameters": _Live(self, path, module._parameters),
@@ -385,7 +387,7 @@ class _Live(dict[str, Any]):
             self.recorder.note(self.path, name, None)
             return None
         self.recorder.note(self.path, f"{name}.__class__", type(value))  # not None, which decides the way
-        node = self.recorder.create_node("get_attr", _join(self.path, name), (), {})
+        node = self.recorder.create_node("get_attr", below(self.path, name), (), {})
         return _Parameter(node, self.recorder, self.path, name, value)
 
     def _gone_through(self, *_: Any) -> Any:
@@ -512,28 +514,12 @@ def is_saving_watched() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def _chance() -> tuple[Any, ...]:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def _reset(before: tuple[Any, ...]) -> bool:
-    """Set the generators back; whether one had moved."""
-    now = _chance()
-    same = torch.equal(before[0], now[0]) and before[1] == now[1]
-    same = same and all(np.array_equal(a, b) for a, b in zip(before[2], now[2], strict=True))
-    if not same:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
-    return not same
-
-
 def _structure(module: torch.nn.Module, path: str) -> Iterator[tuple[str, tuple[tuple[str, type], ...]]]:
     """The names and classes of the modules inside, and of those in lists of them."""
     yield path, _inside(module)
     for name, child in module._modules.items():
         if isinstance(child, HOLDERS):
-            yield from _structure(child, _join(path, name))
+            yield from _structure(child, below(path, name))
 
 
 def _inside(module: Any) -> tuple[tuple[str, type], ...]:
@@ -545,7 +531,3 @@ def at(module: Any, path: str) -> Any:
     for name in path.split(".") if path else ():
         module = module._modules.get(name, MISSING) if module is not MISSING else module
     return module
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

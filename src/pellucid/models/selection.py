@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from pellucid.errors import below
 from pellucid.nn.swapped.exchange import Kind, kind_of, ours_of
 
 Predicate: TypeAlias = Callable[[str, torch.nn.Module], bool]
@@ -29,7 +30,7 @@ def _walk(
     yield path, module
     for name, child in module._modules.items():
         if child is not None and child not in (*within, module):  # a module may hold the one that holds it
-            yield from _walk(child, f"{path}.{name}" if path else name, (*within, module))
+            yield from _walk(child, below(path, name), (*within, module))
 
 
 class Selection:

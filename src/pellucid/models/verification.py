@@ -9,7 +9,7 @@ import enum
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from pellucid.errors import VerificationError
-from pellucid.keeping import Draws, left_alone, seed_all
+from pellucid.keeping import left_alone, seed_all
 from pellucid.models.formats import FASTEST, RESHAPE, Formats
 from pellucid.models.functions import WithoutDropout
 from pellucid.models.fusions import Plans, follow, unfuse
@@ -56,8 +56,7 @@ def verified(
     """
     trial = Trial(model, layers, arguments(example), plans, formats)
     try:
-        with _kept(model):
-            return trial.verification()
+        return trial.verification()
     except BaseException:
         trial.turn(Way.BEFORE)
         raise
@@ -315,13 +314,23 @@ class Trial:
 
     def results(self, training: bool) -> Results:
         """Return the outputs, and the gradients of their sum along a ramp; no dropout acts."""
-        with left_alone(self.model), _calm(self.model, training), torch.enable_grad():  # nor is what a run keeps used
+        with left_alone(self.model), WithoutDropout(), torch.enable_grad():  # nor is what a run keeps used
+            self._take_mode(training)
+            for layer in self.model.modules():  # which draw other masks with other layers
+                if isinstance(layer, _DropoutNd):
+                    layer.training = False
+                elif isinstance(layer, (torch.nn.RNNBase, torch.nn.MultiheadAttention)):
+                    layer.dropout = 0.0
             seed_all(SEED)
             leaves: list[Tensor] = list(self.parameters)
             outputs = self._run(leaves)
             loss = ramp(outputs) if self.graded else None
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if loss is not None and leaves else ()
         return Results([y.detach() for y in outputs], [g.detach() for g in gradients if g is not None])
+
+    def _take_mode(self, training: bool) -> None:
+        if training is not self.model.training:
+            self.model.train(training)
 
     def _run(self, leaves: list[Tensor] | None = None) -> list[Tensor]:
         """Run the model on a copy of the example, which it may write to.
@@ -351,7 +360,9 @@ class Trial:
         settle()
         seconds: dict[Way, list[float]] = {way: [] for way in ways}
         order = list(ways)
-        with _calm(self.model, differentiable, dropout=True):
+        with left_alone(self.model), contextlib.ExitStack() as stack:
+            stack.callback(self.turn, self.way)
+            self._take_mode(differentiable)
             for way in order:
                 self.turn(way)
                 step()
@@ -368,58 +379,3 @@ class Trial:
 def _sentence(error: Exception) -> str:
     """What an exception says, with one full stop."""
     return f"{str(error).rstrip('. ')}."
-
-
-# -- nothing is left changed ------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _kept(model: torch.nn.Module) -> Iterator[None]:
-    """Bring buffers, modes and random generators back to what they are now."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in modes
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    draws = Draws(model)
-    try:
-        yield
-    finally:
-        draws.again()
-        with torch.no_grad():
-            for held, name, buffer, value in buffers:
-                held[name] = buffer
-                buffer.copy_(value)
-        _set_modes(model, modes)
-
-
-@contextlib.contextmanager
-def _calm(model: torch.nn.Module, training: bool, dropout: bool = False) -> Iterator[None]:
-    """Put a model into a mode, without its dropouts, which draw other masks with other layers."""
-    modes = {module: module.training for module in model.modules()}
-    within = [m for m in modes if isinstance(m, (torch.nn.RNNBase, torch.nn.MultiheadAttention))]
-    rates = [m.dropout for m in within]
-    try:
-        if training is not model.training:
-            model.train(training)
-        if not dropout:
-            for module in modes:
-                if isinstance(module, _DropoutNd):
-                    module.training = False
-            for module in within:
-                module.dropout = 0.0
-        with contextlib.nullcontext() if dropout else WithoutDropout():
-            yield
-    finally:
-        for module, rate in zip(within, rates, strict=True):
-            module.dropout = rate
-        _set_modes(model, modes)
-
-
-def _set_modes(model: torch.nn.Module, modes: Mapping[torch.nn.Module, bool]) -> None:
-    if model.training is not modes[model]:
-        model.train(modes[model])  # which a model may have a method of its own for
-    for module, mode in modes.items():
-        module.training = mode

@@ -109,6 +109,11 @@ class Running:
             self.__dict__["_left"] = met
 
 
+def written(first: str, **further: tuple[Any, Any]) -> str:
+    """Write a layer's arguments: the first ones, and of further ones, each with its default, those that differ."""
+    return first + "".join(f", {name}={value}" for name, (value, default) in further.items() if value != default)
+
+
 def ran_by(layers: Iterable[Any]) -> str:
     """The names of what ran the layers that a layer is made of, each once."""
     return ", ".join(sorted({layer.backend for layer in layers}))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pellucid.explanation.figure.measure import cut, lines, visible, widest, width
-from pellucid.explanation.figure.sheet import Sheet, flowing, stacked
+from pellucid.explanation.figure.sheet import Box, Sheet, flowing, stacked
 from pellucid.explanation.report import Picture, Values
 from pellucid.explanation.typesetting import decimals, layout, numbers_of, portion, starts_block, written
 
@@ -76,16 +76,13 @@ def _texts(block: np.ndarray, cells: Sequence[Sequence[str]], blocks: Sequence[n
 def _cells(cells: Sequence[Sequence[str]], numbers: Sequence[Sequence[str]], wide: float) -> Sheet:
     """Draw one block; cells of one kind are one path."""
     sheet = Sheet()
-    places: dict[str, list[tuple[float, float, float, float]]] = {}
+    places: dict[str, list[Box]] = {}
     for row, line in enumerate(cells):
         for column, cell in enumerate(line):
             places.setdefault(cell, []).append((column * wide, row * HIGH, wide, HIGH))
     marked = sorted(places, key=lambda cell: list(STYLES).index(cell) + 1 if cell in STYLES else 0)
-    for cell in reversed([*marked]) if "padding" in marked else marked:
-        kind, hatch = STYLES.get(cell, ("plain", ""))
-        sheet.box(kind, *places[cell])
-        if hatch:
-            sheet.hatch(hatch, *places[cell])
+    for cell in reversed(marked) if "padding" in marked else marked:
+        _styled(sheet, cell, *places[cell])
     for row, line in enumerate(numbers[: len(cells)]):
         for column, number in enumerate(line[: len(cells[row])]):
             sheet.text((column + 0.5) * wide, row * HIGH + 16, number, "number", "middle")
@@ -120,28 +117,27 @@ def _beside(blocks: Sheet, picture: Picture, room: float, words: Mapping[str, st
 def _legend(picture: Picture, room: float) -> Sheet:
     """Explain axes and cells; only what is drawn."""
     items = []
-    axes = [f"→ {picture.across}"] if picture.across else []
-    axes += [f"↓ {picture.down}"] if picture.down else []
-    used = {cell for block in picture.blocks for row in block for cell in row}
-    for axis in axes:
+    for axis in picture.axes:
         items.append(Sheet())
         items[-1].text(0, 12, cut(axis, room, "small"), "small")
-    for cell, meaning in picture.legend.items():
-        if cell in used:
-            items.append(swatch(cell, cut(meaning, room - 24, "small")))
+    items += [swatch(cell, cut(meaning, room - 24, "small")) for cell, meaning in picture.meanings.items()]
     return flowing(items, room, 16)
 
 
 def swatch(cell: str, meaning: str) -> Sheet:
     """Show a kind of cell beside what it means."""
     sheet = Sheet()
-    kind, hatch = STYLES.get(cell, ("plain", ""))
-    box = (1.0, 1.0, 14.0, 14.0)
-    sheet.box(kind, box)
-    if hatch:
-        sheet.hatch(hatch, box)
+    _styled(sheet, cell, (1.0, 1.0, 14.0, 14.0))
     sheet.text(20, 12, meaning, "small")
     return sheet
+
+
+def _styled(sheet: Sheet, cell: str, *boxes: Box) -> None:
+    """Draw boxes as cells of a kind are."""
+    kind, hatch = STYLES.get(cell, ("plain", ""))
+    sheet.box(kind, *boxes)
+    if hatch:
+        sheet.hatch(hatch, *boxes)
 
 
 def _note(content: str, room: float) -> Sheet:

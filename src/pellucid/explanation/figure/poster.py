@@ -18,6 +18,9 @@ FORMULA_LINES = 24
 CAPTION = 440.0  # how wide a caption is at least
 
 Part = Unrolled | Rows | Picture | Values
+DRAWINGS: dict[type, Callable[..., Sheet]] = {
+    **{Unrolled: network_sheet, Rows: rows_sheet, Picture: picture_sheet, Values: value_sheet}
+}
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,9 @@ COLUMNS = (
 
 def part_sheet(part: Part, room: float, report: Report) -> Sheet:
     """Draw one part of the tree."""
-    if isinstance(part, Unrolled):
-        return network_sheet(part, room, report.words)
-    if isinstance(part, Rows):
-        return rows_sheet(part, room, report.words)
-    if isinstance(part, Picture):
-        return picture_sheet(part, room, report.words)
-    if isinstance(part, Values):
-        return value_sheet(part, room, report.words)
+    draw = DRAWINGS.get(type(part))
+    if draw is not None:
+        return draw(part, room, report.words)
     raise TypeError(
         f"figure.drawing: a {type(part).__name__} has no drawing; it draws Unrolled, Rows, Picture and Values, "
         f"as they stand in report.figures and in the parts of report.steps."

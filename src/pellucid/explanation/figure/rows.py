@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pellucid.explanation.figure.grid import HIGH, NARROWEST, number_text
+from pellucid.explanation.figure.grid import HIGH, NARROWEST, number_text, swatch
 from pellucid.explanation.figure.measure import cut, lines, widest
 from pellucid.explanation.figure.sheet import Sheet, flowing
 from pellucid.explanation.report import Rows
@@ -51,15 +51,6 @@ def rows_sheet(rows: Rows, room: float, words: Mapping[str, str]) -> Sheet:
     for line in lines(rows.note, max(300.0, min(room, max(sheet.width, 460.0))), "text"):
         sheet.text(0, y + 8, line, "text")
         y += 18
-    sheet.put(0, y, flowing([_swatch(rows, "kept"), _swatch(rows, "dropped")], room, 16))
-    return sheet
-
-
-def _swatch(rows: Rows, key: str) -> Sheet:
-    sheet = Sheet()
-    box = (1.0, 1.0, 14.0, 14.0)
-    sheet.box("cool" if key == "kept" else "dashed", box)
-    if key == "kept":
-        sheet.hatch("hatch", box)
-    sheet.text(20, 12, rows.legend[key], "small")
+    legend = [swatch("touched", rows.legend["kept"]), swatch("padding", rows.legend["dropped"])]
+    sheet.put(0, y, flowing(legend, room, 16))
     return sheet

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pellucid.errors import below
 from pellucid.explanation.component import shape_text
 from pellucid.explanation.model.axes import sizes
 from pellucid.explanation.model.formulas import formula_of
@@ -70,11 +71,7 @@ class Composer:
         if path != record.paths[0]:
             note = self.texts("model.shared", path=record.paths[0])
             return LayerRow(**about, **_numbers([]), shared=record.paths[0], note=note)
-        inside = [
-            self.row(child, f"{path}.{key}" if path else key, key)
-            for key, child in layer._modules.items()
-            if child is not None
-        ]
+        inside = [self.row(child, below(path, key), key) for key, child in layer._modules.items() if child is not None]
         weights = tuple(self.weights(layer, path))
         parameters = sum(w.count for w in weights if not w.shared) + sum(row.parameters for row in inside)
         if record.calls:
@@ -131,7 +128,7 @@ class Composer:
         for name, parameter in layer._parameters.items():
             if parameter is None:
                 continue
-            place = f"{path}.{name}" if path else name
+            place = below(path, name)
             first = self.first[id(parameter)]
             shape = tuple(parameter.shape)
             about = (name, shape, shape_text(shape), prod(shape), parameter.requires_grad, _type(parameter.dtype))
@@ -202,9 +199,9 @@ class Composer:
 
     def ties(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters that stand in another layer as well."""
-        for layer, record in ((r.layer, r) for r in self.recording.records.values()):
-            for name, parameter in layer._parameters.items():
-                place = f"{record.paths[0]}.{name}" if record.paths[0] else name
+        for record in self.recording.records.values():
+            for name, parameter in record.layer._parameters.items():
+                place = below(record.paths[0], name)
                 if parameter is not None and self.first[id(parameter)] != place:
                     yield place, parameter
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pellucid.explanation.component import untouched
 from pellucid.explanation.cost import NOTHING, Tally, count
 from pellucid.explanation.reading import Reading
+from pellucid.keeping import left_alone
 from pellucid.nn.component import Component
 from pellucid.nn.dropout.dropout import DropoutFamily
 from pellucid.nn.recurrence.sequence import SequenceLayer
@@ -41,7 +41,7 @@ class Counts:
         key = f"{kind} {kind.extra_repr(layer)} {layer.training} {read}"
         if key not in self._known:
             try:
-                with untouched(layer):
+                with left_alone(layer):
                     self._known[key] = compute()
             except Exception:  # a formula that needs the numbers themselves: its operations are counted as they ran
                 self._known[key] = None

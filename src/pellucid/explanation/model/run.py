@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from pellucid.explanation.cost import NOTHING, Meter, Tally, bytes_of, entry_by_entry
 from pellucid.explanation.model.axes import Axes, Meanings, keeps, meaning
 from pellucid.explanation.model.counts import Counts
-from pellucid.keeping import Draws, layer_by_layer, left_alone
+from pellucid.keeping import RandomState, layer_by_layer, left_alone
 
 DEEPEST = 4  # structures inside structures whose tensors are listed
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -109,7 +109,7 @@ class Recording:
         self.training = model.training
         self.records = _records(model)
         self.meanings = Meanings()
-        self.draws = Draws(model)
+        self.draws = RandomState(model)
         self._run(_Observer(self))
         for _ in range(runs):
             self._run(_Clock(self))

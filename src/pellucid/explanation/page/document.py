@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
+from typing import Any
 
 from pellucid.explanation.figure import drawing
 from pellucid.explanation.page.frame import Frame, paragraphs, text, totals_of
@@ -131,20 +133,14 @@ def _steps(report: Report) -> str:
 
 
 def _step(step: Step, report: Report) -> str:
-    written: list[str] = []
-    group = ""
-    for part in (*step.parts, None):
-        if isinstance(part, Values):
-            group += _values(part, report)
-            continue
-        if group:
-            written.append(f'<dl class="values">{group}</dl>')
-            group = ""
-        if isinstance(part, Picture):
-            written.append(_drawn(part, report))
-        elif part is not None:
-            written.append(f"<p>{text(part)}</p>")
-    return "".join(written)
+    written = ""
+    group: Any
+    for kind, group in groupby(step.parts, type):
+        if kind is Values:
+            written += f'<dl class="values">{"".join(_values(part, report) for part in group)}</dl>'
+        else:
+            written += "".join(_drawn(p, report) if kind is Picture else f"<p>{text(p)}</p>" for p in group)
+    return written
 
 
 def _values(value: Values, report: Report) -> str:

@@ -14,7 +14,7 @@ from pellucid.kernel import build, matmul, memory
 from pellucid.kernel.program import Program
 from pellucid.kernel.recurrence.emit_c import emit
 from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Job
-from pellucid.kernel.recurrence.plan import Loop
+from pellucid.kernel.recurrence.plan import LoopLayout
 from pellucid.kernel.threads import Threads, useful
 
 BLOCK = 48  # rows that a thread takes through all steps together: their scratch stays in the second cache
@@ -43,9 +43,9 @@ class Compiled(Fused):
 class _Loop(FusedLoop):
     """One compiled loop."""
 
-    layout: Loop
+    layout: LoopLayout
 
-    def __init__(self, layout: Loop, library: ctypes.CDLL, program: Program, dtype: torch.dtype) -> None:
+    def __init__(self, layout: LoopLayout, library: ctypes.CDLL, program: Program, dtype: torch.dtype) -> None:
         super().__init__(layout, program, dtype)
         self._run = getattr(library, layout.name)
         self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int64], None

@@ -15,7 +15,7 @@ from pellucid.kernel.language.layout import real_of, works
 from pellucid.kernel.language.text_c import broken, indented, preamble
 from pellucid.kernel.language.values import Value
 from pellucid.kernel.program import Program
-from pellucid.kernel.recurrence.plan import Loop, Place
+from pellucid.kernel.recurrence.plan import LoopLayout, Place
 from pellucid.kernel.recurrence.sweeps import Sweeps
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ class Text:
     """The C text of a program and the loops in it."""
 
     text: str
-    loops: Mapping[str, Loop]
+    loops: Mapping[str, LoopLayout]
 
 
 def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
@@ -243,22 +243,17 @@ class _Function(Sweeps):
         return [*lines, "  }"]
 
     def _entry(self) -> list[str]:
+        """What is called from outside: how much work space it needs, and the loop over blocks on all threads."""
         name, matrices = self.name, self.lowered.matrices
         packed = [f"ROUNDED({depth} * PADDED({width}) * (int64_t)sizeof(real))" for depth, width in matrices.values()]
         scratch = [self._size(place) for place in self.scratch]
         if self.parts:
             scratch.append(f"ROUNDED(({self._part_widths()}) * (int64_t)sizeof(real))")
-        packing: list[str] = []
-        for i, (matrix, (depth, width)) in enumerate(matrices.items()):
-            packing += [
-                f"if (task < PADDED({width}) / PANEL) {{ // {matrix}",
-                f"  pack_{self.storage[matrix]}({self._as_given(i)}, {depth}, {width},",
-                f"    (real *)packed_{i}, task);",
-                "  return;",
-                "}",
-                f"task -= PADDED({width}) / PANEL;",
-            ]
         panels = " + ".join(f"PADDED({width}) / PANEL" for _, width in matrices.values())
+        packs = [
+            "  if (calls->begin == 0 && !calls->direct)",
+            f"    share(&calls->threads, {name}_pack, calls, count * ({panels}));",
+        ]
         return [
             "// Bytes of work space: the packed matrices, and scratch for blocks of rows on a number of threads.",
             f"int64_t {name}_work(UNUSED int64_t block, UNUSED int64_t chunk, int64_t threads)",
@@ -266,20 +261,7 @@ class _Function(Sweeps):
             f"  return {' + '.join(packed) or '0'} + threads * ({' + '.join(scratch) or '0'});",
             "}",
             "",
-            *(
-                [
-                    f"static void {name}_pack(const void *context, int64_t task, UNUSED int64_t worker)",
-                    "{",
-                    f"  const int64_t panels = {panels};",
-                    "  const struct call *const call = (const struct call *)context + task / panels;",
-                    "  task %= panels;",
-                    *indented([*self._packed(), *packing]),
-                    "}",
-                    "",
-                ]
-                if panels
-                else []
-            ),
+            *(self._pack(panels) if panels else []),
             f"static void {name}_task(const void *context, int64_t task, int64_t worker)",
             "{",
             "  const struct call *const calls = context, *const call = calls + task / blocks_of(calls);",
@@ -298,18 +280,34 @@ class _Function(Sweeps):
             "// Calls of the same sizes side by side: their blocks of rows have the scratch of the first.",
             f"void {name}(const struct call *calls, int64_t count)",
             "{",
-            *(
-                [
-                    "  if (calls->begin == 0 && !calls->direct)",
-                    f"    share(&calls->threads, {name}_pack, calls, count * ({panels}));",
-                ]
-                if panels
-                else []
-            ),
+            *(packs if panels else []),
             "  if (!calls->together)",
             f"    share(&calls->threads, {name}_task, calls, count * blocks_of(calls));",
             "  for (int64_t i = 0; calls->together && i < count; i++)",
             f"    gather(&calls->threads, {name}_together, calls + i);",
+            "}",
+            "",
+        ]
+
+    def _pack(self, panels: str) -> list[str]:
+        """The task that packs one panel of a matrix."""
+        packing: list[str] = []
+        for i, (matrix, (depth, width)) in enumerate(self.lowered.matrices.items()):
+            packing += [
+                f"if (task < PADDED({width}) / PANEL) {{ // {matrix}",
+                f"  pack_{self.storage[matrix]}({self._as_given(i)}, {depth}, {width},",
+                f"    (real *)packed_{i}, task);",
+                "  return;",
+                "}",
+                f"task -= PADDED({width}) / PANEL;",
+            ]
+        return [
+            f"static void {self.name}_pack(const void *context, int64_t task, UNUSED int64_t worker)",
+            "{",
+            f"  const int64_t panels = {panels};",
+            "  const struct call *const call = (const struct call *)context + task / panels;",
+            "  task %= panels;",
+            *indented([*self._packed(), *packing]),
             "}",
             "",
         ]

@@ -27,7 +27,7 @@ Level = tuple[int, int]  # products passed, then reductions since
 
 
 @dataclass(frozen=True)
-class Loop(Layout):
+class LoopLayout(Layout):
     """What a caller of an emitted loop in C must know."""
 
     direct: bool  # whether the matrices can be read where they lie
@@ -75,7 +75,7 @@ class Plan:
         totals = {n: self.lowered.outputs[n] for n in laid_out.totals}
         outputs = {n: self.lowered.outputs[n] for n in laid_out.outputs}
         self.widths = {s: self.lowered.outputs[n].width for s, n in zip(states, new_states, strict=True)}
-        self.loop = Loop(
+        self.loop = LoopLayout(
             **vars(laid_out),
             direct=all(self.storage[name] == real for name in self.lowered.matrices),
             ahead=0,

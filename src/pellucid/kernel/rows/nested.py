@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -308,46 +308,56 @@ class _Bound:
         self.templates = [(t.shape, t.dtype) for t in tensors]
         self.wanted = [i for i, want in enumerate(wanted) if want]
         form = self._form(given, tensors, wanted)
-        saved, self.device = lower(form).saved, tensors[0].device
+        self.real, self.device = form.dtype, tensors[0].device
         names = (*recipe.tensors, *recipe.draws)
         views: dict[str, Sequence[int]] = {
             name: [axis.strides[i] or 0 for axis in order] for i, name in enumerate(names)
         }
-        x, result = tensors[0], recipe.results[0]
-        sizes, self.real = [axis.size for axis in order], form.dtype
+        sizes = [axis.size for axis in order]
 
         def direction(number: int) -> Direction:
             if written == "c":
                 return nested_c.kernel(form, recipe.name, number, sizes, views)
             return nested_triton.kernel(form, recipe.name, number, sizes, views, self.device)
 
-        kernel = self._forward = direction(0)
+        saved = lower(form).saved
+        self._forward = direction(0)
+        starts = self._place_forward(tensors[0], saved)
+        self.text = self._forward.text
+        self.read: list[int] = []
+        if self.wanted:
+            views |= {name: self._forward.strides[name] for name in saved}
+            views[GRADIENT] = self._forward.strides[recipe.results[0]]
+            self._backward = direction(1)
+            self._place_backward({name: starts[name] for name in saved})
+
+    def _place_forward(self, x: Tensor, saved: Sequence[str]) -> dict[str, int]:
+        """Say where forward writes; return where in the rest what is no tensor of its own begins, one after the other.
+
+        That are further results, and what is saved.
+        """
+        recipe, kernel, result = self.recipe, self._forward, self.recipe.results[0]
         shape = (*x.shape[:-1], kernel.widths[result]) if recipe.fixed else x.shape
         like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
         self._result = (tuple(shape), like.stride(), getattr(torch, kernel.storage[result]))
         self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
-        # What is no tensor of its own stands in one, one after the other: further results, and what is saved.
         starts, self._rest = {}, 0
         for name in dict.fromkeys((*recipe.results[1:], *saved)):
             starts[name], self._rest = self._rest, self._rest + kernel.counts[name]
         self._extras = [(self._along_all(name, starts[name]), self._dtype(name)) for name in recipe.results[1:]]
-        tensor_places = {name: i for i, name in enumerate(recipe.tensors)}
-        placed = tensor_places | {f"{result} to": len(tensors)}
+        placed = {name: i for i, name in enumerate((*recipe.tensors, f"{result} to"))}
         self._forward_slots = kernel.slots(placed, {f"{name} to": start for name, start in starts.items()})
-        self.text = kernel.text
-        self.read: list[int] = []
-        if self.wanted:
-            views |= {name: kernel.strides[name] for name in saved}
-            views[GRADIENT] = kernel.strides[result]
-            back = self._backward = direction(1)
-            self.read = [i for name, i in tensor_places.items() if name in back.layout.inputs]
-            of = {f"{recipe.tensors[i]}_gradient": i for i in self.wanted}
-            self._whole = [i for name, i in of.items() if name not in back.starts]
-            self._totalled = [of[name] for name in back.starts]
-            known = [recipe.tensors[i] for i in self.read] + [GRADIENT]
-            known += [f"{recipe.tensors[i]}_gradient to" for i in self._whole]
-            placed = {name: i for i, name in enumerate(known)}
-            self._backward_slots = back.slots(placed, {name: starts[name] for name in saved})
+        return starts
+
+    def _place_backward(self, starts: Mapping[str, int]) -> None:
+        """Say what backward reads, and which gradients it writes as a whole or as totals."""
+        kernel, tensors = self._backward, self.recipe.tensors
+        self.read = [i for i, name in enumerate(tensors) if name in kernel.layout.inputs]
+        of = {f"{tensors[i]}_gradient": i for i in self.wanted}
+        self._whole = [i for name, i in of.items() if name not in kernel.starts]
+        self._totalled = [of[name] for name in kernel.starts]
+        known = [*(tensors[i] for i in self.read), GRADIENT, *(f"{tensors[i]}_gradient to" for i in self._whole)]
+        self._backward_slots = kernel.slots({name: i for i, name in enumerate(known)}, starts)
 
     def _dtype(self, name: str) -> torch.dtype:
         return getattr(torch, self._forward.storage[name])

@@ -138,7 +138,7 @@ class Kernel(Direction):
         threads = useful(self._operations)
         call[THREADS], call[PARALLEL] = threads
         if self._scratch:
-            buffer = memory.empty((self._scratch * threads.number + memory.ALIGNMENT,), torch.uint8)
-            call[WORK] = memory.aligned(buffer)
+            work = memory.scratch(self._scratch * threads.number)
+            call[WORK] = memory.aligned(work)
         self._run(call.buffer_info()[0])
         return [] if totals is None else list(totals.split_with_sizes(self._total_sizes)[:-1])

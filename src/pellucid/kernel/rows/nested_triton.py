@@ -188,94 +188,120 @@ def _plans(nest: Nest, sizes: Sequence[int], gpu: _Gpu) -> list[_Plan]:
 
 def _plan(nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int] = frozenset()) -> _Plan:
     """Choose the tile and the grid of a nest."""
-    last, fixed, processors = nest.axes - 1, nest.columns is not None, gpu.processors
-    sizes = [1 if axis in absent else size for axis, size in enumerate(sizes)]
-    inner = [axis for axis in range(last, -1, -1) if axis in nest.inner and axis not in absent]
-    outside = [axis for axis in range(last, -1, -1) if axis not in nest.inner and axis not in absent]
-    blocks = [1] * nest.axes
-    totals = [value for value in nest.outputs.values() if value.kind == "total"]
-    read = [value for value in all_values(nest.outputs.values()) if value.kind in ("memory", "draws")]
-    # What lies between entries that are reduced; a row whose columns are cut has them together.
-    beside = [axis for axis in outside if not fixed and (not inner or axis > min(inner))]
-
-    def tile_of(value: Value) -> int:
-        """Entries of a tile, were it to hold all that is reduced."""
-        return math.prod(power(sizes[axis]) for axis in inner if axis in along(value, last))
-
-    entries = math.prod(power(sizes[axis]) for axis in inner)
-    held = sum(map(tile_of, read)) + sum(tile_of(total.values[0]) for total in totals)
-    least = min(math.prod(power(sizes[axis]) for axis in beside), FEWEST_COLUMNS) if inner else 1
-    whole = fixed or max(held, 2 * entries) * least <= REGISTERS
-    if fixed and sizes[last] > MOST_COLUMNS:
-        raise Unsupported(f"a formula that cuts {sizes[last]} columns")
-
-    def grow(axes: Iterable[int], target: int, fewest: int = 0) -> None:
-        """Let a tile have more entries, as long as there are enough tiles."""
-        nonlocal entries
-        for axis in axes:
-            while blocks[axis] < power(sizes[axis]) and 2 * entries <= target:
-                if fewest and _count(sizes, blocks, outside) < 2 * fewest:
-                    return
-                blocks[axis], entries = 2 * blocks[axis], 2 * entries
-
-    alone = False
-    if whole:
-        for axis in inner:
-            blocks[axis] = 1 if fixed and axis == last else power(sizes[axis])
-        if fixed and last in outside:
-            blocks[last] = entries = power(sizes[last])
-        grow(beside, max(entries * least, TARGET if not inner else 0))
-        grow(outside, TARGET, fewest=processors)
+    cut = _Cut(nest, sizes, gpu, absent)
+    if cut.whole:
+        cut.hold_rows()
     else:
-        entries = 1
-        if last in inner:
-            grow([last], FEWEST_COLUMNS)
-        grow(beside, FEWEST_COLUMNS)
-        grow(beside, ENOUGH_COLUMNS, fewest=processors * WARPS // MOST_SPLITS)
-        alone = processors < _count(sizes, blocks, outside) and _alone(nest, inner, sizes, blocks, gpu)
-        target = 2 * TARGET if alone else TARGET
-        for axis in frozenset().union(*(along(total, last) for total in totals)) & {*inner}:
-            while 2 * blocks[axis] <= MOST_SUMS and 2 * entries <= target and not sizes[axis] % (2 * blocks[axis]):
-                blocks[axis], entries = 2 * blocks[axis], 2 * entries
-        grow(inner, target)
-    warps = max(1, min(MOST_WARPS, entries // ENTRIES_OF_A_WARP))
-    programs = processors * max(1, WARPS // warps)  # that the GPU runs at a time
-    units = _count(sizes, blocks, outside)
-    splits = 1
-    if not whole and units < processors:
-        splits = max(1, min(_count(sizes, blocks, inner) // LEAST_TURNS, programs // units, MOST_SPLITS))
-    owned = _count(sizes, blocks, [axis for axis in outside if axis in owned_axes(nest)]) if totals else 1
-    shares = rows = min(units // owned, max(1, programs // owned)) if totals else units
-    if splits > 1 or (not whole and any(along(total, last) & nest.inner for total in totals)):
+        cut.share_rows()
+    warps = max(1, min(MOST_WARPS, cut.entries // ENTRIES_OF_A_WARP))
+    programs = gpu.processors * max(1, WARPS // warps)  # that the GPU runs at a time
+    units, splits = cut.count(cut.outside), 1
+    if not cut.whole and units < gpu.processors:
+        splits = max(1, min(cut.count(cut.inner) // LEAST_TURNS, programs // units, MOST_SPLITS))
+    owned = cut.count([axis for axis in cut.outside if axis in owned_axes(nest)]) if cut.totals else 1
+    shares = rows = min(units // owned, max(1, programs // owned)) if cut.totals else units
+    if splits > 1 or (not cut.whole and cut.summed & nest.inner):
         shares = rows = units // owned
-    if alone:
-        shares = max(1, processors // owned)
-    exact = frozenset(axis for axis in range(nest.axes) if sizes[axis] % blocks[axis] == 0)
-    tile = Tile(tuple(blocks), exact, absent, whole, splits > 1, alone)
+    if cut.alone:
+        shares = max(1, gpu.processors // owned)
+    exact = frozenset(axis for axis in range(nest.axes) if cut.sizes[axis] % cut.blocks[axis] == 0)
+    tile = Tile(tuple(cut.blocks), exact, absent, cut.whole, splits > 1, cut.alone)
     return _Plan(nest, tile, owned, shares, splits, warps, rows)
 
 
-def _alone(nest: Nest, inner: Sequence[int], sizes: Sequence[int], blocks: Sequence[int], gpu: _Gpu) -> bool:
-    """Whether one program at a time is to run on a multiprocessor.
+class _Cut:
+    """The tile of a nest, which grows: ``blocks`` along every axis, ``entries`` altogether.
 
-    What it reduces it reads again, out of the second cache, where the operands of all that run fit that.
+    ``whole``: it holds all that is reduced; ``alone``: one program at a time is to run on a multiprocessor.
     """
-    last, within = nest.axes - 1, frozenset(inner)
-    values = all_values(nest.outputs.values())
-    again = any(value.kind == "reduce" for value in values) and any(
-        value.kind != "total" and along(value, last) & within for value in nest.outputs.values()
-    )
-    parted = [v for v in nest.outputs.values() if v.kind == "total" and not along(v, last) & within]
-    if not again or parted:
-        return False
-    bytes_read = 0
-    for value in values:
-        axes = along(value, last)
-        if value.kind == "memory" and axes & within:
-            entries = math.prod(sizes[axis] if axis in within else blocks[axis] for axis in axes)
-            storage = nest.storage[value.name]
-            bytes_read += entries * (8 if storage == "real" else getattr(torch, storage).itemsize)
-    return gpu.processors * bytes_read <= CACHED * gpu.cache
+
+    def __init__(self, nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int]) -> None:
+        self.nest, self.gpu, self.last, self.fixed = nest, gpu, nest.axes - 1, nest.columns is not None
+        if self.fixed and sizes[self.last] > MOST_COLUMNS:
+            raise Unsupported(f"a formula that cuts {sizes[self.last]} columns")
+        self.sizes = [1 if axis in absent else size for axis, size in enumerate(sizes)]
+        present = [axis for axis in range(self.last, -1, -1) if axis not in absent]
+        self.inner = [axis for axis in present if axis in nest.inner]
+        self.outside = [axis for axis in present if axis not in nest.inner]
+        # What lies between entries that are reduced; a row whose columns are cut has them together.
+        between = [axis for axis in self.outside if not self.inner or axis > min(self.inner)]
+        self.beside = [] if self.fixed else between
+        self.totals = [value for value in nest.outputs.values() if value.kind == "total"]
+        self.summed = frozenset().union(*(along(total, self.last) for total in self.totals))  # along which these vary
+        self.blocks, self.entries, self.alone = [1] * nest.axes, 1, False
+        self.least = min(self._power(self.beside), FEWEST_COLUMNS) if self.inner else 1  # rows of a tile
+        self.whole = self.fixed or max(self._held(), 2 * self._power(self.inner)) * self.least <= REGISTERS
+
+    def count(self, axes: Iterable[int]) -> int:
+        """Blocks along some axes."""
+        return _count(self.sizes, self.blocks, axes)
+
+    def hold_rows(self) -> None:
+        """Let the tile hold all that is reduced, and as many rows as are worth it."""
+        for axis in self.inner:
+            self.blocks[axis] = 1 if self.fixed and axis == self.last else power(self.sizes[axis])
+        self.entries = self._power(self.inner)
+        if self.fixed and self.last in self.outside:
+            self.blocks[self.last] = self.entries = power(self.sizes[self.last])
+        self._grow(self.beside, max(self.entries * self.least, TARGET if not self.inner else 0))
+        self._grow(self.outside, TARGET, fewest=self.gpu.processors)
+
+    def share_rows(self) -> None:
+        """Let the tile be one of several that go over what is reduced."""
+        processors = self.gpu.processors
+        if self.last in self.inner:
+            self._grow([self.last], FEWEST_COLUMNS)
+        self._grow(self.beside, FEWEST_COLUMNS)
+        self._grow(self.beside, ENOUGH_COLUMNS, fewest=processors * WARPS // MOST_SPLITS)
+        self.alone = processors < self.count(self.outside) and self._reads_again()
+        target = 2 * TARGET if self.alone else TARGET
+        for axis in self.summed & {*self.inner}:
+            while (
+                2 * self.blocks[axis] <= MOST_SUMS
+                and 2 * self.entries <= target
+                and self.sizes[axis] % (2 * self.blocks[axis]) == 0
+            ):
+                self._double(axis)
+        self._grow(self.inner, target)
+
+    def _grow(self, axes: Iterable[int], target: int, fewest: int = 0) -> None:
+        """Have more entries, as long as there are enough tiles."""
+        for axis in axes:
+            while self.blocks[axis] < power(self.sizes[axis]) and 2 * self.entries <= target:
+                if fewest and self.count(self.outside) < 2 * fewest:
+                    return
+                self._double(axis)
+
+    def _double(self, axis: int) -> None:
+        self.blocks[axis], self.entries = 2 * self.blocks[axis], 2 * self.entries
+
+    def _power(self, axes: Iterable[int]) -> int:
+        """Entries of a tile that holds all along some axes."""
+        return math.prod(power(self.sizes[axis]) for axis in axes)
+
+    def _held(self) -> int:
+        """Numbers that a tile keeps, were it to hold all that is reduced."""
+        read = [v for v in all_values(self.nest.outputs.values()) if v.kind in ("memory", "draws")]
+        values = [*read, *(total.values[0] for total in self.totals)]
+        return sum(self._power(along(value, self.last) & {*self.inner}) for value in values)
+
+    def _reads_again(self) -> bool:
+        """Whether what is reduced is read again out of the second cache: the operands of all that run fit that."""
+        within, nest = frozenset(self.inner), self.nest
+        values = all_values(nest.outputs.values())
+        again = any(value.kind == "reduce" for value in values) and any(
+            value.kind != "total" and along(value, self.last) & within for value in nest.outputs.values()
+        )
+        if not again or any(not along(total, self.last) & within for total in self.totals):
+            return False
+        bytes_read = 0
+        for value in values:
+            axes = along(value, self.last)
+            if value.kind == "memory" and axes & within:
+                entries = math.prod(self.sizes[axis] if axis in within else self.blocks[axis] for axis in axes)
+                storage = nest.storage[value.name]
+                bytes_read += entries * (8 if storage == "real" else getattr(torch, storage).itemsize)
+        return self.gpu.processors * bytes_read <= CACHED * self.gpu.cache
 
 
 def _count(sizes: Sequence[int], blocks: Sequence[int], axes: Iterable[int]) -> int:

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import itertools
 import math
-import threading
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -31,11 +30,8 @@ MOVING = ("convolve", "pool")  # headers that lay channels out in planes
 MOST_SCRATCH = 2**23  # bytes of a thread; more would not stay in its caches
 LEAST_ENTRIES = 2**13  # of an input; below, calling costs more than computing, and torch's call costs less
 MOST_TAPS = 256  # of which the greatest is taken: a byte says which one it was
-MOST_KEPT = 2**22  # bytes of a Python thread that wait for its next call
 # Places in struct windows of c/window.h.
 X, WEIGHT, BIAS, DY, Y, DX, DW, BEST, TAPS, PATCH, WORK = range(11)
-
-_kept = threading.local()
 
 
 class Geometry(NamedTuple):
@@ -131,20 +127,10 @@ class Windows:
             if tensor is not None:
                 call[place] = tensor.data_ptr()
         threads = useful(self.operations * passes)
-        work = _work(self._shared + threads.number * self._own + memory.ALIGNMENT)
+        work = memory.scratch(self._shared + threads.number * self._own)
         call[WORK] = memory.aligned(work)
         call.extend((*threads, *self._more))
         self._run[direction](call.buffer_info()[0])
-
-
-def _work(size: int) -> Tensor:
-    """Memory for planes and packed weights; every Python thread keeps what is not much."""
-    if size > MOST_KEPT:
-        return memory.empty((size,), torch.uint8)
-    work = getattr(_kept, "work", None)
-    if work is None or work.numel() < size:
-        work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
-    return work
 
 
 def worthwhile(x: Tensor, axes: int, least: int = LEAST_ENTRIES) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pellucid.errors import CheckError
+from pellucid.errors import CheckError, labelled
 from pellucid.explanation.texts import Texts
 from pellucid.models.report import SHOWN, Printable
 
@@ -43,7 +43,7 @@ class Finding:
     @property
     def place(self) -> str:
         """The layer as its user knows it: ``LSTM "encoder.rnn"``."""
-        return f'{self.layer} "{self.path}"' if self.path else self.layer
+        return labelled(self.layer, self.path)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from pellucid.errors import labelled
 from pellucid.explanation.texts import Texts
 from pellucid.models.checks.findings import Finding, Severity
 
@@ -62,16 +63,14 @@ class Found:
     def told(self, texts: Texts) -> Finding:
         """Put it into words."""
         name = self.layer._get_name()
-        place = f'{name} "{self.path}"' if self.path else name
-        facts = {**self.facts, **self.numbers, "place": place, "layer": name}
+        facts = {**self.facts, **self.numbers, "place": labelled(name, self.path), "layer": name}
         start = f"mistake.{self.kind}"
-        sentences = [texts(f"{start}.text", **facts)]
-        if self.variant and f"{start}.text_{self.variant}" in texts:
-            sentences = [texts(f"{start}.text_{self.variant}", **facts)]
-        if self.known:
-            sentences.append(texts(f"mistake.known.{self.known}", **facts))
-        cure = f"{start}.cure_{self.variant}"
-        cured = texts(cure if self.variant and cure in texts else f"{start}.cure", **facts)
+
+        def said(part: str) -> str:
+            own = f"{start}.{part}_{self.variant}"
+            return texts(own if self.variant and own in texts else f"{start}.{part}", **facts)
+
+        sentences = [said("text"), *([texts(f"mistake.known.{self.known}", **facts)] if self.known else [])]
         numbers = {key: list(value) if isinstance(value, tuple) else value for key, value in self.numbers.items()}
         return Finding(
             self.kind,
@@ -79,8 +78,8 @@ class Found:
             name,
             self.severity,
             numbers,
-            "".join(_spaced(sentences, texts.lang)),
-            cured,
+            ("" if texts.lang == "zh" else " ").join(sentences),
+            said("cure"),
             texts(f"{start}.title"),
         )
 
@@ -88,7 +87,3 @@ class Found:
 def first_line(error: Exception | None) -> str:
     """Return the first line of an error's text."""
     return str(error).strip().split("\n")[0]
-
-
-def _spaced(sentences: Sequence[str], lang: str) -> list[str]:
-    return [" ".join(sentences)] if lang != "zh" else list(sentences)

@@ -69,7 +69,7 @@ def _gradients(call: Call, time: int) -> list[float] | None:
     x = call.read[0].detach().clone().requires_grad_()
     args = tuple(mapped(lambda t: t.detach(), call.args[1:]))
     try:
-        with left_alone(layer), torch.enable_grad(), torch.random.fork_rng(devices=()):
+        with left_alone(layer), torch.enable_grad():
             layer.eval()
             y = layer(x, *args, **mapped(lambda t: t.detach(), call.options))[0]
             last = y.movedim(time, 0)[-1]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pellucid.errors import label, mismatch
 from pellucid.kernel.windows.window import worthwhile
-from pellucid.nn.component import Running, SymbolShape, watched
+from pellucid.nn.component import Running, SymbolShape, watched, written
 from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.pooling.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d, rises_from_zero
 from pellucid.nn.windowed import AXES, OneWindow, Windowed, WindowView, one_window
@@ -166,19 +166,18 @@ class ConvPooling(Running, Windowed, torch.nn.Module):
     def extra_repr(self) -> str:
         """Write the arguments that are not their defaults."""
         own, count = self.convolution, self.spatial
-        name = getattr(self.activation, "__name__", "relu")
         window = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        given = {
-            "padding": (own.padding, (0,) * count),
-            "dilation": (own.dilation, (1,) * count),
-            "groups": (own.groups, 1),
-            "bias": (own.bias is not None, True),
-            "padding_mode": (own.padding_mode, "zeros"),
-            "activation": (name, "relu"),
-            "pool_size": (self.pool_size, None),
-            "pool_stride": (self.pool_stride, self.pool_size),
-        }
-        return window + "".join(f", {name}={value}" for name, (value, default) in given.items() if value != default)
+        return written(
+            window,
+            padding=(own.padding, (0,) * count),
+            dilation=(own.dilation, (1,) * count),
+            groups=(own.groups, 1),
+            bias=(own.bias is not None, True),
+            padding_mode=(own.padding_mode, "zeros"),
+            activation=(getattr(self.activation, "__name__", "relu"), "relu"),
+            pool_size=(self.pool_size, None),
+            pool_stride=(self.pool_stride, self.pool_size),
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve and pool (batch, in channels, *size), or (in channels, *size) without a batch."""

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pellucid.errors import below, labelled
 from pellucid.nn.convolution.conv_pool import ConvPooling
 from pellucid.nn.convolution.separable import SeparableConvolution
 from pellucid.nn.convolution.tcn import TCN
@@ -92,12 +93,12 @@ def receptive_field(stack: torch.nn.Module) -> ReceptiveField:
 def _leaves(module: torch.nn.Module, path: str) -> Iterable[tuple[str, torch.nn.Module]]:
     """Go through the modules in the order in which they are called, those of a Sequential too, with their paths."""
     if isinstance(module, DropConnect):  # another layer, with fewer weights
-        yield from _leaves(module.module, f"{path}.module" if path else "module")
+        yield from _leaves(module.module, below(path, "module"))
     elif isinstance(module, ConvPooling) or (
         isinstance(module, torch.nn.Sequential) and type(module).forward is torch.nn.Sequential.forward
     ):
         for name, child in module.named_children():
-            yield from _leaves(child, f"{path}.{name}" if path else name)
+            yield from _leaves(child, below(path, name))
     else:
         yield path, module
 
@@ -155,5 +156,4 @@ def _of_pooling(module: Any) -> list[Move]:
 
 
 def _fault(path: str, module: torch.nn.Module, text: str) -> ValueError:
-    name = f'{type(module).__name__} "{path}"' if path else type(module).__name__
-    return ValueError(f"nn.receptive_field: {name} {text}")
+    return ValueError(f"nn.receptive_field: {labelled(type(module).__name__, path)} {text}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.errors import label, mismatch
 from pellucid.nn import lengths as real
-from pellucid.nn.component import SymbolShape, ran_by
+from pellucid.nn.component import SymbolShape, ran_by, written
 from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d, bias_at, streaming
 from pellucid.nn.windowed import AXES, OneWindow, Windowed, one_window
 from pellucid.nn.windows import Mode, Window
@@ -175,14 +175,14 @@ class SeparableConvolution(Windowed, torch.nn.Module):
     def extra_repr(self) -> str:
         """Write the arguments that are not their defaults."""
         window = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        given = {
-            "padding": (self.padding, (0,) * self.spatial),
-            "dilation": (self.dilation, (1,) * self.spatial),
-            "depth_multiplier": (self.depth_multiplier, 1),
-            "bias": (self.bias is not None, True),
-            "padding_mode": (self.depthwise.padding_mode, "zeros"),
-        }
-        return window + "".join(f", {name}={value}" for name, (value, default) in given.items() if value != default)
+        return written(
+            window,
+            padding=(self.padding, (0,) * self.spatial),
+            dilation=(self.dilation, (1,) * self.spatial),
+            depth_multiplier=(self.depth_multiplier, 1),
+            bias=(self.bias is not None, True),
+            padding_mode=(self.depthwise.padding_mode, "zeros"),
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (batch, in channels, *size), or (in channels, *size) without a batch."""

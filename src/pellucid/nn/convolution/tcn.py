@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pellucid.errors import label, mismatch, shape_text
 from pellucid.nn import lengths as real
-from pellucid.nn.component import Component, SymbolShape, ran_by
+from pellucid.nn.component import Component, SymbolShape, ran_by, written
 from pellucid.nn.convolution.convolution import Conv1d, streaming
 from pellucid.nn.dropout.dropout import Dropout1d
 from pellucid.nn.parametrizations import weight_norm
@@ -155,10 +155,9 @@ class TCN(Component, torch.nn.Module):
     def extra_repr(self) -> str:
         """Write the arguments."""
         sizes = f"{self.in_channels}, {list(self.hidden_channels)}, kernel_size={self.kernel_size}"
-        name = getattr(self.activation, "__name__", None)
-        activation = f", activation={name}" if name not in (None, "relu") else ""
-        ours = f"dropout={self.dropout}{activation}, normalization={self.normalization!r}"
-        return f"{sizes}, dilations={self.dilations}, {ours}"
+        given = f"{sizes}, dilations={self.dilations}, dropout={self.dropout}"
+        given = written(given, activation=(getattr(self.activation, "__name__", "relu"), "relu"))
+        return f"{given}, normalization={self.normalization!r}"
 
     def forward(self, input: Tensor, lengths: real.Lengths | None = None, state: State | None = None) -> Any:
         """Read a sequence; with ``lengths``, every one as if it stood alone; with ``state``, the next piece of one.

@@ -15,7 +15,7 @@ from pellucid.errors import label, mismatch, shape_text
 from pellucid.kernel.windows.best import greatest_over_time
 from pellucid.kernel.windows.window import worthwhile
 from pellucid.nn import lengths as real
-from pellucid.nn.component import Component, Running, SymbolShape
+from pellucid.nn.component import Component, Running, SymbolShape, written
 from pellucid.nn.pooling.pooling import lowest, rises_from_zero
 from pellucid.nn.windows import NOWHERE, Line, Window, slide
 
@@ -182,10 +182,9 @@ class TextConv(Running, Component, torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Write the arguments."""
-        name = getattr(self.activation, "__name__", None)
-        activation = f", activation={name}" if name not in (None, "relu") else ""
-        bias = "" if self.bias else ", bias=False"
-        return f"{self.embedding_size}, {self.filters}, widths={self.widths}{bias}{activation}"
+        sizes = f"{self.embedding_size}, {self.filters}, widths={self.widths}"
+        activation = getattr(self.activation, "__name__", "relu")
+        return written(sizes, bias=(self.bias, True), activation=(activation, "relu"))
 
     def forward(self, input: Tensor, lengths: real.Lengths | None = None) -> Tensor:
         """Extract the features; with ``lengths``, of every sentence as if it stood alone.

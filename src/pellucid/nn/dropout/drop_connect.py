@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import label
+from pellucid.errors import below, label
 from pellucid.formula.drop import dropping
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.dropout.dropout import DropoutFamily
@@ -38,7 +38,7 @@ def _everywhere(
     itself for the parameter, and leaves it there.
     """
     return {
-        f"{path}.{own}" if path else own: dropped[name]
+        below(path, own): dropped[name]
         for path, module in layer.named_modules()
         for own, parameter in module._parameters.items()
         for name, weight in weights.items()

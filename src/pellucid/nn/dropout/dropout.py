@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -188,7 +188,25 @@ class Dropout(DropoutFamily, torch.nn.Dropout):
     """
 
 
-class Dropout1d(DropoutFamily, torch.nn.Dropout1d):
+class ChannelDropout(DropoutFamily):
+    """What the members share that drop whole channels over ``spatial`` axes of space, with or without a batch."""
+
+    spatial: ClassVar[int]
+
+    def axes(self, x: Tensor) -> tuple[str, ...]:
+        """Name the axes."""
+        axes = name_axes(x, self.spatial)
+        if not axes:
+            one = f"channels, {', '.join(AXES[self.spatial])}"
+            raise self._wrong_axes(x, f"(batch, {one}) or ({one})", "For other shapes: nn.Dropout.")
+        return axes
+
+    def shared_axes(self, x: Tensor) -> tuple[int, ...]:
+        """Space."""
+        return tuple(range(x.ndim - self.spatial, x.ndim))
+
+
+class Dropout1d(ChannelDropout, torch.nn.Dropout1d):
     """Drop whole channels. Input and output: (batch, channels, length) or (channels, length).
 
     Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015. Arguments: see
@@ -198,18 +216,7 @@ class Dropout1d(DropoutFamily, torch.nn.Dropout1d):
         RuntimeError: the input has another number of axes.
     """
 
-    def axes(self, x: Tensor) -> tuple[str, ...]:
-        """Name the axes."""
-        axes = name_axes(x, 1)
-        if not axes:
-            raise self._wrong_axes(
-                x, "(batch, channels, length) or (channels, length)", "For other shapes: nn.Dropout."
-            )
-        return axes
-
-    def shared_axes(self, x: Tensor) -> tuple[int, ...]:
-        """Space."""
-        return (x.ndim - 1,)
+    spatial = 1
 
 
 class Dropout2d(DropoutFamily, torch.nn.Dropout2d):
@@ -244,7 +251,7 @@ class Dropout2d(DropoutFamily, torch.nn.Dropout2d):
         return tuple(range(2, x.ndim))
 
 
-class Dropout3d(DropoutFamily, torch.nn.Dropout3d):
+class Dropout3d(ChannelDropout, torch.nn.Dropout3d):
     """Drop whole channels. Input and output: (batch, channels, depth, height, width), or without the batch.
 
     Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015. Arguments: see
@@ -254,17 +261,7 @@ class Dropout3d(DropoutFamily, torch.nn.Dropout3d):
         RuntimeError: the input has another number of axes.
     """
 
-    def axes(self, x: Tensor) -> tuple[str, ...]:
-        """Name the axes."""
-        axes = name_axes(x, 3)
-        if not axes:
-            wanted = "(batch, channels, depth, height, width) or (channels, depth, height, width)"
-            raise self._wrong_axes(x, wanted, "For other shapes: nn.Dropout.")
-        return axes
-
-    def shared_axes(self, x: Tensor) -> tuple[int, ...]:
-        """Space."""
-        return tuple(range(x.ndim - 3, x.ndim))
+    spatial = 3
 
 
 class LockedDropout(DropoutFamily):

@@ -36,7 +36,7 @@ class TorchLayer(torch.nn.Module):
         return output, state
 
 
-class Loop(torch.nn.Module):
+class PythonLoop(torch.nn.Module):
     """The author's formula called in a Python loop, which torch's autograd differentiates."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
@@ -86,7 +86,7 @@ def opponent_of(network: RecurrentReader, cell: str) -> tuple[RecurrentReader, s
         theirs.load_state_dict(layer.state_dict())
         twin.recurrent = TorchLayer(theirs)
         return twin, f"torch.nn.{name}"
-    twin.recurrent = Loop(layer)
+    twin.recurrent = PythonLoop(layer)
     return twin, "Python loop"
 
 

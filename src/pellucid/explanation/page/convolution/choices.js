@@ -29,7 +29,7 @@ export function initialOf(data) {
 
 const whole = (value, low, high) => wholeWithin(value, low, Math.max(low, high));
 
-export function limitsOf(data) {
+function limitsOf(data) {
   const initial = initialOf(data);
   const upTo = (key, least) => Math.max(least, initial[`${key}h`], initial[`${key}w`]);
   return {
@@ -41,9 +41,9 @@ export function limitsOf(data) {
 }
 
 const named = (options, value, otherwise) => (options.includes(value) ? value : otherwise);
-export const AROUND = ({ transposed, spatial }) =>
+const AROUND = ({ transposed, spatial }) =>
   transposed ? ["numbers", "same"] : ["numbers", "valid", "same", ...(spatial === 1 ? ["causal"] : [])];
-export const MODES = ["zeros", "reflect", "replicate", "circular"];
+const MODES = ["zeros", "reflect", "replicate", "circular"];
 
 // What brings settings into range; `mended` is told what had to change: [key of a word, facts].
 export function validOf(data, modelOf, mended) {

@@ -18,7 +18,7 @@ export function parsed(text) {
 export const written = (layers) => layers.map((layer) => layer.join(".")).join(" ");
 
 // Level by level, from the one output down to the input: how often each place is used, by its distance to the first.
-export function levelsOf(layers) {
+function levelsOf(layers) {
   const levels = [new Map([[0, 1]])];
   for (const [kernel, stride, dilation] of [...layers].reverse()) {
     const below = new Map();

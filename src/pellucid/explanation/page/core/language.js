@@ -3,7 +3,7 @@
 export const language = { current: "en" };
 
 // Fill the blanks of a text: {name}, and {n:row|rows}, which agrees with the number.
-export function fill(text, facts = {}) {
+function fill(text, facts = {}) {
   return text.replace(/\{(\w+)(?::([^{}]*))?\}/g, (_, name, spec) => {
     const fact = facts[name];
     const shown = typeof fact === "number" && Number.isInteger(fact) ? fact.toLocaleString("en-US") : String(fact);

@@ -15,7 +15,7 @@ function product(a, b) {
 }
 
 // Mix four words of a counter with the two of a key into four random words.
-export function philox(counter, key) {
+function philox(counter, key) {
   let [c0, c1, c2, c3] = counter;
   let [k0, k1] = key;
   for (let round = 0; round < ROUNDS; round++) {

@@ -2,7 +2,7 @@
 
 let lit = null;
 
-export function light(symbol) {
+function light(symbol) {
   if (symbol === lit) return;
   lit = symbol;
   for (const node of document.querySelectorAll("[data-symbol]"))

@@ -39,7 +39,7 @@ export const mapped = (f) => (x) => tensor(x.shape, Float64Array.from(x.data, f)
 const lift = (x) => (typeof x === "number" || typeof x === "boolean" ? scalar(Number(x)) : x);
 const axisOf = (x, axis) => (axis < 0 ? axis + x.shape.length : axis);
 
-export function broadcast(a, b) {
+function broadcast(a, b) {
   const rank = Math.max(a.length, b.length);
   return Array.from({ length: rank }, (_, axis) => {
     const left = a[axis - rank + a.length] ?? 1;
@@ -70,7 +70,7 @@ const pairwise = (f) => (left, right) => {
 const compared = (f) => pairwise((a, b) => Number(f(a, b)));
 const scaled = (f) => (a, b, { alpha = 1 } = {}) => f(a, alpha === 1 ? b : OPERATIONS.mul(b, alpha));
 
-export function product(a, b) {
+function product(a, b) {
   const [rows, inner, columns] = [a.shape[0], a.shape[1], b.shape[1]];
   const result = tensor([rows, columns]);
   for (let r = 0; r < rows; r++)

@@ -4,7 +4,7 @@ import { later, uniform } from "../core/philox.js";
 import { build, filled, mapped, run, scalar, tensor } from "../core/tensor.js";
 
 // What a reader has typed over numbers: "3:2.5,4:-1", the place of an entry and its value.
-export const edits = (text) =>
+const edits = (text) =>
   new Map(text.split(",").map((pair) => pair.split(":").map(Number))
     .filter(([place, value]) => Number.isInteger(place) && Number.isFinite(value)));
 export const edited = (text, place, value) =>

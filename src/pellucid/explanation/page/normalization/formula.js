@@ -18,7 +18,7 @@ const minus = () => mo("−");
 const sigma = () => mo("∑", { movablelimits: "false" });
 const equals = () => mo("=");
 
-export const hat = () => math("mover", { accent: "true" }, mi("x"), mo("^"));
+const hat = () => math("mover", { accent: "true" }, mi("x"), mo("^"));
 
 // Letters of the indices: of the input's axes, and of the average that a cell belongs to.
 function letters(model) {

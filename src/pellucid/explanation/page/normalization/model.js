@@ -13,14 +13,14 @@ export function entry(x, place) {
   return x.data[index];
 }
 
-export function placesOf(shape) {
+function placesOf(shape) {
   return shape.reduce(
     (found, extent) => found.flatMap((place) => range(extent).map((index) => [...place, index])),
     [[]],
   );
 }
 
-export const flat = (shape, place) => place.reduce((index, p, axis) => index * shape[axis] + p, 0);
+const flat = (shape, place) => place.reduce((index, p, axis) => index * shape[axis] + p, 0);
 
 // What the reader wrote over numbers, as the hash keeps it: "x.3:1.5,gamma.1.0:2".
 export function parsed(text) {

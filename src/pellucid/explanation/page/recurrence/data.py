@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Sequence
+import re
 from math import prod
 from typing import Any
 
@@ -33,6 +33,7 @@ WORK = 4_000_000  # weights × steps that a browser takes while one waits
 WIDEST = 128  # states whose Jacobians are multiplied out
 EXACT = 8  # of a large layer: the first units, and as many that change most
 PATCH = 8  # rows and columns of a gradient
+WORD = re.compile("[^\\W_ₜ₋₁]+")
 OVERVIEW = (32, 96)  # blocks of an overview: units, steps
 
 
@@ -331,24 +332,16 @@ class Recurrence:
                 given = by_axis(solved, self.solution, symbol.role, Texts(lang))
                 reasons[lang] = [{"axis": r.axis, "because": r.because, "sentence": r.sentence} for r in given]
             if solved.shape and len(solved.shape) <= 2:
-                uses = self.uses(symbol.name)
                 shape = list(solved.shape) if len(solved.shape) == 2 else [1, *solved.shape]
-                found.append(
-                    {
-                        "name": symbol.name,
-                        "label": letter(symbol.name),
-                        "shape": shape,
-                        "reasons": reasons,
-                        "uses": uses,
-                    }
-                )
+                about = {"name": symbol.name, "label": letter(symbol.name), "shape": shape}
+                found.append({**about, "reasons": reasons, "uses": self.uses(symbol.name)})
         return found
 
     def uses(self, name: str) -> list[str]:
         """The lines in which a parameter stands, as on paper."""
         label = letter(name)
         lines = list(map(str, self.lines.on_paper(self.paper))) if self.lines.known else []
-        return [line for line in lines if any(label == part for part in _names(line))]
+        return [line for line in lines if label in WORD.findall(line)]
 
     def convention(self) -> dict[str, Any] | None:
         """Where torch keeps the same numbers, and how many there are with one bias or two."""
@@ -380,18 +373,3 @@ class Recurrence:
         """Parameters and the work of one step."""
         tally = self.reading.tally_of_step(1, self.sequence.x.dtype)
         return {"macs": tally.macs, "other": tally.other}
-
-
-def _names(line: str) -> list[str]:
-    """The words of a line."""
-    word, found = "", []
-    for character in line + " ":
-        if character.isalnum() and character not in "ₜ₋₁":
-            word += character
-        elif word:
-            found.append(word)
-            word = ""
-    return found
-
-
-__all__: Sequence[str] = ["recurrence"]

@@ -277,7 +277,7 @@ class Recomputed extends Run {
   }
 }
 
-export function corner(value, most = 8) {
+function corner(value, most = 8) {
   const [rows, columns] = value.shape.length > 1 ? value.shape : [1, value.shape[0] ?? 1];
   const [high, wide] = [Math.min(rows, most), Math.min(columns, most)];
   const cut = tensor([high, wide]);

@@ -78,7 +78,7 @@ export function lines(exhibit, run) {
 // -- one unit -----------------------------------------------------------------------------------------------------
 
 // All terms of the sum that makes a column: products, and values that are added.
-export function termsOf(run, sum, column, step, t) {
+function termsOf(run, sum, column, step, t) {
   const found = [];
   for (const { sign, left, right, names, of, label } of sum.terms) {
     if (left) {
@@ -95,7 +95,7 @@ export function termsOf(run, sum, column, step, t) {
   return found;
 }
 
-export function columnOf(exhibit, run, sum, step) {
+function columnOf(exhibit, run, sum, step) {
   const { unit, part } = exhibit.settings.values;
   const { width } = run.value(sum.at, step);
   const parts = sum.parts.length;

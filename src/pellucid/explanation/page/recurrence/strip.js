@@ -4,14 +4,14 @@ import { el, range, svg } from "../core/dom.js";
 import { shapeText, short } from "../core/numbers.js";
 import { at } from "./model.js";
 
-export const COLUMNS = 6;
+const COLUMNS = 6;
 const [WIDE, LEFT, CELL, HIGH] = [150, 120, 80, 46];
 
 const vectorShape = (size) => `1×${size}`;
 export const rowText = (shape) => shapeText(shape.length === 1 ? [1, ...shape] : shape);
 
 // The steps that are drawn, as places among the carried ones.
-export function windowOf(exhibit, count = COLUMNS) {
+function windowOf(exhibit, count = COLUMNS) {
   const { data, settings } = exhibit;
   const start = Math.min(Math.max(0, settings.values.step - Math.floor(count / 2)), Math.max(0, data.kept.length - count));
   return range(Math.min(count, data.kept.length)).map((place) => place + start);
