@@ -117,9 +117,11 @@ def unseen(*values: Any) -> bool:
     ):
         return False
     for value in values:
-        if isinstance(value, Tensor) and not (type(value) in _PLAIN and (value.is_cpu or value.is_cuda)):
+        if not isinstance(value, Tensor):
+            continue
+        if not (type(value) in _PLAIN and value.layout is torch.strided and (value.is_cpu or value.is_cuda)):
             return False
-        if isinstance(value, Tensor) and value.is_neg():  # its memory holds other numbers, as that of z.conj().imag
+        if value.is_neg():  # its memory holds other numbers, as that of z.conj().imag
             return False
     return True
 
