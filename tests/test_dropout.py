@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+import pellucid
 from pellucid import nn
 from pellucid.formula.drop import drop
 from pellucid.kernel import random
@@ -507,6 +508,35 @@ def test_compiled_and_eager_calls_share_one_sequence():
     for run in (layer, compiled, layer, compiled):
         assert torch.equal(run(x), expected(x))
     assert layer.calls == 4
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_seed_begins_where_the_layer_is(strict):
+    layer, x, expected = nn.Dropout(seed=1), torch.ones(64), nn.Dropout(seed=1)
+    program = torch.export.export(layer, (x,), strict=strict).module()
+    assert layer.calls == 0
+    for _ in range(3):
+        assert torch.equal(program(x), expected(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_with_a_seed_repeats_itself_and_says_so():
+    layer, x = nn.Dropout(seed=1), torch.ones(64)
+    with pytest.warns(pellucid.PellucidWarning, match=r"nn.Dropout: a trace cannot count.*seed=1.*torch.export"):
+        trace = torch.jit.trace(layer, x, check_trace=False)
+    assert layer.calls == 0
+    assert torch.equal(trace(x), trace(x))
+
+
+def test_blocks_of_a_free_size():
+    layer, free = nn.DropBlock2d(0.3, 3), torch.export.Dim("height", min=4)
+    program = torch.export.export(layer, (torch.ones(2, 3, 9, 8),), dynamic_shapes=({2: free},)).module()
+    for height in (4, 30):
+        x = torch.ones(2, 3, height, 8)
+        torch.manual_seed(0)
+        found = program(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, layer(x))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

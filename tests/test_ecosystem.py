@@ -7,6 +7,8 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +131,24 @@ def test_export_sets_no_bound_on_the_batch(make):
     found = program.module()(x)
     torch.manual_seed(0)
     torch.testing.assert_close(found, layer(x))
+
+
+def test_the_tracer_of_the_documents_takes_layers_for_leaves():
+    text = (Path(__file__).parent.parent / "docs" / "how-it-runs.md").read_text(encoding="utf-8")
+    layers = [
+        torch.nn.Conv1d(3, 4, 3),
+        torch.nn.BatchNorm1d(4),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.Linear(5, 2),
+    ]
+    model, x = torch.nn.Sequential(*layers).eval(), torch.randn(2, 3, 7)
+    pellucid.swap(model, fuse=True)
+    given = {"torch": torch, "model": model}
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torch.fx" in block), given)
+    graph = given["traced"].graph
+    assert [node.op for node in graph.nodes] == ["placeholder", *["call_module"] * len(layers), "output"]
+    torch.testing.assert_close(given["traced"](x), model(x))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

@@ -301,6 +301,20 @@ def test_a_hook_lets_the_layers_run_one_by_one():
             seen.clear()
 
 
+def test_hooks_that_come_later_see_the_layers_in_order():
+    """What stands between a norm and the sum behind it runs behind the norm."""
+    layers = {"norm": torch.nn.LayerNorm(5), "other": torch.nn.Linear(5, 5)}
+    model = Body(lambda self, x: self.norm(x) + self.other(x), **layers)
+    assert pellucid.swap(model, fuse=True).fused
+    x, seen = picture(6, 5), []
+    with pellucid.backend("c"):
+        expected = model(x)
+        for name in layers:
+            getattr(model, name).register_forward_hook(lambda *_, name=name: seen.append(name))
+        assert torch.allclose(model(x), expected, atol=1e-6)
+    assert seen == ["norm", "other"]
+
+
 class Choosing(torch.nn.Module):
     """What the forward does depends on attributes, its own and those of what it refers to."""
 

@@ -134,6 +134,19 @@ def test_tensors_without_memory(case: Case, backend: str):
             torch.testing.assert_close(y.within if isinstance(y, Elsewhere) else y, expected)
 
 
+class Named(torch.Tensor):
+    """A class that keeps itself, as torch's ``__torch_function__`` does."""
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL])
+def test_a_class_of_tensors_keeps_itself(case: Case, backend: str):
+    layer, x = case.build(), case.input()
+    with pellucid.backend(backend):
+        found = layer(x.as_subclass(Named), **case.call)
+    assert {type(y) for y in tree_leaves(found) if isinstance(y, torch.Tensor)} == {Named}
+
+
 @pytest.mark.parametrize("case", TRAINED)
 def test_gradients_of_several_vectors_at_once(case: Case):
     layer, x = case.build(), case.input().requires_grad_()
@@ -244,6 +257,12 @@ def test_numbers_that_are_set_later(name: str, attribute: str, value: int | None
     with pellucid.backend(backend):
         x = torch.linspace(-1, 3, 2 * 2 * 9 * 8).reshape(2, 2, 9, 8)
         torch.testing.assert_close(layer(x), reference(x))
+
+
+@pytest.mark.parametrize(("name", "padding"), [("Conv2d", "causal"), ("Conv1d", "some"), ("ConvTranspose1d", "valid")])
+def test_a_padding_that_is_set_later_and_unknown_is_named(name: str, padding: str):
+    with pytest.raises(ValueError, match=rf"nn.{name}: padding.*{padding}"):
+        getattr(nn, name)(2, 3, 3).padding = padding
 
 
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "GroupNorm", "Dropout", "AlphaDropout", "Linear"])

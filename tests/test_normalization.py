@@ -228,6 +228,26 @@ def test_track_running_stats_off():
         torch.testing.assert_close(y, reference.train(training)(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+def test_running_statistics_whose_keeping_is_switched_later(track, training):
+    layer, reference = (source.InstanceNorm1d(3, track_running_stats=True) for source in (nn, torch.nn))
+    x = torch.randn(4, 3, 5)
+    for each in (layer, reference):
+        each.train(training).track_running_stats = track
+    torch.testing.assert_close(layer(x), reference(x))
+    torch.testing.assert_close(layer.state_dict(), reference.state_dict())
+
+
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+@pytest.mark.parametrize("name", ["BatchNorm1d", "InstanceNorm1d"])
+def test_eval_without_running_statistics_is_named(name, missing):
+    layer = getattr(nn, name)(3, track_running_stats=True).eval()
+    setattr(layer, missing, None)
+    with pytest.raises(RuntimeError, match=rf"nn.{name}: in eval, {missing} must be defined"):
+        layer(torch.ones(4, 3, 5))
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------
 
 BY_FORMULA = [
@@ -465,6 +485,24 @@ def test_parameters_of_another_type_than_the_input(make, size):
         ):
             make().to(dtype)(x)
         assert make()(x.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [5, 200_000])
+@pytest.mark.parametrize("types", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_instance_norm_remembers_in_any_type(types, size, training):
+    layer, reference = (source.InstanceNorm1d(3, track_running_stats=True).to(types[1]) for source in (nn, torch.nn))
+    x = torch.linspace(-1, 3, 3 * size, dtype=types[0]).reshape(1, 3, size)
+    torch.testing.assert_close(layer.train(training)(x), reference.train(training)(x))
+    torch.testing.assert_close(layer.state_dict(), reference.state_dict())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_onednns_own_layout(training):
+    layer, x = nn.BatchNorm2d(3).train(training), torch.randn(2, 3, 4, 5)
+    y = layer(x.to_mkldnn())
+    assert y.layout is torch._mkldnn
+    torch.testing.assert_close(y.to_dense(), torch.nn.BatchNorm2d(3).train(training)(x))
 
 
 def test_one_value_per_channel_without_running_statistics():

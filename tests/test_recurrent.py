@@ -186,6 +186,69 @@ def test_a_subclass_finds_what_torch_s_lstm_has():
         layer(x, (state, state[:, :1]))
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "attribute", "value"),
+    [
+        ("RNN", (3, 4, 2), "mode", "RNN_RELU"),
+        ("RNN", (3, 4, 2, "relu"), "mode", "RNN_TANH"),
+        ("RNN", (3, 4), "nonlinearity", "relu"),
+        ("RNNCell", (3, 4), "nonlinearity", "relu"),
+        ("RNNCell", (3, 4), "bias", False),
+        ("GRUCell", (3, 4, False), "bias", True),
+        ("LSTM", (3, 4, 2), "num_layers", 1),
+        ("LSTM", (3, 4), "batch_first", True),
+    ],
+)
+def test_what_is_set_later_decides(name, args, attribute, value):
+    ours, theirs = pair(name, *args)
+    x = torch.randn(*((2, 3) if name.endswith("Cell") else (5, 2, 3)))
+    ours(x)
+    for layer in (ours, theirs):
+        setattr(layer, attribute, value)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value", "word"),
+    [
+        ("GRU", "num_layers", 3, "no weight_ih_l2, which it needs with .*num_layers=3"),
+        ("GRU", "bidirectional", True, "no weight_ih_l0_reverse"),
+        ("LSTM", "proj_size", 2, r"U of its formula|no weight_hr_l0"),
+        ("LSTM", "hidden_size", 7, r"sizes want \(3, 28\)"),
+        ("GRUCell", "hidden_size", 7, r"sizes want \(3, 21\)"),
+        ("RNN", "mode", "GRU", "'RNN_TANH' or 'RNN_RELU', not 'GRU'"),
+        ("RNNCell", "nonlinearity", "selu", "'tanh' or 'relu', not 'selu'"),
+    ],
+)
+def test_what_is_set_later_and_does_not_fit_is_named(name, attribute, value, word):
+    layer = getattr(nn, name)(3, 4, *(() if name.endswith("Cell") else (2,)))
+
+    def set_and_read():
+        setattr(layer, attribute, value)
+        layer(torch.zeros(*((2, 3) if name.endswith("Cell") else (5, 2, 3))))
+
+    with pytest.raises(RuntimeError, match=rf"nn.{name}.*{word}"):
+        set_and_read()
+
+
+def test_layers_of_a_cell_follow_what_is_set_later():
+    layer = nn.cells.leaky(3, 4, 2)
+    x = torch.randn(5, 2, 3)
+    recorded = layer(x, record=["h"])[2]["h"]
+    layer.num_layers = 1
+    torch.testing.assert_close(layer(x)[0], recorded[0])
+    layer.hidden_size = 5
+    with pytest.raises(RuntimeError, match=r"leaky: U of its formula is \(3, 4\).*want \(3, 5\)"):
+        layer(x)
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_a_cell_reads_sparse_features(name):
+    ours, theirs = pair(name, 6, 4)
+    x = torch.eye(6)[[0, 3, 3]].to_sparse()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 def test_a_state_on_another_device_is_named():
     with pytest.raises(RuntimeError, match="meta"):
         nn.GRU(3, 4)(torch.zeros(5, 2, 3), torch.zeros(1, 2, 4, device="meta"))

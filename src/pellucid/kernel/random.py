@@ -119,7 +119,8 @@ def unseen(*values: Any) -> bool:
     for value in values:
         if type(value) in _PLAIN:
             # The memory of what is negated by a flag, as that of z.conj().imag, holds other numbers.
-            if not (value.is_cpu or value.is_cuda) or value.is_neg():
+            lies = value.layout is torch.strided and (value.is_cpu or value.is_cuda)
+            if not lies or value.is_neg():
                 return False
         elif isinstance(value, Tensor):
             return False

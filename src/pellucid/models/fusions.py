@@ -25,7 +25,7 @@ from pellucid.models.expressions import Piece, pieces
 from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, is_saving_watched, modes, trace
 from pellucid.models.groups import CONVOLUTIONS, Finder, Found, Group, is_norm
 from pellucid.models.rewriting import Rewriting
-from pellucid.nn.component import Component
+from pellucid.nn.component import Component, watched
 from pellucid.nn.swapped.exchange import parametrized
 from pellucid.nn.swapped.fused import LAYERS, slower
 from pellucid.nn.swapped.reclassed import Reclassed, made_of, reclassed
@@ -42,7 +42,8 @@ MOST_TRACES = 16  # of one module, whose forward then runs as it is: what it rea
 class Plan:
     """How a module's forward, ``plain``, runs for one kind of call; ``run`` is None where it runs as it is.
 
-    ``by_shape`` says that there is a plan for each shape of the tensors; ``parts`` are its groups and expressions.
+    ``by_shape`` says that there is a plan for each shape of the tensors; ``parts`` are its groups and expressions, and
+    ``layers`` the paths of their layers.
     """
 
     plain: Callable[..., Any]
@@ -50,6 +51,7 @@ class Plan:
     run: Callable[..., Any] | None = None
     constants: tuple[Any, ...] = ()
     parts: int = 0
+    layers: tuple[str, ...] = ()
     by_shape: bool = False
 
 
@@ -99,7 +101,7 @@ class Plans:
             plan = self.known.get(key)
         if plan is None or plan.plain is not plain or (plan.forward is not None and not plan.forward.holds(module)):
             plan = self._plan(key, module, plain, args, named)
-        if plan.run is None:
+        if plan.run is None or watched(*[at(module, path) for path in plan.layers]):  # in the order of the forward
             return plain(module, *args, **named)
         given = [a for a in (*args, *named.values()) if isinstance(a, Tensor)]
         outside, slower.parts = slower.parts, 0
@@ -135,7 +137,7 @@ class Plans:
             for piece in found.pieces:
                 piece.write(rewriting, module)
             plan.run, plan.constants = rewriting.compiled(), tuple(rewriting.constants)
-            plan.parts = len(found.groups) + len(found.pieces)
+            plan.parts, plan.layers = len(found.groups) + len(found.pieces), tuple(found.layers)
         if shaped and not any(isinstance(part, torch.Size) for part in key):
             self.known[key] = Plan(plain, by_shape=True)
             key += tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._C import _TorchDispatchModeKey as _ModeKey
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
@@ -57,6 +58,8 @@ def recurrence(
         return [
             _noted(text, training, division, *given, differentiable) for given in zip(calls, states, strict=True)
         ], ""
+    if has_torch_function(tensors):  # of a class that keeps itself, say, or that writes down what is called
+        return handle_torch_function(recurrence, tensors, text, training, calls, states, division)
     if True in [t.is_neg() for t in tensors]:  # z.conj().imag, say: in memory, which a kernel reads, are other numbers
         calls = [c._replace(x=c.x.resolve_neg(), parameters=[p.resolve_neg() for p in c.parameters]) for c in calls]
         states = [[s.resolve_neg() for s in own] for own in states]

@@ -102,6 +102,9 @@ class Convolution(Running, Windowed, _ConvNd):
         """Let one number stand for all axes after the constructor too, as torch's operator does."""
         if name in ALONG_AXES and isinstance(value, int):
             value = (value,) * self.spatial
+        if name in ("padding", "padding_mode"):
+            known = {"padding": 0, "padding_mode": "zeros", **vars(self), name: value}
+            self._check_padding(known["padding"], known["padding_mode"])
         super().__setattr__(name, value)
 
     def _prepare(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid.errors import label
+from pellucid.errors import PellucidWarning, label
 from pellucid.kernel.random import draw_seed, uniform
 
 Numbers = tuple[Tensor | int, Tensor | int]  # the seed and the stream that decide a call's draws
@@ -98,7 +99,14 @@ class Drawing(torch.nn.Module):
             return draw_seed(self.generator), 0
         call = self._compiled_calls + self._eager_calls
         if torch.compiler.is_compiling():
-            self._compiled_calls.add_(1)
+            self._compiled_calls.copy_(self._compiled_calls + 1)  # torch.export would not only note an add_, but do it
+        elif torch._C._is_tracing():
+            warnings.warn(
+                f"{label(self)}: a trace cannot count its calls, so it draws the same for seed={self.seed} at every "
+                "call. Trace it without seed, or export it by torch.export.",
+                PellucidWarning,
+                stacklevel=2,
+            )
         else:
             self._eager_calls += 1
         return (self.seed + 2**63) % 2**64 - 2**63, call  # the same 64 bits, with a sign

@@ -88,7 +88,11 @@ class DropBlock2d(DropoutFamily):
         return f"p={self.p}, block_size={self.block_size}, inplace={self.inplace}{self._source_text()}"
 
     def _block(self, x: Tensor) -> tuple[int, int]:
-        return min(self.block_size, max(1, x.shape[-2])), min(self.block_size, max(1, x.shape[-1]))
+        rows, columns = (
+            self.block_size if size >= self.block_size else max(1, size)  # a case each: a graph has no minimum of sizes
+            for size in x.shape[-2:]
+        )
+        return rows, columns
 
     def _symbol_values(self, x: Tensor, draws: Tensor, p: float) -> dict[str, Any]:
         (rows, columns), (high, wide) = x.shape[-2:], self._block(x)

@@ -33,9 +33,10 @@ class Remembering(ChannelFirst):
 
     def average(self, x: Tensor, real: Tensor | None = None) -> Average:
         """Average the batch, or take what earlier batches left."""
-        if self._reads_batch() or self.running_mean is None or self.running_var is None:
+        if self._reads_batch():
             return self._batch_average(x, real)
-        return Remembered(x, self._spread(self.running_mean, x), self._spread(self.running_var, x))
+        mean, var = self._running()
+        return Remembered(x, self._spread(mean, x), self._spread(var, x))
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the shapes of γ, β and the running statistics; given an input, those of its averages too."""
@@ -49,9 +50,18 @@ class Remembering(ChannelFirst):
         return self.training and self.track_running_stats
 
     def _remembered(self, x: Tensor) -> dict[str, Tensor]:
-        if self._reads_batch() or self.running_mean is None or self.running_var is None:
-            return {}
-        return {"running_mean": self.running_mean, "running_var": self.running_var}
+        return {} if self._reads_batch() else dict(zip(("running_mean", "running_var"), self._running(), strict=True))
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """What earlier batches left."""
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None:
+            missing = "running_mean" if mean is None else "running_var"
+            raise RuntimeError(
+                f"{label(self)}: in eval, {missing} must be defined, but it is None. Call train(), or make the layer "
+                "with track_running_stats=False if the statistics of each batch are meant."
+            )
+        return mean, var
 
     def _mixed(self, x: Tensor) -> tuple[int, ...]:
         return self._average_over(x) if self._reads_batch() else ()
@@ -116,6 +126,9 @@ class BatchNormFamily(Remembering):
         names = [("batch", f"channels {self.num_features}", *space_axes(count + 2)[2:]) for count in self.spaces]
         return " or ".join(f"({', '.join(axes)})" for axes in names)
 
+    def _typed(self) -> Tensor | None:
+        return self.running_mean if self.weight is None else super()._typed()
+
     def _average_over(self, x: Tensor) -> tuple[int, ...]:
         return (0, *range(2, x.ndim))
 
@@ -178,9 +191,7 @@ class BatchNormFamily(Remembering):
 
     def _by_running(self, input: Tensor) -> Tensor | None:
         """Run torch's operator with what earlier batches left; None where a kernel is as fast, or more exact."""
-        mean, var = self.running_mean, self.running_var
-        assert mean is not None
-        assert var is not None
+        mean, var = self._running()
         if input.numel() >= SMALL or not most_deviations(mean, var, self.eps) < FAR:
             return None
         return torch.batch_norm(input, self.weight, self.bias, mean, var, False, 0.0, self.eps, False)

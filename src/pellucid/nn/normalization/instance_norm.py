@@ -71,7 +71,8 @@ class InstanceNormFamily(Remembering):
             )
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
-        if input.ndim != self.space + 2 or self.track_running_stats or input.shape[1] != self.num_features:
+        alone = self._reads_batch() and not self._observes()
+        if input.ndim != self.space + 2 or not alone or input.shape[1] != self.num_features:
             return None
         return by_group_norm(input, input.shape[1], self.weight, self.bias, self.eps)
 
@@ -94,8 +95,11 @@ class InstanceNormFamily(Remembering):
     def _reads_batch(self) -> bool:
         return self.training or not self.track_running_stats
 
+    def _observes(self) -> bool:
+        return self._reads_batch() and self.running_mean is not None  # whatever track_running_stats has become
+
     def _remember(self, average: Any, x: Tensor, mu: Tensor, var: Tensor) -> None:
-        if not self.training or not self.track_running_stats or self.momentum is None:
+        if not self._observes() or self.momentum is None:
             return
         count = average.count(x).expand(x.shape[0], x.shape[1], *(1,) * self.space)
         unbiased = unbiased_of(var, count)

@@ -117,7 +117,6 @@ class RMSNorm(LastAxes, torch.nn.RMSNorm):
 
     formula = staticmethod(normalize_by_root_mean_square)  # type: ignore[assignment]
     centred = False
-    one_type = False
     bias = None
 
     def forward(self, x: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
@@ -135,6 +134,9 @@ class RMSNorm(LastAxes, torch.nn.RMSNorm):
         eps = torch.finfo(exact).eps if self.eps is None else self.eps
         weight = self.weight  # a parametrization computes it anew whenever it is asked for
         return {"gamma": 1.0 if weight is None else weight, "eps": eps}
+
+    def _typed(self) -> None:
+        """torch's operator takes any."""
 
     def _averages(self) -> tuple[str, ...]:
         return ("mean_square",)

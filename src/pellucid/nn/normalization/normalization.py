@@ -221,7 +221,6 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     added = (*Running.added, "_right")
     formula = staticmethod(normalize)
     centred = True  # whether the formula moves the input by its mean
-    one_type = True  # whether parameters are of the input's type, or float32 beside an input of 16 bits
     cast_by_autocast = True  # whether autocast on a GPU runs torch's operator of that name in float32
     weight: Any
     bias: Any
@@ -493,13 +492,18 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
                     f"{label(self)}: {name} is {shape_text(value.shape)}, but the input, {shape_text(x.shape, axes)}, "
                     f"wants {shape_text(self._affine_shape(x))}. Put one of that shape in its place."
                 )
-        stored = kept["running_mean"] if kept["weight"] is None else kept["weight"]
-        if self.one_type and stored is not None and not self._goes_with(stored.dtype, x):
+        stored = self._typed()
+        if stored is not None and not self._goes_with(stored.dtype, x):
             raise RuntimeError(
                 f"{label(self)}: the input is of {x.dtype}, but the layer's parameters are of {stored.dtype}. "
                 f"Pass x.to({stored.dtype}), or call layer.to({x.dtype})."
             )
         return axes
+
+    def _typed(self) -> Tensor | None:
+        """What is of the input's type, or float32 beside an input of 16 bits; None where any type goes."""
+        stored: Tensor | None = self.weight
+        return stored
 
     @staticmethod
     def _goes_with(dtype: torch.dtype, x: Tensor) -> bool:

@@ -60,7 +60,8 @@ class Recurrent(SequenceLayer):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
         self._sizes, hyperparameters = cell.sort_options(options)
-        self._solve({"input": input_size, "hidden": hidden_size, **self._sizes}, hyperparameters)
+        self._hyperparameters = hyperparameters
+        self._prepare()
         for level in range(num_layers):
             for suffix in ("", "_reverse")[: self._directions]:
                 for symbol in cell.source.parameters:
@@ -68,6 +69,9 @@ class Recurrent(SequenceLayer):
                     empty = torch.empty(shape, device=device, dtype=dtype)
                     self.register_parameter(f"{symbol.name}_l{level}{suffix}", torch.nn.Parameter(empty))
         self.reset_parameters()
+
+    def _prepare(self) -> None:
+        self._solve({"input": self.input_size, "hidden": self.hidden_size, **self._sizes}, self._hyperparameters)
 
     def reset_parameters(self) -> None:
         """Start every parameter as its initialiser says."""
@@ -83,7 +87,7 @@ class Recurrent(SequenceLayer):
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the parameters of one level and direction by the author's names."""
         suffix = f"_l{level}{'_reverse' if reverse else ''}"
-        return {symbol.name: getattr(self, symbol.name + suffix) for symbol in self.cell.source.parameters}
+        return {symbol.name: self._weight(symbol.name + suffix) for symbol in self.cell.source.parameters}
 
     def forward(
         self,

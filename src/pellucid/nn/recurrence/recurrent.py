@@ -91,22 +91,25 @@ class _TorchLayout(SequenceLayer):
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's: U = weight_ihᵀ, W = weight_hhᵀ, b = bias_ih + bias_hh."""
         suffix = f"_l{level}{'_reverse' if reverse else ''}"
-        values = _rows(self, suffix)
+        values = self._rows(suffix)
         if self.proj_size:
-            values["P"] = getattr(self, f"weight_hr{suffix}").t()
+            values["P"] = self._weight(f"weight_hr{suffix}").t()
         return values
 
+    def _rows(self, suffix: str) -> dict[str, Tensor]:
+        """torch's matrices act from the right of a column; a formula's act on rows."""
+        weight = self._weight(f"weight_ih{suffix}")
+        values = {"U": weight.t(), "W": self._weight(f"weight_hh{suffix}").t()}
+        zero = None if self._biased else weight.new_zeros(weight.shape[0])
+        of_input = self._weight(f"bias_ih{suffix}") if zero is None else zero
+        of_state = self._weight(f"bias_hh{suffix}") if zero is None else zero
+        if any(symbol.name == "c" for symbol in self.cell.source.parameters):
+            return {**values, "b": of_input, "c": of_state}
+        return {**values, "b": of_input + of_state}
 
-def _rows(layer: Any, suffix: str) -> dict[str, Tensor]:
-    """torch's matrices act from the right of a column; a formula's act on rows."""
-    weight = getattr(layer, f"weight_ih{suffix}")
-    values = {"U": weight.t(), "W": getattr(layer, f"weight_hh{suffix}").t()}
-    zero = None if layer.bias else weight.new_zeros(weight.shape[0])
-    of_input = getattr(layer, f"bias_ih{suffix}") if zero is None else zero
-    of_state = getattr(layer, f"bias_hh{suffix}") if zero is None else zero
-    if any(symbol.name == "c" for symbol in layer.cell.source.parameters):
-        return {**values, "b": of_input, "c": of_state}
-    return {**values, "b": of_input + of_state}
+    @property
+    def _biased(self) -> bool:
+        return bool(self.bias)
 
 
 class _TorchLayer(_TorchLayout):
@@ -129,6 +132,14 @@ class _TorchLayer(_TorchLayout):
 # same base, hence the same parameters, initialisation and text.
 
 
+def _elman(layer: Any, option: str, tanh: str, relu: str) -> Cell:
+    """The formula of an Elman network, which an attribute of the layer decides."""
+    formulas, given = {tanh: cells.rnn, relu: cells.rnn_relu}, getattr(layer, option)
+    if given not in formulas:
+        raise RuntimeError(f"{label(layer)}: {option} is {tanh!r} or {relu!r}, not {given!r}")
+    return formulas[given]
+
+
 class RNN(_TorchLayer, RNNBase):
     """Elman network with tanh or ReLU: the arguments and results of ``torch.nn.RNN``, and ``lengths``."""
 
@@ -147,12 +158,12 @@ class RNN(_TorchLayer, RNNBase):
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nn.RNN: nonlinearity is 'tanh' or 'relu', not {nonlinearity!r}")
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = nonlinearity  # for who asks: as in torch.nn, the mode decides
         mode, shape = f"RNN_{nonlinearity.upper()}", (input_size, hidden_size, num_layers)
         super().__init__(mode, *shape, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype)
 
     def _cell(self) -> Cell:
-        return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
+        return _elman(self, "mode", "RNN_TANH", "RNN_RELU")
 
 
 class GRU(_TorchLayer, RNNBase):
@@ -248,7 +259,11 @@ class _TorchCell(_TorchLayout):
 
     @property
     def _weights(self) -> Sequence[str]:
-        return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self._biased else 2]
+
+    @property
+    def _biased(self) -> bool:
+        return getattr(self, "bias_ih", None) is not None  # what it has decides, as in torch.nn
 
     def _by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         new = self._step_by_torch(x[0], [entry[0] for entry in states], weights)
@@ -257,7 +272,7 @@ class _TorchCell(_TorchLayout):
 
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters, made from torch's."""
-        return _rows(self, "")
+        return self._rows("")
 
     def _axes(self, batched: bool) -> tuple[str, ...]:
         return ("step", "batch", "features") if batched else ("step", "features")
@@ -283,7 +298,7 @@ class RNNCell(_TorchCell, torch.nn.RNNCell):  # type: ignore[misc]  # torch's fo
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
 
     def _cell(self) -> Cell:
-        return cells.rnn if self.nonlinearity == "tanh" else cells.rnn_relu
+        return _elman(self, "nonlinearity", "tanh", "relu")
 
 
 class _GatedCell(_TorchCell):

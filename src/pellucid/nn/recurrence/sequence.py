@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 State = Tensor | tuple[Tensor, ...]
 
+# The attributes by which a layer's shapes, and of torch.nn's names its formula, are decided.
+DECIDING = {
+    "mode",
+    "nonlinearity",
+    "input_size",
+    "hidden_size",
+    "proj_size",
+    "num_layers",
+    "bidirectional",
+}
+
 
 class Options(NamedTuple):
     """What a call asks for beside output and last state."""
@@ -56,9 +67,26 @@ class SequenceLayer(Running, torch.nn.Module):
     _solutions: list[Solution]
     _state_sizes: tuple[int, ...]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let what is set after the constructor decide too."""
+        super().__setattr__(name, value)
+        if name in DECIDING and "_solutions" in self.__dict__:
+            self._prepare()
+
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the formula's parameters of one level and direction, in its row convention: U is input × hidden."""
         raise NotImplementedError
+
+    def _weight(self, name: str) -> Any:
+        """A parameter, or what computes one, by its name."""
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            made = ", ".join(f"{option}={vars(self)[option]}" for option in sorted(DECIDING & vars(self).keys()))
+            raise RuntimeError(
+                f"{label(self)} has no {name}, which it needs with {made}. A layer has the parameters that it was made "
+                "with: make another one."
+            ) from None
 
     def solution(self, level: int = 0) -> Solution:
         """The solved shapes of a level, with their reasons."""
@@ -119,6 +147,8 @@ class SequenceLayer(Running, torch.nn.Module):
                 f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
                 f"for a batch, or (time, features) for one sequence."
             )
+        if x.layout is torch.sparse_coo:  # which torch's cells read too
+            x = x.to_dense()
         batched = x.dim() == 3
         self._check_features(x, batched)
         x = self._side_by_side(x, further or {}, self._axes(batched))
@@ -317,8 +347,8 @@ class SequenceLayer(Running, torch.nn.Module):
             symbols = zip(self.cell.source.parameters, parameters, shapes, strict=True)
             name, value, solved = next((s.name, p, n) for s, p, n in symbols if p.shape != n)
             raise RuntimeError(
-                f"{label(self)}: {name} of its formula is {shape_text(value.shape)} in level {level}, but the layer "
-                f"was made for {shape_text(solved)}. Make another one of these sizes."
+                f"{label(self)}: {name} of its formula is {shape_text(value.shape)} in level {level}, but its sizes "
+                f"want {shape_text(solved)}. Make another layer of these sizes."
             )
         device, dtype = x.device, x.dtype
         for tensor in (*states, *parameters):

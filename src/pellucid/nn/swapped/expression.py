@@ -14,7 +14,6 @@ from pellucid.kernel.choice import faster, remembered, rounded, unhooked
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
-from pellucid.nn.component import watched
 from pellucid.nn.swapped.fused import LEAST, Activation, activation_of, slower
 
 
@@ -45,7 +44,7 @@ class Expression:
         """The same by one kernel; None where that is not possible, or not faster."""
         if not all(isinstance(t, Tensor) for t in tensors) or not unseen(*tensors):
             return None
-        if watched(*layers) or any(getattr(layer, "inplace", False) for layer in layers):
+        if any(getattr(layer, "inplace", False) for layer in layers):
             return None
         case = _Case(
             tuple(map(activation_of, layers)) if layers else (),

@@ -1,7 +1,7 @@
 """Layers that stand side by side, computed as one: a norm with what is around it, a convolution with its BatchNorm.
 
-What a fused call computes is decided by the layers as they are at the call: their parameters, modes, options. Where
-somebody watches one of them, where it has changed, or where one pass is not the faster way, they run one by one.
+What a fused call computes is decided by the layers as they are at the call: their parameters, modes, options. Where one
+has changed, or where one pass is not the faster way, they run one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
-from pellucid.nn.component import watched
 from pellucid.nn.dropout.dropout import Dropout
 from pellucid.nn.normalization.batch_norm import BatchNormFamily
 from pellucid.nn.normalization.normalization import Company, NormalizationFamily
@@ -187,8 +186,8 @@ def _followed(
 def fits(
     x: Tensor, beside: Mapping[str, Tensor], layers: Sequence[torch.nn.Module], dropout: Dropout | None = None
 ) -> bool:
-    """Whether nobody sees the values between the layers, and one kernel can compute them all."""
-    if watched(*layers) or any("forward" in vars(layer) for layer in layers):
+    """Whether one kernel can compute all that the layers do."""
+    if any("forward" in vars(layer) for layer in layers):
         return False
     if dropout is not None and (dropout.inplace or not 0 <= dropout.p < 1):
         return False
