@@ -235,7 +235,7 @@ class _TorchCell(_TorchLayout):
             )
         shape = (*input.shape[:-1], self.hidden_size)
         if hx is None:
-            hx = (input.new_zeros(shape),) * len(self._state_sizes)
+            hx = (torch.zeros(shape, dtype=input.dtype, device=input.device),) * len(self._state_sizes)
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         weights = [self._parameters.get(name) for name in self._weights]
         met = None
