@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
 
 import pytest
@@ -314,6 +315,18 @@ def test_a_formula_without_source_works_and_says_less():
     exec("def wrong(x, h, *, U, W):\n    return x @ W + h @ W", space)
     with pytest.raises(pellucid.FormulaError, match="does not fit"):
         pellucid.cell(space["wrong"])(3, 4)
+
+
+def test_the_text_of_others_is_not_taken_for_the_formula(monkeypatch):
+    """What `exec` makes is of "<string>", which since Python 3.13 is the text of ``python -c`` too."""
+    monkeypatch.setitem(linecache.cache, "<string>", (9, None, ["import sys\n"], "<string>"))
+    space = {"torch": torch}
+    exec("def halves(x, h, *, U, W):\n    a, b = (x @ U + h @ W).chunk(2, -1)\n    return torch.tanh(a) * b", space)
+    cell = pellucid.cell(space["halves"])
+    assert (cell.source.text, cell.source.first_line) == ("", 1)
+    layer = cell(3, 4)
+    assert layer(torch.randn(2, 1, 3))[0].shape == (2, 1, 4)
+    assert pellucid.explain(layer, torch.randn(2, 3)).check.agrees
 
 
 def test_sizes_that_only_agree_by_value_are_checked_by_value():

@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.explanation.paper import Paper, joined, modules_of
 from pellucid.explanation.pieces import Code, Line, Piece
 from pellucid.explanation.sites import Marker, Site, spelled_out
-from pellucid.formula.source import Source
+from pellucid.formula.source import Source, source_of
 
 
 class Lines:
@@ -128,11 +128,11 @@ class Lines:
 
 def quote(function: Callable[..., Any]) -> Source:
     """Return a plain function with its lines; unlike `formula.source.read`, it need not be a cell."""
+    text, first = source_of(function)
+    text = textwrap.dedent(text)
     try:
-        lines, first = inspect.getsourcelines(function)
-        text = textwrap.dedent("".join(lines))
         ast.parse(text)
-    except (OSError, TypeError, SyntaxError):  # a lambda inside an expression is no statement of its own
+    except SyntaxError:  # a lambda inside an expression is no statement of its own
         text, first = "", function.__code__.co_firstlineno
     return Source(function, function.__name__, (), text, function.__code__.co_filename, first)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -190,8 +191,25 @@ class Source:
 
     @functools.cached_property
     def _removed_indent(self) -> int:
-        lines, _ = inspect.getsourcelines(self.function)
-        return len(lines[0]) - len(lines[0].lstrip())
+        first = source_of(self.function)[0].splitlines()[0]
+        return len(first) - len(first.lstrip())
+
+
+def source_of(function: Any) -> tuple[str, int]:
+    """The text of a function as it stands in its file, and the number of its first line there; "" where it is unknown.
+
+    What `exec` makes is of no file, and may be taken for a part of a text that has its number of lines: of a command
+    given to Python by ``-c``, since 3.13.
+    """
+    code = function.__code__
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except (OSError, TypeError):
+        return "", code.co_firstlineno
+    text = "".join(lines)
+    names = "|".join(map(re.escape, (code.co_name, function.__name__)))
+    begins = r"\blambda\b" if code.co_name == "<lambda>" else rf"\bdef\s+({names})\b"
+    return (text, first) if re.search(begins, text) else ("", code.co_firstlineno)
 
 
 def read(function: Callable[..., Any], kind: str = "cell") -> Source:
@@ -205,12 +223,10 @@ def read(function: Callable[..., Any], kind: str = "cell") -> Source:
         raise TypeError(
             f"pellucid.{kind} takes a function that is written in Python, by def or lambda, not {function!r}"
         )
-    try:
-        lines, first_line = inspect.getsourcelines(function)
-        text = textwrap.dedent("".join(lines))
-    except (OSError, TypeError):
-        text, first_line = "", function.__code__.co_firstlineno
-    source = Source(function, function.__name__, (), text, function.__code__.co_filename, first_line, kind)
+    text, first_line = source_of(function)
+    source = Source(
+        function, function.__name__, (), textwrap.dedent(text), function.__code__.co_filename, first_line, kind
+    )
     return replace(source, symbols=tuple(_symbols(source)))
 
 
