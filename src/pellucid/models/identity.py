@@ -57,8 +57,9 @@ def hearing(
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
         elif event == "opcode" and (asked := questions(frame.f_code).get(frame.f_lasti)):
-            for name in asked.names & frame.f_locals.keys():
-                answered(asked.what, frame.f_locals[name])
+            known = frame.f_locals  # a view since Python 3.13, whose keys are no set
+            for name in asked.names & {*known}:
+                answered(asked.what, known[name])
         return follow
 
     before = sys.gettrace()
