@@ -71,7 +71,8 @@ class Running:
         """Set the attributes that a layer made by torch.nn's constructor lacks."""
 
     def _was_run_by(self, backend: str) -> None:
-        self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set
+        if not torch.compiler.is_compiling():  # nothing has run, and an exporter refuses attributes that are set
+            self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set
 
     def _circumstances(self, x: torch.Tensor, *wanted: bool) -> Any:
         """All by which a layer decides what runs, beside its own settings; None where a compiler would guard them.

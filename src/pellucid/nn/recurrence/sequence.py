@@ -376,8 +376,8 @@ class SequenceLayer(Running, torch.nn.Module):
             raise RuntimeError(
                 f"{label(self)}: the input is {shape_text(shape, axes)}, but input_size is {self.input_size}. {fix}"
             )
-        first = next(iter(self._parameters.values()), None)
-        dtype = next((p.dtype for p in self.parameters()), x.dtype) if first is None else first.dtype
+        own = [*self._parameters.values()][:1]
+        dtype = own[0].dtype if own and own[0] is not None else next((p.dtype for p in self.parameters()), x.dtype)
         if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x) is not None):
             cure, of_layer = f"input.to({dtype})", f"layer.to({x.dtype})"
             if x.is_complex():
