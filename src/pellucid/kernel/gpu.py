@@ -34,6 +34,14 @@ def interpreted() -> bool:
     return not isinstance(triton_functions.product, JITFunction)
 
 
+@functools.cache
+def multiplies_few_rows() -> bool:
+    """Whether Triton takes products of 8 rows, which it does from 3.5, though not in its interpreter."""
+    from triton import __version__
+
+    return not interpreted() and tuple(map(int, __version__.split(".")[:2])) >= (3, 5)
+
+
 def check(device: str) -> None:
     """Raise a BuildError, which says what is missing, where Triton cannot run."""
     if importlib.util.find_spec("triton") is None:

@@ -191,7 +191,7 @@ def sources() -> str:
 
 def rows_of_a_block(batch: int, kernel: Kernel, together: int, real: torch.dtype) -> int:
     """The fewest rows with which all blocks run together, as far as a tile stays in registers."""
-    rows = 2 * LEAST_ROWS if gpu.interpreted() or real == torch.float64 else LEAST_ROWS
+    rows = LEAST_ROWS if gpu.multiplies_few_rows() and real != torch.float64 else 2 * LEAST_ROWS
     while (
         -(-batch // rows) * kernel.division.splits > together
         and 2 * rows <= MOST_ROWS
