@@ -552,7 +552,7 @@ def compiled(layer, dtype, splits=1, single=False):
     for work, written in _written(layer, dtype, splits, single):
         function, kernel = getattr(gpu.load(written.text), work.name), written.kernel
         flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward", "EXCHANGED": kernel.exchanged}
-        rows = 1 if single else jitted.LEAST_ROWS
+        rows = 1 if single else jitted.LEAST_ROWS * (1 if gpu.multiplies_few_rows() else 2)
         flags |= {"WIDE": False, "ROWS": rows, "INTERPRETED": False, "TF32": False}
         types = _types(work, kernel.layout, dtype)
         rest = dict.fromkeys(function.arg_names[len(types) :], "i32") | dict.fromkeys(flags, "constexpr")

@@ -517,18 +517,9 @@ STORAGE = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp6
 
 def compile_all():
     """Compile kernels for a GPU that is not here, and print how each reads memory."""
-    from pellucid.kernel.language import triton_functions
-
     gpu.check = lambda device: None
-    triton_functions.add_parts = _Compiler(triton_functions.add_parts)
+    gpu.launch = _compile
     nested_triton.INTERPRETED_PROCESSORS = 132
-    launch = nested_triton._Launch.__init__
-
-    def without_gpu(self, *args):
-        launch(self, *args)
-        self._stages = [(_Compiler(function), blocks) for function, blocks in self._stages]
-
-    nested_triton._Launch.__init__ = without_gpu
     with pellucid.backend("triton"):
         for layer, shape, lay in (
             (nn.LayerNorm(1000), (64, 1000), lambda x: x),
@@ -544,40 +535,29 @@ def compile_all():
             y.backward(torch.empty_like(y))
 
 
-class _Compiler:
-    """Takes the place of a kernel: compiles it for its arguments instead of launching it."""
+def _compile(function, _, given, constants, *, num_warps):
+    """Compile a kernel for what it would be launched with."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
 
-    def __init__(self, function):
-        self.function = function
-
-    def __getitem__(self, grid):
-        return self
-
-    def __call__(self, *given, num_warps, enable_fp_fusion, **constants):
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        kinds, known, hints = dict.fromkeys(constants, "constexpr"), dict(constants), {}
-        for place, (name, value) in enumerate(zip(self.function.arg_names, given, strict=False)):
-            if isinstance(value, torch.Tensor):
-                kinds[name] = STORAGE[value.dtype]
-            else:
-                kinds[name] = "fp32" if isinstance(value, float) else "i32"
-                if isinstance(value, float) or name in self.function.do_not_specialize:
-                    continue
-                if value == 1:
-                    kinds[name], known[name] = "constexpr", 1
-            if isinstance(value, torch.Tensor) or value % 16 == 0:
-                hints[(place,)] = [["tt.divisibility", 16]]
-        source = ASTSource(self.function, kinds, known, hints)
-        built = triton.compile(
-            source,
-            target=GPUTarget("cuda", 80, 32),
-            options={"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion},
-        )
-        vectors = sum(map(built.asm["ptx"].count, ("ld.global.v4.b32", "cp.async.cg.shared.global")))  # of 16 bytes
-        print(self.function.__name__, vectors, built.metadata.shared)
+    kinds, known, hints = dict.fromkeys(constants, "constexpr"), dict(constants), {}
+    for place, (name, value) in enumerate(zip(function.arg_names, given, strict=False)):
+        if isinstance(value, torch.Tensor):
+            kinds[name] = STORAGE[value.dtype]
+        else:
+            kinds[name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, float) or name in function.do_not_specialize:
+                continue
+            if value == 1:
+                kinds[name], known[name] = "constexpr", 1
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            hints[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, kinds, known, hints)
+    options = {"num_warps": num_warps, **gpu.OPTIONS}
+    built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+    vectors = sum(map(built.asm["ptx"].count, ("ld.global.v4.b32", "cp.async.cg.shared.global")))  # of 16 bytes
+    print(function.__name__, vectors, built.metadata.shared)
 
 
 def test_gpus_can_have_it_and_read_vectors(tmp_path):
