@@ -23,6 +23,7 @@ from pellucid.explanation.row_wise import RowWiseExplained
 from pellucid.explanation.tcn import TCNExplained
 from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.texts import Texts
+from pellucid.explanation.typesetting import unturned
 from pellucid.explanation.windowed import (
     ConvolutionExplained,
     ConvPoolingExplained,
@@ -72,6 +73,8 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     if not inputs and isinstance(request.inputs[0], str):
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
+    if request.tokens is not None:
+        request.tokens = [unturned(token) for token in request.tokens]
     _refuse_complex(request)
     with left_alone(request.layer):
         explained = family(request.layer)(request)
