@@ -436,7 +436,7 @@ def test_a_text_convolution_shows_the_window_that_wins():
     x = torch.tensor([[[3.0, 3.0], [0.0, 1.0], [2.0, 2.0], [2.0, 2.0]], [[9.0, 9.0]] * 4])
     report = quietly(layer, x, tokens=["a", "b", "c", "d"])
     assert [drawn(report, step) for step in (0, 1)] == [["#---"] * 2, ["--##"] * 2]
-    assert any("position 0: 6 is all" in part for part in report.steps[0].parts if isinstance(part, str))
+    assert any("in window 1 of 4: 6 is all" in part for part in report.steps[0].parts if isinstance(part, str))
     assert "There it reads “c d”." in report.steps[1].parts
     assert report.steps[-1].values["y = cat(found, −1)"].numbers.tolist() == [[6, 8]]
     short = quietly(layer, x, lengths=[1, 0])
@@ -626,6 +626,9 @@ def test_a_layer_without_bias_counts_none():
     report = quietly(nn.GRU(4, 3, bias=False), torch.zeros(2, 1, 4))
     assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]
     assert {row.name: row.role for row in report.symbols if row.name in "Ub"} == {"U": "learned", "b": "not learned"}
+    assert report.cost.bytes_least == 4 * (2 * (4 + 3) + report.totals[0].count)
+    assert "b = 0, chosen when the layer was made, not learned." in report.notation
+    assert "b = 0" not in "".join(quietly(nn.GRU(4, 3), torch.zeros(2, 1, 4)).notation)
 
 
 def test_of_a_frozen_layer_nothing_is_learned():
@@ -668,6 +671,35 @@ def test_a_weight_that_is_computed_is_learned_if_what_it_is_computed_of_is(norme
         with torch.no_grad():
             report = quietly(layer, torch.zeros(1, 2, 4))
         assert report.symbols[1].role == role
+
+
+def test_what_a_weight_is_computed_of_is_counted_beside_it():
+    normed = torch.nn.utils.parametrizations.weight_norm
+    for layer, x, counts in (
+        (normed(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4), [57, 60]),
+        (torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4), [57]),
+        (nn.TCN(2, [3]), torch.zeros(1, 2, 4), None),
+    ):
+        totals = quietly(layer, x).totals
+        assert counts is None or [total.count for total in totals] == counts
+        assert totals[-1].count == sum(p.numel() for p in layer.parameters())
+    label = quietly(normed(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4)).totals[1].label
+    assert "computed of these: bias 3 + parametrizations.weight.original0 3 + " in label
+
+
+def test_what_running_statistics_keep_without_a_momentum():
+    layer, x = nn.BatchNorm1d(2, momentum=None), torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    layer(x)
+    (note,) = quietly(layer, x).notes
+    assert "this one, number 2, has a share of 1/2" in note
+    (note,) = quietly(nn.InstanceNorm1d(2, momentum=None, track_running_stats=True), torch.ones(1, 2, 3)).notes
+    assert "no batch moves them" in note
+
+
+def test_a_dilated_pooling_says_so():
+    *_, output = quietly(nn.MaxPool2d(2, dilation=(1, 3)), torch.zeros(1, 1, 6, 6)).symbols
+    said = "2×2 entries that are (1, 3) apart, so that it reaches over 2×4 places"
+    assert said in output.reasons[0]
 
 
 def test_a_convolution_without_bias_reads_none():

@@ -150,7 +150,8 @@ class ComponentExplained:
         learned = [s for s in self.layer.symbols() if s.trainable]
         terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
         key = "total.component" if learned else "total.none"
-        yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
+        total = Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
+        yield from (total, *shared.registered(self.layer, [total], self.texts))
 
     def cost(self) -> Cost:
         """One pass of the formula, which reads what its symbols stand for, and what layers among these hold."""

@@ -75,7 +75,7 @@ class TextConvExplained(ComponentExplained):
         best = int(values.masked_fill(~kept[: len(values)], float("-inf")).argmax())
         width, tokens = self.layer.widths[index], self.request.tokens
         yield self.picture(best, width)
-        facts = {"position": best, "result": shared.number(float(values[best]))}
+        facts = {"number": best + 1, "windows": int(kept.sum()), "result": shared.number(float(values[best]))}
         yield self.texts("step.winner", **facts)
         if tokens:
             yield self.texts("step.winner_words", words=" ".join(tokens[best : best + width]))

@@ -239,6 +239,7 @@ function kernel(scene) {
     mark: (r, c) => scene.lit(...tapOf(r, c)),
     says(r, c) {
       const [row, column] = model.windows.stands(at, tapOf(r, c)[1]);
+      if (rows.hole(row) || columns.hole(column)) return words("tap_on_hole");
       return words("tap_on", { place: (line ? [] : [head(rows, row)]).concat(head(columns, column)).join(", ") });
     },
     hover: values.edit ? undefined : (r, c) => scene.tapped(...tapOf(r, c)),
