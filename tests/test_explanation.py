@@ -565,6 +565,15 @@ def test_a_layer_of_torch_is_explained_by_its_twin(layer, shape):
         (("lstm",), {"foo": 3}, TypeError, ("'foo'",)),
         (("layernorm", "a sentence"), {}, TypeError, ("does not read sentences",)),
         (("rnn", ""), {}, ValueError, ("sentence is empty",)),
+        (("conv2d", "cat.png"), {}, TypeError, ("does not read sentences", "a picture's are numpy.asarray(")),
+        (("conv2d",), {"kernel_size": 3, "padding": "some"}, ValueError, ("some",)),
+        (("layernorm", [[1, 2], [3]]), {}, TypeError, ("layernorm", "a list", "[[1, 2], [3, 4]]")),
+        ((nn.GRU(3, 4), {"x": 1}), {}, TypeError, ("nn.GRU", "a dict", "a tensor or an array")),
+        ((nn.GRU(3, 4), None), {}, TypeError, ("nn.GRU", "None", "a tensor or an array")),
+        ((nn.GRU,), {}, TypeError, ("GRU is a class", "explain(GRU(...), x)")),
+        (("rnn",), {"steps": -1}, ValueError, ("steps is how many", "-1")),
+        ((nn.GRU(3, 4, device="meta"), "ab"), {}, RuntimeError, ("nn.GRU: weight_ih_l0, (12, 3), is on the meta",)),
+        ((nn.LayerNorm(3), torch.ones(2, 3, device="meta")), {}, RuntimeError, ("nn.LayerNorm: the input, (2, 3)",)),
         ((torch.nn.Linear(2, 3),), {}, TypeError, ("Linear", "something to read", "explain(model, x)")),
         ((print,), {}, TypeError, ("@pellucid.cell",)),
         ((nn.GRU(3, 4), torch.ones(5, 2)), {}, RuntimeError, ("nn.GRU", "input_size is 3")),
@@ -576,6 +585,19 @@ def test_errors(arguments, options, error, words):
         quietly(*arguments, **options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_numbers_of_other_kinds_are_read():
+    rows = [[1.0, 2.0], [4.0, 8.0]]
+    expected = quietly(nn.LayerNorm(2), torch.tensor(rows)).steps
+    for given in (rows, tuple(map(tuple, rows)), np.array(rows), list(torch.tensor(rows))):
+        assert repr(quietly(nn.LayerNorm(2), given).steps) == repr(expected)
+
+
+def test_an_error_names_the_arguments_that_raised_it():
+    with pytest.raises(ValueError, match="probability") as caught:
+        quietly("dropout", p=2)
+    assert caught.value.__notes__ == ["pellucid.explain: this was raised by dropout(p=2, seed=0)"]
 
 
 def test_an_empty_batch_is_refused_in_words():
@@ -606,7 +628,9 @@ def test_sentences_without_words_are_explained():
 
 def test_complex_numbers_are_refused_and_not_made_real():
     for layer in (nn.GRU(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3), nn.MaxPool1d(1)):
-        with pytest.raises(NotImplementedError, match=r"complex64, and explanations .*view_as_real"):
+        with pytest.raises(
+            NotImplementedError, match=r"nn\.\w+: .*\(3, 3\) of torch.complex64, and explanations .*view_as_real"
+        ):
             quietly(layer, torch.ones(3, 3, dtype=torch.complex64))
 
 

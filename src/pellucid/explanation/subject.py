@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pellucid import nn
+from pellucid.errors import label, shape_text
 from pellucid.explanation import examples as known
 from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.dropout import DropoutExplained
@@ -52,6 +55,8 @@ SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is give
 def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], *, lang: str, **about: Any) -> Report:
     """Explain a layer, a cell or a name; ``about`` are steps, seed and tokens of `pellucid.explain`."""
     texts = Texts(lang)
+    if about["steps"] is not None and about["steps"] < 0:
+        raise ValueError(f"explain: steps is how many steps or positions are worked out, from 0, not {about['steps']}")
     if isinstance(subject, Cell):
         maker: _Maker | None = _Maker.of_cell(subject)
     elif isinstance(subject, Layer):
@@ -60,6 +65,11 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         maker = _Maker.of_name(subject)
     elif isinstance(subject, torch.nn.Module):
         maker = None
+    elif isinstance(subject, type) and issubclass(subject, torch.nn.Module):
+        raise TypeError(
+            f"explain: {subject.__name__} is a class; what is made of it is explained, "
+            f"explain({subject.__name__}(...), x)"
+        )
     else:
         raise TypeError(
             f"explain: a layer, a cell or a name is explained, not a {type(subject).__name__}. A function becomes a "
@@ -75,7 +85,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     _read_sentence(request)
     if request.tokens is not None:
         request.tokens = [unturned(token) for token in request.tokens]
-    _refuse_complex(request)
+    _refuse_no_real_numbers(request)
     with left_alone(request.layer):
         explained = family(request.layer)(request)
     with left_alone(request.layer):  # and reads what the first one read, of weights that are computed anew every time
@@ -150,7 +160,7 @@ class _Maker:
         """Put the layer and its input into the request."""
         arguments = {**self.arguments, **options}
         if request.inputs and not _is_text(request.inputs[0]):
-            x = self.fitted(_tensor(request.inputs[0]))
+            x = self.fitted(_tensor(request.inputs[0], self.name))
             request.inputs = (x, *request.inputs[1:])
             size = ("input_size", -1) if self.example is None else self.example.size
             if size is not None and size[0] not in options and x.ndim:
@@ -182,7 +192,7 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
         request.notes.append(request.texts("note.twin", theirs=theirs, ours=ours))
     if request.inputs:
         first = request.inputs[0]
-        request.inputs = (first if _is_text(first) else _tensor(first), *request.inputs[1:])
+        request.inputs = (first if _is_text(first) else _tensor(first, label(twin)), *request.inputs[1:])
     else:
         example = known.example_of(runs_as(kind_of(twin)).__name__)
         if example is None and not isinstance(twin, (SequenceLayer, RowWise)):
@@ -213,13 +223,23 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     return known.draw(shape, request.seed)
 
 
-def _refuse_complex(request: Request) -> None:
-    kinds = [value.dtype for value in request.inputs if isinstance(value, Tensor) and value.is_complex()]
-    if kinds:
-        raise NotImplementedError(
-            f"explain: the input is of {kinds[0]}, and explanations show real numbers only. Explain a layer that reads "
-            f"the two parts, torch.view_as_real(x)."
-        )
+def _refuse_no_real_numbers(request: Request) -> None:
+    """Raise where an input, or the layer, has complex numbers or none at all."""
+    layer = request.layer
+    given = [("the input", value) for value in request.inputs if isinstance(value, Tensor)]
+    for name, value in given:
+        if value.is_complex():
+            raise NotImplementedError(
+                f"explain: {label(layer)}: {name} is {shape_text(value.shape)} of {value.dtype}, and explanations show "
+                f"real numbers only. Explain a layer that reads the two parts, torch.view_as_real(x)."
+            )
+    for name, value in (*layer.named_parameters(), *layer.named_buffers(), *given):
+        if value.is_meta:
+            raise RuntimeError(
+                f"explain: {label(layer)}: {name}, {shape_text(value.shape)}, is on the meta device, which holds no "
+                f"numbers. Make it on another, device='cpu'; layer.to_empty(device='cpu') gives a layer memory, whose "
+                f"weights are then to be set."
+            )
 
 
 def _is_text(value: Any) -> bool:
@@ -228,11 +248,21 @@ def _is_text(value: Any) -> bool:
     )
 
 
-def _tensor(value: Any) -> Any:
+def _tensor(value: Any, name: str) -> Any:
     """Make a tensor of plain numbers; leave tensors and packed sequences as they are."""
-    if isinstance(value, (list, int, float)):
-        return torch.tensor(value, dtype=torch.float32)
-    return value
+    if isinstance(value, (Tensor, PackedSequence)):
+        return value
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        numbers = np.asarray(None)
+    if numbers.dtype.kind not in "biufc":
+        what = repr(value) if value is None else f"a {type(value).__name__}"
+        raise TypeError(
+            f"explain: {name}: the input is {what}, which cannot be read as numbers. Give a tensor or an array, "
+            f"numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
+        )
+    return torch.tensor(numbers, dtype=None if numbers.dtype.kind == "c" else torch.float32)
 
 
 def characters(sentence: str) -> list[str]:
@@ -267,7 +297,7 @@ def _read_sentence(request: Request) -> None:
     if not along_time and not isinstance(layer, (nn.Conv1d, nn.SeparableConv1d, nn.ConvPool1d, nn.TCN, nn.TextConv)):
         raise TypeError(
             f"explain: {type(layer).__name__} does not read sentences; recurrent layers, TextConv, TCN and 1-D "
-            f"convolutions do. Give it numbers."
+            f"convolutions do. Give it numbers; a picture's are numpy.asarray(PIL.Image.open(path).convert('L'))."
         )
     tokens = characters(first) if isinstance(first, str) else list(first)
     sizes = ("input_size", "in_channels", "embedding_size")
