@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,20 @@ def test_every_cell_is_explained(name: str):
         assert row.shape == solution.symbols[symbol.name].shape
         assert row.trainable
         assert row.reasons
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_every_name_in_a_formula_is_explained(lang):
+    """A symbol with its shape, a line's own result, or a name that a sentence says something of."""
+    for name in examples.names():
+        report = quietly(name, lang=lang)
+        tree = ast.parse("def f():\n " + "\n ".join(report.code))
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        read = {node.id for node in names} - own - {"torch", "F", "math", "pellucid"} - set(dir(builtins))
+        shown = {row.name for row in report.symbols} | set(re.findall(r"\w+", " ".join(report.notation)))
+        missing = set(map(letter, read)) - shown - {"weights", "biases", "windows", "pools", "blocks"}
+        assert not missing, (name, missing)
 
 
 def test_the_check_finds_a_layer_that_is_not_its_formula():
@@ -428,6 +444,8 @@ def test_a_text_convolution_spans_all_features_and_moves_along_the_text():
     picture = next(part for part in report.steps[0].parts if isinstance(part, Picture))
     assert picture.columns == tuple("春眠不觉晓")
     assert len(drawn(quietly(nn.Conv1d(4, 2, 2, groups=2), torch.randn(1, 4, 6)))) == 4
+    assert quietly("conv1d", "春眠不觉晓").symbol("weight").shape == (1, 3, 3)  # a character is more than a number
+    assert quietly("conv1d", "春眠不觉晓", in_channels=2).symbol("weight").shape == (1, 2, 3)
 
 
 def test_a_text_convolution_shows_the_window_that_wins():
@@ -799,7 +817,8 @@ def test_dropout_in_eval_keeps_its_own_p():
         said = "p = 0.3, chosen when the layer was made, not learned; in eval it counts as 0."
         assert said in quietly(layer.eval(), x).notation
     notation = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).notation
-    assert notation[-1] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
+    assert notation[-2] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
+    assert notation[-1] == "block = (3, 3), chosen when the layer was made, not learned."
 
 
 def test_drop_connect_reads_its_layer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -110,6 +111,9 @@ class ComponentExplained:
                     yield self.texts("notation.p_eval", p=shared.number(own))
                     continue
                 yield self.texts("notation.hyperparameter", name=letter(name), value=number)
+        for name, parameter in inspect.signature(self.layer.formula).parameters.items():
+            if name not in self.bound and isinstance(parameter.default, (int, float)):
+                yield self.texts("notation.constant", name=letter(name), value=shared.number(parameter.default))
 
     def notes(self) -> Iterator[str]:
         """What else the reader should know."""

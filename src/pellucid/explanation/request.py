@@ -13,13 +13,14 @@ import torch
 from pellucid.explanation.cost import Tally
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.mathml import inline
-from pellucid.explanation.paper import Paper
+from pellucid.explanation.paper import DRAWING, Paper
 from pellucid.explanation.pieces import Piece
 from pellucid.explanation.report import Check, Cost, Total, Values
 from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import kept
 
 MARKS = {"product": "product", "⊙": "entrywise", "·": "scaled", "σ": "sigmoid", "split": "split"}
+MARKS |= {name: name for name in DRAWING}
 
 
 @dataclass

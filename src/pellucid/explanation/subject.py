@@ -30,6 +30,7 @@ from pellucid.explanation.typesetting import unturned
 from pellucid.explanation.windowed import (
     ConvolutionExplained,
     ConvPoolingExplained,
+    LengthPoolExplained,
     PoolingExplained,
     SeparableExplained,
 )
@@ -49,6 +50,7 @@ from pellucid.nn.swapped.exchange import has_twin, kind_of, name_of, runs_as, tw
 from pellucid.nn.windowed import Windowed
 
 JOINER = "\N{ZERO WIDTH JOINER}"
+LETTER = 3  # numbers of a character's vector, for a convolution that is given by name
 SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name
 
 
@@ -110,6 +112,7 @@ FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
     (RowWise, RowWiseExplained),
     (nn.TextConv, TextConvExplained),
     (nn.TCN, TCNExplained),
+    (nn.LengthPool, LengthPoolExplained),
     (Component, ComponentExplained),
 )
 
@@ -165,6 +168,8 @@ class _Maker:
             size = ("input_size", -1) if self.example is None else self.example.size
             if size is not None and size[0] not in options and x.ndim:
                 arguments[size[0]] = x.shape[size[1]]
+        elif request.inputs and "in_channels" in arguments:
+            arguments = {**arguments, "in_channels": LETTER, **options}
         if "seed" in known.parameters_of(self.construct) and "generator" not in options:
             arguments.setdefault("seed", request.seed)
         request.layer = known.build(self.construct, self.name, arguments, request.seed)

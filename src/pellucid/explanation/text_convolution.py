@@ -33,6 +33,7 @@ class TextConvExplained(ComponentExplained):
     def notation(self) -> Iterator[str]:
         """What the formula's functions stand for."""
         yield from super().notation()
+        yield self.texts("notation.window")
         yield self.texts("notation.over_time")
         yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
         if not self.layer.bias:
