@@ -821,6 +821,13 @@ def test_dropout_in_eval_keeps_its_own_p():
     assert notation[-1] == "block = (3, 3), chosen when the layer was made, not learned."
 
 
+def test_what_averages_and_draws_are_of():
+    notation = quietly(nn.LocalResponseNorm(3), torch.ones(1, 5, 2)).notation
+    assert notation[-1].startswith("average is the mean over 3 neighbouring channels;")
+    (reason,) = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).symbol("draws").reasons
+    assert "the upper left corner of a block can lie; a block is 3×3" in reason
+
+
 def test_drop_connect_reads_its_layer():
     cost = quietly(nn.DropConnect(nn.Linear(3, 2)), torch.ones(1, 3)).cost
     assert cost.bytes_least == 4 * (3 + 2 * 6 + 2 + 2)  # input, weight and its draws, bias, output

@@ -13,7 +13,7 @@ from pellucid.explanation.component import ComponentExplained, shape_text
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Picture, Step
 from pellucid.explanation.request import Request
-from pellucid.nn.normalization.averages import Over, Remembered
+from pellucid.nn.normalization.averages import Neighbours, Over, Remembered
 from pellucid.nn.normalization.instance_norm import InstanceNormFamily
 from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily
 
@@ -43,7 +43,10 @@ class NormalizationExplained(ComponentExplained):
     def notation(self) -> Iterator[str]:
         """What ``average`` stands for."""
         yield from super().notation()
-        yield self.texts("notation.remembered" if self.remembered else "notation.average", axes=self.direction())
+        if isinstance(self.average, Neighbours):
+            yield self.texts("notation.neighbours", size=self.average.size)
+        else:
+            yield self.texts("notation.remembered" if self.remembered else "notation.average", axes=self.direction())
 
     def direction(self) -> str:
         """Name the axes that are averaged."""
