@@ -341,6 +341,13 @@ def test_torch_does_not_write_of_what_is_not_counted():
     assert not logger.disabled
 
 
+def test_attention_that_drops_its_weights_is_counted():
+    report = quietly(nn.TransformerEncoderLayer(4, 2, 8), torch.randn(3, 1, 4))
+    assert not any("without a rule" in sentence for sentence in report.notes)
+    # Three biases and the one behind; both factors scaled; softmax and the rows that are masked altogether; dropout.
+    assert report.row("self_attn").other_flops == 36 + 12 + 2 * 12 + (5 + 1) * 18 + 2 * 18
+
+
 class Attention(nn.Module):
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return nn.functional.scaled_dot_product_attention(q, k, v) @ v.mT
