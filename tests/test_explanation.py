@@ -590,6 +590,15 @@ def test_a_layer_of_torch_is_explained_by_its_twin(layer, shape):
         ((nn.GRU(3, 4), None), {}, TypeError, ("nn.GRU", "None", "a tensor or an array")),
         ((nn.GRU,), {}, TypeError, ("GRU is a class", "explain(GRU(...), x)")),
         (("rnn",), {"steps": -1}, ValueError, ("steps is how many", "-1")),
+        (("rnn",), {"steps": "2"}, ValueError, ("steps is how many", "'2'")),
+        (
+            (nn.GRU(3, 4), "ab"),
+            {"langs": "zh"},
+            TypeError,
+            ("nn.GRU: got an unexpected", "'langs'", "lengths", "lang,"),
+        ),
+        ((nn.Conv2d(1, 1, 1), torch.ones(1, 2, 2), 3), {}, TypeError, ("nn.Conv2d: too many", "explain itself")),
+        ((nn.LayerNorm(3), torch.eye(3).to_sparse()), {}, TypeError, ("nn.LayerNorm", "sparse_coo", "x.to_dense()")),
         ((nn.GRU(3, 4, device="meta"), "ab"), {}, RuntimeError, ("nn.GRU: weight_ih_l0, (12, 3), is on the meta",)),
         ((nn.LayerNorm(3), torch.ones(2, 3, device="meta")), {}, RuntimeError, ("nn.LayerNorm: the input, (2, 3)",)),
         ((torch.nn.Linear(2, 3),), {}, TypeError, ("Linear", "something to read", "explain(model, x)")),
@@ -610,6 +619,7 @@ def test_numbers_of_other_kinds_are_read():
     expected = quietly(nn.LayerNorm(2), torch.tensor(rows)).steps
     for given in (rows, tuple(map(tuple, rows)), np.array(rows), list(torch.tensor(rows))):
         assert repr(quietly(nn.LayerNorm(2), given).steps) == repr(expected)
+    assert quietly(nn.GRU(2, 3).double(), rows, tokens=[1, 2]).steps[0].title == "Step 1 of 2: 1"
 
 
 def test_an_error_names_the_arguments_that_raised_it():

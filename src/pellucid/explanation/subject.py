@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -57,8 +58,9 @@ SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is give
 def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], *, lang: str, **about: Any) -> Report:
     """Explain a layer, a cell or a name; ``about`` are steps, seed and tokens of `pellucid.explain`."""
     texts = Texts(lang)
-    if about["steps"] is not None and about["steps"] < 0:
-        raise ValueError(f"explain: steps is how many steps or positions are worked out, from 0, not {about['steps']}")
+    steps = about["steps"]
+    if steps is not None and (not isinstance(steps, int) or steps < 0):
+        raise ValueError(f"explain: steps is how many steps or positions are worked out, from 0, not {steps!r}")
     if isinstance(subject, Cell):
         maker: _Maker | None = _Maker.of_cell(subject)
     elif isinstance(subject, Layer):
@@ -86,7 +88,8 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
     if request.tokens is not None:
-        request.tokens = [unturned(token) for token in request.tokens]
+        request.tokens = [unturned(str(token)) for token in request.tokens]
+    _refuse_wrong_call(request)
     _refuse_no_real_numbers(request)
     with left_alone(request.layer):
         explained = family(request.layer)(request)
@@ -197,7 +200,10 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
         request.notes.append(request.texts("note.twin", theirs=theirs, ours=ours))
     if request.inputs:
         first = request.inputs[0]
-        request.inputs = (first if _is_text(first) else _tensor(first, label(twin)), *request.inputs[1:])
+        x = first if _is_text(first) else _tensor(first, label(twin))
+        if x is not first and not (isinstance(x, str) or x.is_complex()):
+            x = x.to(next(twin.parameters(), x))  # numbers that have no type of their own
+        request.inputs = (x, *request.inputs[1:])
     else:
         example = known.example_of(runs_as(kind_of(twin)).__name__)
         if example is None and not isinstance(twin, (SequenceLayer, RowWise)):
@@ -228,11 +234,30 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     return known.draw(shape, request.seed)
 
 
+def _refuse_wrong_call(request: Request) -> None:
+    """Raise where the layer's forward does not take what it is to be called with."""
+    layer = request.layer
+    signature = inspect.signature(layer.forward)
+    try:
+        signature.bind(*request.inputs, **request.options)
+    except TypeError as error:
+        raise TypeError(
+            f"explain: {label(layer)}: {error}. It takes {', '.join(signature.parameters)}; arguments of explain "
+            f"itself are lang, show, width, steps, seed and tokens."
+        ) from error
+
+
 def _refuse_no_real_numbers(request: Request) -> None:
-    """Raise where an input, or the layer, has complex numbers or none at all."""
+    """Raise where an input, or the layer, has complex numbers, or none where a layer looks for them."""
     layer = request.layer
     given = [("the input", value) for value in request.inputs if isinstance(value, Tensor)]
     for name, value in given:
+        if value.is_nested or value.layout is not torch.strided:
+            what = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise TypeError(
+                f"explain: {label(layer)}: {name} is a {what} tensor, and layers read dense ones. Give x.to_dense(); "
+                f"of a nested one, x.to_padded_tensor(0.0) and lengths=."
+            )
         if value.is_complex():
             raise NotImplementedError(
                 f"explain: {label(layer)}: {name} is {shape_text(value.shape)} of {value.dtype}, and explanations show "
