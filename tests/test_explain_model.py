@@ -268,7 +268,12 @@ def test_an_error_says_in_which_layer():
 def test_what_is_refused():
     with pytest.raises(TypeError, match=r"needs something to read: explain\(model, x\)"):
         quietly(Convolutional())
-    with pytest.raises(TypeError, match=r"'0.weight' has no shape yet.*Run the model once"):
+    with pytest.raises(TypeError, match=r"ModuleList has no forward"):
+        quietly(nn.ModuleList([nn.Linear(2, 3)]), torch.ones(2, 2))
+    with pytest.raises(TypeError, match=r"must be Tensor, not str") as caught:
+        quietly(nn.Sequential(nn.Linear(2, 3)), "a sentence")
+    assert "the model was given the text itself" in caught.value.__notes__[-1]
+    with pytest.raises(TypeError, match=r"'0.weight' of Sequential has no shape yet.*Run the model once"):
         quietly(nn.Sequential(nn.LazyLinear(3)), torch.ones(2, 2))
     with pytest.raises(ValueError, match="runs is how often"):
         quietly(nn.Sequential(nn.ReLU()), torch.ones(2), runs=-1)
@@ -334,6 +339,13 @@ def test_torch_does_not_write_of_what_is_not_counted():
     assert silent
     assert all(silent)
     assert not logger.disabled
+
+
+def test_attention_that_drops_its_weights_is_counted():
+    report = quietly(nn.TransformerEncoderLayer(4, 2, 8), torch.randn(3, 1, 4))
+    assert not any("without a rule" in sentence for sentence in report.notes)
+    # Three biases and the one behind; both factors scaled; softmax and the rows that are masked altogether; dropout.
+    assert report.row("self_attn").other_flops == 36 + 12 + 2 * 12 + (5 + 1) * 18 + 2 * 18
 
 
 class Attention(nn.Module):

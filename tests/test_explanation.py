@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,20 @@ def test_every_cell_is_explained(name: str):
         assert row.shape == solution.symbols[symbol.name].shape
         assert row.trainable
         assert row.reasons
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_every_name_in_a_formula_is_explained(lang):
+    """A symbol with its shape, a line's own result, or a name that a sentence says something of."""
+    for name in examples.names():
+        report = quietly(name, lang=lang)
+        tree = ast.parse("def f():\n " + "\n ".join(report.code))
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        read = {node.id for node in names} - own - {"torch", "F", "math", "pellucid"} - set(dir(builtins))
+        shown = {row.name for row in report.symbols} | set(re.findall(r"\w+", " ".join(report.notation)))
+        missing = set(map(letter, read)) - shown - {"weights", "biases", "windows", "pools", "blocks"}
+        assert not missing, (name, missing)
 
 
 def test_the_check_finds_a_layer_that_is_not_its_formula():
@@ -428,6 +444,8 @@ def test_a_text_convolution_spans_all_features_and_moves_along_the_text():
     picture = next(part for part in report.steps[0].parts if isinstance(part, Picture))
     assert picture.columns == tuple("春眠不觉晓")
     assert len(drawn(quietly(nn.Conv1d(4, 2, 2, groups=2), torch.randn(1, 4, 6)))) == 4
+    assert quietly("conv1d", "春眠不觉晓").symbol("weight").shape == (1, 3, 3)  # a character is more than a number
+    assert quietly("conv1d", "春眠不觉晓", in_channels=2).symbol("weight").shape == (1, 2, 3)
 
 
 def test_a_text_convolution_shows_the_window_that_wins():
@@ -436,7 +454,7 @@ def test_a_text_convolution_shows_the_window_that_wins():
     x = torch.tensor([[[3.0, 3.0], [0.0, 1.0], [2.0, 2.0], [2.0, 2.0]], [[9.0, 9.0]] * 4])
     report = quietly(layer, x, tokens=["a", "b", "c", "d"])
     assert [drawn(report, step) for step in (0, 1)] == [["#---"] * 2, ["--##"] * 2]
-    assert any("position 0: 6 is all" in part for part in report.steps[0].parts if isinstance(part, str))
+    assert any("in window 1 of 4: 6 is all" in part for part in report.steps[0].parts if isinstance(part, str))
     assert "There it reads “c d”." in report.steps[1].parts
     assert report.steps[-1].values["y = cat(found, −1)"].numbers.tolist() == [[6, 8]]
     short = quietly(layer, x, lengths=[1, 0])
@@ -565,6 +583,24 @@ def test_a_layer_of_torch_is_explained_by_its_twin(layer, shape):
         (("lstm",), {"foo": 3}, TypeError, ("'foo'",)),
         (("layernorm", "a sentence"), {}, TypeError, ("does not read sentences",)),
         (("rnn", ""), {}, ValueError, ("sentence is empty",)),
+        (("conv2d", "cat.png"), {}, TypeError, ("does not read sentences", "a picture's are numpy.asarray(")),
+        (("conv2d",), {"kernel_size": 3, "padding": "some"}, ValueError, ("some",)),
+        (("layernorm", [[1, 2], [3]]), {}, TypeError, ("layernorm", "a list", "[[1, 2], [3, 4]]")),
+        ((nn.GRU(3, 4), {"x": 1}), {}, TypeError, ("nn.GRU", "a dict", "a tensor or an array")),
+        ((nn.GRU(3, 4), None), {}, TypeError, ("nn.GRU", "None", "a tensor or an array")),
+        ((nn.GRU,), {}, TypeError, ("GRU is a class", "explain(GRU(...), x)")),
+        (("rnn",), {"steps": -1}, ValueError, ("steps is how many", "-1")),
+        (("rnn",), {"steps": "2"}, ValueError, ("steps is how many", "'2'")),
+        (
+            (nn.GRU(3, 4), "ab"),
+            {"langs": "zh"},
+            TypeError,
+            ("nn.GRU: got an unexpected", "'langs'", "lengths", "lang,"),
+        ),
+        ((nn.Conv2d(1, 1, 1), torch.ones(1, 2, 2), 3), {}, TypeError, ("nn.Conv2d: too many", "explain itself")),
+        ((nn.LayerNorm(3), torch.eye(3).to_sparse()), {}, TypeError, ("nn.LayerNorm", "sparse_coo", "x.to_dense()")),
+        ((nn.GRU(3, 4, device="meta"), "ab"), {}, RuntimeError, ("nn.GRU: weight_ih_l0, (12, 3), is on the meta",)),
+        ((nn.LayerNorm(3), torch.ones(2, 3, device="meta")), {}, RuntimeError, ("nn.LayerNorm: the input, (2, 3)",)),
         ((torch.nn.Linear(2, 3),), {}, TypeError, ("Linear", "something to read", "explain(model, x)")),
         ((print,), {}, TypeError, ("@pellucid.cell",)),
         ((nn.GRU(3, 4), torch.ones(5, 2)), {}, RuntimeError, ("nn.GRU", "input_size is 3")),
@@ -576,6 +612,20 @@ def test_errors(arguments, options, error, words):
         quietly(*arguments, **options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_numbers_of_other_kinds_are_read():
+    rows = [[1.0, 2.0], [4.0, 8.0]]
+    expected = quietly(nn.LayerNorm(2), torch.tensor(rows)).steps
+    for given in (rows, tuple(map(tuple, rows)), np.array(rows), list(torch.tensor(rows))):
+        assert repr(quietly(nn.LayerNorm(2), given).steps) == repr(expected)
+    assert quietly(nn.GRU(2, 3).double(), rows, tokens=[1, 2]).steps[0].title == "Step 1 of 2: 1"
+
+
+def test_an_error_names_the_arguments_that_raised_it():
+    with pytest.raises(ValueError, match="probability") as caught:
+        quietly("dropout", p=2)
+    assert caught.value.__notes__ == ["pellucid.explain: this was raised by dropout(p=2, seed=0)"]
 
 
 def test_an_empty_batch_is_refused_in_words():
@@ -606,7 +656,9 @@ def test_sentences_without_words_are_explained():
 
 def test_complex_numbers_are_refused_and_not_made_real():
     for layer in (nn.GRU(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3), nn.MaxPool1d(1)):
-        with pytest.raises(NotImplementedError, match=r"complex64, and explanations .*view_as_real"):
+        with pytest.raises(
+            NotImplementedError, match=r"nn\.\w+: .*\(3, 3\) of torch.complex64, and explanations .*view_as_real"
+        ):
             quietly(layer, torch.ones(3, 3, dtype=torch.complex64))
 
 
@@ -626,6 +678,9 @@ def test_a_layer_without_bias_counts_none():
     report = quietly(nn.GRU(4, 3, bias=False), torch.zeros(2, 1, 4))
     assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]
     assert {row.name: row.role for row in report.symbols if row.name in "Ub"} == {"U": "learned", "b": "not learned"}
+    assert report.cost.bytes_least == 4 * (2 * (4 + 3) + report.totals[0].count)
+    assert "b = 0, chosen when the layer was made, not learned." in report.notation
+    assert "b = 0" not in "".join(quietly(nn.GRU(4, 3), torch.zeros(2, 1, 4)).notation)
 
 
 def test_of_a_frozen_layer_nothing_is_learned():
@@ -668,6 +723,35 @@ def test_a_weight_that_is_computed_is_learned_if_what_it_is_computed_of_is(norme
         with torch.no_grad():
             report = quietly(layer, torch.zeros(1, 2, 4))
         assert report.symbols[1].role == role
+
+
+def test_what_a_weight_is_computed_of_is_counted_beside_it():
+    normed = torch.nn.utils.parametrizations.weight_norm
+    for layer, x, counts in (
+        (normed(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4), [57, 60]),
+        (torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4), [57]),
+        (nn.TCN(2, [3]), torch.zeros(1, 2, 4), None),
+    ):
+        totals = quietly(layer, x).totals
+        assert counts is None or [total.count for total in totals] == counts
+        assert totals[-1].count == sum(p.numel() for p in layer.parameters())
+    label = quietly(normed(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4)).totals[1].label
+    assert "computed of these: bias 3 + parametrizations.weight.original0 3 + " in label
+
+
+def test_what_running_statistics_keep_without_a_momentum():
+    layer, x = nn.BatchNorm1d(2, momentum=None), torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    layer(x)
+    (note,) = quietly(layer, x).notes
+    assert "this one, number 2, has a share of 1/2" in note
+    (note,) = quietly(nn.InstanceNorm1d(2, momentum=None, track_running_stats=True), torch.ones(1, 2, 3)).notes
+    assert "no batch moves them" in note
+
+
+def test_a_dilated_pooling_says_so():
+    *_, output = quietly(nn.MaxPool2d(2, dilation=(1, 3)), torch.zeros(1, 1, 6, 6)).symbols
+    said = "2×2 entries that are (1, 3) apart, so that it reaches over 2×4 places"
+    assert said in output.reasons[0]
 
 
 def test_a_convolution_without_bias_reads_none():
@@ -743,7 +827,15 @@ def test_dropout_in_eval_keeps_its_own_p():
         said = "p = 0.3, chosen when the layer was made, not learned; in eval it counts as 0."
         assert said in quietly(layer.eval(), x).notation
     notation = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).notation
-    assert notation[-1] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
+    assert notation[-2] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
+    assert notation[-1] == "block = (3, 3), chosen when the layer was made, not learned."
+
+
+def test_what_averages_and_draws_are_of():
+    notation = quietly(nn.LocalResponseNorm(3), torch.ones(1, 5, 2)).notation
+    assert notation[-1].startswith("average is the mean over 3 neighbouring channels;")
+    (reason,) = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).symbol("draws").reasons
+    assert "the upper left corner of a block can lie; a block is 3×3" in reason
 
 
 def test_drop_connect_reads_its_layer():

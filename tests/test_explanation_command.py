@@ -82,6 +82,8 @@ def test_command_reads_a_cell_from_a_file(tmp_path):
         (("conv2d", "--kernel", "3"), "Did you mean 'kernel_size'?"),
         (("conv2d", "3"), "belongs to no option"),
         (("conv2d", "--input", "1,2"), "nn.Conv2d"),
+        (("dropout", "--p", "2"), "raised by dropout(p=2"),
+        (("rnn", "--device", "nowhere"), "raised by rnn("),
     ],
 )
 def test_command_errors(arguments, words):

@@ -1189,6 +1189,18 @@ def test_a_wrong_result_is_refused_and_all_undone(monkeypatch):
     assert [type(m) for m in model.modules()] == [S, torch.nn.BatchNorm1d, R]
 
 
+def test_a_forward_that_needs_an_optional_argument_needs_an_example():
+    class Masked(Body):
+        def forward(self, x, mask=None, scale=None):
+            return self.act(self.norm(x)) * mask.float()
+
+    model = Masked(None)
+    (left,) = pellucid.swap(model, fuse=True).unfused
+    assert "fails when it is called without mask, scale" in left.reason
+    assert "'NoneType' object has no attribute 'float'. Give swap one, verify=example" in left.reason
+    assert pellucid.swap(model, verify=(picture(6, 5), picture(6, 5)), fuse=True).fused
+
+
 def test_a_forward_that_asks_for_the_shape_needs_an_example():
     def asking(self, x):
         return self.act(self.norm(x)) if x.shape[0] > 1 else x

@@ -478,6 +478,16 @@ def test_adaptive_pooling(browser, tmp_path):
             same(found["output"], getattr(torch.nn, f"Adaptive{kind}Pool2d")((one["rows"], one["columns"]))(x)[0])
 
 
+def test_every_cell_has_a_name(browser, tmp_path):
+    for layer in (nn.MaxPool2d(3, 2, 1), nn.Conv2d(1, 1, 3, padding=1), nn.ConvTranspose2d(1, 1, 2, 2)):
+        with opened(browser, write(quietly(layer, torch.randn(1, 1, 5, 5)), tmp_path / "page.html")) as page:
+            unfold(page)
+            names = "cells => cells.map(cell => cell.getAttribute('aria-label') ?? cell.textContent)"
+            found = page.eval_on_selector_all("[role=gridcell]", names)
+            assert found
+            assert not [name for name in found if name.strip(" ·") != name or not name]
+
+
 # -- texts and networks -------------------------------------------------------------------------------------------
 
 

@@ -475,6 +475,25 @@ def test_keys_of_the_player(browser, write):
         assert "recurrence.unit=1" in shown.url
 
 
+def test_the_step_stays_in_sight(browser, write):
+    path, _ = write(nn.RNN(3, 2), "hello world")
+    inside = """() => {
+      const [strip, now] = ["svg.strip", "svg.strip .now"].map((name) => document.querySelector(name));
+      const [box, column] = [strip.parentElement, now].map((node) => node.getBoundingClientRect());
+      return column.left >= box.left && column.right <= box.right;
+    }"""
+    with opened(browser, path, "", NARROW) as shown:
+        shown.focus(".exhibit")
+        for _ in range(11):
+            assert shown.evaluate(inside)
+            shown.keyboard.press("ArrowRight")
+        shown.eval_on_selector("svg.strip", "strip => strip.parentElement.scrollLeft -= 20")
+        place = shown.eval_on_selector("svg.strip", "strip => strip.parentElement.scrollLeft")
+        shown.keyboard.press("ArrowLeft")
+        shown.keyboard.press("ArrowRight")
+        assert shown.eval_on_selector("svg.strip", "strip => strip.parentElement.scrollLeft") == place
+
+
 def test_languages_have_the_same_texts(browser, write):
     english, chinese = words("recurrence", "en"), words("recurrence", "zh")
     assert english.keys() == chinese.keys()

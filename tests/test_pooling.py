@@ -175,6 +175,13 @@ def test_symbols_say_why():
 
 
 @pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2)], ids=repr)
+def test_numbers_that_torch_does_not_pool_are_named(layer):
+    for dtype, cure in ((torch.complex64, "x.real and x.imag"), (torch.bool, r"x\.float\(\)")):
+        with pytest.raises(NotImplementedError, match=rf"nn\.\w+: the input is \(batch 1, .*of {dtype}, .*{cure}"):
+            layer(torch.ones(1, 1, 4, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2)], ids=repr)
 def test_channels_last_and_low_precision(layer):
     x = draw(2, 3, 6, 6).float()
     last = layer(x.to(memory_format=torch.channels_last))

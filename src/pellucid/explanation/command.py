@@ -127,7 +127,7 @@ def command(
         if in_browser:
             path, found = opened(report)
             click.echo(path if found else Texts(lang)("show.no_browser", path=path))
-    except (ValueError, TypeError, RuntimeError, LookupError, OSError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, OSError, ImportError) as error:
         said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         raise click.ClickException("\n".join([said, *getattr(error, "__notes__", ())])) from error
 

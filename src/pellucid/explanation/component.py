@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -110,6 +111,9 @@ class ComponentExplained:
                     yield self.texts("notation.p_eval", p=shared.number(own))
                     continue
                 yield self.texts("notation.hyperparameter", name=letter(name), value=number)
+        for name, parameter in inspect.signature(self.layer.formula).parameters.items():
+            if name not in self.bound and isinstance(parameter.default, (int, float)):
+                yield self.texts("notation.constant", name=letter(name), value=shared.number(parameter.default))
 
     def notes(self) -> Iterator[str]:
         """What else the reader should know."""
@@ -150,7 +154,8 @@ class ComponentExplained:
         learned = [s for s in self.layer.symbols() if s.trainable]
         terms = " + ".join(f"{letter(s.name)} {prod(s.shape):,}" for s in learned)
         key = "total.component" if learned else "total.none"
-        yield Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
+        total = Total(self.texts(key, terms=terms), sum(prod(s.shape) for s in learned))
+        yield from (total, *shared.registered(self.layer, [total], self.texts))
 
     def cost(self) -> Cost:
         """One pass of the formula, which reads what its symbols stand for, and what layers among these hold."""

@@ -132,11 +132,10 @@ class _Counter(TorchDispatchMode):
             result = function(*args, **kwargs)
             self.tally(function._overloadpacket.__name__, args, kwargs, result)
             return result
-        if function in decomposition_table:
-            with self:
-                result = decomposition_table[function](*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        with self:
+            result = decomposition_table.get(function, function.decompose)(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         result = function(*args, **kwargs)
         if not any(isinstance(value, torch.Tensor) for value in pytree.tree_leaves(result)):
             return result

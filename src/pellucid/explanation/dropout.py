@@ -47,6 +47,7 @@ class DropoutExplained(ComponentExplained):
         yield from shared.notation(self.paper, self.texts)
         facts = {"gamma": shared.number(self.bound["gamma"]), "p": shared.number(self.layer.p)}
         yield self.texts("notation.gamma_block" if self.layer.training else "notation.p_eval", **facts)
+        yield self.texts("notation.hyperparameter", name="block", value=str(self.bound["block"]))
 
     def notes(self) -> Iterator[str]:
         """Whether the layer drops at all now."""

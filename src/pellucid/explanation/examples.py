@@ -236,7 +236,12 @@ def build(make: Callable[..., Any], name: str, arguments: Mapping[str, Any], see
             raise TypeError(f"explain: {name} takes no {unknown!r}.{guess} It takes {', '.join(accepted)}.")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return make(**arguments)
+        try:
+            return make(**arguments)
+        except Exception as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            error.add_note(f"pellucid.explain: this was raised by {name}({given})")
+            raise
 
 
 def draw(shape: Sequence[int], seed: int) -> Tensor:

@@ -13,7 +13,8 @@ from pellucid.explanation.component import ComponentExplained, shape_text
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Picture, Step
 from pellucid.explanation.request import Request
-from pellucid.nn.normalization.averages import Over, Remembered
+from pellucid.nn.normalization.averages import Neighbours, Over, Remembered
+from pellucid.nn.normalization.instance_norm import InstanceNormFamily
 from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily
 
 DRAWN = 8  # places of an axis that are drawn at most
@@ -42,7 +43,10 @@ class NormalizationExplained(ComponentExplained):
     def notation(self) -> Iterator[str]:
         """What ``average`` stands for."""
         yield from super().notation()
-        yield self.texts("notation.remembered" if self.remembered else "notation.average", axes=self.direction())
+        if isinstance(self.average, Neighbours):
+            yield self.texts("notation.neighbours", size=self.average.size)
+        else:
+            yield self.texts("notation.remembered" if self.remembered else "notation.average", axes=self.direction())
 
     def direction(self) -> str:
         """Name the axes that are averaged."""
@@ -56,11 +60,19 @@ class NormalizationExplained(ComponentExplained):
             return
         if self.remembered:
             yield self.texts("note.running_eval")
-        elif self.layer.training and self.layer.momentum is not None:
+        elif self.layer.training:
             count = int(self.averaged(self.average).sum())
-            facts = {"momentum": shared.number(self.layer.momentum), "n": count}
             if count > 1:
-                yield self.texts("note.running", factor=shared.number(count / (count - 1)), **facts)
+                yield self.remembering(count)
+
+    def remembering(self, count: int) -> str:
+        """How far the running statistics move towards those of a batch, whose means are of ``count`` numbers each."""
+        momentum, facts = self.layer.momentum, {"n": count, "factor": shared.number(count / (count - 1))}
+        if momentum is not None:
+            return self.texts("note.running", momentum=shared.number(momentum), **facts)
+        if isinstance(self.layer, InstanceNormFamily):
+            return self.texts("note.running_still")
+        return self.texts("note.running_cumulative", batch=int(self.layer.num_batches_tracked) + 1, **facts)
 
     # -- steps --------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,9 @@ def letter(name: str) -> str:
     return GREEK[stem] + subscript(digits) if stem in GREEK else name
 
 
+DRAWING = ("dropout", "zoneout", "noise")  # functions that draw inside a formula
+
+
 class Paper:
     """Writes expressions as pieces.
 
@@ -213,6 +216,8 @@ class Paper:
             written = writer(self, arguments, keywords)
             if written is not None:
                 return written
+        if name in DRAWING:
+            self.used.add(name)
         called = Token("mi", letter(name)) if name else self.within(function, ATOM)
         return self.call(called, arguments, keywords)
 

@@ -46,6 +46,7 @@ class RecurrentExplained:
             every = [self.layer.symbol_values(*place) for place in self.reading.places]
         self.learned_at = [{name for name, value in values.items() if value.requires_grad} for values in every]
         self.learned = self.learned_at[0]
+        self.left_out = () if getattr(self.layer, "bias", True) else ("b", "c")  # torch's biases
         self.twin = self.torch_twin() if self.built_in and self.source.name in TWINS else None
 
     @parametrize.cached()
@@ -114,6 +115,9 @@ class RecurrentExplained:
         for name, value in self.layer.hyperparameters.items():
             shown = shared.number(value) if isinstance(value, float) else str(value)
             found.append(self.texts("notation.hyperparameter", name=letter(name), value=shown))
+        for symbol in self.source.parameters:
+            if symbol.name in self.left_out:
+                found.append(self.texts("notation.hyperparameter", name=letter(symbol.name), value="0"))
         return found
 
     def notes(self, sequence: Sequence_) -> list[str]:
@@ -200,7 +204,9 @@ class RecurrentExplained:
         read_and_written = sequence.x.shape[-1] + sequence.output.shape[-1]
         total, ragged = sum(sequence.lengths), len({*sequence.lengths}) > 1
         least = sequence.x.element_size() * total * read_and_written
-        least += sum(bytes_of(self.layer.symbol_values(level, reverse)) for level, reverse in self.reading.places)
+        for place in self.reading.places:
+            values = self.layer.symbol_values(*place)
+            least += bytes_of([value for name, value in values.items() if name not in self.left_out])
         facts = {"steps": total if ragged else sequence.steps, "batch": sequence.batch}
         dtype = str(sequence.x.dtype).removeprefix("torch.")
         scope = self.texts("cost.recurrent_lengths" if ragged else "cost.recurrent", dtype=dtype, **facts)

@@ -13,14 +13,15 @@ import torch
 from pellucid.explanation.cost import Tally
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.mathml import inline
-from pellucid.explanation.paper import Paper
+from pellucid.explanation.paper import DRAWING, Paper
 from pellucid.explanation.pieces import Piece
-from pellucid.explanation.report import Check, Cost, Values
+from pellucid.explanation.report import Check, Cost, Total, Values
 from pellucid.explanation.texts import Texts
 from pellucid.explanation.trace import Trace, kept
 from pellucid.keeping import left_alone
 
 MARKS = {"product": "product", "⊙": "entrywise", "·": "scaled", "σ": "sigmoid", "split": "split"}
+MARKS |= {name: name for name in DRAWING}
 
 
 @dataclass
@@ -81,6 +82,14 @@ def unknown_source(lines: Lines, texts: Texts) -> list[str]:
 def trainable(layer: torch.nn.Module) -> int:
     """Count the weights that an optimiser may change."""
     return sum(p.numel() for p in layer.parameters() if p.requires_grad)
+
+
+def registered(layer: torch.nn.Module, totals: Sequence[Total], texts: Texts) -> Iterator[Total]:
+    """The weights that an optimiser changes, where they are others than have been counted: what is computed of them."""
+    if (count := trainable(layer)) not in {total.count for total in totals}:
+        names = [(name, p.numel()) for name, p in layer.named_parameters() if p.requires_grad]
+        terms = " + ".join(f"{name} {number:,}" for name, number in names)
+        yield Total(texts("total.registered", terms=terms), count)
 
 
 def cost(tally: Tally, least: int, parameters: int, scope: str, texts: Texts) -> Cost:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pellucid import nn
+from pellucid.errors import label, shape_text
 from pellucid.explanation import examples as known
 from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.dropout import DropoutExplained
@@ -23,9 +27,11 @@ from pellucid.explanation.row_wise import RowWiseExplained
 from pellucid.explanation.tcn import TCNExplained
 from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.texts import Texts
+from pellucid.explanation.typesetting import unturned
 from pellucid.explanation.windowed import (
     ConvolutionExplained,
     ConvPoolingExplained,
+    LengthPoolExplained,
     PoolingExplained,
     SeparableExplained,
 )
@@ -45,12 +51,16 @@ from pellucid.nn.swapped.exchange import has_twin, kind_of, name_of, runs_as, tw
 from pellucid.nn.windowed import Windowed
 
 JOINER = "\N{ZERO WIDTH JOINER}"
+LETTER = 3  # numbers of a character's vector, for a convolution that is given by name
 SIZES = {"input_size": 4, "hidden_size": 3}  # of a recurrent layer that is given by name
 
 
 def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], *, lang: str, **about: Any) -> Report:
     """Explain a layer, a cell or a name; ``about`` are steps, seed and tokens of `pellucid.explain`."""
     texts = Texts(lang)
+    steps = about["steps"]
+    if steps is not None and (not isinstance(steps, int) or steps < 0):
+        raise ValueError(f"explain: steps is how many steps or positions are worked out, from 0, not {steps!r}")
     if isinstance(subject, Cell):
         maker: _Maker | None = _Maker.of_cell(subject)
     elif isinstance(subject, Layer):
@@ -59,6 +69,11 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         maker = _Maker.of_name(subject)
     elif isinstance(subject, torch.nn.Module):
         maker = None
+    elif isinstance(subject, type) and issubclass(subject, torch.nn.Module):
+        raise TypeError(
+            f"explain: {subject.__name__} is a class; what is made of it is explained, "
+            f"explain({subject.__name__}(...), x)"
+        )
     else:
         raise TypeError(
             f"explain: a layer, a cell or a name is explained, not a {type(subject).__name__}. A function becomes a "
@@ -72,7 +87,10 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     if not inputs and isinstance(request.inputs[0], str):
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
-    _refuse_complex(request)
+    if request.tokens is not None:
+        request.tokens = [unturned(str(token)) for token in request.tokens]
+    _refuse_wrong_call(request)
+    _refuse_no_real_numbers(request)
     with left_alone(request.layer):
         explained = family(request.layer)(request)
     with left_alone(request.layer):  # and reads what the first one read, of weights that are computed anew every time
@@ -97,6 +115,7 @@ FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
     (RowWise, RowWiseExplained),
     (nn.TextConv, TextConvExplained),
     (nn.TCN, TCNExplained),
+    (nn.LengthPool, LengthPoolExplained),
     (Component, ComponentExplained),
 )
 
@@ -147,11 +166,13 @@ class _Maker:
         """Put the layer and its input into the request."""
         arguments = {**self.arguments, **options}
         if request.inputs and not _is_text(request.inputs[0]):
-            x = self.fitted(_tensor(request.inputs[0]))
+            x = self.fitted(_tensor(request.inputs[0], self.name))
             request.inputs = (x, *request.inputs[1:])
             size = ("input_size", -1) if self.example is None else self.example.size
             if size is not None and size[0] not in options and x.ndim:
                 arguments[size[0]] = x.shape[size[1]]
+        elif request.inputs and "in_channels" in arguments:
+            arguments = {**arguments, "in_channels": LETTER, **options}
         if "seed" in known.parameters_of(self.construct) and "generator" not in options:
             arguments.setdefault("seed", request.seed)
         request.layer = known.build(self.construct, self.name, arguments, request.seed)
@@ -179,7 +200,10 @@ def _own(layer: torch.nn.Module, request: Request) -> torch.nn.Module:
         request.notes.append(request.texts("note.twin", theirs=theirs, ours=ours))
     if request.inputs:
         first = request.inputs[0]
-        request.inputs = (first if _is_text(first) else _tensor(first), *request.inputs[1:])
+        x = first if _is_text(first) else _tensor(first, label(twin))
+        if x is not first and not (isinstance(x, str) or x.is_complex()):
+            x = x.to(next(twin.parameters(), x))  # numbers that have no type of their own
+        request.inputs = (x, *request.inputs[1:])
     else:
         example = known.example_of(runs_as(kind_of(twin)).__name__)
         if example is None and not isinstance(twin, (SequenceLayer, RowWise)):
@@ -210,13 +234,42 @@ def _example_input(request: Request, example: known.Example | None, arguments: M
     return known.draw(shape, request.seed)
 
 
-def _refuse_complex(request: Request) -> None:
-    kinds = [value.dtype for value in request.inputs if isinstance(value, Tensor) and value.is_complex()]
-    if kinds:
-        raise NotImplementedError(
-            f"explain: the input is of {kinds[0]}, and explanations show real numbers only. Explain a layer that reads "
-            f"the two parts, torch.view_as_real(x)."
-        )
+def _refuse_wrong_call(request: Request) -> None:
+    """Raise where the layer's forward does not take what it is to be called with."""
+    layer = request.layer
+    signature = inspect.signature(layer.forward)
+    try:
+        signature.bind(*request.inputs, **request.options)
+    except TypeError as error:
+        raise TypeError(
+            f"explain: {label(layer)}: {error}. It takes {', '.join(signature.parameters)}; arguments of explain "
+            f"itself are lang, show, width, steps, seed and tokens."
+        ) from error
+
+
+def _refuse_no_real_numbers(request: Request) -> None:
+    """Raise where an input, or the layer, has complex numbers, or none where a layer looks for them."""
+    layer = request.layer
+    given = [("the input", value) for value in request.inputs if isinstance(value, Tensor)]
+    for name, value in given:
+        if value.is_nested or value.layout is not torch.strided:
+            what = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise TypeError(
+                f"explain: {label(layer)}: {name} is a {what} tensor, and layers read dense ones. Give x.to_dense(); "
+                f"of a nested one, x.to_padded_tensor(0.0) and lengths=."
+            )
+        if value.is_complex():
+            raise NotImplementedError(
+                f"explain: {label(layer)}: {name} is {shape_text(value.shape)} of {value.dtype}, and explanations show "
+                f"real numbers only. Explain a layer that reads the two parts, torch.view_as_real(x)."
+            )
+    for name, value in (*layer.named_parameters(), *layer.named_buffers(), *given):
+        if value.is_meta:
+            raise RuntimeError(
+                f"explain: {label(layer)}: {name}, {shape_text(value.shape)}, is on the meta device, which holds no "
+                f"numbers. Make it on another, device='cpu'; layer.to_empty(device='cpu') gives a layer memory, whose "
+                f"weights are then to be set."
+            )
 
 
 def _is_text(value: Any) -> bool:
@@ -225,11 +278,21 @@ def _is_text(value: Any) -> bool:
     )
 
 
-def _tensor(value: Any) -> Any:
+def _tensor(value: Any, name: str) -> Any:
     """Make a tensor of plain numbers; leave tensors and packed sequences as they are."""
-    if isinstance(value, (list, int, float)):
-        return torch.tensor(value, dtype=torch.float32)
-    return value
+    if isinstance(value, (Tensor, PackedSequence)):
+        return value
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        numbers = np.asarray(None)
+    if numbers.dtype.kind not in "biufc":
+        what = repr(value) if value is None else f"a {type(value).__name__}"
+        raise TypeError(
+            f"explain: {name}: the input is {what}, which cannot be read as numbers. Give a tensor or an array, "
+            f"numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
+        )
+    return torch.tensor(numbers, dtype=None if numbers.dtype.kind == "c" else torch.float32)
 
 
 def characters(sentence: str) -> list[str]:
@@ -264,7 +327,7 @@ def _read_sentence(request: Request) -> None:
     if not along_time and not isinstance(layer, (nn.Conv1d, nn.SeparableConv1d, nn.ConvPool1d, nn.TCN, nn.TextConv)):
         raise TypeError(
             f"explain: {type(layer).__name__} does not read sentences; recurrent layers, TextConv, TCN and 1-D "
-            f"convolutions do. Give it numbers."
+            f"convolutions do. Give it numbers; a picture's are numpy.asarray(PIL.Image.open(path).convert('L'))."
         )
     tokens = characters(first) if isinstance(first, str) else list(first)
     sizes = ("input_size", "in_channels", "embedding_size")

@@ -33,6 +33,7 @@ class TextConvExplained(ComponentExplained):
     def notation(self) -> Iterator[str]:
         """What the formula's functions stand for."""
         yield from super().notation()
+        yield self.texts("notation.window")
         yield self.texts("notation.over_time")
         yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
         if not self.layer.bias:
@@ -75,7 +76,7 @@ class TextConvExplained(ComponentExplained):
         best = int(values.masked_fill(~kept[: len(values)], float("-inf")).argmax())
         width, tokens = self.layer.widths[index], self.request.tokens
         yield self.picture(best, width)
-        facts = {"position": best, "result": shared.number(float(values[best]))}
+        facts = {"number": best + 1, "windows": int(kept.sum()), "result": shared.number(float(values[best]))}
         yield self.texts("step.winner", **facts)
         if tokens:
             yield self.texts("step.winner_words", words=" ".join(tokens[best : best + width]))

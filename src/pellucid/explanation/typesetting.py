@@ -156,4 +156,9 @@ def printable(content: str) -> str:
 
 def upright(content: str) -> str:
     """Replace also what would turn the direction of the text behind it."""
-    return re.sub("[\u202a\u202b\u202d\u202e\u2066-\u2068]", "\ufffd", printable(content))
+    return unturned(printable(content))
+
+
+def unturned(content: str) -> str:
+    """Write the names of marks that turn the direction of the text behind them in their place: U+202E."""
+    return re.sub("[\u202a-\u202e\u2066-\u2069]", lambda mark: f"U+{ord(mark[0]):04X}", content)

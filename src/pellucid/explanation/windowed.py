@@ -19,7 +19,7 @@ from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.convolution.text_convolution import rises_from_zero
-from pellucid.nn.pooling.pooling import Average
+from pellucid.nn.pooling.pooling import Average, pool
 from pellucid.nn.windowed import AXES, Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise
@@ -81,6 +81,13 @@ class WindowedExplained(ComponentExplained):
         if total > len(self.traces):
             shape = shape_text(self.output.shape)
             yield Step(texts("step.all_title"), (texts(f"step.all_{self.family}", total=total, shape=shape),))
+
+    def notation(self) -> Iterator[str]:
+        """What ``window`` stands for."""
+        yield from super().notation()
+        yield self.texts("notation.window")
+        if self.layer.formula is not pool:
+            yield self.texts("notation.window_axes")
 
     def row(self, symbol: SymbolShape) -> SymbolRow:
         """Translate one symbol; the size of the output may be decided by the call."""
@@ -309,6 +316,11 @@ class SeparableExplained(ConvolutionExplained):
         }
         return (*texts.paragraphs("idea.convolution"), *texts.paragraphs("idea.convolution_separable", **facts))
 
+    def notation(self) -> Iterator[str]:
+        """What ``channels`` stands for."""
+        yield from super().notation()
+        yield self.texts("notation.channels")
+
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The mixing of the channels written out."""
         z = next(record.value for record in trace.records if record.site.name == "z").tolist()
@@ -402,6 +414,17 @@ class PoolingExplained(WindowedExplained):
             best = int(view.entries.flatten().argmax())
             found[tuple(view.coordinates.flatten(0, -2)[best].tolist())] = "greatest"
         return found
+
+
+class LengthPoolExplained(ComponentExplained):
+    """Those of a pooling over the real steps of sequences."""
+
+    layer: Any
+
+    def notation(self) -> Iterator[str]:
+        """What ``window`` and ``reduce`` stand for."""
+        yield from super().notation()
+        yield self.texts(f"notation.steps_{self.layer.mode}")
 
 
 def _result(trace: Trace) -> Tensor:

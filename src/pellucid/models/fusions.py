@@ -312,12 +312,13 @@ def candidates(
             if called:
                 yield Candidate(module, tuple(paths), Found(), called)
             continue
+        call = observed.calls.get(module)
         try:
-            look_at = _look(module, found, admits, observed.calls.get(module))
-            yield Candidate(module, tuple(paths), look_at, called)
+            yield Candidate(module, tuple(paths), _look(module, found, admits, call), called)
         except Untraceable as error:
             if called or _tempts(module):
-                yield Candidate(module, tuple(paths), Found(), called, str(error) if _tempts(module) else None)
+                reason = (None if call else _left_out(plain, error)) or str(error)
+                yield Candidate(module, tuple(paths), Found(), called, reason if _tempts(module) else None)
 
 
 def _look(
@@ -371,6 +372,17 @@ def _usual(forward: Callable[..., Any]) -> Call:
     return (Tensor,) * len(wanted), {
         p.name: Tensor for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY
     }
+
+
+def _left_out(forward: Callable[..., Any], error: Untraceable) -> str | None:
+    """Say that a forward was run without some of its arguments, if it was and failed by itself."""
+    names = [p.name for p in inspect.signature(forward).parameters.values() if p.default is None]
+    if not names or error.__cause__ is None:
+        return None
+    return (
+        f"its forward fails when it is called without {', '.join(names)}, as it was here for want of an example: "
+        f"{error.__cause__}. Give swap one, verify=example"
+    )
 
 
 def observed(model: torch.nn.Module, example: Call) -> Observed:

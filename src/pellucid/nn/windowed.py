@@ -83,9 +83,8 @@ class Windowed(Component):
 
     def _explain(self, error: Exception, x: torch.Tensor, otherwise: str | None = None) -> None:
         """Raise what torch raised in words that name the layer, and the reason where it is known."""
-        kind = (
-            type(error) if type(error) in (RuntimeError, ValueError) else None
-        )  # any other is not ours to put in words
+        known = (RuntimeError, ValueError, NotImplementedError)  # any other is not ours to put in words
+        kind = type(error) if type(error) in known else None
         if kind and (text := self._misfit(x) or otherwise):
             raise self._refusal(x, text, kind) from error
         if kind:

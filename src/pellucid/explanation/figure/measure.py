@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from pellucid.explanation.typesetting import WIDE, wrapped
+from pellucid.explanation.typesetting import WIDE, unturned, wrapped
 
 MONO = 0.63  # of the size, for every column
 NARROW, BROAD = set("iIjltfr.,;:'|!()[]/ "), set("mwMW@%—…⊙√−≥≤×→↓")
 ELLIPSIS = "…"
-BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-FORBIDDEN = re.compile(f"[\x7f-\x9f{BIDI}\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+FORBIDDEN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 CONTROLS = {code: 0x2400 + code for code in range(32)}  # U+2400 and on are their pictures
 
 
@@ -41,8 +40,8 @@ KINDS = {
 
 
 def plain(content: str) -> str:
-    """Make control characters visible, and drop what turns the direction of what follows or is no character."""
-    return FORBIDDEN.sub("\ufffd", content.translate(CONTROLS))
+    """Make control characters and what turns the direction of a text visible, and drop what is no character."""
+    return FORBIDDEN.sub("\ufffd", unturned(content).translate(CONTROLS))
 
 
 def visible(token: str) -> str:

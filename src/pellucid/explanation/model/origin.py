@@ -100,6 +100,11 @@ def explain_model(
             f"explain: {type(model).__name__} is explained by running it, so it needs something to read: "
             f"explain(model, x), with what model(x) takes"
         )
+    if type(model).forward is torch.nn.Module.forward:
+        raise TypeError(
+            f"explain: {type(model).__name__} has no forward, it only holds layers. Explain one of them, or the model "
+            f"that calls them."
+        )
     recording = Recording(model, (tuple(inputs), dict(options)), grad=grad, runs=runs)
     return replace(Composer(recording, texts).report(), origin=ModelOrigin(recording))
 

@@ -170,6 +170,11 @@ class Recording:
         except Exception as error:
             if watcher.stack:
                 error.add_note(_where(watcher.stack[-1].record))
+            if any(isinstance(value, str) for value in pytree.tree_leaves(self.inputs)):
+                error.add_note(
+                    "pellucid.explain: the model was given the text itself. Of a recurrent layer or a 1-D convolution "
+                    "characters become vectors; a model is given what it reads, explain(model, x)."
+                )
             raise
         finally:
             for handle in handles:
@@ -348,8 +353,8 @@ def refuse_lazy(model: torch.nn.Module, function: str) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(value, lazy):
             raise TypeError(
-                f"{function}: {name!r} has no shape yet, and the run that gives it one would change the model. Run "
-                f"the model once, model(x), then {function} it."
+                f"{function}: {name!r} of {type(model).__name__} has no shape yet, and the run "
+                f"that gives it one would change the model. Run the model once, model(x), then {function} it."
             )
 
 

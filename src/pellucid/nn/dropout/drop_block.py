@@ -81,7 +81,7 @@ class DropBlock2d(DropoutFamily):
         if not shapes:
             return []
         x, draws = shapes
-        return [x, replace(draws, facts={"p": self.p, "block": self._block(inputs[0])})]
+        return [x, replace(draws, reason="dropout.corners", facts={"p": self.p, "block": self._block(inputs[0])})]
 
     def extra_repr(self) -> str:
         """Write the arguments."""

@@ -92,7 +92,7 @@ class Pooling(Running, Windowed, torch.nn.Module):
         try:
             return self._by_torch(input)
         except (RuntimeError, ValueError) as error:
-            self._explain(error, input)
+            self._explain(error, input, self._kind_misfit(error, input))
             raise
 
     def _by_torch(self, x: torch.Tensor) -> Any:
@@ -129,7 +129,9 @@ class Pooling(Running, Windowed, torch.nn.Module):
         """Return nothing, as pooling has no weights; given an input, it and the output."""
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "output_size")
         facts = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        kind = "pool.adaptive" if "output_size" in facts else "pool"
+        reason = "pool.adaptive.output" if "output_size" in facts else "pool.output"
+        if any(self._along("dilation", axis) > 1 for axis in range(self.spatial)):
+            reason, facts["reach"] = "pool.output.dilated", self.receptive_field
         found = []
         for x in inputs:
             window: Window = self.bind(x)["window"]
@@ -137,7 +139,7 @@ class Pooling(Running, Windowed, torch.nn.Module):
             size = (*x.shape[: -self.spatial], *window.positions)
             own = facts | {"output_size": window.positions} if "output_size" in facts else facts
             found.append(SymbolShape("x", tuple(x.shape), axes, "pool.input", False, facts))
-            found.append(SymbolShape("y", size, axes, f"{kind}.output", False, own))
+            found.append(SymbolShape("y", size, axes, reason, False, own))
         return found
 
     def _misfit(self, x: torch.Tensor) -> str | None:
@@ -145,6 +147,13 @@ class Pooling(Running, Windowed, torch.nn.Module):
             return wrong_axes(x, self.spatial)
         texts = (self._size_misfit(axis, n) for axis, n in enumerate(x.shape[-self.spatial :]))
         return next((text for text in texts if text), None)
+
+    def _kind_misfit(self, error: Exception, x: torch.Tensor) -> str | None:
+        """Say which numbers torch does not pool, where it has no operator for them."""
+        if not isinstance(error, NotImplementedError):
+            return None
+        cure = "Pool its parts, x.real and x.imag, or x.abs()." if x.is_complex() else "Pass x.float()."
+        return f"of {x.dtype}, which torch does not pool. {cure}"
 
     def _size_misfit(self, axis: int, size: int) -> str | None:
         return f"but there is nothing to read along an empty {AXES[self.spatial][axis]}." if size == 0 else None

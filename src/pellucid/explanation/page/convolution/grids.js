@@ -5,7 +5,7 @@ import { matrix, overview } from "../core/matrix.js";
 import { term } from "../core/numbers.js";
 import { tensor } from "../core/tensor.js";
 import { withEdit } from "./model.js";
-import { few, head, mark, minus, MOST, named, showing, span } from "./parts.js";
+import { few, head, mark, minus, MOST, muted, named, showing, span } from "./parts.js";
 
 const ROWS = 12; // channels, and entries of a kernel along an axis, that are shown
 
@@ -18,7 +18,7 @@ export function grids(scene) {
     el("p", {}, words(`idea_${kind}`, { channels: model.each })),
     el("div", { class: "views" },
       line ? inputLine(scene) : inputPicture(scene), data.family !== "pooling" && kernel(scene), output(scene)),
-    legend(scene), indices(scene),
+    legend(scene), indices(scene), muted(words("counted_from")),
   ];
 }
 
@@ -239,6 +239,7 @@ function kernel(scene) {
     mark: (r, c) => scene.lit(...tapOf(r, c)),
     says(r, c) {
       const [row, column] = model.windows.stands(at, tapOf(r, c)[1]);
+      if (rows.hole(row) || columns.hole(column)) return words("tap_on_hole");
       return words("tap_on", { place: (line ? [] : [head(rows, row)]).concat(head(columns, column)).join(", ") });
     },
     hover: values.edit ? undefined : (r, c) => scene.tapped(...tapOf(r, c)),

@@ -35,6 +35,7 @@ function small(scene, name, caption, channels, of, marks = () => "") {
     rows: line ? channels.length : Math.min(rows.kernel, ROWS), columns: Math.min(columns.kernel, ROWS),
     value: (r, c) => of(...tapOf(r, c)), hover: (r, c) => scene.tapped(...tapOf(r, c)),
     mark: (r, c) => mark(marks(...tapOf(r, c)), scene.lit(...tapOf(r, c))),
+    says: (r, c) => (of(...tapOf(r, c)) === null ? words("in_padding") : null),
     rowHeads: line ? (r) => words(scene.rowWord("x"), { channel: model.reads(values.o)[channels[r]] }) : undefined,
   });
 }

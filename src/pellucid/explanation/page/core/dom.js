@@ -23,10 +23,20 @@ export const svg = (name, attributes, ...children) => made(document.createElemen
 export const math = (name, attributes, ...children) =>
   made(document.createElementNS(MATHML, name), attributes, children);
 
-// Replace what a node holds; the element with the same data-key has the focus again afterwards.
+// Replace what a node holds; the element with the same data-key has the focus again afterwards, and boxes stay where they
+// were scrolled to, unless what is chosen in them would be out of sight.
 export function replace(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const boxes = () => [...node.querySelectorAll(".scroll")];
+  const scrolled = boxes().map((box) => box.scrollLeft);
   node.replaceChildren(...present(children));
+  boxes().forEach((box, index) => {
+    box.scrollLeft = scrolled[index] ?? 0;
+    const chosen = box.querySelector(".now, .active, .pinned")?.getBoundingClientRect();
+    const seen = box.getBoundingClientRect();
+    if (chosen && (chosen.left < seen.left || chosen.right > seen.right))
+      box.scrollLeft += chosen.left - seen.left - (seen.width - chosen.width) / 2;
+  });
   if (focused !== undefined) {
     const again = [...node.querySelectorAll("[data-key]")].find((child) => child.dataset.key === focused);
     again?.focus({ preventScroll: true });

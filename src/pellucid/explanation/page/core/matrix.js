@@ -54,7 +54,7 @@ export function matrix(options) {
     const attributes = {
       class: `cell ${kind} ${options.mark?.(r, c) ?? ""}`.trim(),
       style: { "--strength": Number.isFinite(number) ? (Math.abs(number) / most).toFixed(3) : 0 },
-      "data-at": `${r},${c}`, "data-key": `${key}:${r},${c}`, title: says, "aria-label": says && `${text} · ${says}`,
+      "data-at": `${r},${c}`, "data-key": `${key}:${r},${c}`, title: says, "aria-label": says && (text ? `${text} · ${says}` : says),
       role: "gridcell",
     };
     if (walks)
