@@ -29,6 +29,7 @@ POINTWISE_EXTRA = {
     *"rsub pow and or xor invert float double half bfloat16 to type_as detach clone contiguous".split(),
     *"zeros_like ones_like empty_like full_like softmin relu6 softsign tanhshrink log_sigmoid hardshrink".split(),
     *"floordiv where masked_fill lerp requires_grad_ swiglu".split(),
+    *"leaky_relu ldexp".split(),  # which torch tags since 2.12
 }
 
 

@@ -11,6 +11,7 @@ import dis
 import functools
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -37,29 +38,53 @@ class Globals(NamedTuple):
     written: frozenset[str]
 
 
-@contextlib.contextmanager
+class _Hearer(NamedTuple):
+    """Whom `hearing` tells."""
+
+    answered: Callable[[str, Any], None]
+    silent: Callable[[str], bool]
+    entered: Callable[[dict[str, Any], Globals], None]
+
+    def begins(self, frame: FrameType) -> bool:
+        """Tell of a function that begins; say whether it is to be listened to."""
+        if self.silent(frame.f_globals.get("__name__", "")):
+            return False
+        self.entered(frame.f_globals, globals_of(frame.f_code))
+        return bool(questions(frame.f_code))
+
+    def asks(self, frame: FrameType, place: int) -> bool:
+        """Tell of what the instruction at a place is about to ask; say whether it asks anything."""
+        asked = questions(frame.f_code).get(place)
+        if asked is None:
+            return False
+        known = frame.f_locals  # a view since Python 3.13, whose keys are no set
+        for name in asked.names & {*known}:
+            self.answered(asked.what, known[name])
+        return True
+
+
 def hearing(
     answered: Callable[[str, Any], None],
     silent: Callable[[str], bool],
     entered: Callable[[dict[str, Any], Globals], None] = lambda *_: None,
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Call ``answered(what, value)`` for all that is asked by this thread, but in modules that are ``silent``.
 
     ``entered(namespace, globals)`` is called for every function that begins.
     """
+    listen = _monitored if sys.version_info >= (3, 12) else _followed
+    return listen(_Hearer(answered, silent, entered))
 
+
+@contextlib.contextmanager
+def _followed(hearer: _Hearer) -> Iterator[None]:
     def follow(frame: FrameType, event: str, _: Any) -> Any:
         if event == "call":
-            if silent(frame.f_globals.get("__name__", "")):
-                return None
-            entered(frame.f_globals, globals_of(frame.f_code))
-            if not questions(frame.f_code):
+            if not hearer.begins(frame):
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        elif event == "opcode" and (asked := questions(frame.f_code).get(frame.f_lasti)):
-            known = frame.f_locals  # a view since Python 3.13, whose keys are no set
-            for name in asked.names & {*known}:
-                answered(asked.what, known[name])
+        elif event == "opcode":
+            hearer.asks(frame, frame.f_lasti)
         return follow
 
     before = sys.gettrace()
@@ -68,6 +93,39 @@ def hearing(
         yield
     finally:
         sys.settrace(before)
+
+
+@contextlib.contextmanager
+def _monitored(hearer: _Hearer) -> Iterator[None]:
+    """The same since Python 3.12, which does not tell a frame that begins of its own instructions."""
+    monitoring: Any = vars(sys)["monitoring"]
+    own = threading.get_ident()
+    tool = next(number for number in range(5, -1, -1) if monitoring.get_tool(number) is None)
+
+    def starts(_: CodeType, __: int) -> None:
+        if threading.get_ident() == own:
+            hearer.begins(sys._getframe(1))
+
+    def is_met(_: CodeType, place: int) -> Any:
+        if threading.get_ident() != own:
+            return None
+        frame = sys._getframe(1)
+        heard = not hearer.silent(frame.f_globals.get("__name__", "")) and hearer.asks(frame, place)
+        return None if heard else monitoring.DISABLE
+
+    events = monitoring.events
+    monitoring.use_tool_id(tool, "pellucid")
+    try:
+        monitoring.register_callback(tool, events.PY_START, starts)
+        monitoring.register_callback(tool, events.INSTRUCTION, is_met)
+        monitoring.restart_events()
+        monitoring.set_events(tool, events.PY_START | events.INSTRUCTION)
+        yield
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.register_callback(tool, events.PY_START, None)
+        monitoring.register_callback(tool, events.INSTRUCTION, None)
+        monitoring.free_tool_id(tool)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -164,4 +164,6 @@ def extend(x: torch.Tensor, margins: Sequence[tuple[int, int]], mode: Mode) -> t
 
 def at_least_zero(value: Any) -> Any:
     """Return the greater of 0 and a number, a symbolic one too, or of 0 and each entry of a tensor."""
-    return value.clamp(min=0) if isinstance(value, torch.Tensor) else torch.sym_max(value, 0)
+    if isinstance(value, torch.Tensor):
+        return value.clamp(min=0)
+    return max(value, 0) if isinstance(value, int) else torch.sym_max(value, 0)

@@ -346,8 +346,10 @@ class Convolution(Running, Windowed, _ConvNd):
             return wrong_axes(x, count, f"channels {self.in_channels}")
         channels = x.shape[-1 - count]
         if channels == self.in_channels:
-            texts = (self._size_misfit(axis, x.shape[-count:]) for axis in range(count))
-            return next((text for text in texts if text), None)
+            for axis in range(count):
+                if text := self._size_misfit(axis, x.shape[-count:]):
+                    return text
+            return None
         cure = f"Build it with in_channels={channels}, or check which axis of the input holds the channels."
         if x.shape[-1] == self.in_channels:
             cure = f"Are the channels last? Then pass x.movedim(-1, {-1 - count})."

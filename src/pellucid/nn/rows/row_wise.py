@@ -232,7 +232,8 @@ class RowWise(Running, Component, Drawing):
             raise RuntimeError(
                 f"{label(self)}: the input {name} is of {x.dtype}, no real numbers. Pass {name}.float()."
             )
-        parameter = next((getattr(self, symbol.name) for symbol in self.layer.source.parameters), None)
+        symbols = [*self.layer.source.parameters]
+        parameter = getattr(self, symbols[0].name) if symbols else None
         dtype = first.dtype if parameter is None else parameter.dtype
         if x.dtype != dtype:
             others = "the first input is" if parameter is None else "the parameters are"
