@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import pellucid
 from cases import ALL, COMPONENTS, CONVOLUTION, LINEAR, NORMALIZATION, Case, Wrong
 from pellucid import nn
+from pellucid.nn.component import Running
 from pellucid.nn.recurrence.sequence import SequenceLayer
 
 EVERY = [pytest.param(case, id=case.name) for case in ALL]
@@ -145,6 +146,15 @@ def test_a_class_of_tensors_keeps_itself(case: Case, backend: str):
     with pellucid.backend(backend):
         found = layer(x.as_subclass(Named), **case.call)
     assert {type(y) for y in tree_leaves(found) if isinstance(y, torch.Tensor)} == {Named}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL])
+def test_a_scripter_is_told_the_cure(case: Case):
+    layer = case.build()
+    if isinstance(layer, Running):
+        with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot read.*pellucid.restore"):
+            torch.jit.script(torch.nn.Sequential(layer))
 
 
 @pytest.mark.parametrize("case", TRAINED)
