@@ -452,6 +452,25 @@ def test_a_parametrized_layer():
             assert far(ours, theirs) < 1e-10
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["Conv1d", "LayerNorm"])
+def test_a_parametrized_layer_is_measured(name, training, monkeypatch):
+    """Its weight is another tensor at every call: what is measured are the gradients of what that is computed of."""
+    monkeypatch.setattr(fused, "LEAST", 0)
+    layers = [torch.nn.Conv1d(4, 4, 3), torch.nn.BatchNorm1d(4)] if name == "Conv1d" else [torch.nn.LayerNorm(8)]
+    model = S(*layers, torch.nn.GELU())
+    parametrizations.weight_norm(model[0], dim=None)
+    pellucid.swap(model, fuse=True)
+    reference = copy.deepcopy(model)
+    fusions.unfuse(reference)
+    x, asked = picture(3, 4, 8), []
+    real = fused.faster
+    monkeypatch.setattr(fused, "faster", lambda *args: asked.append(args[0]) or real(*args))
+    ours, theirs = (results(m.train(training), x) for m in (model, reference))
+    assert far(ours, theirs) < 1e-5
+    assert asked
+
+
 def test_a_module_that_is_parametrized_later():
     class Scaled(torch.nn.Module):
         def __init__(self):

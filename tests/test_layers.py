@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import pellucid
 from cases import ALL, COMPONENTS, CONVOLUTION, LINEAR, NORMALIZATION, Case, Wrong
 from pellucid import nn
+from pellucid.nn.component import Running
 from pellucid.nn.recurrence.sequence import SequenceLayer
 
 EVERY = [pytest.param(case, id=case.name) for case in ALL]
@@ -147,6 +148,15 @@ def test_a_class_of_tensors_keeps_itself(case: Case, backend: str):
     assert {type(y) for y in tree_leaves(found) if isinstance(y, torch.Tensor)} == {Named}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL])
+def test_a_scripter_is_told_the_cure(case: Case):
+    layer = case.build()
+    if isinstance(layer, Running):
+        with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot read.*pellucid.restore"):
+            torch.jit.script(torch.nn.Sequential(layer))
+
+
 @pytest.mark.parametrize("case", TRAINED)
 def test_gradients_of_several_vectors_at_once(case: Case):
     layer, x = case.build(), case.input().requires_grad_()
@@ -265,11 +275,41 @@ def test_a_padding_that_is_set_later_and_unknown_is_named(name: str, padding: st
         getattr(nn, name)(2, 3, 3).padding = padding
 
 
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        ("Conv2d", "stride", 0),
+        ("Conv2d", "padding", -1),
+        ("Conv2d", "dilation", 0),
+        ("ConvTranspose2d", "output_padding", -1),
+        ("MaxPool2d", "stride", 0),
+        ("AvgPool2d", "padding", -1),
+    ],
+)
+def test_numbers_by_which_no_window_lies_anywhere(name: str, attribute: str, value: int):
+    args = (2, 3, 3) if name.startswith("Conv") else (2,)
+    with pytest.raises(RuntimeError, match=rf"nn.{name}: {attribute} is .*{value}.* at least {max(value + 1, 0)}"):
+        getattr(nn, name)(*args, **{attribute: value})
+
+
+@pytest.mark.parametrize("backend", ["c", "auto"])
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d"])
+@pytest.mark.parametrize("options", [{"stride": (2,)}, {"padding": (1,)}, {"dilation": (2,)}])
+def test_one_number_in_a_tuple_is_for_all_axes(name: str, options: dict[str, tuple[int]], backend: str):
+    reference = getattr(torch.nn, name)(2, 3, 3, **options)
+    layer = getattr(nn, name)(2, 3, 3, **options)
+    layer.load_state_dict(reference.state_dict())
+    x = torch.linspace(-1, 3, 2 * 2 * 9 * 8).reshape(2, 2, 9, 8)
+    with pellucid.backend(backend):
+        torch.testing.assert_close(layer(x), reference(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "GroupNorm", "Dropout", "AlphaDropout", "Linear"])
-def test_what_is_no_tensor(name: str):
+def test_what_is_no_tensor(name: str, training: bool):
     args = {"Linear": (3, 3), "GroupNorm": (1, 3), "Dropout": (), "AlphaDropout": ()}.get(name, (3,))
     with pytest.raises(TypeError, match="NoneType"):
-        getattr(nn, name)(*args)(None)
+        getattr(nn, name)(*args).train(training)(None)
 
 
 @pytest.mark.parametrize(("case", "wrong"), REFUSED)

@@ -497,6 +497,15 @@ def test_instance_norm_remembers_in_any_type(types, size, training):
     torch.testing.assert_close(layer.state_dict(), reference.state_dict())
 
 
+def test_batch_norm_trains_with_a_positive_eps():
+    layer, x = nn.BatchNorm1d(3), torch.randn(4, 3)
+    layer(x)
+    layer.eps = 0.0
+    with pytest.raises(ValueError, match=r"nn.BatchNorm1d: in training eps must be positive, but it is 0"):
+        layer(x)
+    torch.testing.assert_close(layer.eval()(x), (x - layer.running_mean) / layer.running_var.sqrt())
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_onednns_own_layout(training):
     layer, x = nn.BatchNorm2d(3).train(training), torch.randn(2, 3, 4, 5)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from pellucid.errors import label
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
@@ -69,6 +70,14 @@ class Running:
 
     def _prepare(self) -> None:
         """Set the attributes that a layer made by torch.nn's constructor lacks."""
+
+    def __prepare_scriptable__(self) -> Any:
+        """Say, when torch.jit.script asks, that it cannot read a layer that is a formula."""
+        raise NotImplementedError(
+            f"{label(self)}: torch.jit.script cannot read it, for it is written as a formula. Call "  # type: ignore[arg-type]
+            "pellucid.restore(model), which puts torch.nn's layer of this name in its place, or use torch.export or "
+            "torch.jit.trace."
+        )
 
     def _was_run_by(self, backend: str) -> None:
         if not torch.compiler.is_compiling():  # nothing has run, and an exporter refuses attributes that are set

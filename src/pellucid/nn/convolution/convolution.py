@@ -101,7 +101,9 @@ class Convolution(Running, Windowed, _ConvNd):
     def __setattr__(self, name: str, value: Any) -> None:
         """Let one number stand for all axes after the constructor too, as torch's operator does."""
         if name in ALONG_AXES and isinstance(value, int):
-            value = (value,) * self.spatial
+            value = (value,)
+        if name in ALONG_AXES and isinstance(value, tuple) and len(value) == 1:
+            value *= self.spatial
         if name in ("padding", "padding_mode"):
             known = {"padding": 0, "padding_mode": "zeros", **vars(self), name: value}
             self._check_padding(known["padding"], known["padding_mode"])

@@ -167,8 +167,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
     def _check(self, x: Tensor) -> None:
         if not 0 <= self.p <= 1:
             raise ValueError(f"{label(self)}: dropout probability has to be between 0 and 1, but got {self.p}")
-        if self.training:
-            refuse_others(self, x)
+        refuse_others(self, x)
         self.axes(x)
         if self.training and self.p > 0 and not x.is_floating_point():
             kind = NotImplementedError if x.is_complex() else RuntimeError

@@ -117,6 +117,8 @@ class BatchNormFamily(Remembering):
                 f"{label(self)}: Expected more than 1 value per channel when training, but the input has the shape "
                 f"{shape_text(x.shape, names)}. Use a larger batch, or call eval()."
             )
+        if self.training and self.eps <= 0:
+            raise ValueError(f"{label(self)}: in training eps must be positive, but it is {self.eps}.")
         stored = self.weight if self.weight is not None else self.running_mean
         if stored is not None and x.shape[1] != len(stored):
             raise self._misfit(x, self._wanted(), wrong_channels(x, self.num_features), RuntimeError, names)

@@ -475,7 +475,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
             return
         stored = (*self._parameters.values(), *self._buffers.values())
         kinds = [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in stored]
-        kind = x.shape, x.dtype, self.training, kinds
+        kind = x.shape, x.dtype, self.training, self.__dict__.get("eps"), kinds
         if self.__dict__.get("_right") != kind:
             self._check(x)
             self.__dict__["_right"] = kind

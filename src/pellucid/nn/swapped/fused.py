@@ -257,8 +257,8 @@ def _measured(norm: NormalizationFamily, x: Tensor, company: Company, question: 
         text = norm.kernel_with(x, company)
         if text is None:
             return False
-        candidates = (x, *beside.values(), norm.weight, norm.bias)
-        leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
+        candidates = (x, *beside.values(), *norm.parameters())  # of which a parametrization computes weight and bias
+        leaves = [t for t in candidates if wanted and t.requires_grad]
     return faster(str(question), text, usual, in_one_pass, leaves)
 
 
@@ -336,8 +336,7 @@ def _folds(convolution: Any, norm: BatchNormFamily, x: Tensor) -> bool:
 def _folding_is_faster(convolution: Any, norm: BatchNormFamily, x: Tensor, kind: Any, wanted: Sequence[str]) -> bool:
     """Measure one convolution beside both layers."""
     x.requires_grad_("x" in wanted)
-    candidates = (x, convolution.weight, convolution.bias, norm.weight, norm.bias)
-    leaves = [t for t in candidates if wanted and t is not None and t.requires_grad]
+    leaves = [t for t in (x, *convolution.parameters(), *norm.parameters()) if wanted and t.requires_grad]
 
     def usual() -> Tensor:
         return norm.forward(convolution.forward(x))
