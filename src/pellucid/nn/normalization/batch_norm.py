@@ -33,9 +33,8 @@ class Remembering(ChannelFirst):
 
     def average(self, x: Tensor, real: Tensor | None = None) -> Average:
         """Average the batch, or take what earlier batches left."""
-        if self._reads_batch() or self.running_mean is None or self.running_var is None:
-            return self._batch_average(x, real)
-        return Remembered(x, self._spread(self.running_mean, x), self._spread(self.running_var, x))
+        kept = [self._spread(value, x) for value in self._remembered(x).values()]
+        return Remembered(x, *kept) if kept else self._batch_average(x, real)
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the shapes of γ, β and the running statistics; given an input, those of its averages too."""
