@@ -214,15 +214,7 @@ class SeparableConvolution(Windowed, torch.nn.Module):
         sample: int = 0,
         **call: Any,
     ) -> dict[str, Any]:
-        """Return the formula's arguments for this input.
-
-        Args:
-            input: (batch, in channels, *size), or (in channels, *size) without a batch.
-            position: bind the window of this one output; the formula then gives a single number.
-            channel: the out channel of that output.
-            sample: its place in the batch.
-            **call: forward's further arguments.
-        """
+        """Return the formula's arguments for this input; see ``Convolution.bind``."""
         self._refuse_misfit(input)
         count, multiplier, spread = self.spatial, self.depth_multiplier, (1,) * self.spatial
         window, biases = Window(self.depthwise._lines(input, **call)), self._biases(input, **call)
