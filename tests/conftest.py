@@ -39,6 +39,14 @@ def pytest_collection():
     return collected
 
 
+def pytest_runtest_setup(item):
+    """A test of a GPU is left out where there is none, and one of Triton's interpreter where that does not run."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("interpreter") and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("on a GPU Triton compiles; these run in its interpreter")
+
+
 def pytest_unconfigure():
     """Let it see everything again: nanobind tells of every object that outlives the interpreter."""
     gc.unfreeze()

@@ -56,3 +56,15 @@ def run(code: str, *arguments: str, seconds: int = 120, **environment: str) -> s
         ended = int(server.stdout.readline())
         texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     return subprocess.CompletedProcess([sys.executable, "-c", code, *arguments], ended, **texts)
+
+
+def printed(code: str, *arguments: str, **environment: str) -> str:
+    """What a program prints that ends well."""
+    done = run(code, *arguments, **environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def for_gpu(code: str, folder: Path, *arguments: str) -> str:
+    """What a program prints in which Triton compiles for a GPU that is not here."""
+    return printed(code, *arguments, TRITON_CACHE_DIR=str(folder / "triton"), TRITON_INTERPRET="0")

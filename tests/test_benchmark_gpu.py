@@ -53,7 +53,6 @@ from pellucid.benchmark.twins import makers, twins
 from pellucid.cli import main
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 RUN = Run(rounds=1, threads=1, device="cpu", rates=Rates(1e9, 1e9))
 EXACT = Close(0.0, 0.0, 0.0, 0.0)
 LSTM = RecurrentRow("LSTM", 2, 3, (4, 5), FLOAT32, 1e-6)
@@ -551,7 +550,6 @@ def test_a_rate_is_measured_in_the_type_that_moves():
 
 
 @pytest.mark.gpu
-@ON_A_GPU
 def test_a_recorded_step_is_the_step():
     layer = torch.nn.Linear(3, 4, device="cuda")
     x, results = torch.randn(2, 3, device="cuda"), []
@@ -562,7 +560,6 @@ def test_a_recorded_step_is_the_step():
 
 
 @pytest.mark.gpu
-@ON_A_GPU
 def test_the_time_of_a_copy_on_the_gpu():
     source, target = torch.zeros((2, 2**26), device="cuda")
     seconds = min(timing.clock(lambda: target.copy_(source), "cuda", 5) for _ in range(3))
@@ -570,7 +567,6 @@ def test_the_time_of_a_copy_on_the_gpu():
 
 
 @pytest.mark.gpu
-@ON_A_GPU
 @pytest.mark.parametrize("row", [LSTM, replace(LSTM, precision=BFLOAT16), CELL, NORM], ids=lambda row: row.name)
 def test_small_rows_are_measured_on_the_gpu(row, monkeypatch):
     monkeypatch.setattr(gpu, "compiled", lambda layer, given: layer)

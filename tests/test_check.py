@@ -629,6 +629,26 @@ def test_a_mask_of_transformers():
 # -- the model is left alone, inputs of every kind, what a check says ------------------------------------------------
 
 
+class Merging(nn.Linear):
+    """Adds to its weight in eval mode what is learned beside it, as LoRA's layers do."""
+
+    merged = False
+
+    def train(self, mode=True):
+        if self.merged is mode:
+            self.weight.data += -1 if mode else 1
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_mode_that_changes_weights_is_left_by_the_models_own_method():
+    model = Merging(C, 3)
+    before = model.weight.detach().clone()
+    pellucid.check(model, series(B, C), batch_axis=0)
+    assert (model.training, model.merged) == (True, False)
+    torch.testing.assert_close(model.weight.detach(), before)
+
+
 def test_the_model_is_left_as_it_was():
     model = nn.Sequential(
         nn.Linear(C, 4),

@@ -571,7 +571,6 @@ def test_meta_and_autocast():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @member
 def test_the_same_mask_on_the_gpu(name, options, shape, shared):
     x = torch.randn(shape)

@@ -217,7 +217,6 @@ def test_autocast_costs_no_more_digits_than_with_torchs_layers(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast_on_the_gpu(name, dtype):
@@ -225,7 +224,6 @@ def test_autocast_on_the_gpu(name, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_scaled_gradients_on_the_gpu():
     _, ours, inputs = pair("CRNN (LSTM)", training=True)
     ours.cuda()

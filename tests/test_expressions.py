@@ -470,7 +470,6 @@ def test_the_text_for_a_gpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu():
     for name in FORMULAS:
         module, usual, given = ready(name)

@@ -47,5 +47,4 @@ def test_submodules_of_submodules_are_torchs_own():
         "assert isinstance(nn.GRU(2, 4)(packed)[0], pellucid.nn.utils.rnn.PackedSequence)\n"
         "assert pellucid.nn.modules.linear.Linear is torch.nn.Linear\n"
     )
-    done = fresh.run(code)
-    assert done.returncode == 0, done.stderr
+    fresh.printed(code)

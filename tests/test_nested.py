@@ -556,8 +556,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_after_a_fork():
-    done = fresh.run(FORKED)
-    assert done.returncode == 0, done.stderr
+    fresh.printed(FORKED)
 
 
 # -- torch around it ----------------------------------------------------------------------------------------------

@@ -166,7 +166,6 @@ def test_refusals():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_same_bits_on_the_gpu(dtype, monkeypatch):
     drawn = uniform((1001,), 7, dtype=dtype, stream=3)

@@ -26,9 +26,6 @@ from pellucid.nn.recurrence import torch_recurrence
 from running import CELLS, HALF, TIME, amplified, check, compare, inputs, make, run
 
 pytest.importorskip("triton", reason="Triton is not installed")
-IN_INTERPRETER = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU Triton compiles; these run in its interpreter"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +40,7 @@ def _quiet():
 SIZES = ((7, 5, 4), (16, 16, 18), (33, 1, 1), (1, 7, 3))  # hidden, input, batch: powers of two and others, two blocks
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", CELLS)
 def test_every_cell_is_the_reference(name):
     number = list(CELLS).index(name)
@@ -54,7 +51,7 @@ def test_every_cell_is_the_reference(name):
     compare(layer, lengths, batch, dtype, "triton")
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", ["lstm", "layernorm_gru", "lstm_projected", "cfc"])
 def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
     """So does a kernel for which the GPU has too little shared memory: the next one is taken, for good."""
@@ -74,7 +71,7 @@ def test_matrices_that_are_too_large_to_be_held(name, monkeypatch):
     assert launched.count((True, False)) == launched.count((True, True)) == 2
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", CELLS)
 def test_a_row_for_every_block(name, monkeypatch):
     """Where there are few rows the threads of a block multiply by the columns that are in their registers."""
@@ -93,7 +90,7 @@ def test_a_row_for_every_block(name, monkeypatch):
     assert all(launched) == (name != "indrnn")  # which has no matrix
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("cell", "dtype", "held", "batch"),
     [
@@ -148,7 +145,7 @@ def _in_processes(written, blocks, given, constants):
         tensor.copy_(shared[tensor.data_ptr()])
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize(("name", "dtype"), [("lstm", HALF[0]), ("layernorm_lstm", HALF[1])], ids=str)
 def test_sixteen_bits(name, dtype):
     """Operands of products are rounded to 16 bits, sums and states have 32: within what torch's rounding does."""
@@ -162,7 +159,7 @@ def _within_rounding(layer, lengths, batch):
     check(layer, given, lengths, expected, {n: 2 * limit for n, limit in allowed.items()}, "triton")
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
 @pytest.mark.parametrize(
     "cell",
@@ -176,7 +173,7 @@ def test_draws_are_those_of_every_backend(cell, lengths):
 OTHERS = {cell.source.name: (cell, sizes) for cell, sizes in formulas.WORKING}
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     "name",
     "low_rank read_out masked half_outside concatenated indexed crowded rooted shifted delayed".split(),
@@ -186,7 +183,7 @@ def test_every_feature_of_a_formula(name):
     _as_defined(cell(3, 5, dtype=torch.float64, **sizes), [3, 2, 4, 0], 4)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_values_that_many_share_are_looked_at_once():
     _as_defined(make(formulas.iterated, 3, 4), None, 2)
 
@@ -197,7 +194,7 @@ def _as_defined(layer, lengths, batch):
     torch.testing.assert_close(found, defined)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_edges():
     """No step, no row, one of each; a sequence in chunks; inputs and states that are not contiguous."""
     layer = make(cells.gru, 3, 5)
@@ -213,7 +210,7 @@ def test_edges():
     torch.testing.assert_close(layer(x), whole)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_double_backward():
     layer = make(cells.leaky, 1, 2)
     x = torch.randn(2, 1, 1, dtype=torch.float64, requires_grad=True)
@@ -229,7 +226,6 @@ def on_gpu(test):
     """A test that a GPU is needed for, which is exact there."""
 
     @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     @functools.wraps(test)
     def exactly(*arguments, **named):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -371,7 +367,7 @@ def test_graphs_and_streams_of_the_gpu():
 # -- functions --------------------------------------------------------------------------------------------------------
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     "name",
     "tanh sigmoid expm1 log1p softplus gelu gelu_slope sinh cosh asinh acosh atanh trunc nearest sign relu".split(),
@@ -408,7 +404,7 @@ def test_functions(name):
     torch.testing.assert_close(y, expected, rtol=1e-14, atol=0, equal_nan=True)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_the_two_parts_of_float32_are_float32():
     """What exact products multiply apart: both parts are TF32, and their sum is the number but for its last bit."""
     import triton
@@ -469,7 +465,7 @@ def test_what_cannot_be_written_goes_stepwise():
     torch.testing.assert_close(found, layer(x))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("part", ["forward", "backward"])
 @pytest.mark.parametrize("kind", ["cell", "formula", "convolution"])
 def test_what_does_not_compile_runs_in_plain_torch(kind, part, monkeypatch):
@@ -590,10 +586,8 @@ def _pointer(storage):
 
 def test_gpus_can_have_it(tmp_path):
     """Triton compiles to machine code for a GPU that is not here, whose shared memory suffices."""
-    triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
-    done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    printed = fresh.for_gpu(COMPILE, tmp_path, str(Path(__file__).parent))
+    found = [tuple(map(int, line.split())) for line in printed.splitlines()]
     assert len(found) == 3 * 2
     assert max(shared for shared, _ in found) <= MOST_SHARED
     share, elementwise = 3 * 32 * 32 // (4 * 32), 10  # of a single row's products, for every thread; and the rest
@@ -663,9 +657,8 @@ def test_triton_takes_what_launches_give_it(tmp_path):
 
     When the same come again they reach the driver without Triton looking at them.
     """
-    done = fresh.run(LAUNCH, TRITON_CACHE_DIR=str(tmp_path / "triton"), TRITON_INTERPRET="0")
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == "triton 2 0 triton 2 0 triton 3 0 triton 2 0 triton 2 0 triton 3 0".split()
+    printed = fresh.for_gpu(LAUNCH, tmp_path)
+    assert printed.split() == "triton 2 0 triton 2 0 triton 3 0 triton 2 0 triton 2 0 triton 3 0".split()
 
 
 def test_neither_gpu_nor_interpreter(tmp_path):
@@ -680,7 +673,6 @@ with warnings.catch_warnings(record=True) as caught, pellucid.backend("triton"):
     layer(torch.randn(2, 3, 3))
 print(layer.backend, [str(w.message) for w in caught])
 """
-    done = fresh.run(code, TRITON_INTERPRET="0")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("stepwise")
-    assert "TRITON_INTERPRET=1" in done.stdout
+    printed = fresh.printed(code, TRITON_INTERPRET="0")
+    assert printed.startswith("stepwise")
+    assert "TRITON_INTERPRET=1" in printed

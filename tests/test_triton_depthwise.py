@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import re
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from pellucid.kernel.windows import triton_depthwise
 from pellucid.kernel.windows.window import Geometry
 
 pytest.importorskip("triton", reason="Triton is not installed")
-IN_INTERPRETER = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU Triton compiles; these run in its interpreter"
-)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 TIME, CHANNELS = False, True  # which axis lies side by side
 
@@ -95,7 +91,7 @@ CASES = [  # channels, length, layer, its options
 ]
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("last", [TIME, CHANNELS], ids=["time", "channels"])
 @pytest.mark.parametrize(("channels", "length", "arguments", "options"), CASES)
 def test_is_the_convolution(channels, length, arguments, options, last):
@@ -105,7 +101,7 @@ def test_is_the_convolution(channels, length, arguments, options, last):
         assert result.stride(1 if last else 2) == 1  # laid out as the input is
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("last", [TIME, CHANNELS], ids=["time", "channels"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("length", [40, 27])
@@ -113,7 +109,7 @@ def test_types_in_memory(dtype, length, last):
     check(make(8, 4, padding="causal"), draw(2, 8, length, last=last), dtype)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("last", [TIME, CHANNELS], ids=["time", "channels"])
 def test_more_taps_than_are_unrolled(last, monkeypatch):
     """As a kernel of 63: chunks in a loop, then the rest; sums of weights by several programs."""
@@ -122,12 +118,12 @@ def test_more_taps_than_are_unrolled(last, monkeypatch):
     check(make(2, 19, padding=9), draw(1, 2, 32, last=last))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_a_kernel_of_63():
     check(make(2, 63, padding="causal"), draw(1, 2, 16))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("last", [TIME, CHANNELS], ids=["time", "channels"])
 def test_cut_into_small_tiles_and_parts(last, monkeypatch):
     """As on a GPU with little to do: sums come from several parts, always the same."""
@@ -142,7 +138,7 @@ def test_cut_into_small_tiles_and_parts(last, monkeypatch):
         assert torch.equal(ours, again)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_any_layout():
     """Gaps along time, swapped axes, every other step, one sample for all, a slice that is not aligned; few samples."""
     layer = make(4, 3, padding=1)
@@ -162,7 +158,7 @@ def test_any_layout():
     assert layer.backend == "torch"  # there is nothing to read
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_gradients_that_are_not_needed_or_lie_otherwise():
     layer, x = make(2, 3, padding="causal").double(), draw(2, 2, 9)
     for needed in ((True, False, False), (False, True, False), (False, False, True)):
@@ -177,7 +173,7 @@ def test_gradients_that_are_not_needed_or_lie_otherwise():
         torch.testing.assert_close(*found)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_gradients_of_gradients():
     layer = make(2, 2, padding="causal").double()
     names = list(dict(layer.named_parameters()))
@@ -205,7 +201,7 @@ def stream(layer, x, sizes):
     return torch.cat(pieces, -1)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize(("stride", "dilation", "mode"), [(1, 1, "zeros"), (1, 3, "replicate"), (2, 1, "zeros")])
 def test_piece_by_piece(stride, dilation, mode):
     layer = make(3, 4, stride, padding="causal", dilation=dilation, padding_mode=mode).double()
@@ -216,7 +212,7 @@ def test_piece_by_piece(stride, dilation, mode):
     torch.testing.assert_close(y, layer(x))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_layers_around_it():
     layer, x = nn.SeparableConv1d(4, 3, 3, padding="causal", depth_multiplier=2).double(), draw(2, 4, 10)
     with by_triton(x):
@@ -226,7 +222,7 @@ def test_layers_around_it():
     torch.testing.assert_close(found, (layer(x), layer(x, [10, 3])))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_casts_as_autocast_does():
     layer, x = make(4, 4, padding="causal"), draw(2, 4, 16).float()
     with torch.autocast("cpu", torch.bfloat16), by_triton(x):
@@ -239,7 +235,7 @@ def test_casts_as_autocast_does():
     assert layer.weight.grad.dtype == torch.float32
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_transforms_and_compilers_are_shown_torch():
     layer, x = make(3, 3, padding=1).double(), draw(2, 3, 8)
     expected = torch.func.jacrev(layer)(x)
@@ -254,7 +250,7 @@ def test_transforms_and_compilers_are_shown_torch():
     torch.testing.assert_close(batched[1], torch.autograd.grad(y, x, vectors[1])[0])
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_wrong_inputs_are_named():
     layer = make(3, 3)
     for x, words in ((torch.zeros(2, 4, 8), "in_channels is 3"), (torch.zeros(2, 3, 8).double(), "float64")):
@@ -329,10 +325,8 @@ def accesses(text):
 
 def test_gpus_can_have_it_in_whole_vectors(tmp_path):
     """Every entry of x, dy, y and dx is in accesses of 16 bytes, and none is read for each tap."""
-    triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
-    done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = {tuple(line.split()[:2]): [int(n) for n in line.split()[2:]] for line in done.stdout.splitlines()}
+    printed = fresh.for_gpu(COMPILE, tmp_path, str(Path(__file__).parent))
+    found = {tuple(line.split()[:2]): [int(n) for n in line.split()[2:]] for line in printed.splitlines()}
     # Along time a thread has some groups of 8 entries: each reads its own and a neighbour's, and writes its own; the
     # taps' weights and the bias are single. With channels side by side the 4 steps of a group read 4 + 3, and backward
     # 4 of x and 4 + 3 of dy; the weights of 4 taps are vectors too, and the bias of forward is.
@@ -346,11 +340,8 @@ def test_gpus_can_have_it_in_whole_vectors(tmp_path):
 
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
 
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 @pytest.mark.gpu
-@ON_GPU
 @pytest.mark.parametrize("last", [TIME, CHANNELS], ids=["time", "channels"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_is_the_convolution_on_the_gpu(dtype, last):
@@ -365,7 +356,6 @@ def test_is_the_convolution_on_the_gpu(dtype, last):
 
 
 @pytest.mark.gpu
-@ON_GPU
 def test_streams_and_graphs_on_the_gpu():
     """No step waits for the GPU, a captured one runs again, on any stream; sums are the same every time."""
     layer = make(64, 4, padding="causal").cuda()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,6 @@ from pellucid.nn.normalization import normalization
 from pellucid.nn.swapped import fused
 
 pytest.importorskip("triton", reason="Triton is not installed")
-IN_INTERPRETER = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU Triton compiles; these run in its interpreter"
-)
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, *HALF)
 SMALL_TILES = {"REGISTERS": 1, "FEWEST_COLUMNS": 4, "ENOUGH_COLUMNS": 4, "WARPS": 1}
@@ -146,7 +142,7 @@ REDUCED = [
 ]
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("way", "name"),
     [("whole", name) for name in NORMS]
@@ -168,7 +164,7 @@ def test_every_norm_is_the_formula(cut, name, way):
         assert any(plan.tile.turns for plan in reduced) == (way == "in turns")
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["layer", "rms", "group", "batch last"])
 def test_sixteen_bits(cut, name, dtype):
@@ -177,7 +173,7 @@ def test_sixteen_bits(cut, name, dtype):
     compare(make(), lay(torch.randn(shape, generator=torch.Generator().manual_seed(2)) + 1), dtype)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("way", WAYS)
 def test_padding_far_inputs_and_an_empty_batch(cut, way):
     """A mask along the rows; a million deviations from 0; nothing at all."""
@@ -196,7 +192,7 @@ def test_padding_far_inputs_and_an_empty_batch(cut, way):
     torch.testing.assert_close(near, norm.double()(far.float().double()), rtol=1e-5, atol=1e-5)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_places_beyond_32_bits(cut, monkeypatch):
     cut("looped")
     monkeypatch.setattr(nested_triton, "FARTHEST", 0)
@@ -208,7 +204,7 @@ def test_places_beyond_32_bits(cut, monkeypatch):
     torch.testing.assert_close(found, nn.Dropout(0.4, seed=3)(x))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("begin", [2**31 - 8, 2**31 - 3, 2**33])
 def test_draws_that_begin_before_32_bits_end(cut, monkeypatch, begin):
     """As those of a formula's second dropout do: their elements are counted on, beyond what 32 bits hold."""
@@ -257,7 +253,7 @@ def drops_as_on_the_cpu(name, dtype, seed, device="cpu"):
             torch.testing.assert_close(a, b, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_masks_are_those_of_the_cpu(cut, name):
     cut("looped" if name in ("Dropout1d", "DropPath") else "whole")
@@ -317,14 +313,14 @@ def rows_are_the_formula(name, rows, dtype, device="cpu"):
         torch.testing.assert_close(a.double().cpu() / scale, b / scale, rtol=bound, atol=bound)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", ROWS)
 def test_formulas_of_rows(cut, name):
     cut("split" if len(name) % 2 else "whole")
     rows_are_the_formula(name, 1 + 6 * (len(name) % 3), DTYPES[len(name) % 2])
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_a_row_whose_columns_are_cut_is_computed_once(cut, monkeypatch):
     plans = cut("whole")
     monkeypatch.setattr(nested_triton, "TARGET", 4)
@@ -333,7 +329,7 @@ def test_a_row_whose_columns_are_cut_is_computed_once(cut, monkeypatch):
     assert all(plan.tile.blocks[-1] == 32 for plan in plans if not plan.nest.inner)  # of 17 columns
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_what_cannot_be_written_runs_in_plain_torch():
     layer = turned(3)
     x = torch.randn(2, 3)
@@ -346,7 +342,7 @@ def test_what_cannot_be_written_runs_in_plain_torch():
 # -- what stands around a norm ----------------------------------------------------------------------------------------
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_a_norm_in_company(cut):
     """Dropout, sum, norm, another sum and activation as one kernel, with the masks of the layers one by one."""
     cut("whole")
@@ -360,7 +356,7 @@ def test_a_norm_in_company(cut):
     torch.testing.assert_close(found, wanted)
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_second_gradients_and_transforms(cut):
     cut("whole")
     layer = nn.LayerNorm(3, 0.1).double()
@@ -372,7 +368,7 @@ def test_second_gradients_and_transforms(cut):
     torch.testing.assert_close(tangent, torch.zeros_like(x))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("count", "columns"), [(2, 1), (63, 31), (64, 32), (65, 33), (200, 100)])
 def test_parts_of_sums_are_added(count, columns, dtype):
@@ -383,7 +379,7 @@ def test_parts_of_sums_are_added(count, columns, dtype):
     assert torch.equal(found, parts.double().sum(0).to(dtype))
 
 
-@IN_INTERPRETER
+@pytest.mark.interpreter
 def test_sums_over_rows_are_the_same_every_time(cut):
     """Several programs add up, each its own rows."""
     plans = cut("looped")
@@ -400,8 +396,6 @@ def test_sums_over_rows_are_the_same_every_time(cut):
 
 
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
-
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)
@@ -438,7 +432,6 @@ SMALL = ["layer", "layer with gaps", "group last", "batch", "batch eval last", "
 
 
 @pytest.mark.gpu
-@ON_GPU
 @pytest.mark.parametrize(("name", "dtype"), [(name, DTYPES[i % 4]) for i, name in enumerate([*SMALL, *LARGE])])
 def test_every_norm_on_the_gpu(name, dtype):
     make, shape, lay = (NORMS | LARGE)[name]
@@ -446,7 +439,6 @@ def test_every_norm_on_the_gpu(name, dtype):
 
 
 @pytest.mark.gpu
-@ON_GPU
 @pytest.mark.parametrize("name", ["Dropout", "Dropout odd", "Dropout2d last", "AlphaDropout"])
 def test_masks_on_the_gpu(monkeypatch, name):
     monkeypatch.setattr(dropout, "SMALL", 0)
@@ -454,14 +446,12 @@ def test_masks_on_the_gpu(monkeypatch, name):
 
 
 @pytest.mark.gpu
-@ON_GPU
 @pytest.mark.parametrize("name", ["pieces", "attention", "AddNorm", "GEGLU"])
 def test_formulas_of_rows_on_the_gpu(name):
     rows_are_the_formula(name, 300, DTYPES[len(name) % 2], "cuda")
 
 
 @pytest.mark.gpu
-@ON_GPU
 def test_streams_graphs_and_autocast_on_the_gpu():
     """Another stream is kept to; a graph replays, with masks of a generator on the GPU; autocast is torch's."""
     layer, x = nn.LayerNorm(256, device="cuda"), torch.randn(1000, 256, device="cuda")
@@ -489,7 +479,6 @@ def test_streams_graphs_and_autocast_on_the_gpu():
 
 
 @pytest.mark.gpu
-@ON_GPU
 def test_nothing_waits_for_the_gpu():
     """No call fetches a number from the GPU, in forward or backward."""
     layer = torch.nn.Sequential(nn.LayerNorm(64), nn.Dropout(0.3), nn.BatchNorm1d(64, momentum=None))
@@ -562,11 +551,9 @@ def _compile(function, _, given, constants, *, num_warps):
 
 def test_gpus_can_have_it_and_read_vectors(tmp_path):
     """Machine code of every kind of kernel; what lies side by side is read by 16 bytes."""
-    triton = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TRITON_INTERPRET": "0"}
-    done = fresh.run(COMPILE, str(Path(__file__).parent), **triton)
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = [line.split() for line in done.stdout.splitlines()]
+    printed = fresh.for_gpu(COMPILE, tmp_path, str(Path(__file__).parent))
+    lines = [line.split() for line in printed.splitlines()]
     assert len(lines) >= 2 * 5
     for name, vectors, shared in lines:
-        assert int(vectors) > 0, (name, done.stdout)
+        assert int(vectors) > 0, (name, printed)
         assert int(shared) <= 48 * 2**10

@@ -48,13 +48,8 @@ def main() -> None:
     """
 
 
-main.add_command(explain)
-main.add_command(gallery)
-main.add_command(swap)
-main.add_command(check)
-main.add_command(bench)
-main.add_command(train)
-main.add_command(predict)
+for _command in (explain, gallery, swap, check, bench, train, predict):
+    main.add_command(_command)
 
 
 @main.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -329,18 +329,24 @@ class _Tracing:
         return f"  in {self.source.where}"
 
 
+def ancestors(start: Iterable[Any]) -> set[fx.Node]:
+    """The nodes among these, and all that they are computed from."""
+    found, todo = set[fx.Node](), [n for n in start if isinstance(n, fx.Node)]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo.extend(node.all_input_nodes)
+    return found
+
+
 def _detach_in_forward_alone(graph: fx.Graph, results: int) -> None:
     """Let what follows the first results, the gradient, which nothing differentiates, read what was detached itself.
 
     Forward may be differentiated once more, operation by operation; torch detaches in backward what it has saved.
     """
     output = next(n for n in graph.nodes if n.op == "output")
-    forward, todo = set[fx.Node](), list(output.args[0][:results])
-    while todo:
-        node = todo.pop()
-        if node not in forward:
-            forward.add(node)
-            todo.extend(node.all_input_nodes)
+    forward = ancestors(output.args[0][:results])
     for node in graph.nodes:
         if node.target is aten.detach.default:
             for user in list(node.users):

@@ -17,7 +17,7 @@ from torch import fx
 
 from pellucid.errors import FormulaError
 from pellucid.formula.capture import free
-from pellucid.formula.graph import Joint
+from pellucid.formula.graph import Joint, ancestors
 from pellucid.formula.source import Source
 from pellucid.kernel.language.lower import lowerable
 from pellucid.kernel.program import Abstract, Program, Stage, placeholder
@@ -112,18 +112,9 @@ class _Scheduler:
                 found.add(node)
         return found
 
-    def _ancestors(self, start: Iterable[fx.Node]) -> set[fx.Node]:
-        found, todo = set(), [n for n in start if isinstance(n, fx.Node)]
-        while todo:
-            node = todo.pop()
-            if node not in found:
-                found.add(node)
-                todo.extend(node.all_input_nodes)
-        return found
-
     def _forward(self) -> set[fx.Node]:
         """What the results need, and the other parts of their tuples (a norm's mean comes with its result)."""
-        found = self._ancestors([*self.output, *self.new_states])
+        found = ancestors([*self.output, *self.new_states])
         parts = {n for n in self.nodes if n.target is operator.getitem and n.args[0] in found}
         for node in found | parts:
             if self.kind[node] != ONCE and node.op == "call_function" and not _is_size(node):
@@ -230,10 +221,10 @@ class _Scheduler:
         """Make the six stages and name what passes between them."""
         computed = {n for n in self.nodes if n.op == "call_function" and not _is_size(n)}
         forward = {k: {n for n in self.forward & computed if self.kind[n] == k} for k in (ONCE, INPUT, STEP)}
-        backward = self._ancestors([*self.input_result, *self.state_results, *self.parameter_results])
+        backward = ancestors([*self.input_result, *self.state_results, *self.parameter_results])
         backward = (backward & computed) - self.forward
-        loop = backward & self.of_state_grad & self._ancestors(self.state_results)
-        before = (backward - loop) & self._ancestors(loop | set(self.state_results)) - self.of_state_grad
+        loop = backward & self.of_state_grad & ancestors(self.state_results)
+        before = (backward - loop) & ancestors(loop | set(self.state_results)) - self.of_state_grad
         after = backward - loop - before
         again: set[fx.Node] = set()
         results = [*self.output, *self.new_states]
@@ -308,7 +299,7 @@ class _Scheduler:
         """
         within = stage | loop
         stay = {*read_after} | {n for n in stage if not self._fits(n, products, within)}
-        moved = stage - self._ancestors(stay)
+        moved = stage - ancestors(stay)
         moved -= {n for n in moved if n.target is operator.getitem and n.args[0] not in moved}  # a part, not the tuple
         stage -= moved
         loop |= moved
@@ -325,7 +316,7 @@ class _Scheduler:
         """Add up over all rows inside the loop, where the rows are at hand: a bias's gradient, a norm's gain's."""
         for node in self.nodes:
             if node in after and node.target is aten.sum.dim_IntList and node.args[1] == [0] and lowerable(node):
-                needed = self._ancestors(node.all_input_nodes) & after
+                needed = ancestors(node.all_input_nodes) & after
                 if all(map(self._fits, needed)):
                     after -= {node, *needed}
                     loop |= {node, *needed}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 
 from pellucid.errors import label, shape_text
-from pellucid.nn.component import Component
+from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.windows import Window
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -74,6 +74,7 @@ class Windowed(Component):
     """A layer whose every output is computed from what one window reads; ``spatial`` counts the axes it moves along."""
 
     spatial: ClassVar[int]
+    out_channels: int  # of a convolution
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a number by which no window lies anywhere, which a kernel would take for granted."""
@@ -105,6 +106,22 @@ class Windowed(Component):
     def _refusal(self, x: torch.Tensor, text: str, kind: type[Exception] = RuntimeError) -> Exception:
         shape = shape_text(x.shape, name_axes(x, self.spatial))
         return kind(f"{label(cast(torch.nn.Module, self))}: the input is {shape}, {text}")
+
+    def _refuse_channel(self, channel: int) -> None:
+        """Raise unless there is such an out channel."""
+        if not 0 <= channel < self.out_channels:
+            name = label(cast(torch.nn.Module, self))
+            raise IndexError(f"{name}: there is no out channel {channel}; there are {self.out_channels}.")
+
+    def _input_and_output(
+        self, x: torch.Tensor, positions: Sequence[int], reason: str, facts: Mapping[str, Any]
+    ) -> tuple[SymbolShape, SymbolShape]:
+        """The symbols x and y of a convolution, and why y has its shape."""
+        axes = AXES[self.spatial]
+        lead = ("batch",) if x.ndim == len(axes) + 2 else ()
+        size = (*x.shape[: len(lead)], self.out_channels, *positions)
+        given = SymbolShape("x", tuple(x.shape), (*lead, "in channels", *axes), "conv.input", False, facts)
+        return given, SymbolShape("y", size, (*lead, "out channels", *axes), reason, False, facts)
 
     def window_at(
         self, input: torch.Tensor, position: int | Sequence[int], channel: int = 0, sample: int = 0, **call: Any

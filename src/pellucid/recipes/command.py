@@ -25,6 +25,7 @@ DEVICES = click.Choice(["auto", "cpu", "cuda"])
 FOLDER = click.Path(path_type=Path)
 PLAIN_WIDTH = 100  # columns where there is no terminal
 Command = Callable[..., Any]
+OF_REVIEWS, OF_DIGITS, OF_VOWELS = SentimentSettings(), DigitSettings(), VowelSettings()
 
 
 @click.group()
@@ -39,37 +40,19 @@ def train() -> None:
     """
 
 
+def _usual(name: str, usual: Settings, text: str, kind: Any = None) -> Callable[[Command], Command]:
+    """An option that is the setting of the recipe where it is not given."""
+    default = getattr(usual, name.removeprefix("--").replace("-", "_"))
+    return click.option(name, default=default, show_default=True, type=kind, help=text)
+
+
 def shared_options(usual: Settings, samples: str) -> Callable[[Command], Command]:
     """Give a command the options that every training has, with the recipe's usual values."""
     options = [
-        click.option(
-            "--epochs",
-            default=usual.epochs,
-            show_default=True,
-            type=click.IntRange(1),
-            help="Passes over the training part.",
-        ),
-        click.option(
-            "--batch-size",
-            default=usual.batch_size,
-            show_default=True,
-            type=click.IntRange(1),
-            help=f"{samples.capitalize()} in a step.",
-        ),
-        click.option(
-            "--lr",
-            default=usual.lr,
-            show_default=True,
-            type=click.FloatRange(0, min_open=True),
-            help="Highest learning rate.",
-        ),
-        click.option(
-            "--seed",
-            default=usual.seed,
-            show_default=True,
-            type=click.IntRange(0, 2**32 - 1),
-            help="Decides every draw.",
-        ),
+        _usual("--epochs", usual, "Passes over the training part.", click.IntRange(1)),
+        _usual("--batch-size", usual, f"{samples.capitalize()} in a step.", click.IntRange(1)),
+        _usual("--lr", usual, "Highest learning rate.", click.FloatRange(0, min_open=True)),
+        _usual("--seed", usual, "Decides every draw.", click.IntRange(0, 2**32 - 1)),
         click.option(
             "--device", default="auto", show_default=True, type=DEVICES, help="auto takes a GPU if there is one."
         ),
@@ -92,27 +75,15 @@ def shared_options(usual: Settings, samples: str) -> Callable[[Command], Command
 
 
 @train.command()
-@click.option(
-    "--model",
-    default=SentimentSettings().model,
-    show_default=True,
-    type=click.Choice(MODELS),
-    help="What reads: a recurrent layer, or convolutions along the text.",
-)
-@click.option(
-    "--cell",
-    default=SentimentSettings().cell,
-    show_default=True,
-    help="Of --model recurrent: rnn, gru, lstm, another cell of pellucid, or FILE.py:NAME.",
-)
-@click.option(
+@_usual("--model", OF_REVIEWS, "What reads: a recurrent layer, or convolutions along the text.", click.Choice(MODELS))
+@_usual("--cell", OF_REVIEWS, "Of --model recurrent: rnn, gru, lstm, another cell of pellucid, or FILE.py:NAME.")
+@_usual(
     "--hidden-size",
-    default=SentimentSettings().hidden_size,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Size of the state; of --model textcnn the filters of each width.",
+    OF_REVIEWS,
+    "Size of the state; of --model textcnn the filters of each width.",
+    click.IntRange(1),
 )
-@shared_options(SentimentSettings(), "reviews")
+@shared_options(OF_REVIEWS, "reviews")
 @click.option("--compare", is_flag=True, help="Instead of training to keep, run beside torch.nn's layer and time both.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="With --compare: stop after N steps.")
 @click.pass_context
@@ -156,14 +127,13 @@ def sentiment(ctx: click.Context, compare: bool, steps: int | None, **options: A
 
 
 @train.command()
-@click.option(
+@_usual(
     "--task",
-    default=DigitSettings().task,
-    show_default=True,
-    type=click.Choice(list(TASKS)),
-    help="All ten digits, or 0 to 3: by one network, or by one against the rest for each.",
+    OF_DIGITS,
+    "All ten digits, or 0 to 3: by one network, or by one against the rest for each.",
+    click.Choice(list(TASKS)),
 )
-@shared_options(DigitSettings(), "digits")
+@shared_options(OF_DIGITS, "digits")
 @click.pass_context
 def digits(ctx: click.Context, **options: Any) -> None:
     """Learn to read handwritten digits with LeNet-5.
@@ -187,20 +157,9 @@ def digits(ctx: click.Context, **options: Any) -> None:
 
 
 @train.command()
-@click.option(
-    "--model",
-    default=VowelSettings().model,
-    show_default=True,
-    help="tcn, or a cell: rnn, gru, lstm, another one of pellucid, or FILE.py:NAME.",
-)
-@click.option(
-    "--hidden-size",
-    default=VowelSettings().hidden_size,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Size of the state; of tcn the channels of each block.",
-)
-@shared_options(VowelSettings(), "utterances")
+@_usual("--model", OF_VOWELS, "tcn, or a cell: rnn, gru, lstm, another one of pellucid, or FILE.py:NAME.")
+@_usual("--hidden-size", OF_VOWELS, "Size of the state; of tcn the channels of each block.", click.IntRange(1))
+@shared_options(OF_VOWELS, "utterances")
 @click.pass_context
 def vowels(ctx: click.Context, **options: Any) -> None:
     """Learn to tell nine speakers apart by how they say two vowels.

@@ -184,19 +184,8 @@ def _has_no_operator(text: str, of_complex: bool) -> bool:
 _has_no_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]  # it is called, not compiled
 
 
-def _unrolled(
-    x: Tensor,
-    states: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    text: str,
-    training: bool,
-    reverse: bool,
-    checkpoint_every: int,
-    truncate: int,
-) -> Result:
-    """The steps one by one, in plain torch; a compiler looks inside with all transforms around it."""
+def _unrolled(x, states, parameters, lengths, seed, text, training, reverse, checkpoint_every, truncate):
+    """What the operator computes step by step, in plain torch; a compiler looks inside with all transforms around."""
     call = Call(x, parameters, lengths, seed, reverse)
     return _differentiable(text, training, Division(checkpoint_every, truncate), call, states)
 

@@ -18,19 +18,7 @@ ARGUMENTS = f"{TENSORS}, str text, bool training, bool reverse, int checkpoint_e
 
 
 @torch.library.custom_op("pellucid::recurrence", mutates_args=(), schema=f"({ARGUMENTS}, bool save) -> Tensor[]")
-def _operator(
-    x: Tensor,
-    states: Any,
-    parameters: Any,
-    lengths: Any,
-    seed: Any,
-    text: str,
-    training: bool,
-    reverse: bool,
-    checkpoint_every: int,
-    truncate: int,
-    save: bool,
-) -> list[Tensor]:
+def _operator(x, states, parameters, lengths, seed, text, training, reverse, checkpoint_every, truncate, save):
     run = divided(runner(text, training, x.dtype, x.device.type, save), Division(checkpoint_every, truncate))
     with no_autocast(x):
         output, last, saved = run.forward(Call(x, parameters, lengths, seed, reverse), states, save)
@@ -57,20 +45,9 @@ def _(x, states, parameters, lengths, seed, text, training, reverse, checkpoint_
     mutates_args=(),
     schema=f"({ARGUMENTS}, Tensor[] saved, Tensor[] gradients) -> Tensor[]",
 )
-def _backward_operator(
-    x: Tensor,
-    states: Any,
-    parameters: Any,
-    lengths: Any,
-    seed: Any,
-    text: str,
-    training: bool,
-    reverse: bool,
-    checkpoint_every: int,
-    truncate: int,
-    saved: Any,
-    gradients: Any,
-) -> list[Tensor]:
+def _backward_operator(  # of the types in the schema, as all functions of an operator
+    x, states, parameters, lengths, seed, text, training, reverse, checkpoint_every, truncate, saved, gradients
+):
     run = divided(runner(text, training, x.dtype, x.device.type, True), Division(checkpoint_every, truncate))
     needed = [True] * (1 + len(parameters))
     with no_autocast(x):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
+from pellucid.kernel.choice import remembered
 from pellucid.kernel.language.layout import STORAGE
 from pellucid.kernel.language.values import Unsupported
 from pellucid.kernel.random import unseen
@@ -20,8 +21,6 @@ from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
 from pellucid.kernel.rows import nested_c, nested_triton
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.nest import GRADIENT, SIZES, Form, Operand, lower
-
-MOST_BOUND = 1024  # shapes that are remembered
 
 
 class View(NamedTuple):
@@ -186,11 +185,7 @@ def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], 
         x.device,
         *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors],
     )
-    bound = _bound.get(key)
-    if bound is None:
-        if len(_bound) >= MOST_BOUND:
-            _bound.clear()
-        bound = _bound[key] = _try_to_bind(recipe, tensors, axes, tuple(k[-1] for k in key[4:]), written)
+    bound = remembered(_bound, key, lambda: _try_to_bind(recipe, tensors, axes, [k[-1] for k in key[4:]], written))
     return None if bound is None or bound.given_up else bound
 
 

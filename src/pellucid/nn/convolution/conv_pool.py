@@ -238,8 +238,7 @@ class ConvPooling(Running, Windowed, torch.nn.Module):
         if position is None:
             bound = own.bind(input)
             return bound | {"activation": self.activation, "patch": Patch(patches), "reduce": reduce}
-        if not 0 <= channel < self.out_channels:
-            raise IndexError(f"{label(self)}: there is no out channel {channel}; there are {self.out_channels}.")
+        self._refuse_channel(channel)
         one = one_window(self, input, patches, position, own._reads(channel), channel, sample)
         lines = zip(own._lines(input), one.window.lines, strict=True)
         inside = Window(tuple(_of_positions(line, patch.coordinates[0]) for line, patch in lines))

@@ -310,8 +310,7 @@ class Convolution(Running, Windowed, _ConvNd):
 
     def _reads(self, channel: int) -> range:
         """Return the in channels that an out channel reads: those of its group."""
-        if not 0 <= channel < self.out_channels:
-            raise IndexError(f"{label(self)}: there is no out channel {channel}; there are {self.out_channels}.")
+        self._refuse_channel(channel)
         each = self.in_channels // self.groups
         start = channel // (self.out_channels // self.groups) * each
         return range(start, start + each)
@@ -321,8 +320,7 @@ class Convolution(Running, Windowed, _ConvNd):
         names = ("in_channels", "out_channels", "groups", "kernel_size", "stride", "padding", "dilation")
         facts = {name: getattr(self, name) for name in (*names, "padding_mode", "reach")}
         facts |= {"reads": self.in_channels // self.groups, "reaches": self.out_channels // self.groups}
-        axes = AXES[self.spatial]
-        kernel = tuple(f"kernel {name}" for name in axes)
+        kernel = tuple(f"kernel {name}" for name in AXES[self.spatial])
         outer = ("out channels", "in channels per group")
         reason = "conv.weight"
         if self.transposed:
@@ -333,12 +331,9 @@ class Convolution(Running, Windowed, _ConvNd):
             found.append(SymbolShape.of_weight(self, "bias", "bias", ("out channels",), "conv.bias", **facts))
         for x in inputs:
             self._refuse_misfit(x)
-            lead = ("batch",) if x.ndim == len(axes) + 2 else ()
-            positions = Window(self._lines(x)).positions
-            size = (*x.shape[: len(lead)], self.out_channels, *positions)
-            found.insert(0, SymbolShape("x", tuple(x.shape), (*lead, "in channels", *axes), "conv.input", False, facts))
             output = "conv.output.transposed" if self.transposed else "conv.output"
-            found.append(SymbolShape("y", size, (*lead, "out channels", *axes), output, False, facts))
+            given, result = self._input_and_output(x, Window(self._lines(x)).positions, output, facts)
+            found = [given, *found, result]
         return found
 
     def _misfit(self, x: torch.Tensor) -> str | None:

@@ -214,15 +214,7 @@ class SeparableConvolution(Windowed, torch.nn.Module):
         sample: int = 0,
         **call: Any,
     ) -> dict[str, Any]:
-        """Return the formula's arguments for this input.
-
-        Args:
-            input: (batch, in channels, *size), or (in channels, *size) without a batch.
-            position: bind the window of this one output; the formula then gives a single number.
-            channel: the out channel of that output.
-            sample: its place in the batch.
-            **call: forward's further arguments.
-        """
+        """Return the formula's arguments for this input; see ``Convolution.bind``."""
         self._refuse_misfit(input)
         count, multiplier, spread = self.spatial, self.depth_multiplier, (1,) * self.spatial
         window, biases = Window(self.depthwise._lines(input, **call)), self._biases(input, **call)
@@ -233,8 +225,7 @@ class SeparableConvolution(Windowed, torch.nn.Module):
             depthwise = depthwise.reshape(len(depthwise), *spread, *depthwise.shape[1:])
             pointwise = pointwise.reshape(len(pointwise), *spread, -1)
         else:
-            if not 0 <= channel < self.out_channels:
-                raise IndexError(f"{label(self)}: there is no out channel {channel}; there are {self.out_channels}.")
+            self._refuse_channel(channel)
             one = one_window(self, input, window, position, range(self.in_channels), channel, sample)
             laid = OneChannelWindow(one.window, one.channels, one.output, multiplier)
             channels = Channels(0)
@@ -248,8 +239,7 @@ class SeparableConvolution(Windowed, torch.nn.Module):
         names = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "reach")
         facts = {name: getattr(self.depthwise, name) for name in names}
         facts |= {name: getattr(self, name) for name in ("in_channels", "out_channels", "depth_multiplier")}
-        axes = AXES[self.spatial]
-        ones = tuple(f"kernel {name}" for name in axes)
+        ones = tuple(f"kernel {name}" for name in AXES[self.spatial])
         inner = ("depthwise channels", "in channels per group", *ones)
         outer = ("out channels", "depthwise channels", *ones)
         found = []
@@ -260,10 +250,9 @@ class SeparableConvolution(Windowed, torch.nn.Module):
             found.append(SymbolShape.of_weight(self.pointwise, "bias", "bias", ("out channels",), "conv.bias", **facts))
         for x in inputs:
             self._refuse_misfit(x)
-            lead = ("batch",) if x.ndim == self.spatial + 2 else ()
-            size = (*x.shape[: len(lead)], self.out_channels, *Window(self.depthwise._lines(x)).positions)
-            found.insert(0, SymbolShape("x", tuple(x.shape), (*lead, "in channels", *axes), "conv.input", False, facts))
-            found.append(SymbolShape("y", size, (*lead, "out channels", *axes), "conv.output", False, facts))
+            positions = Window(self.depthwise._lines(x)).positions
+            given, result = self._input_and_output(x, positions, "conv.output", facts)
+            found = [given, *found, result]
         return found
 
 

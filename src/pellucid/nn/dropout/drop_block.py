@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.dropout.dropout import DropoutFamily
-from pellucid.nn.windowed import AXES
 
 
 def drop_block(x: Tensor, draws: Tensor, gamma: float, block: tuple[int, int]) -> Tensor:
@@ -64,11 +63,7 @@ class DropBlock2d(DropoutFamily):
 
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes."""
-        if x.ndim not in (3, 4):
-            raise self._wrong_axes(
-                x, "(batch, channels, height, width) or (channels, height, width)", "For other shapes: nn.Dropout."
-            )
-        return ("batch", "channels", *AXES[2])[4 - x.ndim :]
+        return self._axes_of_space(x, 2)
 
     def drawn_shape(self, x: Tensor) -> tuple[int, ...]:
         """One draw for each place where a block fits."""

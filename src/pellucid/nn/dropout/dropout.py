@@ -174,6 +174,14 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
             cure = "Drop the two parts of torch.view_as_real(x)" if x.is_complex() else "Pass x.float()"
             raise kind(f"{label(self)}: the input is of {x.dtype}, but dropout scales real numbers. {cure}.")
 
+    def _axes_of_space(self, x: Tensor, count: int) -> tuple[str, ...]:
+        """Name the axes of channels and so many of space, with or without a batch; refuse any others."""
+        axes = name_axes(x, count)
+        if not axes:
+            one = f"channels, {', '.join(AXES[count])}"
+            raise self._wrong_axes(x, f"(batch, {one}) or ({one})", "For other shapes: nn.Dropout.")
+        return axes
+
     def _wrong_axes(self, x: Tensor, wanted: str, cure: str) -> RuntimeError:
         return RuntimeError(
             f"{label(self)}: the input has the shape {shape_text(x.shape)}, but the layer reads {wanted}. {cure}"
@@ -194,11 +202,7 @@ class ChannelDropout(DropoutFamily):
 
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes."""
-        axes = name_axes(x, self.spatial)
-        if not axes:
-            one = f"channels, {', '.join(AXES[self.spatial])}"
-            raise self._wrong_axes(x, f"(batch, {one}) or ({one})", "For other shapes: nn.Dropout.")
-        return axes
+        return self._axes_of_space(x, self.spatial)
 
     def shared_axes(self, x: Tensor) -> tuple[int, ...]:
         """Space."""

@@ -33,10 +33,8 @@ class Remembering(ChannelFirst):
 
     def average(self, x: Tensor, real: Tensor | None = None) -> Average:
         """Average the batch, or take what earlier batches left."""
-        if self._reads_batch():
-            return self._batch_average(x, real)
-        mean, var = self._running()
-        return Remembered(x, self._spread(mean, x), self._spread(var, x))
+        kept = [self._spread(value, x) for value in self._remembered(x).values()]
+        return Remembered(x, *kept) if kept else self._batch_average(x, real)
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the shapes of γ, β and the running statistics; given an input, those of its averages too."""

@@ -24,18 +24,17 @@ class LeNet(nn.Module):
 
     Args:
         outputs: numbers that it returns for a picture.
-        drop: probability of dropping a feature between the fully connected layers.
 
     Shapes:
         input (batch, 1, 32, 32); output (batch, outputs).
     """
 
-    def __init__(self, outputs: int, drop: float = 0.25) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
         self.first = nn.ConvPool2d(1, 6, 5)
         self.second = nn.ConvPool2d(6, 16, 5)
         self.connected = nn.Sequential(
-            nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Dropout(drop), nn.Linear(120, 84), nn.ReLU(), nn.Dropout(drop)
+            nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Dropout(0.25), nn.Linear(120, 84), nn.ReLU(), nn.Dropout(0.25)
         )
         self.output = nn.Linear(84, outputs)
 

@@ -25,24 +25,19 @@ class Reader(Network):
     Args:
         vocabulary_size: numbers that `Vocabulary.encode` gives.
         embedding_size: features of a character's vector.
-        drop_grams: probability of dropping a character's or a pair's whole vector.
-        drop_input: probability of dropping an entry of a step's vector.
-        drop_output: probability of dropping a feature of the whole text.
     """
 
     linear: torch.nn.Linear
 
-    def __init__(
-        self, vocabulary_size: int, embedding_size: int, drop_grams: float, drop_input: float, drop_output: float
-    ) -> None:
+    def __init__(self, vocabulary_size: int, embedding_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=PAD)
         torch.nn.init.normal_(self.embedding.weight, std=0.1)
         with torch.no_grad():
             self.embedding.weight[PAD] = 0
-        self.drop_grams = nn.Dropout1d(drop_grams)
-        self.drop_input = nn.Dropout(drop_input)
-        self.drop_output = nn.Dropout(drop_output)
+        self.drop_grams = nn.Dropout1d(0.4)  # a character's or a pair's whole vector
+        self.drop_input = nn.Dropout(0.5)  # an entry of a step's vector
+        self.drop_output = nn.Dropout(0.5)  # a feature of the whole text
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the vectors of the steps, (time, batch, embedding), for ids (time, batch, 2)."""
@@ -92,9 +87,6 @@ class RecurrentReader(Reader):
         cell: "rnn", "gru", "lstm", a name in ``pellucid.nn.cells``, or ``path/file.py:cell``.
         embedding_size: features of a character's vector.
         hidden_size: features of the recurrent state.
-        drop_grams: see `Reader`.
-        drop_input: see `Reader`.
-        drop_output: see `Reader`.
     """
 
     def __init__(
@@ -103,11 +95,8 @@ class RecurrentReader(Reader):
         cell: str = "gru",
         embedding_size: int = 64,
         hidden_size: int = 64,
-        drop_grams: float = 0.4,
-        drop_input: float = 0.5,
-        drop_output: float = 0.5,
     ) -> None:
-        super().__init__(vocabulary_size, embedding_size, drop_grams, drop_input, drop_output)
+        super().__init__(vocabulary_size, embedding_size)
         self.recurrent: Any = recurrent_layer(cell, embedding_size, hidden_size)
         self.mean, self.max = nn.LengthPool("mean"), nn.LengthPool("max")
         with torch.no_grad():  # an annotation of the cell may give the output another size
@@ -143,9 +132,6 @@ class ConvolutionalReader(Reader):
         embedding_size: features of a character's vector.
         filters: filters of each width.
         widths: how many neighbouring characters a filter reads.
-        drop_grams: see `Reader`.
-        drop_input: see `Reader`.
-        drop_output: see `Reader`.
     """
 
     def __init__(
@@ -154,11 +140,8 @@ class ConvolutionalReader(Reader):
         embedding_size: int = 64,
         filters: int = 64,
         widths: Sequence[int] = (3, 4, 5),
-        drop_grams: float = 0.4,
-        drop_input: float = 0.5,
-        drop_output: float = 0.5,
     ) -> None:
-        super().__init__(vocabulary_size, embedding_size, drop_grams, drop_input, drop_output)
+        super().__init__(vocabulary_size, embedding_size)
         self.convolution = nn.TextConv(embedding_size, filters, widths)
         self.linear = nn.Linear(filters * len(widths), 1)
 

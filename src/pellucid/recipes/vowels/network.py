@@ -23,12 +23,11 @@ class TemporalConvolutions(nn.Module):
     Args:
         input_size: features of a step.
         hidden_size: channels of every block.
-        dropout: probability of dropping a channel after a convolution.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, dropout: float = 0.1) -> None:
+    def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.tcn: Any = nn.TCN(input_size, [hidden_size] * BLOCKS, KERNEL_SIZE, dropout=dropout)
+        self.tcn: Any = nn.TCN(input_size, [hidden_size] * BLOCKS, KERNEL_SIZE, dropout=0.1)
 
     @property
     def backend(self) -> str:
@@ -50,17 +49,17 @@ class SpeakerNetwork(Network):
         model: "tcn", or the cell of a recurrent layer: see `recurrent_layer`.
         hidden_size: features of the state, channels of a block.
         statistics: of the training part.
-        drop: probability of dropping an input feature of a step, and a feature of the whole utterance.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, model: str, hidden_size: int, statistics: Statistics, drop: float = 0.2) -> None:
+    def __init__(self, model: str, hidden_size: int, statistics: Statistics) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
         self.register_buffer("deviation", torch.tensor(statistics.deviation), persistent=False)
-        self.drop_input, self.drop_output = nn.Dropout(drop), nn.Dropout(drop)
+        # an input feature of a step, and a feature of the whole utterance
+        self.drop_input, self.drop_output = nn.Dropout(0.2), nn.Dropout(0.2)
         self.layer: Any = (
             TemporalConvolutions(FEATURES, hidden_size)
             if model == "tcn"
