@@ -187,6 +187,7 @@ class _Lease(np.ndarray):
 
 # At exit modules fall apart before the last tensors do; the memory goes with the process.
 atexit.register(delattr, _Lease, "__del__")
+atexit.register(globals().__setitem__, "_looked", math.inf)  # nor is there an open() to look with
 
 
 def _lease(size: int) -> _Lease | None:
