@@ -561,7 +561,8 @@ def test_after_a_fork_nothing_is_shared():
 )
 def test_the_end_of_the_process_is_quiet(keep):
     program = (
-        "import time\nmemory.INTERVAL = 0\nwork = lambda: memory.empty((1000, 1000), torch.float32).fill_(1).sum() and None\nwork()\n"
+        "import time\nmemory.INTERVAL = 0\n"
+        "work = lambda: memory.empty((1000, 1000), torch.float32).fill_(1).sum() and None\nwork()\n"
         f"x = memory.empty((1000, 1000), torch.float32).fill_(1)\n{keep}\nprint('end')"
     )
     assert run(program) == "end\n"
