@@ -328,8 +328,8 @@ BROKEN = [
     (shapes_disagree, {}, ("1×4 and 3×", "hidden 4", "input 3"), "h @ W"),
     (open_size, {}, ("axis 1 of M stays open", 'M: "hidden rank"', "rank=16"), "M"),
     (unused, {}, ("the shape of q stays open", "Remove it"), "q"),
-    # Python 3.13 asks for the truth of a value by an instruction of its own.
-    (value_branch, {}, ("torch.where",), "(z > 0).all(-1)" if sys.version_info >= (3, 13) else "if (z > 0).all(-1):"),
+    # Since Python 3.12 the mark is that of the condition.
+    (value_branch, {}, ("torch.where",), "(z > 0).all(-1)" if sys.version_info >= (3, 12) else "if (z > 0).all(-1):"),
     (value_number, {}, ("float()",), "float(z[:, 0])"),
     (state_missing, {}, ("c is not returned", "return h, c"), "return c"),
     (state_grows, {}, ("a state entry keeps its shape",), "return torch.cat([x @ U, h @ W], -1)"),
