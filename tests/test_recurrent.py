@@ -517,6 +517,17 @@ def test_torchs_operator_is_left_alone_where_it_cannot_do_it():
         torch.testing.assert_close(computed(x), found)
 
 
+@pytest.mark.usefixtures("torch_is_faster")
+def test_a_dropout_that_is_set_later_is_not_left_to_torch():
+    layer, x = nn.GRU(4, 5, 2), torch.randn(3, 2, 4)
+    alike = [layer(x)[0] for _ in range(2)]
+    assert layer.backend == "torch"
+    assert torch.equal(*alike)
+    layer.dropout = 0.5
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    assert layer.backend == "c"
+
+
 def test_a_small_layer_takes_few_steps_by_torch_where_that_is_faster(monkeypatch):
     monkeypatch.setattr(torch_recurrence, "faster", lambda *_: True)
     monkeypatch.setattr(torch_recurrence, "_chosen", {})

@@ -82,7 +82,7 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
 
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in tensors])
-    met = layer._circumstances(x, layer.training, *wanted)
+    met = layer._circumstances(x, layer.training, layer.dropout > 0, *wanted)
     if met is not LEFT or not unseen(x):
         if not _usable(layer, tensors) or not _is_chosen(layer, by_torch, ours, tensors, wanted):
             return None
