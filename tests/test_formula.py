@@ -151,7 +151,7 @@ def test_a_signature_outside_the_contract_is_refused(function, word):
 
 
 def test_constructor_arguments_are_checked():
-    with pytest.raises(TypeError, match=r"unexpected argument 'taw'.*tau"):
+    with pytest.raises(TypeError, match=r"unexpected argument 'taw'.*bidirectional.*tau"):
         formulas.leaky(3, 4, taw=2.0)
     with pytest.raises(pellucid.FormulaError, match="rank"):
         formulas.low_rank(3, 4)

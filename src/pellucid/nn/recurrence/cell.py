@@ -24,7 +24,7 @@ class Cell(Factory):
     """
 
     kind = "cell"
-    beside = "those of every recurrent layer"
+    beside = "input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device and dtype"
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
