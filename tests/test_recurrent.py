@@ -528,6 +528,24 @@ def test_a_dropout_that_is_set_later_is_not_left_to_torch():
     assert layer.backend == "c"
 
 
+@pytest.mark.usefixtures("torch_is_faster")
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
+def test_autocast_decides_the_type_after_calls_that_were_left_to_torch(name):
+    layer, x = getattr(nn, name)(4, 5), torch.randn(2, 4) if name.endswith("Cell") else torch.randn(3, 2, 4)
+
+    def called():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    alone = called()
+    for _ in range(2):
+        layer(x)
+    assert layer.backend == "torch"
+    assert called().dtype == alone.dtype == torch.bfloat16
+    assert layer.backend == "c"
+
+
 def test_a_small_layer_takes_few_steps_by_torch_where_that_is_faster(monkeypatch):
     monkeypatch.setattr(torch_recurrence, "faster", lambda *_: True)
     monkeypatch.setattr(torch_recurrence, "_chosen", {})

@@ -115,8 +115,13 @@ class Running:
 
     def _leave(self, x: torch.Tensor, met: Any) -> None:
         """Leave to torch's operator what comes in these circumstances, unless a transform or autocast decided that."""
-        if met is not None and unseen(x) and autocast_dtype(x) is None:
+        if met is not None and undisturbed(x):
             self.__dict__["_left"] = met
+
+
+def undisturbed(x: torch.Tensor) -> bool:
+    """Whether neither a transform, a compiler nor autocast has a say in what runs."""
+    return unseen(x) and autocast_dtype(x) is None
 
 
 def written(first: str, **further: tuple[Any, Any]) -> str:

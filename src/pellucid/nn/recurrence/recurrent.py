@@ -12,10 +12,9 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid.errors import label, shape_text
-from pellucid.kernel.random import unseen
 from pellucid.kernel.recurrence.chunks import WHOLE
 from pellucid.nn import cells
-from pellucid.nn.component import LEFT
+from pellucid.nn.component import LEFT, undisturbed
 from pellucid.nn.lengths import Lengths
 from pellucid.nn.recurrence import torch_recurrence
 from pellucid.nn.recurrence.cell import Cell
@@ -241,10 +240,10 @@ class _TorchCell(_TorchLayout):
         met = None
         if input.is_cpu and not any(w is None for w in weights):  # none of them is computed
             met = self._circumstances(input, *[t.requires_grad for t in (*weights, *states)])  # type: ignore[union-attr]
-        if met is LEFT and unseen(input) and self._fit(states, shape, input.dtype):
+        if met is LEFT and undisturbed(input) and self._fit(states, shape, input.dtype):
             return self._step_by_torch(input, states, weights)
         _, last = self.run(input.unsqueeze(0), tuple([s.unsqueeze(0) for s in states]), None)
-        if self.backend == "torch":
+        if met is not None and self.backend == "torch":
             self._leave(input, met)
         return last.squeeze(0) if isinstance(last, Tensor) else tuple([s.squeeze(0) for s in last])
 

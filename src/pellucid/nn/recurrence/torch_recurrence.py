@@ -22,7 +22,7 @@ from pellucid.kernel.random import unseen
 from pellucid.kernel.recurrence.jitted import sources as triton_sources
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows.nested import stand_in
-from pellucid.nn.component import LEFT
+from pellucid.nn.component import LEFT, undisturbed
 
 MOST_STEPS, MOST_PRODUCTS = 64, 2**28  # of them all: a call of more takes longer than what Python adds to it
 MOST_ROWS = 8
@@ -83,7 +83,7 @@ def run(layer: Any, ours: Callable[..., Results], x: Tensor, states: Sequence[Te
     grad = torch.is_grad_enabled()
     wanted = tuple([grad and t.requires_grad for t in tensors])
     met = layer._circumstances(x, layer.training, layer.dropout > 0, *wanted)
-    if met is not LEFT or not unseen(x):
+    if met is not LEFT or not undisturbed(x):  # autocast may want another type than the operator's
         if not _usable(layer, tensors) or not _is_chosen(layer, by_torch, ours, tensors, wanted):
             return None
         layer._leave(x, met)
