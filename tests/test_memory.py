@@ -275,6 +275,13 @@ def test_poison(dtype, shape, state, monkeypatch):
         assert (x == (True if dtype == torch.bool else torch.iinfo(dtype).max)).all()
 
 
+@pytest.mark.parametrize("size", [100, memory.MOST_KEPT], ids=["kept", "too large to be kept"])
+def test_poison_of_what_kernels_work_in(size):
+    memory.scratch(size).zero_()
+    with memory.poison():
+        assert (memory.scratch(size) == 255).all()  # of a floating type: NaN
+
+
 def test_poison_ends():
     floats(1).zero_()
     with pytest.raises(KeyError), memory.poison(), memory.poison():

@@ -97,7 +97,7 @@ def scratch(size: int) -> Tensor:
     work = getattr(_kept, "work", None)
     if work is None or work.numel() < size:
         work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
-    return work
+    return work.fill_(_conspicuous(work.dtype)) if _poison else work
 
 
 def aligned(tensor: Tensor) -> int:
