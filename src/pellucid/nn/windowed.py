@@ -13,6 +13,7 @@ from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.windows import Window
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+LEAST = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +68,6 @@ class OneWindow:
         return x[self.output[0], channels] if x.ndim == len(self.window.lines) + 2 else x[channels]
 
 
-LEAST = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
-
-
 class Windowed(Component):
     """A layer whose every output is computed from what one window reads; ``spatial`` counts the axes it moves along."""
 
@@ -78,11 +76,11 @@ class Windowed(Component):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a number by which no window lies anywhere, which a kernel would take for granted."""
-        least = LEAST.get(name, 0)
-        each = value if isinstance(value, (tuple, list)) else (value,)
-        if name in LEAST and any(isinstance(n, int) and n < least for n in each):
-            layer = cast(torch.nn.Module, self)
-            raise RuntimeError(f"{label(layer)}: {name} is {value}, but it is at least {least}.")
+        if name in LEAST:
+            each = value if isinstance(value, (tuple, list)) else (value,)
+            if any(isinstance(n, int) and n < LEAST[name] for n in each):
+                layer = cast(torch.nn.Module, self)
+                raise RuntimeError(f"{label(layer)}: {name} is {value}, but it is at least {LEAST[name]}.")
         super().__setattr__(name, value)
 
     def _misfit(self, x: torch.Tensor) -> str | None:

@@ -19,7 +19,10 @@ CAPTION = 440.0  # how wide a caption is at least
 
 Part = Unrolled | Rows | Picture | Values
 DRAWINGS: dict[type, Callable[..., Sheet]] = {
-    **{Unrolled: network_sheet, Rows: rows_sheet, Picture: picture_sheet, Values: value_sheet}
+    Unrolled: network_sheet,
+    Rows: rows_sheet,
+    Picture: picture_sheet,
+    Values: value_sheet,
 }
 
 

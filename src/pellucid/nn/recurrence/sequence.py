@@ -27,15 +27,7 @@ if TYPE_CHECKING:
 State = Tensor | tuple[Tensor, ...]
 
 # The attributes by which a layer's shapes, and of torch.nn's names its formula, are decided.
-DECIDING = {
-    "mode",
-    "nonlinearity",
-    "input_size",
-    "hidden_size",
-    "proj_size",
-    "num_layers",
-    "bidirectional",
-}
+DECIDING = {*"mode nonlinearity input_size hidden_size proj_size num_layers bidirectional".split()}
 
 
 class Options(NamedTuple):
