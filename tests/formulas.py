@@ -202,6 +202,38 @@ def headed(x, h, *, U: "input hidden", W: "hidden hidden"):
     return torch.tanh(z / (1 + z.square().sum(-1, keepdim=True)))
 
 
+@pellucid.cell
+def fast_weights(x, h, A: "memory", *, U: "input hidden", W):
+    size = h.shape[-1]
+    h = torch.tanh(x @ U + h @ W)
+    A = 0.9 * A.unflatten(-1, (size, size)) + 0.5 * h.unsqueeze(-1) @ h.unsqueeze(-2)
+    return torch.tanh((A.transpose(-1, -2) @ h.unsqueeze(-1)).squeeze(-1)), A.flatten(-2)
+
+
+@pellucid.cell
+def best_of_two(x, h, *, U: "input 2*hidden", W, a=pellucid.constant(0.1)):
+    z, _ = (F.prelu(x @ U, a) + h @ W).unflatten(-1, (-1, 2)).max(-1)
+    return torch.tanh(z - 0.5 * z.min(dim=-1, keepdim=True).values)
+
+
+@pellucid.cell
+def rotated(x, h, *, U, A: "hidden hidden"):
+    turn, one = A - A.mT, torch.eye(h.shape[-1])
+    return torch.tanh(x @ U + h @ torch.linalg.solve(one + turn, one - turn))
+
+
+@pellucid.cell
+def neighbours(x, h, *, U, k: "1 1 3"):
+    return torch.tanh(x @ U + F.conv1d(h.unsqueeze(1), k, padding=1).squeeze(1))
+
+
+@pellucid.cell
+def remembering(x, h, before: "input", *, U, V):
+    return torch.tanh(x @ U + before @ V), x
+
+
+WITHOUT_KERNEL = {multi_head, fast_weights, best_of_two, neighbours}  # values of three axes
+
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
     (leaky, {}),
@@ -230,6 +262,10 @@ WORKING = [
     (delayed, {}),
     (divided, {}),
     (headed, {}),
+    (fast_weights, {"memory": 16}),
+    (best_of_two, {}),
+    (rotated, {}),
+    (neighbours, {}),
 ]
 
 
@@ -243,6 +279,11 @@ def shapes_disagree(x, h, *, U, W):
 
 def open_size(x, h, *, U, M, N):
     return torch.tanh(x @ U + h @ M @ N)
+
+
+def open_output(x, h, *, U, C):
+    h = torch.tanh(h + x @ U)
+    return h @ C, (h,)
 
 
 def unused(x, h, *, U, W, q):
@@ -282,6 +323,10 @@ def mixes_batch(x, h, *, U, W):
 def sorts_batch(x, h, *, U: "input hidden", W):
     z = x @ U + h @ W
     return torch.sort(z, 0).values
+
+
+def matrix_of_each(x, h, A: "16", *, U):
+    return torch.tanh(x @ U + A.unflatten(-1, (4, 4)) @ h), A
 
 
 def in_place(x, h, *, U, W):
@@ -327,6 +372,7 @@ BROKEN = [
     (unknown_name, {}, ("'V' is not defined",), "V"),
     (shapes_disagree, {}, ("1×4 and 3×", "hidden 4", "input 3"), "h @ W"),
     (open_size, {}, ("axis 1 of M stays open", 'M: "hidden rank"', "rank=16"), "M"),
+    (open_output, {}, ("axis 1 of C stays open", 'C: "hidden rank"', "rank=16"), "C"),
     (unused, {}, ("the shape of q stays open", "Remove it"), "q"),
     # Since Python 3.12 the mark is that of the condition.
     (value_branch, {}, ("torch.where",), "(z > 0).all(-1)" if sys.version_info >= (3, 12) else "if (z > 0).all(-1):"),
@@ -336,6 +382,7 @@ BROKEN = [
     (column_vectors, {}, ("write x @ U, not U @ x",), "U @ x"),
     (star_forgotten, {}, ("U stands before the *, so it is a state", "move it behind the *"), "x @ U"),
     (mixes_batch, {}, ("the batch", "dim=-1"), "z.mean(0)"),
+    (matrix_of_each, {}, ("(M @ v.unsqueeze(-1)).squeeze(-1)",), "A.unflatten(-1, (4, 4)) @ h"),
     (in_place, {}, ("in place", "c = c + i * g"), "h += x @ U"),
     (in_place_method, {}, ("in place", "use add"), "(x @ U).add_(h @ W)"),
     (too_many_indices, {}, ("2 indices into 1×4, which has 1 axes",), "b[:, 1:]"),

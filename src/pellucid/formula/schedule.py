@@ -236,6 +236,8 @@ class _Scheduler:
             again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
             loop |= again
         backward = backward | again
+        for stage in (before, loop, after):  # a part comes with its tuple, which more than one of them may compute
+            stage |= {a for n in stage if n.target is operator.getitem for a in n.all_input_nodes if a in backward}
 
         once = self._used_by(forward[ONCE], computed - forward[ONCE], results)
         per_input = self._used_by(forward[INPUT], forward[STEP] | backward, results)

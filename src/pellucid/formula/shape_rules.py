@@ -84,8 +84,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 @rule("matmul", "mm")
-def _matmul(tracer: Tracer, left: Any, right: Any) -> Traced:
-    return tracer.product(left, right)
+def _matmul(tracer: Tracer, left: Any, right: Any) -> Any:
+    of_each = tracer.dims_of(left) is not None and len(tracer.dims_of(right) or ()) > 2  # a matrix of each sample
+    return tracer.by_torch(torch.matmul, (left, right), {}) if of_each else tracer.product(left, right)
 
 
 @rule("rmatmul")
@@ -100,7 +101,7 @@ def _addmm(tracer: Tracer, bias: Any, left: Any, right: Any, **_: Any) -> Traced
 
 @rule("linear")
 def _linear(tracer: Tracer, x: Any, weight: Any, bias: Any = None) -> Traced:
-    result = tracer.product(x, _transpose(tracer, weight))
+    result = tracer.product(x, _turn(tracer, weight))
     return result if bias is None else pointwise(tracer, "linear", (result, bias), {})
 
 
@@ -129,9 +130,17 @@ def _einsum(tracer: Tracer, equation: Any, *operands: Any) -> Any:
     return Traced(tracer, Shape([sizes[letter] for letter in result]))
 
 
-@rule("t", "T", "mT", "transpose", "swapaxes")
-def _transpose(tracer: Tracer, value: Any, dim0: int = 0, dim1: int = 1) -> Any:
-    return _permute(tracer, value, (1, 0) if (dim0 - dim1) % 2 else (0, 1))
+@rule("t", "T")
+def _turn(tracer: Tracer, value: Any) -> Any:
+    return _permute(tracer, value, (1, 0))
+
+
+@rule("transpose", "swapaxes", "swapdims", "mT")
+def _transpose(tracer: Tracer, value: Any, dim0: int = -2, dim1: int = -1) -> Any:
+    axes = len(tracer.dims_of(value) or (0, 0))
+    order = list(range(axes))
+    order[dim0 % axes], order[dim1 % axes] = order[dim1 % axes], order[dim0 % axes]
+    return _permute(tracer, value, order)
 
 
 @rule("permute")
@@ -140,16 +149,18 @@ def _permute(tracer: Tracer, value: Any, *order: Any, dims: Sequence[int] = ()) 
     if sizes is None:
         sizes = (tracer.unifier.fresh(), tracer.unifier.fresh())
         value.shape_.set(sizes)
-    if len(sizes) != 2:
-        tracer.fail(f"a transpose of {tracer.text(value)}; only matrices have one here")
     order = tuple(dims) or (tuple(order[0]) if len(order) == 1 else order)
+    if sorted(axis % len(sizes) for axis in order) != [*range(len(sizes))]:
+        tracer.fail(f"a transpose of {tracer.text(value)} in the order {order}, which is not that of its axes")
     turned = tuple(sizes[axis] for axis in order)
-    if ROWS in sizes and turned != sizes:
+    if ROWS in sizes and turned[0] != ROWS:
         tracer.fail(f"a transpose of rows would swap the batch with the features; {tracer.invisible}")
     return Traced(tracer, Shape(turned))
 
 
-@rule(*"softmax log_softmax gumbel_softmax cumsum cumprod layer_norm rms_norm normalize dropout flip roll".split())
+@rule(
+    *"softmax log_softmax gumbel_softmax cumsum cumprod layer_norm rms_norm normalize dropout flip roll prelu".split()
+)
 def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced:
     dims = tracer.dims_of(value)
     if dims is None:
@@ -167,10 +178,8 @@ def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced
     return Traced(tracer, Shape(dims))
 
 
-@rule(*"sum mean amax amin prod std var logsumexp any all argmax argmin nansum median max min aminmax".split())
+@rule(*"sum mean amax amin prod std var logsumexp any all argmax argmin nansum".split())
 def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    if isinstance(dim, Traced):  # torch.max(a, b) of two values
-        return pointwise(tracer, "maximum", (value, dim), {})
     dims = tracer.dims_of(value)
     if dims is None:
         tracer.fail('a reduction of a parameter of open shape; annotate its axes, as in W: "input rank"')
@@ -185,6 +194,14 @@ def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, 
     one = Dim((), 1)
     kept = [one if i in axes else d for i, d in enumerate(dims) if keepdim or i not in axes]
     return Traced(tracer, Shape(kept))
+
+
+@rule("max", "min", "median")
+def _pick(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    if isinstance(dim, Traced):  # torch.max(a, b) of two values
+        return pointwise(tracer, "maximum", (value, dim), {})
+    picked = _reduce(tracer, value, dim, keepdim, **kwargs)
+    return picked if dim is None else torch.return_types.max((picked, picked))  # with its place
 
 
 @rule("norm")

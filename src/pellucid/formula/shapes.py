@@ -136,8 +136,8 @@ class _Solver(Tracer):
         for operands, operation in self.deferred:
             if all(self.dims_of(v) is not None for v in operands):
                 self.agree(operands, operation)
+        symbols = {name: self._solved(name, value) for name, value in values.items()}  # first: they name what is open
         size = self._row_size(output, "the output")
-        symbols = {name: self._solved(name, value) for name, value in values.items()}
         sites = tuple((self._number(dim), shared) for dim, shared in self.sites)
         return Solution(dict(self.sizes), symbols, size, sites)
 

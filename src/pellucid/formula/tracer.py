@@ -141,8 +141,10 @@ class Tracer:
             return "the batch"
         return name if value is None or name == str(value) else f"{name} {value}"
 
-    def _why_not_right(self) -> str:
+    def _why_not_right(self, left: tuple[Dim, ...]) -> str:
         """Say why what is right of a product, rows, cannot stand there: it may have been meant for a matrix."""
+        if len(left) > 2 and left[0] == ROWS:
+            return "a matrix of each sample takes a column of each: write (M @ v.unsqueeze(-1)).squeeze(-1)"
         right = self.expression().rpartition("@")[2].strip()
         given = [symbol.name for symbol in self.source.symbols if symbol.role in ("input", "state")]
         if right in given[1:]:
@@ -156,7 +158,7 @@ class Tracer:
         if a is None and b is None:
             self.fail('a product of two parameters: annotate the axes of one of them, as in U: "input rank"')
         if b and b[0] == ROWS:
-            self.fail(self._why_not_right())
+            self.fail(self._why_not_right(a or ()))
         facts = {"expression": self.expression(), "left": "" if a is None else self.text(left)}
         if a is None:
             a = self._matrix(left, 1, Dim() if b is None else b[0], facts)

@@ -97,22 +97,25 @@ class SequenceLayer(Running, torch.nn.Module):
         for _ in range(min(self.num_layers, 2)):
             solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
             self._solutions.append(solution)
-            self._check_further(inner)
+            self._check_levels(inner)
             self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
             self._parameter_shapes.append([solution.symbols[p.name].shape for p in self.cell.source.parameters])
             inner = {**inner, "input": solution.output * self._directions}
         self._state_sizes = self._solutions[0].state_sizes(self.cell.source)
 
-    def _check_further(self, sizes: Mapping[str, int]) -> None:
-        """Every level reads the same further inputs."""
-        first, *rest = (s.input_sizes(self.cell.source)[1:] for s in self._solutions)
-        if any(other != first for other in rest):
-            names = [symbol.name for symbol in self.cell.source.inputs[1:]]
-            raise FormulaError(
-                f"{self.cell.source.name}: the levels above the first read {sizes['input']} features, so the further "
-                f"inputs would be {shape_text(rest[0], names)} there instead of {shape_text(first, names)}. Make "
-                "layers of one level and call one after another."
-            )
+    def _check_levels(self, sizes: Mapping[str, int]) -> None:
+        """Every level reads the same further inputs, and its states are as large as those of the first."""
+        source = self.cell.source
+        symbols = [(symbol, "further input") for symbol in source.inputs[1:]]
+        symbols += [(symbol, "state") for symbol in source.states]
+        for symbol, what in symbols:
+            first, *rest = (solution.symbols[symbol.name].shape[-1] for solution in self._solutions)
+            if any(other != first for other in rest):
+                raise FormulaError(
+                    f"{source.name}: the levels above the first read {sizes['input']} features, so the {what} "
+                    f"{symbol.name} would have {rest[0]} there instead of {first}. Make layers of one level and call "
+                    "one after another."
+                )
 
     @property
     def _directions(self) -> int:
