@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -65,6 +66,15 @@ def test_version():
 def test_python_runs_the_command_too():
     done = subprocess.run([sys.executable, "-m", "pellucid", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: pellucid [OPTIONS] COMMAND")
+
+
+def test_a_terminal_that_lacks_characters():
+    narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pellucid", "explain", "rnn"]
+    done = subprocess.run(command, env={**os.environ, **narrow}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: this terminal is written to in ascii, which lacks ")
+    assert "PYTHONUTF8=1" in done.stderr
 
 
 def test_the_commands_load_no_training_before_there_is_one():

@@ -27,6 +27,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except RecipeError as error:
             raise Refusal(str(error)) from error
+        except UnicodeEncodeError as error:
+            raise Refusal(
+                f"this terminal is written to in {error.encoding}, which lacks {error.object[error.start]!a}. "
+                "With PYTHONUTF8=1 in the environment Python writes UTF-8."
+            ) from error
         except Stopped as stopped:
             click.echo(f"stopped: {stopped}", err=True)
             ctx.exit(130)

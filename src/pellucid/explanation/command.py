@@ -127,6 +127,8 @@ def command(
         if in_browser:
             path, found = opened(report)
             click.echo(path if found else Texts(lang)("show.no_browser", path=path))
+    except UnicodeEncodeError:
+        raise  # of all commands, if the terminal cannot write something
     except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, OSError, ImportError) as error:
         said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         raise click.ClickException("\n".join([said, *getattr(error, "__notes__", ())])) from error
@@ -190,7 +192,10 @@ def parse_numbers(text: str, seed: int = 0) -> Any:
     try:
         values = [[float(part) for part in row] for row in rows]
     except ValueError as error:
-        raise click.UsageError(f"--input: {error}; give numbers, 1,2,3 or in rows '1,2; 3,4'") from error
+        raise click.UsageError(
+            f"--input: {error}; give numbers, 1,2,3 or in rows '1,2; 3,4', or the shape of random ones, 2x3, of whole "
+            "ones below 10 2x3:10"
+        ) from error
     if not values or len({len(row) for row in values}) != 1:
         raise click.UsageError("--input: every row needs the same number of numbers, at least one: '1,2; 3,4'")
     return torch.tensor(values if ";" in text else values[0])

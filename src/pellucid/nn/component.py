@@ -74,9 +74,9 @@ class Running:
     def __prepare_scriptable__(self) -> Any:
         """Say, when torch.jit.script asks, that it cannot read a layer that is a formula."""
         raise NotImplementedError(
-            f"{label(self)}: torch.jit.script cannot read it, for it is written as a formula. Call "  # type: ignore[arg-type]
-            "pellucid.restore(model), which puts torch.nn's layer of this name in its place, or use torch.export or "
-            "torch.jit.trace."
+            f"{label(self)}: torch.jit.script cannot read it, for it is written as a formula. Use "  # type: ignore[arg-type]
+            "torch.export or torch.jit.trace; where torch.nn has a layer of this name, pellucid.restore(model) puts "
+            "that in its place."
         )
 
     def _was_run_by(self, backend: str) -> None:

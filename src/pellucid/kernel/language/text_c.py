@@ -26,7 +26,7 @@ def headers() -> str:
 
 def header(name: str) -> str:
     """The text of one header."""
-    return (importlib.resources.files("pellucid.kernel") / "c" / name).read_text()
+    return (importlib.resources.files("pellucid.kernel") / "c" / name).read_text(encoding="utf-8")
 
 
 def indented(lines: Iterable[str], depth: int = 1) -> list[str]:
