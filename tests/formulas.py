@@ -203,11 +203,11 @@ def headed(x, h, *, U: "input hidden", W: "hidden hidden"):
 
 
 @pellucid.cell
-def fast_weights(x, h, A: "memory", *, U: "input hidden", W):
-    size = h.shape[-1]
+def fast_weights(x, h, A: "2*hidden", *, U, W, K: "hidden 2"):
     h = torch.tanh(x @ U + h @ W)
-    A = 0.9 * A.unflatten(-1, (size, size)) + 0.5 * h.unsqueeze(-1) @ h.unsqueeze(-2)
-    return torch.tanh((A.transpose(-1, -2) @ h.unsqueeze(-1)).squeeze(-1)), A.flatten(-2)
+    key = torch.softmax(h @ K, -1).unsqueeze(-1)
+    A = 0.9 * A.unflatten(-1, (2, -1)) + 0.5 * key @ h.unsqueeze(-2)
+    return torch.tanh(A.transpose(-1, -2) @ key).squeeze(-1), A.flatten(-2)
 
 
 @pellucid.cell
@@ -262,7 +262,7 @@ WORKING = [
     (delayed, {}),
     (divided, {}),
     (headed, {}),
-    (fast_weights, {"memory": 16}),
+    (fast_weights, {}),
     (best_of_two, {}),
     (rotated, {}),
     (neighbours, {}),

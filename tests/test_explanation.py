@@ -237,6 +237,24 @@ def test_the_check_finds_a_layer_that_is_not_its_formula():
     assert quietly(nn.LayerNorm(4), x).check.agrees  # both have it in the same places
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "ran"),
+    [
+        (leaky(3, 4), (5, 1, 3), "stepwise"),
+        (nn.GRU(3, 4), (5, 1, 3), "stepwise"),
+        (nn.Conv1d(2, 3, 3), (1, 2, 6), "torch"),
+        (nn.MaxPool2d(2), (1, 1, 4, 4), "torch"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_the_check_names_what_ran_the_layer(layer: nn.Module, shape: tuple[int, ...], ran: str):
+    x = torch.randn(shape)
+    with pellucid.backend("naive"):
+        layer(x)
+    with pellucid.backend("stepwise"):
+        assert quietly(layer, x).check.text.endswith(f"The layer ran on the backend “{ran}”.")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_every_dtype(dtype):
     for layer, shape in ((nn.LSTM(4, 3), (5, 4)), (nn.Conv1d(2, 3, 2), (1, 2, 6)), (nn.LayerNorm(4), (3, 4))):

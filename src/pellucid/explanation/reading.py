@@ -46,7 +46,7 @@ class Sequence_:
     """The first sequence of a batch: x (steps, 1, features), and the initial state of every level and direction.
 
     ``further`` are the inputs after the first, (steps, 1, size), ``output`` is what the layer itself gave for this
-    sequence, ``lengths`` are how many real steps each sequence of the batch has.
+    sequence, ``lengths`` are how many real steps each sequence of the batch has, ``backend`` is what ran the layer.
     """
 
     x: Tensor
@@ -54,6 +54,7 @@ class Sequence_:
     states: list[list[Tensor]]
     output: Tensor
     lengths: list[int]
+    backend: str
 
     @property
     def batch(self) -> int:
@@ -181,6 +182,7 @@ def read(request: Request) -> Sequence_:
     given = further if lengths is None else {"lengths": lengths, **further}
     with torch.no_grad(), in_eval(layer):
         result = layer(x, state, **given, **options)
+        backend = layer.backend
     if one_step:
         output = result if isinstance(result, Tensor) else result[0]
         output, x = output.unsqueeze(0), x.unsqueeze(0)
@@ -198,7 +200,7 @@ def read(request: Request) -> Sequence_:
         states = None if states is None else [entry.unsqueeze(1) for entry in states]
     elif layer.batch_first and not one_step and not isinstance(x, PackedSequence):
         read = [value.transpose(0, 1) for value in read]
-    return _first(layer, read, states, lengths)
+    return _first(layer, read, states, lengths, backend)
 
 
 def _ones(request: Request, x: Any, name: str) -> Any:
@@ -225,7 +227,9 @@ def _cut(
     return x.narrow(axis, 0, READ), cut, lengths
 
 
-def _first(layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None, lengths: Any) -> Sequence_:
+def _first(
+    layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None, lengths: Any, backend: str
+) -> Sequence_:
     """Pick the first sequence; ``read`` are x, output and further inputs, (steps, batch, features)."""
     x, output, *further = read
     if not x.shape[1]:
@@ -238,7 +242,7 @@ def _first(layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None
     every = [x.shape[0]] * x.shape[1] if lengths is None else torch.as_tensor(lengths).reshape(-1).tolist()
     steps = every[0]
     initial = [[entry[row, :1] for entry in states] for row in range(rows)]
-    return Sequence_(x[:steps, :1], [v[:steps, :1] for v in further], initial, output[:steps, 0], every)
+    return Sequence_(x[:steps, :1], [v[:steps, :1] for v in further], initial, output[:steps, 0], every, backend)
 
 
 def _entries(state: Any) -> tuple[Tensor, ...]:

@@ -57,7 +57,7 @@ class RecurrentExplained:
         sequence = self.sequence
         worked = min(sequence.steps, WORKED if self.request.steps is None else self.request.steps)
         traced, traces, last = self.reading.run(sequence, worked)
-        check = shared.check(traced, sequence.output, self.layer.backend, texts)
+        check = shared.check(traced, sequence.output, sequence.backend, texts)
         if self.layer.training and self.layer.solution().sites:
             traces, last = self.reading.train(sequence, worked, self.request.seed)
         name = runs_as(kind_of(self.layer)).__name__

@@ -134,10 +134,10 @@ class WindowedExplained(ComponentExplained):
         if entries <= WHOLE:
             traced = self.tracer(**self.bound).result
             traced = traced[0] if isinstance(traced, tuple) else traced
-            return shared.check(traced.reshape(self.output.shape), self.output, None, self.texts)
+            return shared.check(traced.reshape(self.output.shape), self.output, self.backend, self.texts)
         results = [_result(trace) for _, trace in self.traces]
         real = torch.stack([self.output[place] for place, _ in self.traces])
-        return shared.check(torch.stack(results), real, None, self.texts)
+        return shared.check(torch.stack(results), real, self.backend, self.texts)
 
     def notes(self) -> Iterator[str]:
         """Which sample and channel are worked out."""
