@@ -610,6 +610,7 @@ def test_a_signature_outside_the_contract_is_refused(function, words):
         ((4, 6), {"hidden": True}, pellucid.FormulaError, "hidden is a whole number from 1"),
         ((4, 6), {"hidden": 3, "q": 1}, TypeError, "unexpected argument 'q'.*output_size.*hidden, k"),
         ((4, 6), {"hidden": 3, "k": torch.ones(2)}, pellucid.FormulaError, "hyperparameter k is a number"),
+        ((4, 6), {"hidden": 3, "k": "2"}, pellucid.FormulaError, "hyperparameter k is a number, not a str"),
         ((4, 6), {"hidden": 3, "seed": 1, "generator": torch.Generator()}, ValueError, "pass one of them"),
     ],
 )

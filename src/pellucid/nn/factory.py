@@ -67,7 +67,8 @@ class Factory:
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise FormulaError(f"{self.source.name}: the size {name} is a whole number from 1, not {size!r}")
         for name, value in values.items():
-            if not isinstance(value, (int, float, str)):
+            word = isinstance(value, str) and not isinstance(known[name].default, (int, float))
+            if not isinstance(value, (int, float)) and not word:
                 raise FormulaError(
                     f"{self.source.name}: the hyperparameter {name} is a number, not a {type(value).__name__}. A "
                     f"tensor that does not change may stand in the formula as a variable of its module; one that is "
