@@ -137,3 +137,15 @@ def test_what_has_no_kernel_warns_once_and_is_right(ran):
     (grad,) = torch.autograd.grad(y, x, torch.arange(9.0).expand(4, 9))
     assert torch.equal(grad, x.argsort(-1).argsort(-1).float())
     assert not ran
+
+
+def test_a_parameter_of_three_axes_has_no_kernel():
+    @pellucid.layer
+    def neighbours(x, *, k: "1 1 3"):
+        return F.conv1d(x.unsqueeze(1), k, padding=1).squeeze(1)
+
+    layer, x = neighbours(8), torch.randn(2, 3, 8)
+    with pytest.warns(pellucid.errors.PellucidWarning, match=r"neighbours runs stepwise.*3 axes, k"):
+        found = layer(x)
+    assert layer.backend == "stepwise"
+    torch.testing.assert_close(found, F.conv1d(x.view(6, 1, 8), layer.k, padding=1).view(2, 3, 8))

@@ -61,7 +61,7 @@ class RowProgram:
         steps: list[fx.Node] = []
         try:
             self._plan(self.result, steps)
-        except RecursionError as error:
+        except (RecursionError, Unsupported) as error:
             warn_of_fallback(self.name, error)
         else:
             self._steps = steps
@@ -137,6 +137,9 @@ class _Part:
         self.offsets = self._offsets(program)
         self.of_rows = [n in program.of_rows for n in self.leaves]
         self.axes = [2 if rows else n.meta["val"].dim() for n, rows in zip(self.leaves, self.of_rows, strict=True)]
+        for leaf, axes in zip(self.leaves, self.axes, strict=True):
+            if axes > 2:
+                raise Unsupported(f"a value of {axes} axes, {leaf.name},")
         names = tuple(n.name for n in (*self.leaves, *self.draws))
         count = len(self.leaves)
         self.recipe = nested.Recipe(
