@@ -54,8 +54,9 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True)
 def kernels_are_faster(monkeypatch):
-    """Let recurrent layers run their kernels, and not torch's operator where that is measured to be faster."""
-    monkeypatch.setattr("pellucid.nn.recurrence.torch_recurrence.faster", lambda *_: False)
+    """Let recurrent layers run their kernels, and nothing else that is measured to be faster."""
+    for chooser in ("nn.recurrence.torch_recurrence", "kernel.recurrence.few_steps"):
+        monkeypatch.setattr(f"pellucid.{chooser}.faster", lambda *_: False)
 
 
 @pytest.fixture
