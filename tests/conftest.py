@@ -55,7 +55,7 @@ def pytest_unconfigure():
 @pytest.fixture(autouse=True)
 def kernels_are_faster(monkeypatch):
     """Let recurrent layers run their kernels, and nothing else that is measured to be faster."""
-    for chooser in ("nn.recurrence.torch_recurrence", "kernel.recurrence.few_steps"):
+    for chooser in ("nn.recurrence.torch_recurrence", "kernel.small"):
         monkeypatch.setattr(f"pellucid.{chooser}.faster", lambda *_: False)
 
 

@@ -20,7 +20,7 @@ from pellucid.kernel.random import in_memory, unseen
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.recurrence.call import Backward, Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
-from pellucid.kernel.recurrence.few_steps import definition_is_faster
+from pellucid.kernel.recurrence.few_steps import by_definition
 from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
@@ -74,7 +74,7 @@ def recurrence(
         if not plain and (_transformed() or not in_memory(*tensors)):
             return [_differentiable(*given) for given in each], _reference(text, training, calls[0]).name
         wanted = tuple([t.requires_grad for t in tensors]) if differentiable else ()
-        if plain and division == WHOLE and definition_is_faster(text, training, calls, states, wanted, recurrence):
+        if plain and division == WHOLE and by_definition(text, training, calls, states, wanted, recurrence):
             return [_defined(*given) for given in each], "naive"
 
         def compute(run: Runner) -> tuple[list[Result], str]:

@@ -1,4 +1,4 @@
-"""Few steps by the author's function itself, where that was measured to be faster than a kernel."""
+"""Few steps and few rows by the author's function itself, where that was measured to be faster than a kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 import pellucid
 from pellucid import nn
+from pellucid.kernel import small
 from pellucid.kernel.recurrence import few_steps
 
 
@@ -42,7 +43,7 @@ def halves(x, h, c, *, U):
 def asked(monkeypatch):
     """The questions that were asked; the author's function is always found to be faster."""
     questions = []
-    monkeypatch.setattr(few_steps, "faster", lambda *given: questions.append(given) or True)
+    monkeypatch.setattr(small, "faster", lambda *given: questions.append(given) or True)
     monkeypatch.setattr(few_steps, "_chosen", {})
     return questions
 
@@ -88,7 +89,7 @@ def test_it_is_asked_once_for_each_circumstance(asked):
 
 
 def test_a_kernel_that_is_faster_runs(asked, monkeypatch):
-    monkeypatch.setattr(few_steps, "faster", lambda *given: asked.append(given) and False)
+    monkeypatch.setattr(small, "faster", lambda *given: asked.append(given) and False)
     layer = leaky(5, 4)
     layer(torch.randn(1, 3, 5))
     assert layer.backend == "c"
@@ -151,3 +152,58 @@ def test_a_record_of_few_steps():
         assert layer.backend == "naive"
         with pellucid.backend("c"):
             torch.testing.assert_close((output, values), layer(x, record=["i", "c"])[::2])
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def masked(x, *, gamma=pellucid.ones, p: float = 0.25):
+    """Rows of which some entries are dropped."""
+    return pellucid.dropout(torch.tanh(x), p) * gamma
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_function_computes_what_the_kernels_of_rows_do(shape, dtype):
+    layer, found = pellucid.layer(masked)(6, dtype=dtype), {}
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    for name in ("auto", "c"):
+        torch.manual_seed(1)
+        with pellucid.backend(name):
+            y = layer(x)
+        first = torch.autograd.grad(y.square().sum(), [x, layer.gamma], create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, layer.gamma])
+        with torch.no_grad(), pellucid.backend(name):
+            silent = layer.eval()(x)
+        assert layer.train().backend == ("stepwise" if name == "auto" else "c")
+        found[name] = [y, first, second, silent]
+    torch.testing.assert_close(*found.values())
+
+
+def test_rows_are_asked_for_once_and_where_they_are_few(asked, monkeypatch):
+    layer, x = pellucid.layer(masked)(6), torch.randn(5, 6)
+    for _ in range(2):
+        layer(x)
+    layer.eval()(x)
+    assert [given[0] for given in asked] == [
+        "masked in training [8, 8] float32, 1 gradients",
+        "masked in eval [8, 8] float32, 1 gradients",
+    ]
+    for _, kernel, usual, other, leaves in asked:
+        assert "torch.tanh(x)" in kernel
+        assert len(leaves) == 1
+        torch.testing.assert_close(usual(), other())
+    assert layer.backend == "stepwise"
+    monkeypatch.setattr("pellucid.nn.rows.row_wise.SMALL", 29)
+    layer(x)
+    assert layer.backend == "c"
+
+
+@pytest.mark.usefixtures("asked")
+def test_rows_have_memory_of_their_own():
+    """A view of what a layer reads is left to the kernel, which copies."""
+    layer, x = pellucid.layer(lambda x: x[:, :2])(4), torch.randn(3, 4)
+    kept = x.clone()
+    layer(x).zero_()
+    torch.testing.assert_close(x, kept, rtol=0, atol=0)
