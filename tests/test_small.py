@@ -78,9 +78,9 @@ def test_it_is_asked_once_for_each_circumstance(asked):
         layer(x)
     layer.eval()(x)
     assert [given[0] for given in asked] == [
-        "few steps of leaky in training [1, 4, 8] float32, 3 gradients",
-        "few steps of leaky in training [1, 4, 8] float32, 0 gradients",
-        "few steps of leaky in eval [1, 4, 8] float32, 3 gradients",
+        "small steps of leaky in training [1, 4, 8] float32, 3 gradients",
+        "small steps of leaky in training [1, 4, 8] float32, 0 gradients",
+        "small steps of leaky in eval [1, 4, 8] float32, 3 gradients",
     ]
     for _, kernel, usual, other, leaves in asked:
         assert "0.5 * h" in kernel
@@ -187,8 +187,8 @@ def test_rows_are_asked_for_once_and_where_they_are_few(asked, monkeypatch):
         layer(x)
     layer.eval()(x)
     assert [given[0] for given in asked] == [
-        "masked in training [8, 8] float32, 1 gradients",
-        "masked in eval [8, 8] float32, 1 gradients",
+        "small rows of masked in training [8, 8] float32, 1 gradients",
+        "small rows of masked in eval [8, 8] float32, 1 gradients",
     ]
     for _, kernel, usual, other, leaves in asked:
         assert "torch.tanh(x)" in kernel

@@ -11,24 +11,37 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pellucid.kernel.choice import faster, unhooked
+from pellucid.kernel.choice import faster, rounded, unhooked
 from pellucid.kernel.language.text_c import headers
+from pellucid.kernel.registry import chosen_backend
 
-EXACT = (torch.float32, torch.float64)  # others the author's function would round after each operation
 Way = Callable[[], Sequence[Tensor]]
 
 
-def definition_is_faster(question: str, formula: str, given: Sequence[Tensor], usual: Way, definition: Way) -> bool:
+def may_run_definition(x: Tensor) -> bool:
+    """Whether an input is one that the author's function may read in the place of kernels.
+
+    Numbers of 16 bits it would round after each operation.
+    """
+    return x.is_cpu and x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and chosen_backend() == "auto"
+
+
+def definition_is_faster(
+    work: str, training: bool, formula: str, given: Sequence[Tensor], usual: Way, definition: Way
+) -> bool:
     """Whether the author's function takes clearly less time than kernels, and gives what may stand in their place.
 
     Args:
-        question: what is asked: the kind of work, its sizes and types.
+        work: what it computes.
+        training: whether random draws take place.
         formula: all that decides the kernels.
-        given: what both ways read, `copied`.
+        given: what both ways read, `copied`, the input first.
         usual: computes the results by kernels.
         definition: computes them by the author's function.
     """
-    leaves = [t for t in given if t.requires_grad]
+    x, leaves = given[0], [t for t in given if t.requires_grad]
+    mode = "training" if training else "eval"
+    question = f"small {work} in {mode} {rounded(x.shape)} {str(x.dtype)[6:]}, {len(leaves)} gradients"
     if not faster(question, headers() + formula, lambda: usual()[0], lambda: definition()[0], leaves):
         return False
     with torch.set_grad_enabled(bool(leaves)), unhooked():

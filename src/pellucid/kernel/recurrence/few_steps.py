@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.kernel.choice import remembered, rounded
+from pellucid.kernel.choice import remembered
 from pellucid.kernel.recurrence.call import Call
-from pellucid.kernel.registry import backend, chosen_backend, definition
-from pellucid.kernel.small import EXACT, copied, definition_is_faster
+from pellucid.kernel.registry import backend, definition
+from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
 
 MOST_STEPS = 8
 
@@ -37,14 +37,7 @@ def by_definition(
         run: `launch.recurrence`, by the backend that is asked for.
     """
     x = calls[0].x
-    if (
-        x.shape[0] > MOST_STEPS
-        or not x.is_cpu
-        or x.dtype not in EXACT
-        or x.numel() == 0
-        or calls[0].lengths is not None
-        or chosen_backend() != "auto"
-    ):
+    if x.shape[0] > MOST_STEPS or calls[0].lengths is not None or not may_run_definition(x):
         return False
     case = (text, training, x.shape, x.dtype, wanted, torch.get_num_threads())
     return remembered(_chosen, case, lambda: _is_faster(text, training, calls, states, run))
@@ -63,7 +56,5 @@ def _is_faster(text: str, training: bool, calls: Sequence[Call], states: States,
 
         return compute
 
-    source, gradients = definition(text, training)[0], sum(t.requires_grad for t in given)
-    mode = "training" if training else "eval"
-    question = f"few steps of {source.name} in {mode} {rounded(x.shape)} {str(x.dtype)[6:]}, {gradients} gradients"
-    return definition_is_faster(question, source.text + text, given, by("c"), by("naive"))
+    source = definition(text, training)[0]
+    return definition_is_faster(f"steps of {source.name}", training, source.text + text, given, by("c"), by("naive"))

@@ -14,10 +14,9 @@ from pellucid.errors import axes_of_features, label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.choice import remembered, rounded
-from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.choice import remembered
 from pellucid.kernel.rows.nested import Draws, language, language_for
-from pellucid.kernel.small import EXACT, copied, definition_is_faster
+from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 
@@ -185,7 +184,7 @@ class RowWise(Running, Component, Drawing):
     def _is_left(self, given: Sequence[Tensor], numbers: Numbers | None) -> bool:
         """Whether small work is left to the author's function, because that was measured to be faster."""
         x = given[0]
-        if x.numel() > SMALL or not x.is_cpu or x.dtype not in EXACT or chosen_backend() != "auto":
+        if x.numel() > SMALL or not may_run_definition(x):
             return False
         grad = torch.is_grad_enabled()
         wanted = tuple([grad and t.requires_grad for t in given])
@@ -201,9 +200,11 @@ class RowWise(Running, Component, Drawing):
             def by_function() -> list[Tensor]:
                 return [self._by_function(copies, numbers)]
 
-            source, mode = self.layer.source, "training" if self.training else "eval"
-            question = f"{source.name} in {mode} {rounded(x.shape)} {str(x.dtype)[6:]}, {sum(wanted)} gradients"
-            return definition_is_faster(question, f"{source.text}{self._key}", copies, by_kernels, by_function)
+            source = self.layer.source
+            formula = f"{source.text}{self._key}"
+            return definition_is_faster(
+                f"rows of {source.name}", self.training, formula, copies, by_kernels, by_function
+            )
 
         return remembered(self.layer.left, case, measured)
 
