@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from pellucid.explanation.lines import Lines, Site
+from pellucid.explanation.lines import Lines
 from pellucid.explanation.report import KEPT, KEPT_AXIS
+from pellucid.explanation.sites import Site
 from pellucid.formula.rewrite import rewritten
 
 RECORD = "__pellucid_record__"

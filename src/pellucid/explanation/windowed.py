@@ -18,8 +18,7 @@ from pellucid.explanation.report import Check, Picture, Step, SymbolRow, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.nn.component import SymbolShape
-from pellucid.nn.convolution.text_convolution import rises_from_zero
-from pellucid.nn.pooling.pooling import Average, pool
+from pellucid.nn.pooling.pooling import Average, pool, rises_from_zero
 from pellucid.nn.windowed import AXES, Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise

@@ -18,9 +18,6 @@ from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 from pellucid.nn.windowed import AXES, name_axes
 
-__all__ = ["DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropoutFamily", "LockedDropout", "drop"]
-
-
 # Entries below which a mask is made and multiplied with: what Python does around a kernel takes longer.
 SMALL = 2**14
 

@@ -24,8 +24,6 @@ from pellucid.nn.normalization.averages import Average, Over, Remembered
 from pellucid.nn.padding import real_entries
 from pellucid.nn.windowed import AXES
 
-__all__ = ["Normalization", "NormalizationFamily", "normalize"]
-
 
 def normalize(
     x: Tensor, *, average: Callable[[Tensor], Tensor], gamma: Tensor | float, beta: Tensor | float, eps: float

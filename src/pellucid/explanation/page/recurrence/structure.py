@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.explanation.lines import Lines, Site
+from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import Paper
 from pellucid.explanation.pieces import Name
+from pellucid.explanation.sites import Site
 
 Source = list[
     Any
