@@ -16,10 +16,11 @@ from pellucid.explanation.cost import bytes_of
 from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Reading, Sequence_, read
-from pellucid.explanation.reasons import dim_text, sentences, shape_of
+from pellucid.explanation.reasons import dim_text, sentences
 from pellucid.explanation.report import Cost, Report, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
+from pellucid.explanation.typesetting import shape_of
 from pellucid.explanation.unrolling import unrolled
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells

@@ -18,12 +18,13 @@ from pellucid.explanation.page.recurrence.backward import Backward
 from pellucid.explanation.page.recurrence.structure import Shapes, Structure
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Provider
-from pellucid.explanation.reasons import by_axis, shape_of
+from pellucid.explanation.reasons import by_axis
 from pellucid.explanation.recurrent import THEIRS, RecurrentExplained
 from pellucid.explanation.report import Exhibit
 from pellucid.explanation.sites import Site
 from pellucid.explanation.texts import Texts, languages
 from pellucid.explanation.trace import recording
+from pellucid.explanation.typesetting import shape_of
 from pellucid.formula.draws import provided_by
 from pellucid.formula.shapes import split_result
 
