@@ -88,8 +88,7 @@ def program(
                 recorded.append(value)
             return value
 
-        function = recording(lines, record) if lines.known else lines.function
-        results = _results(function, names, values, others, positional, bind)
+        results = _results(recording(lines, record), names, values, others, positional, bind)
         return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]

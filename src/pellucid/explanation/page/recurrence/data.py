@@ -71,7 +71,7 @@ class Recurrence:
                 recorded.append(value.detach())
             return value
 
-        function = recording(self.lines, record) if self.lines.known else self.lines.function
+        function = recording(self.lines, record)
         states, outputs, values = [state.clone() for state in self.sequence.states[0]], [], []
         self.states = [[state] for state in states]
         for step in range(self.steps):
