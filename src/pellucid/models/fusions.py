@@ -97,7 +97,7 @@ class Plans:
             key += tuple([(name, _sort(value)) for name, value in named.items()])
         plan = self.known.get(key)
         if plan is not None and plan.by_shape:
-            key += tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
+            key += _shapes(args, named)
             plan = self.known.get(key)
         if plan is None or plan.plain is not plain or (plan.forward is not None and not plan.forward.holds(module)):
             plan = self._plan(key, module, plain, args, named)
@@ -140,7 +140,7 @@ class Plans:
             plan.parts, plan.layers = len(found.groups) + len(found.pieces), tuple(found.layers)
         if shaped and not any(isinstance(part, torch.Size) for part in key):
             self.known[key] = Plan(plain, by_shape=True)
-            key += tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
+            key += _shapes(args, named)
         self.known[key] = plan
         return plan
 
@@ -177,6 +177,11 @@ def traced(
         if not known:
             raise
         return trace(module, plain, *signs(True), training), True
+
+
+def _shapes(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[torch.Size, ...]:
+    """The shapes of the tensors that a forward is called with."""
+    return tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
 
 
 def _circumstances() -> tuple[Any, ...]:
