@@ -52,10 +52,9 @@ class LastAxes(NormalizationFamily):
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes."""
         last = len(self.normalized_shape)
-        features = ("features",) if last == 1 else tuple(f"feature axis {axis}" for axis in range(1, last + 1))
         first = max(0, x.ndim - last)
         before = ("batch", "time") if first == 2 else ("batch", *(f"axis {axis}" for axis in range(1, first)))
-        names = (*before[:first], *features)
+        names = (*before[:first], *self._affine_axes())
         if tuple(x.shape[first:]) != tuple(self.normalized_shape):
             wanted = f"(..., {', '.join(map(str, self.normalized_shape))}), its normalized_shape"
             places = [axis for axis in range(x.ndim) if last == 1 and x.shape[axis] == self.normalized_shape[0]]
