@@ -22,9 +22,9 @@ from pellucid.nn.dropout.drop_connect import DropConnect
 from pellucid.nn.dropout.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
 from pellucid.nn.linear import Linear
 from pellucid.nn.normalization.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from pellucid.nn.normalization.general import Normalization
 from pellucid.nn.normalization.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from pellucid.nn.normalization.layer_norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
-from pellucid.nn.normalization.normalization import Normalization
 from pellucid.nn.pooling.lengthpool import LengthPool
 from pellucid.nn.pooling.pooling import (
     AdaptiveAvgPool1d,

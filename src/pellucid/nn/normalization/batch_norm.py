@@ -16,7 +16,9 @@ from pellucid.kernel.random import unseen
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
 from pellucid.nn.normalization.averages import Average, Over, Remembered, Synchronized
-from pellucid.nn.normalization.normalization import ALONE, FAR, SMALL, ChannelFirst, Company, is_far, space_axes
+from pellucid.nn.normalization.by_torch import FAR, is_far
+from pellucid.nn.normalization.formula import ALONE, Company
+from pellucid.nn.normalization.normalization import SMALL, ChannelFirst, space_axes
 
 
 class Remembering(ChannelFirst):

@@ -13,15 +13,9 @@ from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.normalization.averages import Average, Grouped, Neighbours
 from pellucid.nn.normalization.batch_norm import wrong_channels
-from pellucid.nn.normalization.normalization import (
-    ALONE,
-    ChannelFirst,
-    Company,
-    NormalizationFamily,
-    by_group_norm,
-    is_far,
-    space_axes,
-)
+from pellucid.nn.normalization.by_torch import by_group_norm, is_far
+from pellucid.nn.normalization.formula import ALONE, Company
+from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily, space_axes
 
 
 def normalize_by_root_mean_square(
