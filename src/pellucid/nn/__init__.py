@@ -9,8 +9,9 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from pellucid.nn import parametrizations
+from pellucid.nn.convolution.conv1d import Conv1d
+from pellucid.nn.convolution.conv2d import Conv2d, Conv3d
 from pellucid.nn.convolution.conv_pool import ConvPool1d, ConvPool2d, ConvPool3d
-from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.convolution.receptive import ReceptiveField, receptive_field
 from pellucid.nn.convolution.separable import SeparableConv1d, SeparableConv2d, SeparableConv3d
 from pellucid.nn.convolution.tcn import TCN
