@@ -14,7 +14,7 @@ from torch import Tensor
 from pellucid.errors import FormulaError
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.program import Unsupported, flat, gradient, program
-from pellucid.explanation.page.recurrence.backward import Backward
+from pellucid.explanation.page.recurrence.backward import PATCH, WIDEST, Backward
 from pellucid.explanation.page.recurrence.structure import Shapes, Structure
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Provider
@@ -31,9 +31,7 @@ from pellucid.formula.shapes import split_result
 BYTES = 1_050_000  # of numbers that are carried whole; base64 makes 1.4 million characters of them
 PARTLY = 150_000  # numbers of all steps that are carried of a larger layer
 WORK = 4_000_000  # weights × steps that a browser takes while one waits
-WIDEST = 128  # states whose Jacobians are multiplied out
 EXACT = 8  # of a large layer: the first units, and as many that change most
-PATCH = 8  # rows and columns of a gradient
 WORD = re.compile("[^\\W_ₜ₋₁]+")
 OVERVIEW = (32, 96)  # blocks of an overview: units, steps
 
