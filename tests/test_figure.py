@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import sys
@@ -17,14 +16,15 @@ import torch
 
 import formulas
 import pellucid
-from explaining import GOLDEN, SENTENCE, quietly
+from explaining import SENTENCE, quietly
+from goldens import golden
 from pellucid import nn
 from pellucid.explanation import examples, figure
 from pellucid.explanation.figure import convert, measure
 from pellucid.explanation.figure.sheet import style
-from pellucid.explanation.report import Picture, Report, Rows, Unrolled, Values
+from pellucid.explanation.report import Picture, Rows, Unrolled, Values
 from pellucid.nn.recurrence.cell import Cell
-from test_explanation_text import GOLDENS
+from test_explanation_text import golden_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -395,23 +395,11 @@ def test_a_value_that_is_no_number_is_written():
 FIGURES = ("rnn", "lstm", "conv2d", "conv1d", "batchnorm", "layernorm", "dropout")
 
 
-def golden_report(name: str, lang: str) -> Report:
-    arguments, options = GOLDENS[name]()
-    with pellucid.backend("stepwise"):  # there is one on every machine
-        report = quietly(*arguments, lang=lang, **options)
-    rounding = re.sub(r"(differ by|最大相差) \S+?(?=[ （])", r"\1 …", report.check.text)  # another on other machines
-    return replace(report, check=replace(report.check, text=rounding))
-
-
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_golden(name: str, lang: str):
-    """The whole figure; PELLUCID_GOLDEN=write writes what is then to be looked at and committed."""
     svg = figure.svg(golden_report(name, lang)).replace("><", ">\n<")
-    path = GOLDEN / f"{name}.{lang}.svg"
-    if os.environ.get("PELLUCID_GOLDEN") == "write":
-        path.write_text(svg, encoding="utf-8")
-    assert svg == path.read_text(encoding="utf-8")
+    assert svg == golden(f"{name}.{lang}.svg", svg)
     assert len(svg.encode()) < 40_000
 
 
