@@ -406,19 +406,15 @@ def test_golden(name: str, lang: str):
 # -- png and pdf ----------------------------------------------------------------------------------------------------
 
 
-def test_png_is_as_large_as_its_scale():
+def test_png_has_two_pixels_for_one():
     pytest.importorskip("vl_convert")
     report = quietly("rnn")
     root = ET.fromstring(figure.svg(report))
-    for scale in (1, 2):
-        picture = figure.png(report, scale)
-        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-        width, height = struct.unpack(">II", picture[16:24])
-        assert width == pytest.approx(float(root.attrib["width"]) * scale, abs=1)
-        assert height == pytest.approx(float(root.attrib["height"]) * scale, abs=1)
-    assert figure.png(report, 1, "dark") != figure.png(report, 1, "light")
-    with pytest.raises(ValueError, match="'light' or 'dark'"):
-        figure.png(report, scheme="auto")
+    picture = figure.png(report)
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", picture[16:24])
+    assert width == pytest.approx(float(root.attrib["width"]) * 2, abs=1)
+    assert height == pytest.approx(float(root.attrib["height"]) * 2, abs=1)
 
 
 def test_text_stays_text_in_a_pdf():
@@ -441,7 +437,7 @@ def test_chinese_needs_a_typeface(monkeypatch):
     pytest.importorskip("vl_convert")
     report = quietly("rnn", lang="zh")
     if convert.shows_chinese():
-        assert figure.png(report, 1).startswith(b"\x89PNG")
+        assert figure.png(report).startswith(b"\x89PNG")
     monkeypatch.setattr(convert, "shows_chinese", lambda: False)
     for write in (figure.png, figure.pdf):
         with pytest.raises(RuntimeError, match="fonts-noto-cjk"):
