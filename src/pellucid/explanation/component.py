@@ -23,7 +23,7 @@ from pellucid.explanation.request import Request
 from pellucid.explanation.texts import Sizes, Texts
 from pellucid.explanation.trace import Trace, Tracer
 from pellucid.explanation.typesetting import sizes_of
-from pellucid.keeping import left_alone
+from pellucid.keeping import copied, left_alone
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.swapped.exchange import kind_of, runs_as
 
@@ -218,8 +218,3 @@ def fact_text(name: str, fact: Any, texts: Texts) -> Any:
     if isinstance(fact, float):
         return shared.number(fact)
     return texts(f"padding.{fact}") if name == "padding" and isinstance(fact, str) else fact
-
-
-def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copy the tensors, so that a layer may write into them."""
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)

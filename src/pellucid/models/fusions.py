@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.utils import parametrize
 
-from pellucid.keeping import left_alone
+from pellucid.keeping import Inputs, left_alone
 from pellucid.kernel.registry import chosen_backend
 from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
@@ -287,13 +287,10 @@ def plain_of(module: torch.nn.Module) -> Any:
     return getattr(module._own_kind if isinstance(module, Fused) else type(module), "forward", None)
 
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
-
-
 class Observed(NamedTuple):
     """What modules were called with, and the functions of torch that they called which pellucid would compute."""
 
-    calls: Mapping[torch.nn.Module, Call]
+    calls: Mapping[torch.nn.Module, Inputs]
     functions: Mapping[torch.nn.Module, set[Any]]
 
 
@@ -330,7 +327,7 @@ def _look(
     module: torch.nn.Module,
     places: Mapping[torch.nn.Module, list[str]],
     admits: Callable[[torch.nn.Module, list[str]], bool],
-    call: Call | None,
+    call: Inputs | None,
 ) -> Found:
     """What there is in train and in eval mode, for tensors as its arguments; of a norm, the larger group.
 
@@ -370,7 +367,7 @@ def look(module: torch.nn.Module, graph: fx.Graph, admits: Callable[[str], bool]
     return found
 
 
-def _usual(forward: Callable[..., Any]) -> Call:
+def _usual(forward: Callable[..., Any]) -> Inputs:
     """Tensors for all arguments that have no default."""
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     wanted = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -390,12 +387,12 @@ def _left_out(forward: Callable[..., Any], error: Untraceable) -> str | None:
     )
 
 
-def observed(model: torch.nn.Module, example: Call) -> Observed:
+def observed(model: torch.nn.Module, example: Inputs) -> Observed:
     """Run a model, which stays as it is, and tell what those modules are called with, and call, that may be fused.
 
     One that is called in several ways, with other constants, has the first.
     """
-    calls: dict[torch.nn.Module, Call] = {}
+    calls: dict[torch.nn.Module, Inputs] = {}
     noting = functions.Noting()
 
     def like(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from pellucid.explanation.model.run import Inputs
+from pellucid.keeping import Inputs
 from pellucid.models.checks.comparison import LOOSER, changed, origins, relative, zip_shaped
 from pellucid.models.checks.mistakes import Found, Given, first_line
 from pellucid.models.checks.samples import Samples, axis_of, first_input, is_recurrent
