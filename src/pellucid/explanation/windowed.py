@@ -18,9 +18,10 @@ from pellucid.explanation.report import Check, Picture, Step, SymbolRow, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
 from pellucid.explanation.typesetting import sizes_of
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.pooling.pooling import Average, pool, rises_from_zero
-from pellucid.nn.windowed import AXES, Windowed, WindowView
+from pellucid.nn.windowed import Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise
 LISTED = 9  # numbers that stand in a sentence at most

@@ -15,8 +15,9 @@ from pellucid.errors import label, mismatch
 from pellucid.kernel.windows import convolve as kernel
 from pellucid.kernel.windows import pointwise, triton_depthwise
 from pellucid.kernel.windows.window import LEAST_ENTRIES, Geometry, worthwhile
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import LEFT, Running, SymbolShape
-from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
+from pellucid.nn.windowed import Windowed, one_window, wrong_axes
 from pellucid.nn.windows import Line, Mode, Window, at_least_zero, extend, slide
 
 ALONG_AXES = ("stride", "padding", "dilation", "output_padding")

@@ -14,12 +14,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pellucid.errors import label, mismatch, shape_text
 from pellucid.nn import lengths as real
+from pellucid.nn.axes import name_axes
 from pellucid.nn.component import Component, SymbolShape, ran_by, written
 from pellucid.nn.convolution import streaming
 from pellucid.nn.convolution.conv1d import Conv1d
 from pellucid.nn.dropout.dropout import Dropout1d
 from pellucid.nn.parametrizations import weight_norm
-from pellucid.nn.windowed import name_axes
 
 State = tuple[Tensor, ...]
 CAUSAL = ("first", "second")  # the convolutions of a block that read earlier steps

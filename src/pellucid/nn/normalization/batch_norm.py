@@ -13,12 +13,13 @@ from torch import Tensor
 from pellucid.errors import label, shape_text
 from pellucid.kernel.largest import most_deviations
 from pellucid.kernel.random import unseen
+from pellucid.nn.axes import space_axes
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
 from pellucid.nn.normalization.averages import Average, Over, Remembered, Synchronized
 from pellucid.nn.normalization.by_torch import FAR, is_far
 from pellucid.nn.normalization.formula import ALONE, Company
-from pellucid.nn.normalization.normalization import SMALL, ChannelFirst, space_axes
+from pellucid.nn.normalization.normalization import SMALL, ChannelFirst
 
 
 class Remembering(ChannelFirst):

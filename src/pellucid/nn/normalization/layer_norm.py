@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
+from pellucid.nn.axes import axes_of_features, space_axes
 from pellucid.nn.normalization.averages import Average, Grouped, Neighbours
 from pellucid.nn.normalization.batch_norm import wrong_channels
 from pellucid.nn.normalization.by_torch import by_group_norm, is_far
 from pellucid.nn.normalization.formula import ALONE, Company
-from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily, space_axes
+from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily
 
 
 def normalize_by_root_mean_square(
@@ -47,8 +48,7 @@ class LastAxes(NormalizationFamily):
         """Name the axes."""
         last = len(self.normalized_shape)
         first = max(0, x.ndim - last)
-        before = ("batch", "time") if first == 2 else ("batch", *(f"axis {axis}" for axis in range(1, first)))
-        names = (*before[:first], *self._affine_axes())
+        names = (*axes_of_features(first + 1)[:-1], *self._affine_axes())
         if tuple(x.shape[first:]) != tuple(self.normalized_shape):
             wanted = f"(..., {', '.join(map(str, self.normalized_shape))}), its normalized_shape"
             places = [axis for axis in range(x.ndim) if last == 1 and x.shape[axis] == self.normalized_shape[0]]

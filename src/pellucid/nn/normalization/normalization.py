@@ -27,7 +27,6 @@ from pellucid.nn.normalization.formula import (
     to_formula,
 )
 from pellucid.nn.padding import real_entries
-from pellucid.nn.windowed import AXES
 
 # Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
 SMALL = 2**19
@@ -360,12 +359,6 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         return kind(
             f"{label(self)}: the input has the shape {shape_text(x.shape, axes)}, but the layer reads {wanted}. {cure}"
         )
-
-
-def space_axes(count: int) -> tuple[str, ...]:
-    """Name the ``count`` axes of (batch, channels, *space)."""
-    space = AXES.get(count - 2, tuple(f"space {axis}" for axis in range(1, count - 1)))
-    return ("batch", "channels", *space)[:count]
 
 
 class ChannelFirst(NormalizationFamily):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.errors import label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
@@ -18,6 +18,7 @@ from pellucid.kernel.choice import remembered, rounded
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows.nested import Draws, language, language_for
 from pellucid.kernel.small import EXACT, copied, definition_is_faster
+from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 
