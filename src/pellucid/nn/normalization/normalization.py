@@ -378,3 +378,11 @@ class ChannelFirst(NormalizationFamily):
 
     def _time_axis(self, x: Tensor) -> int | None:
         return 2 if x.ndim == 3 else None
+
+
+def wrong_channels(x: Tensor, wanted: int, argument: str = "num_features") -> str:
+    """Guess why the channels do not fit."""
+    axes = [axis for axis in range(2, x.ndim) if x.shape[axis] == wanted]
+    if axes:
+        return f"Axis {axes[-1]} has that size: if it holds the channels, pass x.movedim({axes[-1]}, 1)."
+    return f"Pass {argument}={x.shape[1]}, or change what comes before."
