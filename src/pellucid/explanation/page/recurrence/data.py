@@ -152,7 +152,7 @@ class Recurrence:
     def _series(self) -> list[tuple[Tensor, bool, bool]]:
         return list(zip(self.values, self.rows, self.once, strict=True))
 
-    def carried(self, place: int) -> dict[str, Any] | None:
+    def carried(self, place: int) -> dict[str, Any]:
         """A recorded value: of every carried step a row; of a matrix the only one, or its corner."""
         value, row, once = self.values[place], self.rows[place], self.once[place]
         shape = list(value.shape[1:])
@@ -205,8 +205,8 @@ class Recurrence:
                 {"name": s.name, "label": letter(s.name), "size": value.shape[-1], "rows": value[kept, 0]}
                 for s, value in zip(self.source.inputs, self.inputs, strict=True)
             ],
-            "states": [
-                {"name": s.name, "label": letter(s.name), "size": value.shape[-1], **self.states_carried(value)}
+            "states": [  # whole rows even of a large layer, for the products
+                {"name": s.name, "label": letter(s.name), "size": value.shape[-1], "rows": value[self.times]}
                 for s, value in zip(self.source.states, self.trajectory, strict=True)
             ],
             "output": {"size": self.output.shape[-1], "own": self.returned > len(self.sizes)},
@@ -227,11 +227,11 @@ class Recurrence:
                     "label": str(site.label(self.paper)),
                     "symbol": letter(site.name or ""),
                     **self.shaped(place),
-                    **(self.carried(place) or {}),
+                    **self.carried(place),
                 }
                 for place, site in enumerate(self.sites)
             ],
-            "formula": list(map(str, self.lines.on_paper(self.paper))) if self.lines.known else [],
+            "formula": list(map(str, self.lines.on_paper(self.paper))),
             "sums": list(structure.sums()) if structure else [],
             "valves": list(structure.valves()) if structure else [],
             "overview": None if self.whole else blocks(self.trajectory[0][1:].T.nan_to_num(0), *OVERVIEW),
@@ -242,10 +242,6 @@ class Recurrence:
             "backward": backward.data(),
             "programs": programs,
         }
-
-    def states_carried(self, value: Tensor) -> dict[str, Any]:
-        """The state before every carried step and after it, for the products whole rows even of a large layer."""
-        return {"rows": value[self.times]}
 
     def changes(self) -> Tensor:
         """How far the first state entry moves at every step, as a Euclidean length."""
@@ -339,7 +335,7 @@ class Recurrence:
     def uses(self, name: str) -> list[str]:
         """The lines in which a parameter stands, as on paper."""
         label = letter(name)
-        lines = list(map(str, self.lines.on_paper(self.paper))) if self.lines.known else []
+        lines = list(map(str, self.lines.on_paper(self.paper)))
         return [line for line in lines if label in WORD.findall(line)]
 
     def convention(self) -> dict[str, Any] | None:
@@ -359,12 +355,11 @@ class Recurrence:
             if key + suffix in theirs:
                 counts.append({"name": key + suffix, "shape": list(theirs[key + suffix].shape)})
         biases = [own[key + suffix].detach() for key in ("bias_ih", "bias_hh") if key + suffix in own]
-        width = biases[0].shape[0] if biases else 0
         return {
             "layer": f"torch.nn.{type(twin).__name__}",
             "pairs": pairs,
             "counts": counts,
-            "biases": [bias[: min(PATCH, width)] for bias in biases],
+            "biases": [bias[:PATCH] for bias in biases],
             "apart": "c" in self.weights,
         }
 
