@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import tempfile
 from html import escape
 from types import ModuleType, SimpleNamespace
@@ -79,14 +78,15 @@ def small_benchmark(monkeypatch):
 @pytest.fixture
 def drawn(monkeypatch):
     """Let short stand-ins take the place of the page and the figures."""
-    page = ModuleType("pellucid.explanation.page")
+    page = ModuleType("page")
     page.html = lambda report: f"<!doctype html><html><body><p>{escape(report.title)}</p></body></html>"
-    figure = ModuleType("pellucid.explanation.figure")
+    figure = ModuleType("figure")
     figure.svg = lambda report: f'<svg xmlns="http://www.w3.org/2000/svg"><text>{escape(report.title)}</text></svg>'
     figure.png = lambda report: b"\x89PNG"
     figure.pdf = lambda report: b"%PDF-"
-    for module in (page, figure):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for user in ("saving", "notebook"):
+        for module in (page, figure):
+            monkeypatch.setattr(f"pellucid.explanation.{user}.{module.__name__}", module)
     return SimpleNamespace(page=page, figure=figure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.explanation.figure.convert import pdf, png
+from pellucid.explanation.figure import convert
 from pellucid.explanation.figure.describe import described
 from pellucid.explanation.figure.poster import Part, part_sheet, poster_sheet
 from pellucid.explanation.report import Report
@@ -20,6 +20,16 @@ def svg(report: Report, scheme: str = "auto") -> str:
     """
     description = Texts(report.lang)("alt.poster", subject=report.subject)
     return poster_sheet(report).svg(report.title, description, scheme, MARGIN) + "\n"
+
+
+def png(report: Report) -> bytes:
+    """Draw the same as PNG; see `convert.png`."""
+    return convert.png(svg(report, "light"))
+
+
+def pdf(report: Report) -> bytes:
+    """Draw the same as PDF; see `convert.pdf`."""
+    return convert.pdf(svg(report, "light"))
 
 
 def drawing(part: Part, report: Report, width: float = 720) -> str:

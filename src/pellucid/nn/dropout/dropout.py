@@ -14,12 +14,9 @@ from pellucid.errors import label, refuse_others, shape_text
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel.random import in_plain_python, kept
 from pellucid.kernel.rows import nested
+from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
-from pellucid.nn.windowed import AXES, name_axes
-
-__all__ = ["DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropoutFamily", "LockedDropout", "drop"]
-
 
 # Entries below which a mask is made and multiplied with: what Python does around a kernel takes longer.
 SMALL = 2**14

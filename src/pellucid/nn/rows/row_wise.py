@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.errors import label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import remembered
 from pellucid.kernel.rows.nested import Draws, language, language_for
 from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
+from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 

@@ -21,7 +21,8 @@ from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
 from pellucid.nn.dropout.dropout import Dropout
 from pellucid.nn.normalization.batch_norm import BatchNormFamily
-from pellucid.nn.normalization.normalization import Company, NormalizationFamily
+from pellucid.nn.normalization.formula import Company
+from pellucid.nn.normalization.normalization import NormalizationFamily
 from pellucid.nn.swapped.reclassed import made_of
 
 
