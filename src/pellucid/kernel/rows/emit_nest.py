@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
 from pellucid.kernel.language.text_c import broken, identifier, indented, preamble
 from pellucid.kernel.language.values import Unsupported, Value
 from pellucid.kernel.recurrence.plan import AS_CHEAP_AS_READING, compared, cost_of
-from pellucid.kernel.rows.nest import Layout, Lowered, Nest, all_values, laid_out
+from pellucid.kernel.rows.nest import Lowered, Nest, along
 
 IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
@@ -26,21 +25,12 @@ ROWS_TOGETHER = 16  # of a loop around the columns, whose sums stay in registers
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
 
 
-@dataclass(frozen=True)
-class Text:
-    """The C text of a form, and what is in it."""
-
-    text: str
-    layouts: tuple[Layout, ...]
-
-
-def emit(lowered: Lowered, title: str, real: str) -> Text:
+def emit(lowered: Lowered, title: str, real: str) -> str:
     """Write all of a form's nests."""
     functions = [_Function(nest, real) for nest in lowered.nests]
     body = "\n".join(function.text() for function in functions)
     body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
-    head = f"// {title}: written by pellucid from the formula.\n"
-    return Text(head + preamble(real) + "\n" + body, tuple(map(laid_out, lowered.nests)))
+    return f"// {title}: written by pellucid from the formula.\n{preamble(real)}\n{body}"
 
 
 _Task = tuple[Value, Any, int]  # what is computed; a reduction, a total or None for a store; from which column
@@ -51,12 +41,12 @@ class _Function(Columns):
 
     def __init__(self, nest: Nest, real: str) -> None:
         self.nest, self.real, self.last = nest, real, nest.axes - 1
-        self.values = all_values(nest.outputs.values())
+        self.values = nest.values
         self.compared = compared(nest.outputs.values())
         self.across = self.last in nest.inner  # a row's columns are reduced
         self.loops = [axis for axis in sorted(nest.inner) if axis != self.last]
         self.rows = [axis for axis in range(nest.axes - 1) if axis not in nest.inner]
-        self.operands = laid_out(nest).operands
+        self.operands = nest.operands
         self.draws = [v for v in nest.inputs.values() if v.kind == "draws"]
         self.names = {identifier(v.name) for v in self.values} | {identifier(n) for n in self.operands}
         self.names |= {f"i_{axis}" for axis in range(nest.axes)}
@@ -135,9 +125,7 @@ class _Function(Columns):
 
     def _is_wide(self, value: Value) -> bool:
         """Whether a value changes inside a row."""
-        if not self.nest.inner:
-            return True
-        return bool(value.axes & self.nest.inner) or (self.across and value.width > 1)
+        return not self.nest.inner or bool(along(value, self.last) & self.nest.inner)
 
     def _keep(self, value: Value) -> None:
         if value not in self.kept:
@@ -173,7 +161,7 @@ class _Function(Columns):
         for level in sorted({*self.stores, *self.reduces, *self.totals, *self.made}):
             self._level(level)
         name = self.nest.name
-        summed = any(value.kind == "total" for value in self.nest.outputs.values())
+        summed = bool(self.nest.totals)
         size = " + ".join(self._size(storage, width, "columns") for _, storage, width in self.scratch)
         lines = [
             "// One part of the rows.",
@@ -419,7 +407,7 @@ class _Function(Columns):
             if depth < 0:  # names of a level's loops may be taken again by the next
                 scope.taken.add(name)
             output = operand.endswith(" to")
-            total = output and self.nest.outputs[operand[:-3]].kind == "total"
+            total = output and operand[:-3] in self.nest.totals
             storage = "real" if total else self.nest.storage[operand.removesuffix(" to")]
             index = self._index(number, axes, columns)
             if total:

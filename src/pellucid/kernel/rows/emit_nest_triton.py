@@ -21,7 +21,7 @@ from pellucid.kernel.language.text_c import indented
 from pellucid.kernel.language.text_triton import HEADER, JOINED, REDUCTIONS, number_text, power
 from pellucid.kernel.language.tiles import Home, Tiles
 from pellucid.kernel.language.values import Value
-from pellucid.kernel.rows.nest import Nest, all_values, laid_out
+from pellucid.kernel.rows.nest import Nest, along
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,9 @@ class Text:
     parts: int
 
 
-def along(value: Value, last: int) -> frozenset[int]:
-    """The axes along which a value varies, the columns too."""
-    return value.axes | {last} if value.width > 1 else value.axes
-
-
 def owned_axes(nest: Nest) -> frozenset[int]:
     """The axes outside along which totals vary."""
-    totals = (value for value in nest.outputs.values() if value.kind == "total")
-    return frozenset().union(*(along(total, nest.axes - 1) for total in totals)) - nest.inner
+    return frozenset().union(*(along(total, nest.axes - 1) for total in nest.totals.values())) - nest.inner
 
 
 def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
@@ -113,7 +107,7 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
 def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
     """How many reductions come before each value; sums of squared deviations are made beside those of the means."""
     levels: dict[Value, int] = {}
-    for value in all_values(nest.outputs.values()):
+    for value in nest.values:
         levels[value] = max((levels[v] for v in value.values), default=0) + (value.kind == "reduce")
         levels[value] = levels.get(deviations.get(value), levels[value])  # type: ignore[arg-type]
     return levels
@@ -122,7 +116,7 @@ def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
 def _deviations(nest: Nest) -> dict[Value, Value]:
     """The sums of squared deviations from a mean, and the sum that the mean is made of."""
     found: dict[Value, Value] = {}
-    for value in all_values(nest.outputs.values()):
+    for value in nest.values:
         square = value.operands[0] if value.kind == "reduce" and value.operation == "sum" else None
         if square is None or square.operation != "square" or square.operands[0].operation != "sub":
             continue
@@ -159,12 +153,12 @@ class _Function(Tiles):
         self.nest, self.tile, self.stage, self.last = nest, tile, stage, nest.axes - 1
         self.name = nest.name if stage is None else f"{nest.name}_{stage}"
         self.float64 = real == "float64"
-        self.values = all_values(nest.outputs.values())
+        self.values = nest.values
         self.deviations = {} if tile.whole else _deviations(nest)
         self.levels = _levels(nest, self.deviations)
         self.reduces = [value for value in self.values if value.kind == "reduce"]
-        self.outputs = {name: value for name, value in nest.outputs.items() if value.kind != "total"}
-        self.totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
+        self.totals = nest.totals
+        self.outputs = {name: value for name, value in nest.outputs.items() if name not in nest.totals}
         self.turns = tile.turns or bool(self.totals)
         self.draws = [value for value in self.values if value.kind == "draws"]
         owned = owned_axes(nest)
@@ -191,7 +185,7 @@ class _Function(Tiles):
 
     def _parameters(self) -> Iterator[str]:
         """What a call gives, in this order."""
-        for operand in laid_out(self.nest).operands:
+        for operand in self.nest.operands:
             output = operand.endswith(" to")
             key = operand.replace(" to", "_to")
             value = self.nest.outputs[operand[:-3]] if output else self.nest.inputs[operand]

@@ -74,16 +74,41 @@ class Form:
 
 @dataclass(frozen=True)
 class Nest:
-    """One lowered direction of a form: what it reads and writes, how that is stored, and the loops inside."""
+    """One lowered direction of a form: what it writes, how that and what it reads is stored, and the loops inside."""
 
     name: str
     axes: int
     columns: int | None
     numbers: tuple[str, ...]  # in the order in which every call gives them
-    inputs: Mapping[str, Value]
     outputs: Mapping[str, Value]
     storage: Mapping[str, str]
     inner: frozenset[int]  # the axes that are reduced
+
+    @functools.cached_property
+    def values(self) -> list[Value]:
+        """All that is computed and read, operands first."""
+        return all_values(self.outputs.values())
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Value]:
+        """What is read."""
+        return {value.name: value for value in self.values if value.kind in ("memory", "draws", "number")}
+
+    @functools.cached_property
+    def totals(self) -> dict[str, Value]:
+        """Outputs that are sums over rows."""
+        return {name: value for name, value in self.outputs.items() if value.kind == "total"}
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Inputs that lie in memory or are random, then outputs: the order of their places in a call."""
+        inputs = (name for name, value in self.inputs.items() if value.kind != "number")
+        return (*inputs, *(f"{name} to" for name in self.outputs))
+
+    @property
+    def operations(self) -> int:
+        """About how many an entry takes."""
+        return sum(map(_instructions, self.values))
 
 
 @dataclass(frozen=True)
@@ -95,43 +120,6 @@ class Lowered:
 
     nests: tuple[Nest, ...]
     saved: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a caller of an emitted nest must know."""
-
-    name: str
-    operands: tuple[str, ...]  # inputs that lie in memory or are random, then outputs: the order of the places
-    inputs: tuple[str, ...]
-    outputs: tuple[tuple[str, tuple[int, ...], int, str], ...]  # axes, columns, storage; of totals not
-    totals: tuple[tuple[str, tuple[int, ...], int], ...]
-    inner: frozenset[int]  # axes that are looped over inside a row
-    fixed: bool  # whether the columns are as many as the formula says
-    operations: int  # of an entry, about
-
-
-def laid_out(nest: Nest) -> Layout:
-    """Lay out a nest."""
-    outputs, totals = [], []
-    for name, value in nest.outputs.items():
-        axes = tuple(sorted(value.axes))
-        if value.kind == "total":
-            totals.append((name, axes, value.width))
-        else:
-            outputs.append((name, axes, value.width, nest.storage[name]))
-    inputs = [value.name for value in nest.inputs.values() if value.kind != "number"]
-    values = all_values(nest.outputs.values())
-    return Layout(
-        nest.name,
-        (*inputs, *(f"{name} to" for name in nest.outputs)),
-        tuple(nest.inputs),
-        tuple(outputs),
-        tuple(totals),
-        nest.inner,
-        nest.columns is not None,
-        sum(map(_instructions, values)),
-    )
 
 
 def _instructions(value: Value) -> int:
@@ -344,7 +332,7 @@ class _Axes(Nodes):
             if x.kind in ("spread", "math"):
                 self._varying[x] = frozenset().union(*map(self.along, x.values))
             else:
-                self._varying[x] = x.axes | {self.last} if x.width > 1 else x.axes
+                self._varying[x] = along(x, self.last)
         return self._varying[x]
 
     def count(self, x: Value, over: frozenset[int]) -> Any:
@@ -506,18 +494,21 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
                 raise Unsupported(f"the {value.operation} over rows")
             value = dataclasses.replace(value, kind="total")
         made[output] = value
-    used = all_values(made.values())
-    inputs = {value.name: value for value in used if value.kind in ("memory", "draws", "number")}
-    for value in used:
+    for value in all_values(made.values()):
         if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):
             raise Unsupported("a formula that reduces over several sets of axes")
     numbers = tuple(operand.name for operand in form.operands if operand.kind == "number")
-    return Nest(name, form.axes, form.columns, numbers, inputs, made, storage, inner)
+    return Nest(name, form.axes, form.columns, numbers, made, storage, inner)
 
 
 def _is_inside(value: Value, inner: frozenset[int], last: int) -> bool:
     """Whether a reduction is over all that is reduced; of a single column over what is not the columns."""
     return value.over == (inner - {last} if value.values[0].width == 1 else inner)
+
+
+def along(value: Value, last: int) -> frozenset[int]:
+    """The axes along which a value varies, the columns too."""
+    return value.axes | {last} if value.width > 1 else value.axes
 
 
 def all_values(values: Iterable[Value]) -> list[Value]:

@@ -312,8 +312,8 @@ class _Bound:
 
         def direction(number: int) -> Direction:
             if written == "c":
-                return nested_c.kernel(form, recipe.name, number, sizes, views)
-            return nested_triton.kernel(form, recipe.name, number, sizes, views, self.device)
+                return nested_c.Kernel(form, recipe.name, number, sizes, views)
+            return nested_triton.Kernel(form, recipe.name, number, sizes, views, self.device)
 
         saved = lower(form).saved
         self._forward = direction(0)
@@ -332,14 +332,14 @@ class _Bound:
         That are further results, and what is saved.
         """
         recipe, kernel, result = self.recipe, self._forward, self.recipe.results[0]
-        shape = (*x.shape[:-1], kernel.widths[result]) if recipe.fixed else x.shape
+        shape = (*x.shape[:-1], kernel.nest.outputs[result].width) if recipe.fixed else x.shape
         like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
-        self._result = (tuple(shape), like.stride(), getattr(torch, kernel.storage[result]))
+        self._result = (tuple(shape), like.stride(), kernel.dtype(result))
         self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
         starts, self._rest = {}, 0
         for name in dict.fromkeys((*recipe.results[1:], *saved)):
             starts[name], self._rest = self._rest, self._rest + kernel.counts[name]
-        self._extras = [(self._along_all(name, starts[name]), self._dtype(name)) for name in recipe.results[1:]]
+        self._extras = [(self._along_all(name, starts[name]), kernel.dtype(name)) for name in recipe.results[1:]]
         placed = {name: i for i, name in enumerate((*recipe.tensors, f"{result} to"))}
         self._forward_slots = kernel.slots(placed, {f"{name} to": start for name, start in starts.items()})
         return starts
@@ -347,15 +347,12 @@ class _Bound:
     def _place_backward(self, starts: Mapping[str, int]) -> None:
         """Say what backward reads, and which gradients it writes as a whole or as totals."""
         kernel, tensors = self._backward, self.recipe.tensors
-        self.read = [i for i, name in enumerate(tensors) if name in kernel.layout.inputs]
+        self.read = [i for i, name in enumerate(tensors) if name in kernel.nest.inputs]
         of = {f"{tensors[i]}_gradient": i for i in self.wanted}
         self._whole = [i for name, i in of.items() if name not in kernel.starts]
         self._totalled = [of[name] for name in kernel.starts]
         known = [*(tensors[i] for i in self.read), GRADIENT, *(f"{tensors[i]}_gradient to" for i in self._whole)]
         self._backward_slots = kernel.slots({name: i for i, name in enumerate(known)}, starts)
-
-    def _dtype(self, name: str) -> torch.dtype:
-        return getattr(torch, self._forward.storage[name])
 
     def _form(self, given: Axes, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Form:
         recipe, order = self.recipe, self.order
