@@ -53,7 +53,7 @@ class _Function(Columns):
         self.targets: dict[Value, list[str]] = defaultdict(list)  # the outputs that a value is
         self.kept: dict[Value, str] = {}  # scratch that a value is read from, where it is there already
         self.scratch: list[tuple[str, str, int]] = []  # its pointers, what they point to, and its columns
-        self.levels: dict[Value, int] = {}
+        self.levels = nest.levels({})  # how many reductions a value takes
         self.stores: dict[int, list[Value]] = defaultdict(list)
         self.reduces: dict[int, list[Value]] = defaultdict(list)
         self.totals: dict[int, list[Value]] = defaultdict(list)
@@ -68,14 +68,14 @@ class _Function(Columns):
     def _plan(self) -> None:
         for value in self.values:
             if value.kind == "reduce":
-                self.reduces[self.level(value.values[0])].append(value)
+                self.reduces[self.levels[value.values[0]]].append(value)
         for name, value in self.nest.outputs.items():
             if value.kind == "total":
                 if value.values[0].width == 1 and not self.across and self.nest.columns is None:
                     raise Unsupported("a sum over rows of what all columns have in common")
-                self.totals[self.level(value.values[0])].append(value)
-            elif value not in self.stores[self.level(value)]:
-                self.stores[self.level(value)].append(value)
+                self.totals[self.levels[value.values[0]]].append(value)
+            elif value not in self.stores[self.levels[value]]:
+                self.stores[self.levels[value]].append(value)
             self.targets[value].append(name)
         most = max([*self.stores, *self.reduces, *self.totals], default=0)
         self.seen: set[tuple[Value, int, bool]] = set()
@@ -85,13 +85,6 @@ class _Function(Columns):
             for value in (*self.reduces[level], *self.totals[level]):
                 self._visit(value.values[0], level, True)
 
-    def level(self, value: Value) -> int:
-        """How many reductions come before a value."""
-        if value not in self.levels:
-            before = max((self.level(v) for v in value.values), default=0)
-            self.levels[value] = before + (value.kind == "reduce")
-        return self.levels[value]
-
     def _visit(self, value: Value, level: int, inside: bool, top: bool = False) -> None:
         """See to it that a value can be had at a level, in its loops or before them."""
         if (value, level, inside) in self.seen or value.kind in (*IN_MEMORY, "reduce"):
@@ -100,13 +93,13 @@ class _Function(Columns):
         if self._is_wide(value):
             dear = (
                 value.kind == "math"
-                and self.level(value) < level
+                and self.levels[value] < level
                 and cost_of(value, (), self.compared) > AS_CHEAP_AS_READING
             )
             if dear and self._fits_in_scratch(value):
                 if value not in self.kept:
                     self._keep(value)
-                    self.stores[self.level(value)].append(value)
+                    self.stores[self.levels[value]].append(value)
                 return
         elif inside and not top and value.width > 1 and self.loops and value.kind == "math":
             for later in list(self.made):
@@ -393,14 +386,8 @@ class _Function(Columns):
 
     def _pointer_to(self, operand: str, value: Value) -> str:
         """The pointer to an operand where a value is read from it or written to it."""
-        return self._pointer(operand, value.axes, self._depth(value.axes), value.width > 1)
-
-    def _pointer(self, operand: str, axes: frozenset[int], depth: int, columns: bool) -> str:
-        """The pointer to an operand, at a depth of the loops, at the indices of some axes and perhaps of the columns.
-
-        The first entry along an axis is the same operand at other indices.
-        """
-        key = (operand, depth, axes, columns)
+        axes, depth, columns = value.axes, self._depth(value.axes), value.width > 1
+        key = (operand, depth, axes, columns)  # the first entry along an axis is the same operand at other indices
         if key not in self.pointers:
             number, scope = self.operands.index(operand), self._scope(depth)
             name = self._own(operand.replace(" to", "_to") + ("_at" if depth < 0 else f"_at_{self.loops[depth]}"))

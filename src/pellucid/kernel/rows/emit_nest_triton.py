@@ -23,6 +23,9 @@ from pellucid.kernel.language.tiles import Home, Tiles
 from pellucid.kernel.language.values import Value
 from pellucid.kernel.rows.nest import Nest, along
 
+Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name
+TAKEN = set("triton tl functions REAL range program split rest step turn part key key_high series series_high".split())
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -88,7 +91,7 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
     Raises:
         Unsupported: an operation has no Triton.
     """
-    count = 1 + max(_levels(nest, _deviations(nest)).values()) if tile.split else 1
+    count = 1 + max(nest.levels(_deviations(nest)).values()) if tile.split else 1
     functions = [_Function(nest, tile, real, stage if tile.split else None) for stage in range(count)]
     header = HEADER.format(title=f"{title}: written by pellucid from the formula.", real=real)
     first = functions[0]
@@ -102,15 +105,6 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
         tuple(first.shared),
         len(first.reduces) + len(first.deviations),
     )
-
-
-def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
-    """How many reductions come before each value; sums of squared deviations are made beside those of the means."""
-    levels: dict[Value, int] = {}
-    for value in nest.values:
-        levels[value] = max((levels[v] for v in value.values), default=0) + (value.kind == "reduce")
-        levels[value] = levels.get(deviations.get(value), levels[value])  # type: ignore[arg-type]
-    return levels
 
 
 def _deviations(nest: Nest) -> dict[Value, Value]:
@@ -155,7 +149,7 @@ class _Function(Tiles):
         self.float64 = real == "float64"
         self.values = nest.values
         self.deviations = {} if tile.whole else _deviations(nest)
-        self.levels = _levels(nest, self.deviations)
+        self.levels = nest.levels(self.deviations)
         self.reduces = [value for value in self.values if value.kind == "reduce"]
         self.totals = nest.totals
         self.outputs = {name: value for name, value in nest.outputs.items() if name not in nest.totals}
@@ -193,7 +187,7 @@ class _Function(Tiles):
             yield from (key,) if lies else ()
             if not lies or operand in self.tile.apart:
                 yield f"{key}_begin"
-            yield from (f"{key}_{axis}" for axis in strided(value, self.nest, self.tile))
+            yield from (f"{key}_{axis}" for axis in sorted(self._along(value) - {self.last}))  # of columns it is 1
         yield from (f"size_{axis}" for axis in range(self.nest.axes))
         for name in self.nest.numbers:
             yield f"{name}_low"
@@ -345,20 +339,24 @@ class _Function(Tiles):
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines
         for value, of_value in sums.items():
-            self._keep(value, self.reduces.index(value), self._together(value, [name for _, name in of_value]))
+            self._keep(value, self._together(value, [name for _, name in of_value]))
         for value, (count, mean, squares) in moments.items():
             self._keep_moments(value, beside[value], count, mean, squares)
 
-    def _keep(self, value: Value, slot: int, result: str) -> str:
+    def _keep(self, value: Value, result: str) -> str:
         """Name the result of a reduction, and store it where it is a part."""
         step = self.scopes[STEP]
         name = step.names[value, 0, value.width] = self._fresh(value.name)
         step.lines.append(f"{name} = {result}")
+        self._store_part(self.reduces.index(value), name)
+        return name
+
+    def _store_part(self, slot: int, tile: str) -> None:
+        """Leave a part of the statistic of this number in memory, where several programs make parts of it."""
         if self.tile.split:
             place, mask = self._part(slot, "split", self.outside)
-            shape = self._shape(frozenset(self.outside))
-            step.lines.append(f"tl.store({place}, tl.broadcast_to({name}, {shape}){mask})")
-        return name
+            store = f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(self.outside)}){mask})"
+            self.scopes[STEP].lines.append(store)
 
     def _moments(self, total: Value, lines: list[str]) -> tuple[str, str, str]:
         """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares.
@@ -392,17 +390,14 @@ class _Function(Tiles):
     def _keep_moments(self, total: Value, deviation: Value, count: str, mean: str, squares: str) -> None:
         """Put together what was counted entry by entry."""
         step = self.scopes[STEP].lines
-        whole = self._keep(total, self.reduces.index(total), self._together(total, [f"{count} * {mean}"]))
+        whole = self._keep(total, self._together(total, [f"{count} * {mean}"]))
         all_of_them = self._fresh(f"{total.name}_counted")
         counts = f"tl.broadcast_to({count}, {self._shape(self._span(total))})"
         step.append(f"{all_of_them} = {self._together(total, [counts])}")
         centre = f"{whole} / tl.where({all_of_them} == 0, 1.0, {all_of_them})"
         squares = f"{squares} + {count} * functions.square({mean} - {centre})"
-        self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
-        if self.tile.split:
-            place, mask = self._part(self._slot_of_count(deviation), "split", self.outside)
-            shape = self._shape(frozenset(self.outside))
-            step.append(f"tl.store({place}, tl.broadcast_to({all_of_them}, {shape}){mask})")
+        self._keep(deviation, self._together(deviation, [squares]))
+        self._store_part(self._slot_of_count(deviation), all_of_them)
 
     def _slot_of_count(self, deviation: Value) -> int:
         return len(self.reduces) + list(self.deviations).index(deviation)
@@ -452,8 +447,7 @@ class _Function(Tiles):
         if self.last in total.over:
             pieces = [((0, 1), self._together(total, [tile for _, tile in sums]))]
         for (start, length), text in pieces:
-            place, mask = self._place(f"{name}_to", axes, start, length)
-            lines.append(f"tl.store({place}, tl.broadcast_to({text}, {self._shape(axes, length)}){mask})")
+            lines.append(self._store(name, axes, start, length, text))
         return lines
 
     # -- memory ---------------------------------------------------------------------------------------------------
@@ -556,10 +550,13 @@ class _Function(Tiles):
         """The lines that write a result."""
         axes, lines = self._along(value), []
         for start, length in self._pieces(value):
-            tile = self._evaluate(value, start, length)
-            place, mask = self._place(f"{name}_to", axes, start, length)
-            lines.append(f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})")
+            lines.append(self._store(name, axes, start, length, self._evaluate(value, start, length)))
         return lines
+
+    def _store(self, name: str, axes: Collection[int], start: int, length: int, tile: str) -> str:
+        """The line that writes a tile of an output."""
+        place, mask = self._place(f"{name}_to", axes, start, length)
+        return f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})"
 
     def _part(self, slot: int, split: str, axes: Collection[int]) -> tuple[str, str]:
         """The place of a part of the statistic of this number, which varies along some axes outside, and its mask."""
@@ -653,13 +650,3 @@ class _Function(Tiles):
         place, mask = self._part(slot, splits, axes)
         masks = [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
         return f"tl.load({place}, mask={' & '.join(masks)}, other={number_text(neutral)})"
-
-
-Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name
-TAKEN = set("triton tl functions REAL range program split rest step turn part key key_high series series_high".split())
-
-
-def strided(value: Value, nest: Nest, tile: Tile) -> list[int]:
-    """The axes along which an operand's distance of entries is given; that of columns is 1."""
-    last = nest.axes - 1
-    return sorted(along(value, last) - {last} - tile.absent)

@@ -110,6 +110,14 @@ class Nest:
         """About how many an entry takes."""
         return sum(map(_instructions, self.values))
 
+    def levels(self, beside: Mapping[Value, Value]) -> dict[Value, int]:
+        """How many reductions each value takes; one that is made ``beside`` another takes as many as that."""
+        found: dict[Value, int] = {}
+        for value in self.values:
+            before = max((found[v] for v in value.values), default=0)
+            found[value] = found[beside[value]] if value in beside else before + (value.kind == "reduce")
+        return found
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -154,30 +162,25 @@ def lower(form: Form) -> Lowered:
     outputs = {name: values[name] for name in form.results}
     if len(names) == len(form.results):
         return Lowered((_nest("inference", form, outputs, storage),), ())
-    cut = _Cut(lowering)
-    gradients = {name: cut(values[name]) for name in names[len(form.results) :]}
-    saved = {name: value for value, name in cut.saved.items()}
-    storage |= dict.fromkeys(saved, "real")
-    forward = _nest("forward", form, outputs | saved, storage)
-    return Lowered((forward, _nest("backward", form, gradients, storage)), tuple(saved))
+    of_forward = ReadBack(lambda value: value.kind == "reduce" and not lowering.depends(value))
+    gradients = {name: of_forward(values[name]) for name in names[len(form.results) :]}
+    storage |= dict.fromkeys(of_forward.saved, "real")
+    forward = _nest("forward", form, outputs | of_forward.saved, storage)
+    return Lowered((forward, _nest("backward", form, gradients, storage)), tuple(of_forward.saved))
 
 
 def _trace(form: Form) -> fx.Graph:
     """The graph of the results and of the gradients that are wanted."""
     count = len(form.operands)
 
-    def sizes(run: int) -> list[int]:
-        fixed = [] if form.columns is None else [form.columns]
-        return [size[run] for size in SIZES[: form.axes - len(fixed)]] + fixed
-
-    def arguments(*open_sizes: int) -> list[torch.Tensor]:
-        run = 0 if open_sizes[0] == SIZES[0][0] else 1
+    def arguments(*sizes: int) -> list[torch.Tensor]:
+        sizes = sizes if form.columns is None else (*sizes, form.columns)
         given = []
         for operand in form.operands:
             if operand.kind == "number":
                 given.append(torch.tensor(0.5, dtype=torch.float64))
                 continue
-            shape = [size if varies else 1 for size, varies in zip(sizes(run), operand.axes, strict=True)]
+            shape = [size if varies else 1 for size, varies in zip(sizes, operand.axes, strict=True)]
             if operand.axes[-1] and operand.columns is not None:
                 shape[-1] = operand.columns
             values = torch.full(shape, 0.5, dtype=torch.float64)  # random ones would move the user's generator
@@ -451,23 +454,23 @@ class _Axes(Nodes):
         return self.math(x.operation, *map(self._narrow, x.operands), name="one", mask=x.mask, width=1)
 
 
-class _Cut:
-    """Gradients, with statistics of forward that they use read from memory."""
+class ReadBack:
+    """Copies of values, in which what another nest has computed and ``saved`` is read from memory."""
 
-    def __init__(self, lowering: _Axes) -> None:
-        self.lowering = lowering
-        self.saved: dict[Value, str] = {}
+    def __init__(self, is_saved: Callable[[Value], bool]) -> None:
+        self._is_saved = is_saved
+        self.saved: dict[str, Value] = {}
         self._copies: dict[Value, Value] = {}
 
     def __call__(self, value: Value) -> Value:
-        """The copy of a value that stands in backward."""
+        """A value's copy; the value itself where nothing in it is saved."""
         if value not in self._copies:
             self._copies[value] = self._copy(value)
         return self._copies[value]
 
     def _copy(self, value: Value) -> Value:
-        if value.kind == "reduce" and not self.lowering.depends(value):
-            self.saved[value] = value.name
+        if self._is_saved(value):
+            self.saved[value.name] = value
             return Value("memory", value.name, value.width, axes=value.axes)
         operands = tuple(self(o) if isinstance(o, Value) else o for o in value.operands)
         if operands == value.operands:

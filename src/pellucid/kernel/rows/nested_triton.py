@@ -18,7 +18,7 @@ from pellucid.kernel.language.text_triton import power
 from pellucid.kernel.language.values import Unsupported, Value
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.emit_nest_triton import Text, Tile, emit, owned_axes
-from pellucid.kernel.rows.nest import Form, Nest, along, lower
+from pellucid.kernel.rows.nest import Form, Nest, ReadBack, along, lower
 
 TARGET = 4096  # entries of a tile, where the axes let it be chosen
 REGISTERS = 3 * 2**14  # numbers that a block keeps at most: of every operand, and of every sum over rows
@@ -85,9 +85,8 @@ class Kernel(Direction):
             begins = {name: start for name, (kind, start) in places.items() if kind != "tensor"}
             reached = (begins.get(name, 0) + self.extent(strides[name]) for name in plan.nest.operands)
             wide = max(reached) > FARTHEST
-            apart = frozenset(name for name, (kind, _) in places.items() if kind != "tensor")
-            tile = dataclasses.replace(plan.tile, wide=wide, apart=apart & set(plan.nest.operands))
-            tile = dataclasses.replace(tile, factors=self._factors(plan.nest, strides))
+            apart = frozenset(begins.keys() & set(plan.nest.operands))
+            tile = dataclasses.replace(plan.tile, wide=wide, apart=apart, factors=self._factors(plan.nest, strides))
             text = emit(plan.nest, tile, str(self.real).split(".")[-1], self._title)
             self._launches.append(_Launch(plan, text, self, places, strides))
         self.text = "\n".join(launch.text.text for launch in self._launches)
@@ -296,34 +295,17 @@ def _divided(nest: Nest, apart: Sequence[str]) -> tuple[Nest, list[tuple[Nest, f
 
     A total is a reduction there; the statistics that it is made of are further results of the first nest.
     """
-    shared: dict[str, Value] = {}
-    copies: dict[Value, Value] = {}
-
-    def copy(value: Value) -> Value:
-        if value not in copies:
-            if value.kind == "reduce":
-                shared[value.name] = value
-                made = Value("memory", value.name, value.width, axes=value.axes)
-            else:
-                made = dataclasses.replace(
-                    value, operands=tuple(copy(o) if isinstance(o, Value) else o for o in value.operands)
-                )
-                made.axes = value.axes
-            copies[value] = made
-        return copies[value]
-
+    of_main = ReadBack(lambda value: value.kind == "reduce")
     groups: dict[tuple[frozenset[int], frozenset[int]], dict[str, Value]] = {}
     last = nest.axes - 1
     for name in apart:
         total = nest.outputs[name]
-        operand = copy(total.values[0])
+        operand = of_main(total.values[0])
         key = total.over, frozenset(range(nest.axes)) - along(operand, last) - total.over
         reduction = dataclasses.replace(total, kind="reduce", operands=(operand,))
         groups.setdefault(key, {})[name] = reduction
-    outputs = {name: value for name, value in nest.outputs.items() if name not in apart} | {
-        name: value for name, value in shared.items() if name not in nest.outputs
-    }
-    storage = dict(nest.storage) | dict.fromkeys([*shared, *apart], "real")
+    outputs = {name: value for name, value in {**nest.outputs, **of_main.saved}.items() if name not in apart}
+    storage = dict(nest.storage) | dict.fromkeys([*of_main.saved, *apart], "real")
     others = []
     for (over, absent), found in groups.items():
         name = f"{nest.name}_of_{'_'.join(found)}"
