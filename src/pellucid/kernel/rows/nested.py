@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,14 +177,9 @@ def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], 
     grad = torch.is_grad_enabled()
     x = tensors[0]
     written = language_for(x)
-    key = (
-        recipe,
-        kind,
-        written,
-        x.device,
-        *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors],
-    )
-    bound = remembered(_bound, key, lambda: _try_to_bind(recipe, tensors, axes, [k[-1] for k in key[4:]], written))
+    lie = [(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors]
+    key = (recipe, kind, written, x.device, *lie)
+    bound = remembered(_bound, key, lambda: _try_to_bind(recipe, tensors, axes, written))
     return None if bound is None or bound.given_up else bound
 
 
@@ -245,33 +239,29 @@ def _order(axes: Axes, fixed: bool) -> list[_Axis] | None:
     kept.sort(key=lambda a: (sizes[a] == 1, -first[a]) if not fixed else a)  # type: ignore[operator]
     found: list[_Axis] = []
     for a in kept:
-        strides = tuple(view.strides[a] for view in axes.views)
-        axis = _Axis((a,), sizes[a], a in axes.averaged, strides)
-        last = found[-1] if found else None
-        joined = last is not None and last.averaged == axis.averaged and not (fixed and a == count - 1)
-        if last is not None and joined and all(map(functools.partial(_follows, axis.size), last.strides, strides)):
-            found[-1] = _Axis((*last.parts, a), last.size * axis.size, axis.averaged, strides)
-        else:
-            found.append(axis)
+        axis = _Axis((a,), sizes[a], a in axes.averaged, tuple(view.strides[a] for view in axes.views))
+        if found and _continues(axis, found[-1]) and not (fixed and a == count - 1):
+            last = found.pop()
+            axis = _Axis((*last.parts, a), last.size * axis.size, axis.averaged, axis.strides)
+        found.append(axis)
     innermost = found[-1]
     if any(s not in (None, 1) for s in innermost.strides) and innermost.size != 1:
         return None
     return found
 
 
-def _follows(size: int, outer: int | None, inner: int | None) -> bool:
-    """Whether an axis continues another one, inside it."""
-    return (outer is None and inner is None) or (outer is not None and inner is not None and outer == inner * size)
+def _continues(inner: _Axis, outer: _Axis) -> bool:
+    """Whether an axis continues another one, inside it, in all views."""
+    steps = zip(outer.strides, inner.strides, strict=True)
+    return outer.averaged == inner.averaged and all(a == (b if b is None else b * inner.size) for a, b in steps)
 
 
 # -- a program bound to shapes --------------------------------------------------------------------------------------
 
 
-def _try_to_bind(
-    recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool], written: str
-) -> _Bound | None:
+def _try_to_bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], written: str) -> _Bound | None:
     try:
-        return _Bound(recipe, tensors, axes, wanted, written)
+        return _Bound(recipe, tensors, axes, written)
     except (Unsupported, BuildError, RecursionError) as error:
         warn_of_fallback(recipe.name, error, written)
         return None
@@ -287,9 +277,9 @@ class _Bound:
         recipe: Recipe,
         tensors: Sequence[Tensor],
         axes: Callable[..., Axes],
-        wanted: Sequence[bool],
         written: str,
     ) -> None:
+        wanted = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
         given = axes(*tensors)
         order = _order(given, recipe.fixed) if all(t.is_contiguous() for t in tensors[1:]) else None
         self.copied = order is None
