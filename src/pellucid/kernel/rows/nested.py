@@ -324,8 +324,8 @@ class _Bound:
         recipe, kernel, result = self.recipe, self._forward, self.recipe.results[0]
         shape = (*x.shape[:-1], kernel.nest.outputs[result].width) if recipe.fixed else x.shape
         like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
-        self._result = (tuple(shape), like.stride(), kernel.dtype(result))
-        self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
+        self._result = (tuple(shape), kernel.dtype(result), self.device, like.stride())
+        self._input = (x.shape, x.dtype, self.device, torch.empty_like(x, device="meta").stride())
         starts, self._rest = {}, 0
         for name in dict.fromkeys((*recipe.results[1:], *saved)):
             starts[name], self._rest = self._rest, self._rest + kernel.counts[name]
@@ -377,7 +377,7 @@ class _Bound:
         self, tensors: Sequence[Tensor], numbers: array[float], draws: Draws | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The results, and what backward reads of them, one after the other."""
-        y, rest = _allocate(*self._result, self.device), torch.empty(self._rest, dtype=self.real, device=self.device)
+        y, rest = memory.allocate(*self._result), torch.empty(self._rest, dtype=self.real, device=self.device)
         self._forward.run(self._forward_slots, (*tensors, y), rest, numbers, draws)
         if not self._extras:
             return (y,), rest
@@ -388,15 +388,13 @@ class _Bound:
     ) -> list[Tensor | None]:
         """The gradients of the tensors."""
         kernel = self._backward
-        shape, strides, dtype = self._result
+        _, dtype, _, strides = self._result
         if gradient.stride() != strides or gradient.dtype != dtype:
-            gradient = _allocate(shape, strides, dtype, self.device).copy_(gradient)
+            gradient = memory.allocate(*self._result).copy_(gradient)
         found: list[Tensor | None] = [None] * len(self.templates)
         places = [*read, gradient]
         for i in self._whole:
-            found[i] = made = (
-                _allocate(*self._input, self.device) if i == 0 else _empty(*self.templates[i], self.device)
-            )
+            found[i] = made = memory.allocate(*(self._input if i == 0 else (*self.templates[i], self.device)))
             places.append(made)
         totals = kernel.run(self._backward_slots, places, saved, numbers, draws)
         for i, total in zip(self._totalled, totals, strict=True):
@@ -427,13 +425,3 @@ class _Bound:
         for i, of_tensor in zip(self.wanted, gradients, strict=True):
             found[i] = of_tensor
         return found
-
-
-def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a tensor without gaps, whatever the order of its axes."""
-    tensor = _empty(shape, dtype, device)
-    return tensor if tensor.stride() == strides else tensor.as_strided_(shape, strides)
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
