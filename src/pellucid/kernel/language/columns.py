@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.kernel.language.pieces import Pieces
+from pellucid.kernel.language.pieces import Pieces, part_of
 from pellucid.kernel.language.text_c import identifier, indented, number_text
 from pellucid.kernel.language.values import Value
 
@@ -101,10 +101,7 @@ class Columns(Pieces):
         if value.kind == "spread":
             return self._evaluate(value.values[0], 0, scope)
         if value.kind == "cat":
-            for part in value.values:
-                if start < part.width:
-                    return self._evaluate(part, start, scope)
-                start -= part.width
+            return self._evaluate(*part_of(value, start), scope)
         operands = [
             self._evaluate(o, start if o.width > 1 else 0, scope) if isinstance(o, Value) else number_text(o)
             for o in value.operands

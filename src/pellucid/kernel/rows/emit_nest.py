@@ -29,8 +29,7 @@ def emit(lowered: Lowered, title: str, real: str) -> str:
     """Write all of a form's nests."""
     functions = [_Function(nest, real) for nest in lowered.nests]
     body = "\n".join(function.text() for function in functions)
-    body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
-    return f"// {title}: written by pellucid from the formula.\n{preamble(real)}\n{body}"
+    return f"// {title}: written by pellucid from the formula.\n{preamble(real)}\n{broken(body)}"
 
 
 _Task = tuple[Value, Any, int]  # what is computed; a reduction, a total or None for a store; from which column

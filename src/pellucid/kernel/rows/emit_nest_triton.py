@@ -407,7 +407,7 @@ class _Function(Tiles):
         operand, found = value.values[0], []
         neutral = number_text(REDUCTIONS[value.operation][0])
         for start, length in self._pieces(operand):
-            name = self._fresh(f"{value.name}_sum_{start}" if start else f"{value.name}_sum")
+            name = self._fresh(f"{value.name}_sum", start)
             lines.append(f"{name} = tl.full({self._shape(self._span(value), length)}, {neutral}, REAL)")
             found.append(((start, length), name))
         return found
