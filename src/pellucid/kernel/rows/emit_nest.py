@@ -32,7 +32,8 @@ def emit(lowered: Lowered, title: str, real: str) -> str:
     return f"// {title}: written by pellucid from the formula.\n{preamble(real)}\n{broken(body)}"
 
 
-_Task = tuple[Value, Any, int]  # what is computed; a reduction, a total or None for a store; from which column
+_Task = tuple[Value, Any]  # what is computed; a reduction, a total or None for a store
+_Piece = tuple[Value, Any, int]  # the same, from which column
 
 
 class _Function(Columns):
@@ -46,7 +47,6 @@ class _Function(Columns):
         self.loops = [axis for axis in sorted(nest.inner) if axis != self.last]
         self.rows = [axis for axis in range(nest.axes - 1) if axis not in nest.inner]
         self.operands = nest.operands
-        self.draws = [v for v in nest.inputs.values() if v.kind == "draws"]
         self.names = {identifier(v.name) for v in self.values} | {identifier(n) for n in self.operands}
         self.names |= {f"i_{axis}" for axis in range(nest.axes)}
         self.targets: dict[Value, list[str]] = defaultdict(list)  # the outputs that a value is
@@ -58,9 +58,18 @@ class _Function(Columns):
         self.totals: dict[int, list[Value]] = defaultdict(list)
         self.made: dict[int, list[Value]] = defaultdict(list)  # vectors of columns that a level makes before it begins
         self.sweeps: list[str] = []
-        self.row = Scope()
-        self.inside: list[Scope] = []
+        self.seen: set[tuple[Value, int, bool]] = set()
         self._plan()
+        self.row = Scope(taken=set(self.names))
+        self.inside: list[Scope] = []
+        self.fixed: Scope | None = None  # of a sweep inside a loop: what is the same in all turns of the innermost one
+        wide = [v for v in self.values if v.width > 1]
+        self.vectors = {v: self._scratch(v, "real") for v in wide if v.kind == "reduce"}
+        self.drawn = {v: self._scratch(v, "float32") for v in wide if v.kind == "draws"}
+        # What is written already, at this point of the text.
+        self.pointers: dict[tuple[str, int, frozenset[int], bool], str] = {}
+        self.ready: set[Value] = set()
+        self.filled: set[tuple[Value, int]] = set()
 
     # -- the plan -------------------------------------------------------------------------------------------------
 
@@ -77,7 +86,6 @@ class _Function(Columns):
                 self.stores[self.levels[value]].append(value)
             self.targets[value].append(name)
         most = max([*self.stores, *self.reduces, *self.totals], default=0)
-        self.seen: set[tuple[Value, int, bool]] = set()
         for level in range(most, -1, -1):
             for value in list(self.stores[level]):
                 self._visit(value, level, self._is_wide(value), top=True)
@@ -140,16 +148,6 @@ class _Function(Columns):
 
     def text(self) -> str:
         """The C of this nest: its sweeps, one part of the work, and the entry."""
-        self.pointers: dict[tuple[str, int, frozenset[int], bool], str] = {}
-        self.ready: set[Value] = set()
-        self.vectors: dict[Value, str] = {}
-        self.row = Scope(taken=set(self.names))
-        for value in (v for v in self.values if v.kind == "reduce"):
-            if value.width > 1:
-                self.vectors[value] = self._scratch(value, "real")
-        self.fixed: Scope | None = None  # of a sweep inside a loop: what is the same in all turns of the innermost one
-        self.drawn = {v: self._scratch(v, "float32") for v in self.draws if v.width > 1}
-        self.filled: set[tuple[Value, int]] = set()
         for level in sorted({*self.stores, *self.reduces, *self.totals, *self.made}):
             self._level(level)
         name = self.nest.name
@@ -231,10 +229,10 @@ class _Function(Columns):
         for depth in range(len(self.loops)):
             self.inside.append(Scope(taken=set(self._scope(depth - 1).taken)))
         sums = self._start_sums(reduces, totals)
-        tasks: list[_Task] = [(v, None, 0) for v in wide]
-        tasks += [(v.values[0], (v, sums.get(v)), 0) for v in (*reduces, *totals)]
-        for value, reduction, start in (task for task in tasks if task[0].width == 1):
-            self._point(value, reduction, start, self._home(value) if reduction is None else self._deepest())
+        tasks: list[_Task] = [(v, None) for v in wide]
+        tasks += [(v.values[0], (v, sums.get(v))) for v in (*reduces, *totals)]
+        for value, reduction in (task for task in tasks if task[0].width == 1):
+            self._point(value, reduction, 0, self._home(value) if reduction is None else self._deepest())
         columns = [task for task in tasks if task[0].width > 1]
         if columns:
             self._sweeps(columns)
@@ -253,15 +251,15 @@ class _Function(Columns):
     def _row_level(self, level: int, narrow: Sequence[Value], totals: Sequence[Value]) -> None:
         """What a level computes once for a row, before its loops."""
         sums = {value: self._sum_in(self.row, value, "splat(0)") for value in totals if value.width == 1}
-        tasks: list[_Task] = [(v, None, 0) for v in (*self.made[level], *narrow) if self.loops or v.width == 1]
-        tasks += [(v.values[0], (v, sums.get(v)), 0) for v in totals]
+        tasks: list[_Task] = [(v, None) for v in (*self.made[level], *narrow) if self.loops or v.width == 1]
+        tasks += [(v.values[0], (v, sums.get(v))) for v in totals]
         vectors = [task for task in tasks if task[0].width > 1]
         if vectors:
             self._sweeps(vectors)
         self.ready |= set(self.made[level])
-        for value, reduction, start in tasks:
+        for value, reduction in tasks:
             if value.width == 1:
-                self._point(value, reduction, start, self.row)
+                self._point(value, reduction, 0, self.row)
         self.row.lines += [self._add_to_part(value, total) for value, total in sums.items()]
 
     def _start_sums(self, reduces: Sequence[Value], totals: Sequence[Value]) -> dict[Value, str]:
@@ -416,10 +414,10 @@ class _Function(Columns):
     def _sweeps(self, tasks: Sequence[_Task]) -> None:
         """Sweep over the columns of the deepest loop that is open."""
         scope = self._deepest()
-        pieces = [(v, r, start, length) for v, r, _ in tasks for start, length in self._pieces(v)]
+        pieces = [(v, r, start, length) for v, r in tasks for start, length in self._pieces(v)]
         if self.nest.columns is not None:
             pieces = even(pieces)
-        groups: dict[int, list[_Task]] = defaultdict(list)
+        groups: dict[int, list[_Piece]] = defaultdict(list)
         for value, reduction, start, length in pieces:
             groups[length].append((value, reduction, start))
         for length in sorted(groups, reverse=True):
@@ -430,13 +428,13 @@ class _Function(Columns):
                 written = str(length) if self.nest.columns is not None else "columns"
                 self._sweep(written, groups[length], scope, len(groups) == 1)
 
-    def _sweep(self, length: str, tasks: Sequence[_Task], outer: Scope, alone: bool) -> None:
+    def _sweep(self, length: str, pieces: Sequence[_Piece], outer: Scope, alone: bool) -> None:
         scope = Scope(taken={*self.names, *outer.taken, "j", "n", "strides", *ROWS_GIVEN})
         self.fixed = Scope(taken=scope.taken, own=scope.own, given=scope.given) if self.inside else None
         self.fetched: dict[str, str] = {}
         sums: list[tuple[str, str]] = []  # totals of the row, and their operations
         added: list[tuple[str, str, str]] = []  # where vectors of columns are added up, their operations, and the terms
-        for value, reduction, start in tasks:
+        for value, reduction, start in pieces:
             result = self._evaluate(value, start, scope)
             shift = f" + {start}" if start else ""
             if reduction is None:

@@ -65,8 +65,6 @@ class Text:
         stages: its functions in the order in which they run, and whether each goes over what is reduced.
         parameters: what they all take, in this order.
         options: what they take of what is known when they are compiled.
-        owned: axes outside whose blocks a program takes one of, and along which totals vary; () without totals.
-        shared: the other axes outside.
         parts: how many statistics leave their parts in memory.
     """
 
@@ -75,8 +73,6 @@ class Text:
     stages: tuple[tuple[str, bool], ...]
     parameters: tuple[str, ...]
     options: tuple[str, ...]
-    owned: tuple[int, ...]
-    shared: tuple[int, ...]
     parts: int
 
 
@@ -91,18 +87,16 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
     Raises:
         Unsupported: an operation has no Triton.
     """
-    count = 1 + max(nest.levels(_deviations(nest)).values()) if tile.split else 1
-    functions = [_Function(nest, tile, real, stage if tile.split else None) for stage in range(count)]
+    first = _Function(nest, tile, real, 0 if tile.split else None)
+    later = range(1, first.most + 1) if tile.split else ()
+    functions = [first, *(_Function(nest, tile, real, stage) for stage in later)]
     header = HEADER.format(title=f"{title}: written by pellucid from the formula.", real=real)
-    first = functions[0]
     return Text(
         "\n\n".join([header, *(function.text() for function in functions)]) + "\n",
         tile,
         tuple((function.name, bool(function.passes)) for function in functions),
         tuple(first.parameters),
         tuple(first.options),
-        tuple(first.owned),
-        tuple(first.shared),
         len(first.reduces) + len(first.deviations),
     )
 
