@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
+from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, by_length, even, sweep_text, whole_sweep
 from pellucid.kernel.language.text_c import broken, identifier, indented, preamble
 from pellucid.kernel.language.values import Unsupported, Value
 from pellucid.kernel.recurrence.plan import AS_CHEAP_AS_READING, compared, cost_of
@@ -33,7 +33,6 @@ def emit(lowered: Lowered, title: str, real: str) -> str:
 
 
 _Task = tuple[Value, Any]  # what is computed; a reduction, a total or None for a store
-_Piece = tuple[Value, Any, int]  # the same, from which column
 
 
 class _Function(Columns):
@@ -239,9 +238,7 @@ class _Function(Columns):
         self._close_loops([v for v in totals if v.width == 1], sums)
         for value in reduces:
             if value not in self.vectors:
-                name = self._fresh(self.row, identifier(value.name), own=True)
-                self.row.lines.append(f"const vec {name} = splat({REDUCTIONS[value.operation][2]}({sums[value]}));")
-                self.row.names[(value, 0)] = name
+                self._end_sum(self.row, value, sums[value])
         self.ready |= {v for v in wide if v in self.kept}
 
     def _is_single(self, total: Value) -> bool:
@@ -250,7 +247,7 @@ class _Function(Columns):
 
     def _row_level(self, level: int, narrow: Sequence[Value], totals: Sequence[Value]) -> None:
         """What a level computes once for a row, before its loops."""
-        sums = {value: self._sum_in(self.row, value, "splat(0)") for value in totals if value.width == 1}
+        sums = {value: self._start_sum(self.row, value, "splat(0)") for value in totals if value.width == 1}
         tasks: list[_Task] = [(v, None) for v in (*self.made[level], *narrow) if self.loops or v.width == 1]
         tasks += [(v.values[0], (v, sums.get(v))) for v in totals]
         vectors = [task for task in tasks if task[0].width > 1]
@@ -271,16 +268,11 @@ class _Function(Columns):
                 self.row.lines.append("for (int64_t j = 0; j < columns; j++)")
                 self.row.lines.append(f"  {self.vectors[value]}[j] = {start}[0];")
             else:
-                sums[value] = self._sum_in(self.row, value, start)
+                sums[value] = self._start_sum(self.row, value, start)
         for value in totals:
             if value.width == 1:
-                sums[value] = self._sum_in(self._home(value), value, "splat(0)")
+                sums[value] = self._start_sum(self._home(value), value, "splat(0)")
         return sums
-
-    def _sum_in(self, scope: Scope, value: Value, start: str) -> str:
-        name = self._fresh(scope, f"{identifier(value.name)}_columns")
-        scope.lines.append(f"vec {name} = {start};")
-        return name
 
     def _close_loops(self, totals: Sequence[Value], sums: Mapping[Value, str]) -> None:
         """Put the loops into each other, totals behind those inside; forget what stands in them."""
@@ -354,8 +346,7 @@ class _Function(Columns):
                     scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
             return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
-        const = "" if scope.given.get(pointer, "const ")[:6] != "const " else "const "
-        scope.given[pointer] = f"{const}{storage}_storage *"
+        scope.give(pointer, storage, written=False)
         return f"take_{storage}({pointer}{shift} + j, n)"
 
     def _step(self, operand: str) -> str:
@@ -417,18 +408,16 @@ class _Function(Columns):
         pieces = [(v, r, start, length) for v, r in tasks for start, length in self._pieces(v)]
         if self.nest.columns is not None:
             pieces = even(pieces)
-        groups: dict[int, list[_Piece]] = defaultdict(list)
-        for value, reduction, start, length in pieces:
-            groups[length].append((value, reduction, start))
-        for length in sorted(groups, reverse=True):
+        groups = by_length(pieces)
+        for length, group in groups:
             if length == 1:
-                for value, reduction, start in groups[1]:
+                for value, reduction, start in group:
                     self._point(value, reduction, start, scope)
             else:
                 written = str(length) if self.nest.columns is not None else "columns"
-                self._sweep(written, groups[length], scope, len(groups) == 1)
+                self._sweep(written, group, scope, len(groups) == 1)
 
-    def _sweep(self, length: str, pieces: Sequence[_Piece], outer: Scope, alone: bool) -> None:
+    def _sweep(self, length: str, pieces: Sequence[tuple[Value, Any, int]], outer: Scope, alone: bool) -> None:
         scope = Scope(taken={*self.names, *outer.taken, "j", "n", "strides", *ROWS_GIVEN})
         self.fixed = Scope(taken=scope.taken, own=scope.own, given=scope.given) if self.inside else None
         self.fetched: dict[str, str] = {}
@@ -439,7 +428,7 @@ class _Function(Columns):
             shift = f" + {start}" if start else ""
             if reduction is None:
                 for pointer, storage in self._places(value):
-                    scope.given[pointer] = f"{storage}_storage *"
+                    scope.give(pointer, storage, written=True)
                     at = f"{pointer}{shift} + j, {result}, n"
                     streamed = (
                         self._is_wide(value)
@@ -453,13 +442,12 @@ class _Function(Columns):
             into, total = reduction
             operation = REDUCTIONS[into.operation][1]
             if total is not None:
-                scope.given[total] = "vec *"
-                scope.lines.append(f"*{total} = {operation}(*{total}, {result}, n);")
+                scope.take_in(total, operation, result)
                 if (total, operation) not in sums:
                     sums.append((total, operation))
                 continue
             pointer = self.vectors.get(into) or self._part_of(into)
-            scope.given[pointer] = "real_storage *"
+            scope.give(pointer, "real", written=True)
             added.append((f"{pointer}{shift} + j", operation, result))
         fixed, self.fixed = self.fixed, None
         name = f"{self.nest.name}_columns_{len(self.sweeps)}"
