@@ -637,3 +637,16 @@ def test_numbers_are_given_in_their_order(ran):
     (y,) = nested.run(recipe, (x,), lambda x: nested.Axes((5, 7), (), (nested.View((7, 1)),)), None, (2.0, 3.0))
     assert torch.equal(y, x * 3 - 2)
     assert ran.take() == ["inference"]
+
+
+def test_a_zero_has_its_sign(ran):
+    """Of operations that differ in nothing else, each is computed."""
+
+    def formula(averaged, x):
+        return (torch.copysign(x, 0.0) + 2 * torch.copysign(x, -0.0) + torch.where(1 / (x * -0.0) > 0, x * 0.0, 1.0),)
+
+    recipe = nested.Recipe("zeros", formula, (), ("x",))
+    x = 1 + torch.rand(5, 7, dtype=torch.float64)
+    (y,) = nested.run(recipe, (x,), lambda x: nested.Axes((5, 7), (), (nested.View((7, 1)),)), None)
+    assert torch.equal(y, 1 - x)
+    assert ran.take() == ["inference"]

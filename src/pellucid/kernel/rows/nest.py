@@ -354,7 +354,8 @@ class _Axes(Nodes):
         if operation == "div" and isinstance(operands[1], Value) and self.along(operands[1]) < self.along(operands[0]):
             operands = operands[0], self.math("reciprocal", operands[1], name="reciprocal")
             operation = "mul"
-        key = (operation, operands, mask, width)
+        told = tuple(o if isinstance(o, Value) else repr(float(o)) for o in operands)  # 0.0 and -0.0 are equal
+        key = (operation, told, mask, width)
         if key not in self._same:
             self._same[key] = super().math(operation, *operands, name=name, mask=mask, width=width)
         return self._same[key]
