@@ -211,8 +211,11 @@ class _Axes(Nodes):
         super().__init__((), {o.name for o in form.operands} | {GRADIENT, *form.results})
         self.form, self.last = form, form.axes - 1
         self.sizes = [size for size, _ in SIZES[: form.axes]]
+        # What was found out of values; of those that many share it would be asked without end.
         self._varying: dict[Value, frozenset[int]] = {}
         self._depending: dict[Value, bool] = {}
+        self._lateness: dict[Value, bool] = {}
+        self._narrowed: dict[Value, Any] = {}
         self._means: dict[tuple[Value, frozenset[int]], Value] = {}
         self._same: dict[Any, Value] = {}  # values by what they are made of: none is made twice
 
@@ -370,9 +373,12 @@ class _Axes(Nodes):
 
     def _late(self, value: Any) -> bool:
         """Whether a value depends on a reduction that depends on the gradient."""
-        if not isinstance(value, Value) or not self.depends(value):
+        if not isinstance(value, Value):
             return False
-        return value.kind == "reduce" or any(map(self._late, value.values))
+        if value not in self._lateness:
+            after = value.kind == "reduce" or any(map(self._late, value.values))
+            self._lateness[value] = self.depends(value) and after
+        return self._lateness[value]
 
     def total(self, x: Value) -> Value:
         """The sum over the first axis of the node's argument."""
@@ -451,8 +457,11 @@ class _Axes(Nodes):
             return x
         if x.kind == "spread":
             return x.values[0]
-        assert x.kind == "math"
-        return self.math(x.operation, *map(self._narrow, x.operands), name="one", mask=x.mask, width=1)
+        if x not in self._narrowed:
+            assert x.kind == "math"
+            operands = map(self._narrow, x.operands)
+            self._narrowed[x] = self.math(x.operation, *operands, name="one", mask=x.mask, width=1)
+        return self._narrowed[x]
 
 
 class ReadBack:
