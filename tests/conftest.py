@@ -111,7 +111,7 @@ def ran(monkeypatch) -> Ran:
     found, call = Ran(), nested_c.Kernel.run
 
     def noted(self, *args, **options):
-        found.append(self.layout.name)
+        found.append(self.nest.name)
         return call(self, *args, **options)
 
     monkeypatch.setattr(nested_c.Kernel, "run", noted)

@@ -58,10 +58,7 @@ class _Steps(torch.autograd.Function):
         lengths, x, y = ctx.saved_tensors
         if torch_has_to(dy):
             return None, None, None, *differentiate(ctx.reference, [x], dy)
-        like = torch.empty_like(x, device="meta")
-        dx = memory.empty(x.shape, x.dtype)
-        if like.stride() != dx.stride():
-            dx = dx.as_strided_(x.shape, like.stride())
+        dx = memory.allocate(x.shape, x.dtype, x.device, torch.empty_like(x, device="meta").stride())
         _run("backward", x, lengths, ctx.largest, y=y, dy=dy.contiguous(), dx=dx)
         return None, None, None, dx
 
