@@ -82,11 +82,13 @@ def drawn(monkeypatch):
     page.html = lambda report: f"<!doctype html><html><body><p>{escape(report.title)}</p></body></html>"
     figure = ModuleType("figure")
     figure.svg = lambda report: f'<svg xmlns="http://www.w3.org/2000/svg"><text>{escape(report.title)}</text></svg>'
+    figure.thumbnail = figure.svg
     figure.png = lambda report: b"\x89PNG"
     figure.pdf = lambda report: b"%PDF-"
     for user in ("saving", "notebook"):
         for module in (page, figure):
             monkeypatch.setattr(f"pellucid.explanation.{user}.{module.__name__}", module)
+    monkeypatch.setattr("pellucid.explanation.gallery.figure", figure)
     return SimpleNamespace(page=page, figure=figure)
 
 

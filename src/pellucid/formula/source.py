@@ -230,9 +230,14 @@ def read(function: Callable[..., Any], kind: str = "cell") -> Source:
         raise TypeError(
             f"pellucid.{kind} takes a function that is written in Python, by def or lambda, not {function!r}"
         )
-    text, first_line = source_of(function)
-    source = Source(function, function.__name__, (), _dedented(text), function.__code__.co_filename, first_line, kind)
+    source = quote(function, kind)
     return replace(source, symbols=tuple(_symbols(source)))
+
+
+def quote(function: Callable[..., Any], kind: str = "cell") -> Source:
+    """A function with its lines; unlike for `read` it need not be a formula of a cell or layer."""
+    text, first_line = source_of(function)
+    return Source(function, function.__name__, (), _dedented(text), function.__code__.co_filename, first_line, kind)
 
 
 def _symbols(source: Source) -> Iterator[Symbol]:
