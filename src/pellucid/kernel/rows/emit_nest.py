@@ -341,7 +341,7 @@ class _Function(Columns):
             pointer = self._pointer_to(name, value)
             if sweeping and self._is_wide(value):
                 if self.fixed is not None:
-                    self.fetched[f"{pointer}{shift} + j"] = self._step(name)
+                    self.fetched[f"{pointer}{shift} + j"] = self._stride(name, self.loops[-1])
                 elif self.first_level:
                     scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
@@ -349,12 +349,12 @@ class _Function(Columns):
         scope.give(pointer, storage, written=False)
         return f"take_{storage}({pointer}{shift} + j, n)"
 
-    def _step(self, operand: str) -> str:
-        """What an operand's place grows by from one turn of the innermost loop to the next."""
-        return f"strides[{self.operands.index(operand) * (self.nest.axes + 1) + self.loops[-1]}]"
+    def _stride(self, operand: str, axis: int) -> str:
+        """The distance of an operand's entries along an axis; behind the last axis, that of a total's parts."""
+        return f"strides[{self.operands.index(operand) * (self.nest.axes + 1) + axis}]"
 
-    def _index(self, number: int, axes: Iterable[int], columns: bool) -> str:
-        terms = [f"i_{axis} * strides[{number * (self.nest.axes + 1) + axis}]" for axis in sorted(axes)]
+    def _index(self, operand: str, axes: Iterable[int], columns: bool) -> str:
+        terms = [f"i_{axis} * {self._stride(operand, axis)}" for axis in sorted(axes)]
         return " + ".join([*terms, *(["from"] if columns else [])]) or "0"
 
     def _filled(self, value: Value) -> str:
@@ -369,26 +369,26 @@ class _Function(Columns):
 
     def _element(self, draws: Value) -> str:
         """Which number of the call's sequence comes first."""
-        number = self.operands.index(draws.name)
-        return f"(uint64_t)(call->offsets[{number}] + {self._index(number, draws.axes, draws.width > 1)})"
+        index = self._index(draws.name, draws.axes, draws.width > 1)
+        return f"(uint64_t)(call->offsets[{self.operands.index(draws.name)}] + {index})"
 
     def _pointer_to(self, operand: str, value: Value) -> str:
         """The pointer to an operand where a value is read from it or written to it."""
         axes, depth, columns = value.axes, self._depth(value.axes), value.width > 1
         key = (operand, depth, axes, columns)  # the first entry along an axis is the same operand at other indices
         if key not in self.pointers:
-            number, scope = self.operands.index(operand), self._scope(depth)
+            scope = self._scope(depth)
             name = self._own(operand.replace(" to", "_to") + ("_at" if depth < 0 else f"_at_{self.loops[depth]}"))
             if depth < 0:  # names of a level's loops may be taken again by the next
                 scope.taken.add(name)
             output = operand.endswith(" to")
             total = output and operand[:-3] in self.nest.totals
             storage = "real" if total else self.nest.storage[operand.removesuffix(" to")]
-            index = self._index(number, axes, columns)
+            index = self._index(operand, axes, columns)
             if total:
-                index += f" + part * strides[{number * (self.nest.axes + 1) + self.nest.axes}]"
+                index += f" + part * {self._stride(operand, self.nest.axes)}"
             const = "" if output else "const "
-            made = f"({const}{storage}_storage *)call->places[{number}] + {index}"
+            made = f"({const}{storage}_storage *)call->places[{self.operands.index(operand)}] + {index}"
             scope.lines.append(f"{const}{storage}_storage *const {name} = {made};")
             self.pointers[key] = name
         return self.pointers[key]
@@ -427,17 +427,7 @@ class _Function(Columns):
             result = self._evaluate(value, start, scope)
             shift = f" + {start}" if start else ""
             if reduction is None:
-                for pointer, storage in self._places(value):
-                    scope.give(pointer, storage, written=True)
-                    at = f"{pointer}{shift} + j, {result}, n"
-                    streamed = (
-                        self._is_wide(value)
-                        and pointer != self.kept.get(value)
-                        and storage in (self.real, "bfloat16", "float16")
-                    )
-                    scope.lines.append(f"result_{storage}({at}, past);" if streamed else f"put_{storage}({at});")
-                    if streamed:
-                        scope.given["past"] = "int "
+                self._put(value, shift, result, scope)
                 continue
             into, total = reduction
             operation = REDUCTIONS[into.operation][1]
@@ -463,6 +453,18 @@ class _Function(Columns):
         scope.lines = [*ahead, *(fixed.lines if fixed is not None else ()), *scope.lines]
         self.sweeps.append(sweep_text(name, scope))
         outer.lines += self._loop(name, length, scope, sums)
+
+    def _put(self, value: Value, shift: str, columns: str, scope: Scope) -> None:
+        """Write columns of a value; results of all entries may go past the caches."""
+        for pointer, storage in self._places(value):
+            scope.give(pointer, storage, written=True)
+            at = f"{pointer}{shift} + j, {columns}, n"
+            result = self._is_wide(value) and pointer != self.kept.get(value)
+            if result and storage in (self.real, "bfloat16", "float16"):
+                scope.lines.append(f"result_{storage}({at}, past);")
+                scope.given["past"] = "int "
+            else:
+                scope.lines.append(f"put_{storage}({at});")
 
     def _is_bare(self, loop: Scope, added: Sequence[tuple[str, str, str]]) -> bool:
         """Whether nothing but pointers stands in a loop, none of them to what is added up in it."""
