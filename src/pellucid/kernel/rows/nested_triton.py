@@ -340,8 +340,9 @@ class _Launch:
         known: dict[str, int] = {f"size_{axis}": size for axis, size in enumerate(sizes)}
         known |= {"total_entries": sum(self._totals.values()), "programs": plan.programs}
         known |= {"units": entries, "splits": plan.splits}
-        begin, self._filled = 0, {kind: [] for kind in ("tensor", "rest", "scratch")}  # type: ignore[var-annotated]
+        self._filled: dict[str, list[tuple[int, int]]] = {"tensor": [], "rest": [], "scratch": []}
         numbers = {key: place for place, key in enumerate(text.parameters)}
+        begin = 0  # of a total among all
         for operand in nest.operands:
             key = operand.replace(" to", "_to")
             known |= {f"{key}_{axis}": stride for axis, stride in enumerate(strides[operand])}
