@@ -18,7 +18,7 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.matmul import LEAST_PRODUCTS
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 
 _chosen: dict[Any, bool] = {}
 

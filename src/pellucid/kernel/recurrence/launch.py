@@ -30,7 +30,7 @@ from pellucid.kernel.registry import (
     runner,
     warn_of_unrolling,
 )
-from pellucid.kernel.rows.nested import stand_in
+from pellucid.kernel.tensors import stand_in
 
 Tensor = torch.Tensor
 Result = tuple[Tensor, list[Tensor]]  # output (time, batch, features), and the last state

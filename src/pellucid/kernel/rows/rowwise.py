@@ -23,6 +23,7 @@ from pellucid.kernel.language.values import Unsupported
 from pellucid.kernel.program import Abstract, placeholder
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language
 
 aten = torch.ops.aten
 PRODUCTS: dict[Any, Any] = {aten.mm.default: linear.mm, aten.addmm.default: linear.addmm}
@@ -156,7 +157,7 @@ class _Part:
         if draws is not None and self.draws:
             rows = tensors[0].shape[0]
             draws = draws._replace(offsets={name: begin * rows for name, begin in self.begins.items()})
-        if nested.language(*tensors) is None:
+        if language(*tensors) is None:
             return None
         results = nested.run(self.recipe, tensors, self._axes, functools.partial(self._again, draws), draws=draws)
         return None if results is None else results[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.registry import warn_of_fallback
-from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 from pellucid.kernel.threads import useful
 from pellucid.kernel.windows.window import library
 

@@ -13,6 +13,7 @@ from pellucid.errors import label, refuse_others, shape_text
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language, language_for, runs
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.normalization.averages import Average, Over
@@ -188,7 +189,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _plain(self, input: Tensor) -> Tensor:
         """Normalize what has no padding."""
         y = None
-        if nested.runs(input) and self._suits_operator(input):  # in this order: a compiler would guard the size
+        if runs(input) and self._suits_operator(input):  # in this order: a compiler would guard the size
             self._was_run_by("torch")
             y = self._by_operator(input)
         if y is None:
@@ -218,7 +219,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
         results = self._results(input, real, self._observes(), company)
-        self._was_run_by("torch" if results is None else nested.language_for(input))
+        self._was_run_by("torch" if results is None else language_for(input))
         if results is not None and len(results) > 1:
             self._remember(self.average(input, real), input, *results[1:])
         return None if results is None else results[0]
@@ -238,11 +239,11 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         if real is not None:
             given["real"] = real
         tensors = (input, *given.values())
-        language = nested.language(*tensors)
-        if self._is_cast(input) or language is None or (real is not None and real.numel() == 1):
+        spoken = language(*tensors)
+        if self._is_cast(input) or spoken is None or (real is not None and real.numel() == 1):
             return None
         alone = real is None and company is ALONE
-        if alone and language == "triton" and chosen_backend() == "auto" and input.numel() < SMALL_ON_GPU:
+        if alone and spoken == "triton" and chosen_backend() == "auto" and input.numel() < SMALL_ON_GPU:
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}

@@ -15,8 +15,9 @@ from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import remembered
-from pellucid.kernel.rows.nested import Draws, language, language_for
+from pellucid.kernel.rows.direction import Draws
 from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
+from pellucid.kernel.tensors import language, language_for
 from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
