@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import tempfile
 from html import escape
 from types import ModuleType, SimpleNamespace
@@ -54,8 +53,10 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True)
 def kernels_are_faster(monkeypatch):
-    """Let recurrent layers run their kernels, and not torch's operator where that is measured to be faster."""
-    monkeypatch.setattr("pellucid.nn.recurrence.torch_recurrence.faster", lambda *_: False)
+    """Let kernels run whatever is measured to be faster, and multiply what would be too small for them."""
+    for chooser in ("nn.recurrence.torch_recurrence", "kernel.small"):
+        monkeypatch.setattr(f"pellucid.{chooser}.faster", lambda *_: False)
+    monkeypatch.setattr("pellucid.kernel.recurrence.products.LEAST_PRODUCTS", 0)
 
 
 @pytest.fixture
@@ -77,14 +78,17 @@ def small_benchmark(monkeypatch):
 @pytest.fixture
 def drawn(monkeypatch):
     """Let short stand-ins take the place of the page and the figures."""
-    page = ModuleType("pellucid.explanation.page")
+    page = ModuleType("page")
     page.html = lambda report: f"<!doctype html><html><body><p>{escape(report.title)}</p></body></html>"
-    figure = ModuleType("pellucid.explanation.figure")
+    figure = ModuleType("figure")
     figure.svg = lambda report: f'<svg xmlns="http://www.w3.org/2000/svg"><text>{escape(report.title)}</text></svg>'
+    figure.thumbnail = figure.svg
     figure.png = lambda report: b"\x89PNG"
     figure.pdf = lambda report: b"%PDF-"
-    for module in (page, figure):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for user in ("saving", "notebook"):
+        for module in (page, figure):
+            monkeypatch.setattr(f"pellucid.explanation.{user}.{module.__name__}", module)
+    monkeypatch.setattr("pellucid.explanation.gallery.figure", figure)
     return SimpleNamespace(page=page, figure=figure)
 
 
@@ -109,7 +113,7 @@ def ran(monkeypatch) -> Ran:
     found, call = Ran(), nested_c.Kernel.run
 
     def noted(self, *args, **options):
-        found.append(self.layout.name)
+        found.append(self.nest.name)
         return call(self, *args, **options)
 
     monkeypatch.setattr(nested_c.Kernel, "run", noted)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 import pellucid
 from pellucid.explanation import explain
 from pellucid.explanation.report import Report
 
-GOLDEN = Path(__file__).parent / "golden"
 SENTENCE = "你个扑该!"
 
 

@@ -1,10 +1,19 @@
-"""Running the commands as a user does."""
+"""Running the commands as a user does, with a file of the user's own."""
 
 from __future__ import annotations
 
 from click.testing import CliRunner
 
 from pellucid.cli import main
+
+CELL = """
+import torch
+import pellucid
+
+@pellucid.cell
+def mine(x, h, *, U, W, b=pellucid.zeros):
+    return torch.tanh(x @ U + h @ W + b)
+"""
 
 
 def run(*arguments: object):

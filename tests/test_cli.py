@@ -19,17 +19,9 @@ from pellucid.cli import main
 from pellucid.kernel import build
 from pellucid.kernel.choice import faster
 from pellucid.recipes.checkpoint import load
-from recipe_commands import refused, run
+from recipe_commands import CELL, refused, run
 
 TINY = ["--limit", "200", "--epochs", "1", "--hidden-size", "8", "--device", "cpu"]
-CELL = """
-import torch
-import pellucid
-
-@pellucid.cell
-def mine(x, h, *, U, W, b=pellucid.zeros):
-    return torch.tanh(x @ U + h @ W + b)
-"""
 
 
 @pytest.fixture(scope="module")

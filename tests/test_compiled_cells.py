@@ -15,7 +15,7 @@ import torch
 
 import formulas
 import pellucid
-from explaining import GOLDEN
+from goldens import golden
 from pellucid.kernel import build, registry, threads
 from pellucid.kernel.language.text_c import MOST_COLUMNS, headers
 from pellucid.kernel.recurrence import compiled
@@ -199,14 +199,11 @@ def written(key, dtype=torch.float32):
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "layernorm_lstm", "leaky"])
 def test_golden(name):
-    """The whole text without the headers; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
+    """The whole text without the headers."""
     text = written(make(CELLS[name], 40, 24, torch.float32)._keys[0])
     assert text.count(headers()) == 1
     text = text.replace(headers(), "// (the headers)\n")
-    path = GOLDEN / f"{name}.c"
-    if os.environ.get("PELLUCID_GOLDEN") == "write":
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+    assert text == golden(f"{name}.c", text)
 
 
 @pytest.mark.parametrize(

@@ -386,3 +386,25 @@ def test_a_formula_is_traced_while_torch_looks_for_nan():
             output = layer(torch.ones(5, 2, 3, requires_grad=True))
             (output if isinstance(output, torch.Tensor) else output[0]).sum().backward()
             assert torch.is_anomaly_enabled()
+
+
+def test_a_lambda_may_stand_anywhere():
+    """In the head of a loop, which is no statement by itself; beside a function that is another one."""
+    for function in [lambda x: 2 * x]:
+        assert pellucid.layer(function)(3)(torch.ones(1, 3)).tolist() == [[2, 2, 2]]
+
+    def followed(function=lambda x: 3 * x):
+        return pellucid.layer(function)(3)(torch.ones(1, 3)).tolist()
+
+    assert followed() == [[3, 3, 3]]
+
+
+def test_a_text_may_be_indented_less_than_its_function():
+    @pellucid.cell
+    def told(x, h, *, U, W):
+        kept = """a text
+of another indentation"""
+        return torch.tanh(x @ U + h @ W) if kept else h
+
+    assert told.source.body[-1] == "return torch.tanh(x @ U + h @ W) if kept else h"
+    assert told(3, 4)(torch.ones(2, 1, 3))[0].shape == (2, 1, 4)

@@ -852,7 +852,7 @@ def test_what_is_asked_is_heard():
         return callable(getattr(x, "shape", None)) or isinstance(x, int) or x is None
 
     heard = []
-    with identity.hearing(lambda what, value: heard.append(what), lambda name: name != __name__):
+    with identity.hearing(lambda what, value: heard.append(what), lambda name: name != __name__, lambda *_: None):
         asking(1)
         asking(2, Tensor())
     always = ["is", "is", "is None", "is None", "hasattr"]

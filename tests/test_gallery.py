@@ -98,7 +98,7 @@ def test_gallery_stops_without_an_index(tmp_path, drawn):
     def fail(report):
         raise KeyboardInterrupt
 
-    drawn.figure.svg = fail
+    drawn.figure.thumbnail = fail
     with pytest.raises(KeyboardInterrupt):
         write_gallery(tmp_path, "en", FEW)
     assert not (tmp_path / "index.html").exists()

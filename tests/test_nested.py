@@ -637,3 +637,37 @@ def test_numbers_are_given_in_their_order(ran):
     (y,) = nested.run(recipe, (x,), lambda x: nested.Axes((5, 7), (), (nested.View((7, 1)),)), None, (2.0, 3.0))
     assert torch.equal(y, x * 3 - 2)
     assert ran.take() == ["inference"]
+
+
+def test_a_zero_has_its_sign(ran):
+    """Of operations that differ in nothing else, each is computed."""
+
+    def formula(averaged, x):
+        return (torch.copysign(x, 0.0) + 2 * torch.copysign(x, -0.0) + torch.where(1 / (x * -0.0) > 0, x * 0.0, 1.0),)
+
+    recipe = nested.Recipe("zeros", formula, (), ("x",))
+    x = 1 + torch.rand(5, 7, dtype=torch.float64)
+    (y,) = nested.run(recipe, (x,), lambda x: nested.Axes((5, 7), (), (nested.View((7, 1)),)), None)
+    assert torch.equal(y, 1 - x)
+    assert ran.take() == ["inference"]
+
+
+def test_what_many_share_is_asked_once(ran):
+    """Of chains whose links are each read twice there would be no end."""
+
+    def formula(averaged, x):
+        mean = x.mean(averaged, keepdim=True)
+        y, z = x - mean, mean.expand_as(x)
+        for _ in range(links):
+            y, z = y + 0.1 * torch.tanh(y), z + 0.1 * torch.tanh(z)
+        return (y + z.mean(averaged, keepdim=True),)
+
+    links = 20
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    axes = nested.Axes((5, 7), (1,), (nested.View((7, 1)),))
+    (y,) = nested.run(nested.Recipe("chains", formula, (), ("x",)), (x,), lambda x: axes, None)
+    (expected,) = formula((1,), x)
+    torch.testing.assert_close(y, expected)
+    dy = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, x, dy))
+    assert ran.take() == ["forward", "backward"]

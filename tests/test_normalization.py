@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import pellucid
 from pellucid import nn
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over
-from pellucid.nn.normalization.normalization import SMALL, normalize
+from pellucid.nn.normalization.formula import normalize
+from pellucid.nn.normalization.normalization import SMALL
 from tensors import draw
 
 GARBAGE = (float("nan"), float("inf"), 1e30)

@@ -22,16 +22,9 @@ from pellucid.recipes.sentiment.data import PAD, UNKNOWN, Vocabulary, fingerprin
 from pellucid.recipes.sentiment.network import ConvolutionalReader, RecurrentReader
 from pellucid.recipes.sentiment.reading import bars, read
 from pellucid.recipes.sentiment.recipe import Settings
+from recipe_commands import CELL
 
 SMALL = {"hidden_size": 8, "embedding_size": 8, "limit": 200}
-CELL = """
-import torch
-import pellucid
-
-@pellucid.cell
-def mine(x, h, *, U, W, b=pellucid.zeros):
-    return torch.tanh(x @ U + h @ W + b)
-"""
 
 
 @pytest.fixture(scope="module")

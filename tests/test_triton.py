@@ -15,7 +15,7 @@ import torch
 import formulas
 import fresh
 import pellucid
-from explaining import GOLDEN
+from goldens import golden
 from pellucid import nn
 from pellucid.kernel import gpu, registry
 from pellucid.kernel.language import layout
@@ -443,13 +443,9 @@ def _written(layer, dtype, splits=1, single=False):
 
 @pytest.mark.parametrize(("name", "single"), [("rnn", False), ("rnn", True), ("layernorm_lstm", False)])
 def test_golden(name, single):
-    """The whole text; PELLUCID_GOLDEN=write writes what is then to be read and committed."""
     loops = _written(make(CELLS[name], 40, 24, torch.float32), torch.float32, single=single)
     text = "\n".join(written.text for _, written in loops)
-    path = GOLDEN / f"{name}{'_single' if single else ''}.triton.txt"
-    if os.environ.get("PELLUCID_GOLDEN") == "write":
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+    assert text == golden(f"{name}{'_single' if single else ''}.triton.txt", text)
 
 
 def test_what_cannot_be_written_goes_stepwise():

@@ -407,7 +407,7 @@ def _no_input_is_small(monkeypatch):
 def test_small_inputs_are_torchs_on_a_gpu(monkeypatch, entries):
     """Unless Triton is asked for; a fused neighbour or padding stays with the kernel."""
     monkeypatch.setattr(normalization, "SMALL_ON_GPU", 13)
-    monkeypatch.setattr(nested, "language", lambda *tensors: "triton")
+    monkeypatch.setattr(normalization, "language", lambda *tensors: "triton")
     layer, x = nn.BatchNorm1d(1), torch.randn(entries, 1)
     called = [layer._call(x, real, False, normalization.ALONE) for real in (None, torch.ones(entries, 1))]
     assert (called[0] is None) == (entries < 13)

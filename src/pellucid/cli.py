@@ -9,12 +9,13 @@ import click
 
 import pellucid
 from pellucid.benchmark import bench
+from pellucid.commandline import Refusal, console
+from pellucid.doctor import findings, table
 from pellucid.explanation.command import command as explain
 from pellucid.explanation.command import gallery
 from pellucid.models.checks.command import command as check
-from pellucid.models.command import Refusal
 from pellucid.models.command import command as swap
-from pellucid.recipes.command import console, predict, train
+from pellucid.recipes.command import predict, train
 from pellucid.recipes.errors import RecipeError, Stopped
 
 
@@ -67,8 +68,6 @@ def doctor(as_json: bool) -> None:
       pellucid doctor
       pellucid doctor --json
     """
-    from pellucid.doctor import findings, table
-
     found = findings()
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))

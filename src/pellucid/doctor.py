@@ -81,8 +81,9 @@ def _cure(name: str) -> str:
 
 
 def _named(question: str, usual: float, other: float) -> dict[str, float]:
-    """Seconds of torch's operators and of the kernel, which is the usual way of a recurrence."""
-    return {"torch": other, "kernel": usual} if question.startswith("recurrence") else {"torch": usual, "kernel": other}
+    """Seconds of torch's operators and of the kernel, which is the usual way of a recurrence and of small work."""
+    of_kernel, of_torch = (usual, other) if question.startswith(("recurrence", "small")) else (other, usual)
+    return {"torch": of_torch, "kernel": of_kernel}
 
 
 def _choices(measured: dict[str, dict[str, float]]) -> str:

@@ -40,12 +40,6 @@ def refuse_others(module: torch.nn.Module, x: object) -> None:
         raise TypeError(f"{label(module)}: the input is a {type(x).__name__}, but the layer reads a torch.Tensor.")
 
 
-def axes_of_features(count: int) -> tuple[str, ...]:
-    """Name the axes of an input of rows of features that has so many."""
-    before = ("batch", "time") if count == 3 else ("batch", *(f"axis {axis}" for axis in range(1, count - 1)))
-    return (*before[: count - 1], "features") if count else ()
-
-
 def mismatch(x: torch.Tensor, weight: torch.Tensor) -> str | None:
     """Say that input and weights differ in device or dtype; None if they do not."""
     if x.device != weight.device:

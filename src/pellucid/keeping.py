@@ -1,4 +1,4 @@
-"""Leaves a model as it was: numbers that it keeps, attributes, modes, and everything that draws."""
+"""Leaves a model, and what it is given, as it was: numbers that it keeps, attributes, modes, and all that draws."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 HELD = ("_parameters", "_buffers", "_modules")  # what a module changes in place when one of these is assigned to
 MISSING = object()
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of a forward
 
 
 class RandomState:
@@ -118,3 +120,32 @@ def _restore(now: Any, before: Any) -> None:
     for name, value in before.items():
         if now.get(name, MISSING) is not value:
             now[name] = value
+
+
+def copied(value: Any) -> Any:
+    """Copy the tensors of a structure, one that occurs twice once, so that a model may write into them."""
+    made: dict[int, Tensor] = {}
+
+    def copy(inner: Any) -> Any:
+        if not isinstance(inner, Tensor):
+            return inner
+        if id(inner) not in made:
+            made[id(inner)] = inner.detach().clone().requires_grad_(inner.requires_grad)
+        return made[id(inner)]
+
+    return pytree.tree_map(copy, value)
+
+
+def refuse_lazy(model: torch.nn.Module, function: str) -> None:
+    """Refuse a model whose parameters have no shape yet.
+
+    Raises:
+        TypeError: it has such parameters.
+    """
+    lazy = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(value, lazy):
+            raise TypeError(
+                f"{function}: {name!r} of {type(model).__name__} has no shape yet, and the run "
+                f"that gives it one would change the model. Run the model once, model(x), then {function} it."
+            )

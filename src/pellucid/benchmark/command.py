@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from pellucid.benchmark.rows import ROWS
 from pellucid.benchmark.speed import RECURRENT
 from pellucid.benchmark.streaming import STREAMING
 from pellucid.benchmark.table import tables
+from pellucid.commandline import console
 from pellucid.doctor import processor_name
 
 SUITES: dict[str, Sequence[Row]] = {
@@ -221,7 +221,7 @@ def bench(
         spent = time.perf_counter() - start
         return f"{spent:.0f} s had gone by, --budget is {budget:g} s" if budget is not None and spent > budget else None
 
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    shown = console(PLAIN_WIDTH)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("the machine's limit", total=len(rows) + 1)
         rates = measure_rates(device, torch.bfloat16 if suite == "gpu" else torch.float32)
@@ -230,14 +230,14 @@ def bench(
         with _measuring(suite, run) as measure:
             report.measure(rows, measure, late, lambda called: progress.update(task, advance=1, description=called))
     for laid_out in tables(report.figures):
-        console.print(laid_out)
+        shown.print(laid_out)
     complaints = report.complaints(check)
     speeds = [f for f in report.figures.get("models", ()) if isinstance(f, ModelSpeed) and f.agreement.passed]
     mean = geometric_mean(speeds) if speeds else None
     if mean is not None:
-        console.print(f"geometric mean of {len(speeds)} models: {mean:.2f}× as fast", highlight=False)
+        shown.print(f"geometric mean of {len(speeds)} models: {mean:.2f}× as fast", highlight=False)
     for line in [*report.notes(), report.where()]:
-        console.print(line, highlight=False, markup=False)
+        shown.print(line, highlight=False, markup=False)
     failed = f"{len(complaints)} of {len(rows)} rows fail"
     if check and mean is not None and wanted is None and mean < MEAN_FLOOR:
         complaints.append(

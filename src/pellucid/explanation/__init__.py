@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pellucid.explanation.model import ModelReport
+from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
 from pellucid.explanation.serialization import load
 

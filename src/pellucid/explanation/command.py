@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
+from rich.progress import track
 
+from pellucid.commandline import load
+from pellucid.explanation import ModelReport, explain
+from pellucid.explanation.examples import build
+from pellucid.explanation.gallery import write_gallery
+from pellucid.explanation.notebook import explained
 from pellucid.explanation.saving import RENDERERS, destination, opened, rendered, write
 from pellucid.explanation.texts import Texts, lang_of_locale, languages
+from pellucid.nn.recurrence.cell import Cell
+from pellucid.nn.rows.row_formula import Layer
 
 EPILOG = """\b
 Examples
@@ -97,10 +106,6 @@ def command(
     The weights are drawn from a seed; without --input or --sentence an example input is made up.
     With --open and --save the explanation becomes a page or a file, and the terminal names it.
     """
-    from pellucid.explanation import ModelReport, explain  # torch takes a while to load; --help does without
-    from pellucid.explanation.notebook import explained
-    from pellucid.nn.recurrence.cell import load
-
     if numbers and sentence is not None:
         raise click.UsageError("--input and --sentence are both the input: give one of them")
     try:
@@ -146,10 +151,6 @@ def gallery(out: Path, lang: str | None) -> None:
     Example:
       pellucid gallery --out pages
     """
-    from rich.progress import track
-
-    from pellucid.explanation.gallery import write_gallery
-
     lang = lang or lang_of_locale()
     try:
         progress = partial(track, description=Texts(lang)("gallery.progress"), console=Console(stderr=True))
@@ -168,12 +169,6 @@ def destinations(files: Sequence[str]) -> list[Path]:
 
 def built(subject: Any, arguments: dict[str, Any], seed: int) -> tuple[Any, dict[str, Any]]:
     """Make a model of its class, or by a function, with these arguments; return what is left of them for others."""
-    import torch
-
-    from pellucid.explanation.examples import build
-    from pellucid.nn.recurrence.cell import Cell
-    from pellucid.nn.rows.row_formula import Layer
-
     if isinstance(subject, (str, Cell, Layer, torch.nn.Module)) or not callable(subject):
         return subject, arguments
     return build(subject, subject.__name__, arguments, seed), {}
@@ -181,8 +176,6 @@ def built(subject: Any, arguments: dict[str, Any], seed: int) -> tuple[Any, dict
 
 def parse_numbers(text: str, seed: int = 0) -> Any:
     """Read ``1,2,3``, or rows ``1,2; 3,4``, as a tensor; draw one for a shape, ``2x3``, or ``2x3:10`` below 10."""
-    import torch
-
     if shape := SHAPE.fullmatch(text.strip()):
         sizes, generator = [int(size) for size in shape[1].split("x")], torch.Generator().manual_seed(seed)
         if shape[2]:

@@ -22,7 +22,8 @@ from pellucid.explanation.report import Check, Cost, Picture, Report, Rows, Step
 from pellucid.explanation.request import Request
 from pellucid.explanation.texts import Sizes, Texts
 from pellucid.explanation.trace import Trace, Tracer
-from pellucid.keeping import left_alone
+from pellucid.explanation.typesetting import sizes_of
+from pellucid.keeping import copied, left_alone
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.swapped.exchange import kind_of, runs_as
 
@@ -126,7 +127,7 @@ class ComponentExplained:
         """Translate one symbol."""
         texts, key = self.texts, f"why.{symbol.reason}"
         facts = {name: fact_text(name, fact, texts) for name, fact in self.facts(symbol).items()}
-        shape = shape_text(symbol.shape)
+        shape = sizes_of(symbol.shape)
         axes = tuple(texts.axis(axis) for axis in symbol.axes)
         facts |= {"name": letter(symbol.name), "shape": shape, "axes": " × ".join(axes)}
         reasons = (texts(key, **facts),) if key in texts else ()
@@ -167,7 +168,7 @@ class ComponentExplained:
         result = self.real[0] if isinstance(self.real, tuple) else self.real
         tally = count(self.layer.formula, (), self.bound)
         x = self.request.inputs[0]
-        facts = {"shape": "×".join(map(str, x.shape)) or "1", "dtype": str(x.dtype).removeprefix("torch.")}
+        facts = {"shape": sizes_of(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
         scope = self.texts("cost.component", **facts)
         return shared.cost(
             tally, bytes_of(list(tensors.values())) + bytes_of(result), shared.trainable(self.layer), scope, self.texts
@@ -217,13 +218,3 @@ def fact_text(name: str, fact: Any, texts: Texts) -> Any:
     if isinstance(fact, float):
         return shared.number(fact)
     return texts(f"padding.{fact}") if name == "padding" and isinstance(fact, str) else fact
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Write a shape as on paper."""
-    return "×".join(map(str, shape)) or "1"
-
-
-def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copy the tensors, so that a layer may write into them."""
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)

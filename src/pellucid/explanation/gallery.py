@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pellucid.explanation import explain
+from pellucid.explanation import explain, figure
 from pellucid.explanation.texts import Texts, languages
 from pellucid.files import write_whole
 from pellucid.formula.initializers import zeros
@@ -85,12 +85,15 @@ def write_gallery(folder: Path, lang: str = "en", items: Sequence[Item] = ITEMS,
         reports = {report.lang: report for report in first.translations()}
         first.save(folder / f"{item.name}.html")
         for key, report in reports.items():
-            report.save(folder / _thumbnail(item, key))
+            _write(folder / _thumbnail(item, key), figure.thumbnail(report))
         titles[item.name] = {key: report.title for key, report in reports.items()}
     index = folder / "index.html"
-    text = _index(items, titles, heads)
-    write_whole(index, lambda file: file.write(text.encode("utf-8", "replace")))
+    _write(index, _index(items, titles, heads))
     return index
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
 def _thumbnail(item: Item, lang: str) -> str:
@@ -121,8 +124,8 @@ a:hover { border-color: var(--accent); }
 a b { display: block; padding: 0.6rem 0.9rem 0; color: var(--accent); text-decoration: underline;
   text-underline-offset: 3px; }
 a p { padding: 0 0.9rem 0.8rem; }
-img { display: block; width: 100%; aspect-ratio: 3 / 2; object-fit: cover; object-position: top left;
-  border-bottom: 1px solid var(--line); }
+img { display: block; width: 100%; aspect-ratio: 3 / 2; object-fit: contain;
+  background: light-dark(#ffffff, #14171c); border-bottom: 1px solid var(--line); } /* the paper of figures */
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import io
-import textwrap
 import tokenize
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from pellucid.explanation.paper import Paper, joined, modules_of
 from pellucid.explanation.pieces import Code, Line, Piece
 from pellucid.explanation.sites import Marker, Site, spelled_out
-from pellucid.formula.source import Source, source_of
+from pellucid.formula.source import quote
 
 
 class Lines:
@@ -124,17 +123,6 @@ class Lines:
         if len(nodes) != len(states):
             return [(value, "(" + ", ".join(states) + ")", "")]
         return [(n, name, moment) for n, name in zip(nodes, states, strict=True)]
-
-
-def quote(function: Callable[..., Any]) -> Source:
-    """Return a plain function with its lines; unlike `formula.source.read`, it need not be a cell."""
-    text, first = source_of(function)
-    text = textwrap.dedent(text)
-    try:
-        ast.parse(text)
-    except SyntaxError:  # a lambda inside an expression is no statement of its own
-        text, first = "", function.__code__.co_firstlineno
-    return Source(function, function.__name__, (), text, function.__code__.co_filename, first)
 
 
 def _number_defaults(function: Callable[..., Any]) -> set[str]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pellucid.explanation import request as shared
-from pellucid.explanation.component import ComponentExplained, shape_text
+from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Picture, Step
 from pellucid.explanation.request import Request
+from pellucid.explanation.typesetting import sizes_of
 from pellucid.nn.normalization.averages import Neighbours, Over, Remembered
 from pellucid.nn.normalization.instance_norm import InstanceNormFamily
 from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily
@@ -165,7 +166,7 @@ class NormalizationExplained(ComponentExplained):
         shape = mask.shape
         mask, numbers = (value[tuple(slice(DRAWN) for _ in shape)] for value in (mask, numbers))
         if mask.shape != shape:
-            title += self.texts("picture.cut", shown=shape_text(mask.shape), total=shape_text(shape))
+            title += self.texts("picture.cut", shown=sizes_of(mask.shape), total=sizes_of(shape))
         *outer, rows, columns = [1, 1, *mask.shape][-3:]
         cells = mask.reshape(outer[0], rows, columns).tolist()
         blocks = tuple(tuple(tuple("averaged" if c else "other" for c in row) for row in block) for block in cells)

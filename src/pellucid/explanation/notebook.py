@@ -8,8 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pellucid.explanation import figure, page
 from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
+from pellucid.explanation.saving import opened
+from pellucid.explanation.terminal import show as print_report
 from pellucid.explanation.texts import Texts
 
 HEIGHT = 640  # pixels of the frame, until the page has said how high it is
@@ -48,8 +51,6 @@ def explained(report: AnyReport, width: int | None = None, depth: int | None = N
     if in_notebook():
         display(report)
     else:
-        from pellucid.explanation.terminal import show as print_report
-
         print_report(report, width, depth)
     if (running := shell()) is not None:
         running.events.register("post_execute", _forget)  # once, however often
@@ -65,8 +66,6 @@ def show(report: AnyReport) -> Path | None:
     if in_notebook():
         display(report)
         return None
-    from pellucid.explanation.saving import opened
-
     path, found = opened(report)
     if not found:
         print(Texts(report.lang)("show.no_browser", path=path))
@@ -96,17 +95,11 @@ def bundle(
     report: AnyReport, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
     """Return a report as text, static drawing and page, by MIME type."""
-    kinds: dict[str, Callable[[Any], str]] = {"text/plain": str, "image/svg+xml": _svg, "text/html": framed}
+    kinds: dict[str, Callable[[Any], str]] = {"text/plain": str, "image/svg+xml": figure.svg, "text/html": framed}
     if isinstance(report, ModelReport):
         del kinds["image/svg+xml"]
     wanted = [kind for kind in kinds if (include is None or kind in include) and kind not in (exclude or ())]
     return {kind: kinds[kind](report) for kind in wanted}
-
-
-def _svg(report: Report) -> str:
-    from pellucid.explanation.figure import svg
-
-    return svg(report)
 
 
 def framed(report: AnyReport) -> str:
@@ -114,11 +107,9 @@ def framed(report: AnyReport) -> str:
 
     The frame grows to the page's height. Where the notebook runs no scripts it keeps its height, and scrolls.
     """
-    from pellucid.explanation.page import html
-
     style = f"width: 100%; height: {HEIGHT}px; border: 0;"
     missing = escape(Texts(report.lang)("show.no_frame"))
     return (
         f'{LISTEN}<iframe class="pellucid" title="{escape(report.title)}" sandbox="allow-scripts" style="{style}" '
-        f'srcdoc="{escape(html(report))}">{missing}</iframe>\n'
+        f'srcdoc="{escape(page.html(report))}">{missing}</iframe>\n'
     )

@@ -42,7 +42,7 @@ class Provider:
 
 
 @dataclass
-class Sequence_:
+class FirstSequence:
     """The first sequence of a batch: x (steps, 1, features), and the initial state of every level and direction.
 
     ``further`` are the inputs after the first, (steps, 1, size), ``output`` is what the layer itself gave for this
@@ -91,7 +91,7 @@ class Reading:
         """Return the parameters and hyperparameters of a level and direction."""
         return {**self.layer.symbol_values(level, reverse), **self.layer.hyperparameters}
 
-    def run(self, sequence: Sequence_, worked: int) -> tuple[Tensor, list[Trace], list[Tensor]]:
+    def run(self, sequence: FirstSequence, worked: int) -> tuple[Tensor, list[Trace], list[Tensor]]:
         """Run every level by the author's lines, without draws.
 
         Returns:
@@ -137,7 +137,7 @@ class Reading:
             outputs.append(output)
         return (outputs[::-1] if reverse else outputs), states
 
-    def train(self, sequence: Sequence_, worked: int, seed: int) -> tuple[list[Trace], list[Tensor]]:
+    def train(self, sequence: FirstSequence, worked: int, seed: int) -> tuple[list[Trace], list[Tensor]]:
         """Take the worked steps of the first level in training, with draws of the explanation's own."""
         provider, states = Provider(True, seed), sequence.states[0]
         traces: list[Trace] = []
@@ -167,7 +167,7 @@ class Reading:
             return count(self.layer.cell.function, rows, keywords)
 
 
-def read(request: Request) -> Sequence_:
+def read(request: Request) -> FirstSequence:
     """Run the layer itself and pick the first sequence of what it read; a wrong input gets the layer's own error."""
     layer = request.layer
     assert isinstance(layer, SequenceLayer)
@@ -229,7 +229,7 @@ def _cut(
 
 def _first(
     layer: SequenceLayer, read: list[Tensor], states: list[Tensor] | None, lengths: Any, backend: str
-) -> Sequence_:
+) -> FirstSequence:
     """Pick the first sequence; ``read`` are x, output and further inputs, (steps, batch, features)."""
     x, output, *further = read
     if not x.shape[1]:
@@ -242,7 +242,7 @@ def _first(
     every = [x.shape[0]] * x.shape[1] if lengths is None else torch.as_tensor(lengths).reshape(-1).tolist()
     steps = every[0]
     initial = [[entry[row, :1] for entry in states] for row in range(rows)]
-    return Sequence_(x[:steps, :1], [v[:steps, :1] for v in further], initial, output[:steps, 0], every, backend)
+    return FirstSequence(x[:steps, :1], [v[:steps, :1] for v in further], initial, output[:steps, 0], every, backend)
 
 
 def _entries(state: Any) -> tuple[Tensor, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pellucid.explanation.texts import Texts
+from pellucid.explanation.typesetting import shape_of
 from pellucid.formula.dims import Reason
 from pellucid.formula.shapes import Solution, SolvedShape
 
@@ -18,11 +19,6 @@ OPERATIONS: dict[type[ast.operator], tuple[str, str]] = {
     ast.Div: ("/", "divide"),
     ast.MatMult: ("@", "product"),
 }
-
-
-def shape_of(shape: Sequence[int]) -> str:
-    """Write a shape as on paper: ``256×128``; a vector is a row, ``1×128``; a single number is ``1``."""
-    return "×".join(map(str, (1, *shape) if len(shape) == 1 else shape)) or "1"
 
 
 @dataclass(frozen=True)

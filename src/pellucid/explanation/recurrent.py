@@ -15,11 +15,12 @@ from pellucid.explanation import request as shared
 from pellucid.explanation.cost import bytes_of
 from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
-from pellucid.explanation.reading import Reading, Sequence_, read
-from pellucid.explanation.reasons import dim_text, sentences, shape_of
+from pellucid.explanation.reading import FirstSequence, Reading, read
+from pellucid.explanation.reasons import dim_text, sentences
 from pellucid.explanation.report import Cost, Report, Step, SymbolRow, Total, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
+from pellucid.explanation.typesetting import shape_of
 from pellucid.explanation.unrolling import unrolled
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
@@ -81,7 +82,7 @@ class RecurrentExplained:
         )
 
     @functools.cached_property
-    def sequence(self) -> Sequence_:
+    def sequence(self) -> FirstSequence:
         """What the layer reads, and what it gave for it."""
         return read(self.request)
 
@@ -120,7 +121,7 @@ class RecurrentExplained:
                 found.append(self.texts("notation.hyperparameter", name=letter(symbol.name), value="0"))
         return found
 
-    def notes(self, sequence: Sequence_) -> list[str]:
+    def notes(self, sequence: FirstSequence) -> list[str]:
         """What else the reader should know."""
         texts, layer, found = self.texts, self.layer, []
         if sequence.batch > 1:
@@ -199,7 +200,7 @@ class RecurrentExplained:
             if number != total:
                 yield Total(texts(f"total.{convention}", layer=layer), number)
 
-    def cost(self, sequence: Sequence_) -> Cost:
+    def cost(self, sequence: FirstSequence) -> Cost:
         """One pass over the whole batch."""
         read_and_written = sequence.x.shape[-1] + sequence.output.shape[-1]
         total, ragged = sum(sequence.lengths), len({*sequence.lengths}) > 1
@@ -215,7 +216,7 @@ class RecurrentExplained:
 
     # -- worked steps -------------------------------------------------------------------------------------------
 
-    def steps(self, sequence: Sequence_, traces: list[Trace], last: list[Tensor]) -> Iterator[Step]:
+    def steps(self, sequence: FirstSequence, traces: list[Trace], last: list[Tensor]) -> Iterator[Step]:
         """One worked step for every trace; then the end of the sequence."""
         states = sequence.states[0]
         for t, trace in enumerate(traces, 1):

@@ -10,73 +10,39 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pellucid.explanation import figure, page
+from pellucid.explanation.markdown import markdown
+from pellucid.explanation.model.markdown import markdown as model_markdown
 from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
+from pellucid.explanation.serialization import dumps
 from pellucid.files import write_whole
-
-
-def _page(report: Report | ModelReport) -> bytes:
-    from pellucid.explanation.page import html
-
-    return _encoded(html(report))
-
-
-def _svg(report: Report) -> bytes:
-    from pellucid.explanation.figure import svg
-
-    return _encoded(svg(report))
-
-
-def _png(report: Report) -> bytes:
-    from pellucid.explanation.figure import png
-
-    return png(report)
-
-
-def _pdf(report: Report) -> bytes:
-    from pellucid.explanation.figure import pdf
-
-    return pdf(report)
-
-
-def _markdown(report: Report) -> bytes:
-    from pellucid.explanation.markdown import markdown
-
-    return _encoded(markdown(report))
-
-
-def _model_markdown(report: ModelReport) -> bytes:
-    from pellucid.explanation.model.markdown import markdown
-
-    return _encoded(markdown(report))
-
-
-def _json(report: Report | ModelReport) -> bytes:
-    from pellucid.explanation.serialization import dumps
-
-    return dumps(report).encode("utf-8", "backslashreplace")  # half a surrogate pair: JSON's own \uXXXX
-
-
-def _text(report: Report | ModelReport) -> bytes:
-    return _encoded(report.text())
 
 
 def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "replace")  # half a surrogate pair is no character
 
 
+def _page(report: Report | ModelReport) -> bytes:
+    return _encoded(page.html(report))
+
+
+def _json(report: Report | ModelReport) -> bytes:
+    return dumps(report).encode("utf-8", "backslashreplace")  # half a surrogate pair: JSON's own \uXXXX
+
+
 RENDERERS: dict[str, Callable[[Report], bytes]] = {
     ".html": _page,
-    ".svg": _svg,
-    ".png": _png,
-    ".pdf": _pdf,
-    ".md": _markdown,
+    ".svg": lambda report: _encoded(figure.svg(report)),
+    ".png": lambda report: figure.png(report),
+    ".pdf": lambda report: figure.pdf(report),
+    ".md": lambda report: _encoded(markdown(report)),
     ".json": _json,
-    ".txt": _text,
+    ".txt": lambda report: _encoded(report.text()),
 }
 OF_MODELS: dict[str, Callable[[ModelReport], bytes]] = {
     ".html": _page,
-    ".md": _model_markdown,
+    ".md": lambda report: _encoded(model_markdown(report)),
     ".json": _json,
     ".txt": lambda report: _encoded(report.text(depth=len(report.rows()))),
 }

@@ -66,7 +66,7 @@ class Marker:
             node.target.moment_before = before  # type: ignore[attr-defined]
             self._parts(node.value)
             self._bind(node.target, before or self._moment_of(node.value))
-            self._after(node, node.target, spelled_out(node))
+            self._after(node.target, spelled_out(node))
         elif isinstance(node, ast.Return):
             self._mark(node.value)
             for value, name, moment in self.named_results(node.value):
@@ -96,7 +96,7 @@ class Marker:
             return
         self._parts(value)
         for name in (n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
-            self._after(value, name, name)
+            self._after(name, name)
 
     def _bind(self, target: ast.expr, moment: str) -> None:
         for name in (n for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)):
@@ -120,7 +120,7 @@ class Marker:
         self.sites.append(Site(node, name, moment, constant))
         self._parts(node)
 
-    def _after(self, where: ast.AST, name: ast.Name, shown: ast.expr) -> None:
+    def _after(self, name: ast.Name, shown: ast.expr) -> None:
         """Mark a name whose value is to be read after its assignment."""
         moment = getattr(name, "moment", "")
         name.site = len(self.sites)  # type: ignore[attr-defined]

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from pellucid.explanation.lines import Lines, Site
+from pellucid.explanation.lines import Lines
 from pellucid.explanation.report import KEPT, KEPT_AXIS
+from pellucid.explanation.sites import Site
 from pellucid.formula.rewrite import rewritten
 
 RECORD = "__pellucid_record__"
@@ -38,14 +39,13 @@ class Tracer:
     """Runs a formula's own lines and records the values of its sites.
 
     The function that runs is the author's, compiled once more from its lines with a recorder around every site;
-    globals and closure are its own, so static control flow and helper functions work as they do in the layer. A
-    function whose source Python does not keep is run as it is, without records.
+    globals and closure are its own, so static control flow and helper functions work as they do in the layer.
     """
 
     def __init__(self, lines: Lines) -> None:
         self.lines = lines
         self._records: list[Record] = []
-        self._function = recording(lines, self._record) if lines.known else lines.function
+        self._function = recording(lines, self._record)
 
     def __call__(self, /, *arguments: Any, **keywords: Any) -> Trace:
         """Run the function on these arguments."""
@@ -69,10 +69,14 @@ def kept(value: torch.Tensor) -> torch.Tensor:
 
 
 def recording(lines: Lines, record: Callable[[int, Any], Any]) -> Callable[..., Any]:
-    """Compile the author's function anew, every site passing its value through ``record``."""
+    """Compile the author's function anew, every site passing its value through ``record``.
+
+    One whose source Python does not keep stays as it is, and records nothing.
+    """
     source = lines.source
     tree = copy.deepcopy(source.tree)
-    assert tree is not None
+    if tree is None:
+        return lines.function
     tree.body = [statement for node in tree.body for statement in _recorded(node)]
     return rewritten(source, tree, {RECORD: record})
 

@@ -20,6 +20,16 @@ OPENING = "（【《「『“‘"
 WIDE = r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # characters between which a line may break
 
 
+def sizes_of(shape: Sequence[int]) -> str:
+    """Write the size of every axis: ``3×4``; that of a single number is ``1``."""
+    return "×".join(map(str, shape)) or "1"
+
+
+def shape_of(shape: Sequence[int]) -> str:
+    """Write a shape as on paper: ``256×128``; a vector is a row, ``1×128``; a single number is ``1``."""
+    return sizes_of((1, *shape) if len(shape) == 1 else shape)
+
+
 def layout(value: Values) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return a value's numbers and shape as they are laid out: of many axes, those of size 1 are left out."""
     if len(value.shape) < 3:

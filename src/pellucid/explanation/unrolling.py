@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Reading
-from pellucid.explanation.reasons import shape_of
 from pellucid.explanation.report import Arrow, Moment, Unrolled
 from pellucid.explanation.texts import Texts
+from pellucid.explanation.typesetting import shape_of
 
 ALL = 5  # steps up to which all are drawn
 FIRST = 3  # of more, these and the last

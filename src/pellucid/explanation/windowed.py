@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from pellucid.explanation import request as shared
-from pellucid.explanation.component import ComponentExplained, fact_text, shape_text
+from pellucid.explanation.component import ComponentExplained, fact_text
 from pellucid.explanation.report import Check, Picture, Step, SymbolRow, Values
 from pellucid.explanation.request import Request
 from pellucid.explanation.trace import Trace
+from pellucid.explanation.typesetting import sizes_of
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import SymbolShape
-from pellucid.nn.convolution.text_convolution import rises_from_zero
-from pellucid.nn.pooling.pooling import Average, pool
-from pellucid.nn.windowed import AXES, Windowed, WindowView
+from pellucid.nn.pooling.pooling import Average, pool, rises_from_zero
+from pellucid.nn.windowed import Windowed, WindowView
 
 WORKED = 2  # positions that are worked out unless the caller says otherwise
 LISTED = 9  # numbers that stand in a sentence at most
@@ -79,7 +80,7 @@ class WindowedExplained(ComponentExplained):
             yield Step(title, tuple(parts))
         total = prod(self.output.shape[-self.layer.spatial :])
         if total > len(self.traces):
-            shape = shape_text(self.output.shape)
+            shape = sizes_of(self.output.shape)
             yield Step(texts("step.all_title"), (texts(f"step.all_{self.family}", total=total, shape=shape),))
 
     def notation(self) -> Iterator[str]:
@@ -176,7 +177,7 @@ class WindowedExplained(ComponentExplained):
         tokens = self.request.tokens
         heads = [tokens[c] if tokens and 0 <= c < len(tokens) else "" for c in columns]
         return Picture(
-            title=self.texts("picture.window", shape="×".join(map(str, size)), axes=" × ".join(axes)),
+            title=self.texts("picture.window", shape=sizes_of(size), axes=" × ".join(axes)),
             blocks=tuple(blocks),
             block_titles=tuple(f"{axes[0]} {block}" for block in outer[0]) if len(size) == 3 else (),
             across=axes[-1],
@@ -348,7 +349,7 @@ class ConvPoolingExplained(ConvolutionExplained):
     def notation(self) -> Iterator[str]:
         """What the formula's functions stand for."""
         yield from super().notation()
-        yield self.texts("notation.patch", size=_each(self.layer.pool_size))
+        yield self.texts("notation.patch", size=sizes_of(self.layer.pool_size))
         yield self.texts("notation.activation", name=shared.function_name(self.layer.activation))
 
     def moved(self) -> str:
@@ -430,10 +431,6 @@ class LengthPoolExplained(ComponentExplained):
 def _result(trace: Trace) -> Tensor:
     """What a window gives, without the place of the greatest entry."""
     return trace.result[0] if isinstance(trace.result, tuple) else trace.result
-
-
-def _each(value: Sequence[int]) -> str:
-    return "×".join(map(str, value))
 
 
 def _signed(number: float) -> str:

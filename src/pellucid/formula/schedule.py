@@ -207,7 +207,7 @@ class _Scheduler:
         graph.eliminate_dead_code()
         return Stage(graph, tuple(n.name for n in outside), tuple(n.name for n in wanted))
 
-    def _used_by(self, members: set[fx.Node], others: set[fx.Node], also: Iterable[fx.Node] = ()) -> list[fx.Node]:
+    def _used_by(self, members: set[fx.Node], others: set[fx.Node], also: Iterable[fx.Node]) -> list[fx.Node]:
         """The values of ``members`` that ``others`` read, or that are wanted themselves."""
         wanted = set(also)
         return [
@@ -273,7 +273,7 @@ class _Scheduler:
             old_state_gradients=tuple(n.name for n in self.state_results),
             parameter_gradients=tuple(n.name for n in self.parameter_results),
             fixed=frozenset(n.name for n in self.nodes if self.kind[n] == ONCE),
-            features={n.name: self._features(n) for n in passed},
+            features={n.name: n.meta["val"].shape for n in passed},
             dtypes={n.name: n.meta["val"].dtype for n in passed},
         )
 
@@ -361,7 +361,3 @@ class _Scheduler:
             else:
                 found.add(node)
         return found
-
-    def _features(self, node: fx.Node) -> tuple[int, ...]:
-        """How many rows the value has for a row of the batch, and its other axes."""
-        return tuple(node.meta["val"].shape)

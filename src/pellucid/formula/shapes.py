@@ -137,7 +137,7 @@ class _Solver(Tracer):
             if all(self.dims_of(v) is not None for v in operands):
                 self.agree(operands, operation)
         symbols = {name: self._solved(name, value) for name, value in values.items()}  # first: they name what is open
-        size = self._row_size(output, "the output")
+        size = self._row_size(output)
         sites = tuple((self._number(dim), shared) for dim, shared in self.sites)
         return Solution(dict(self.sizes), symbols, size, sites)
 
@@ -234,11 +234,11 @@ class _Solver(Tracer):
                 f"output_size, its second argument: {name}({sizes['input']}, 16).\n" + caret_at_return(self.source)
             )
 
-    def _row_size(self, value: Any, what: str) -> int:
-        dims = self.dims_of(value)
+    def _row_size(self, output: Any) -> int:
+        dims = self.dims_of(output)
         if dims is None or len(dims) != 2 or self.unifier.resolve(dims[0]) != ROWS:
             raise FormulaError(
-                f"{self.source.title}: {what} must be rows (batch × features), but it is {self.text(value)}.\n"
+                f"{self.source.title}: the output must be rows (batch × features), but it is {self.text(output)}.\n"
                 + caret_at_return(self.source)
             )
         return self._number(dims[1])

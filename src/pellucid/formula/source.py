@@ -6,7 +6,6 @@ import ast
 import functools
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -90,8 +89,8 @@ class Source:
 
     @functools.cached_property
     def tree(self) -> ast.FunctionDef | None:
-        """The syntax tree of the function, its line numbers counted in ``text``."""
-        if not self.text:
+        """The syntax tree of the function, its line numbers counted in ``text``; a lambda has no text of its own."""
+        if not self.text or self.function.__code__.co_name == "<lambda>":
             return None
         nodes = ast.walk(ast.parse(self.text))
         return next((node for node in nodes if isinstance(node, ast.FunctionDef)), None)
@@ -104,7 +103,7 @@ class Source:
         lines = self.text.splitlines()
         statements = self.tree.body[1:] if ast.get_docstring(self.tree) is not None else self.tree.body
         picked = [line for node in statements for line in lines[node.lineno - 1 : node.end_lineno]]
-        return textwrap.dedent("\n".join(picked)).splitlines()
+        return _dedented("\n".join(picked)).splitlines()
 
     @property
     def doc(self) -> str:
@@ -191,8 +190,16 @@ class Source:
 
     @functools.cached_property
     def _removed_indent(self) -> int:
-        first = source_of(self.function)[0].splitlines()[0]
-        return len(first) - len(first.lstrip())
+        return _indent(source_of(self.function)[0])
+
+
+def _dedented(text: str) -> str:
+    """Without the indentation of the first line; what is indented less stands inside a string."""
+    return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", text) if (indent := _indent(text)) else text
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip(" \t"))
 
 
 def source_of(function: Any) -> tuple[str, int]:
@@ -223,11 +230,14 @@ def read(function: Callable[..., Any], kind: str = "cell") -> Source:
         raise TypeError(
             f"pellucid.{kind} takes a function that is written in Python, by def or lambda, not {function!r}"
         )
-    text, first_line = source_of(function)
-    source = Source(
-        function, function.__name__, (), textwrap.dedent(text), function.__code__.co_filename, first_line, kind
-    )
+    source = quote(function, kind)
     return replace(source, symbols=tuple(_symbols(source)))
+
+
+def quote(function: Callable[..., Any], kind: str = "cell") -> Source:
+    """A function with its lines; unlike for `read` it need not be a formula of a cell or layer."""
+    text, first_line = source_of(function)
+    return Source(function, function.__name__, (), _dedented(text), function.__code__.co_filename, first_line, kind)
 
 
 def _symbols(source: Source) -> Iterator[Symbol]:

@@ -85,7 +85,7 @@ def _step(compute: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[
     def step() -> None:
         y = compute()
         if leaves:
-            torch.autograd.grad(y, leaves, torch.ones_like(y))
+            torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
 
     return step
 

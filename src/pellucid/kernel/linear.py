@@ -16,10 +16,10 @@ from torch import Tensor
 from pellucid.kernel import matmul
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import faster, remembered, rounded
+from pellucid.kernel.matmul import LEAST_PRODUCTS
 from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 
-LEAST_PRODUCTS = 2**21  # of two numbers, below which calling takes longer than what could be won
 _chosen: dict[Any, bool] = {}
 
 

@@ -22,6 +22,7 @@ from pellucid.kernel import build, memory
 from pellucid.kernel.language.text_c import header, preamble
 from pellucid.kernel.threads import shared, useful
 
+LEAST_PRODUCTS = 2**21  # of two numbers, below which calling takes longer than what could be won
 DEPTH = 6  # its place in struct matmul
 _Operand = tuple[Tensor, bool]  # a matrix, and whether it is taken transposed
 

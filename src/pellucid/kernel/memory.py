@@ -89,6 +89,17 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return tensor.fill_(_conspicuous(dtype)) if fill else tensor
 
 
+def allocate(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None
+) -> Tensor:
+    """Return memory for what a kernel writes, on any device.
+
+    ``strides`` are those of a tensor without gaps whose axes are in another order.
+    """
+    tensor = empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
+    return tensor if strides is None or tensor.stride() == strides else tensor.as_strided_(shape, strides)
+
+
 def scratch(size: int) -> Tensor:
     """Memory for a kernel to work in, with room to be `aligned`; every Python thread keeps what is not much."""
     size += ALIGNMENT

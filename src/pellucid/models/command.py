@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
+
+from pellucid.commandline import console, load
+from pellucid.explanation.saving import write
+from pellucid.models.formats import FASTEST
+from pellucid.models.swap import swap
 
 EPILOG = """\b
 Examples
@@ -17,16 +23,7 @@ Examples
   pellucid swap models.py:build --input ids=4x60:int64:5000 --input mask=4x60:bool --report swap.json
 """
 
-
-FORMATS = ("channels_last", "channels_last_3d")  # by their names in torch, which is not loaded yet
-FASTEST = "fastest"
-
-
-class Refusal(click.ClickException):
-    """What cannot be used: one line, exit code 2 as for a wrong option."""
-
-    exit_code = 2
-
+FORMATS = ("channels_last", "channels_last_3d")  # by their names in torch
 
 input_option = functools.partial(
     click.option,
@@ -78,12 +75,6 @@ def command(
     has a constructor of its own, left where it has other code. In a program this is pellucid.swap(model,
     verify=example).
     """
-    import torch  # takes a while to load; --help does without
-
-    from pellucid.explanation.saving import write
-    from pellucid.models.swap import swap
-    from pellucid.recipes.command import console
-
     torch.manual_seed(seed)
     try:
         model = load_model(name)
@@ -104,10 +95,6 @@ def load_model(name: str) -> Any:
     Raises:
         ValueError: there is no such file, nothing of that name in it, or it is no model.
     """
-    import torch
-
-    from pellucid.nn.recurrence.cell import load
-
     if ".py:" not in name:
         raise click.UsageError(f"{name!r}: name a file and what is in it, FILE.PY:MODEL")
     found = load(name)
@@ -131,8 +118,6 @@ def parse_inputs(texts: tuple[str, ...]) -> Any:
 
 def parse_input(text: str) -> Any:
     """Draw a tensor of ``1x3x224x224``, ``4x60:int64:5000`` or ``4x60:bool``."""
-    import torch
-
     shape, kind, below = (*text.split(":"), "", "")[:3]
     dtype = getattr(torch, kind or "float32", None)
     sizes = [part.strip() for part in shape.lower().replace("×", "x").split("x")]

@@ -90,7 +90,7 @@ def pieces(module: torch.nn.Module, graph: fx.Graph, taken: set[fx.Node]) -> Ite
                 found.add(node)
         free -= found
         piece = Piece(tuple(node for node in nodes if node in found))
-        if _is_worth_it(piece, module) and between(module, graph, piece.nodes) is None:
+        if _is_worth_it(piece) and between(module, graph, piece.nodes) is None:
             yield piece
 
 
@@ -114,7 +114,7 @@ def _joins(node: fx.Node, layer: Any) -> bool:
     return node.target in ENTRYWISE and all(_is_node(a) or _is_number(a) for a in given)
 
 
-def _is_worth_it(piece: Piece, module: torch.nn.Module) -> bool:
+def _is_worth_it(piece: Piece) -> bool:
     """Whether one pass could be faster than the operations, that is whether it saves one, or computes a costly one."""
     works = [node for node in piece.nodes if not _is_type(node) and node.target not in CASTS]
     costly = any(node.target in COSTLY_FUNCTIONS for node in works)  # a single layer sees to itself

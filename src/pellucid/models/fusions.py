@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.utils import parametrize
 
-from pellucid.keeping import left_alone
+from pellucid.keeping import Inputs, left_alone
 from pellucid.kernel.registry import chosen_backend
 from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
@@ -97,7 +97,7 @@ class Plans:
             key += tuple([(name, _sort(value)) for name, value in named.items()])
         plan = self.known.get(key)
         if plan is not None and plan.by_shape:
-            key += tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
+            key += _shapes(args, named)
             plan = self.known.get(key)
         if plan is None or plan.plain is not plain or (plan.forward is not None and not plan.forward.holds(module)):
             plan = self._plan(key, module, plain, args, named)
@@ -140,7 +140,7 @@ class Plans:
             plan.parts, plan.layers = len(found.groups) + len(found.pieces), tuple(found.layers)
         if shaped and not any(isinstance(part, torch.Size) for part in key):
             self.known[key] = Plan(plain, by_shape=True)
-            key += tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
+            key += _shapes(args, named)
         self.known[key] = plan
         return plan
 
@@ -177,6 +177,11 @@ def traced(
         if not known:
             raise
         return trace(module, plain, *signs(True), training), True
+
+
+def _shapes(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[torch.Size, ...]:
+    """The shapes of the tensors that a forward is called with."""
+    return tuple([value.shape for value in (*args, *named.values()) if isinstance(value, Tensor)])
 
 
 def _circumstances() -> tuple[Any, ...]:
@@ -282,13 +287,10 @@ def plain_of(module: torch.nn.Module) -> Any:
     return getattr(module._own_kind if isinstance(module, Fused) else type(module), "forward", None)
 
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
-
-
 class Observed(NamedTuple):
     """What modules were called with, and the functions of torch that they called which pellucid would compute."""
 
-    calls: Mapping[torch.nn.Module, Call]
+    calls: Mapping[torch.nn.Module, Inputs]
     functions: Mapping[torch.nn.Module, set[Any]]
 
 
@@ -325,7 +327,7 @@ def _look(
     module: torch.nn.Module,
     places: Mapping[torch.nn.Module, list[str]],
     admits: Callable[[torch.nn.Module, list[str]], bool],
-    call: Call | None,
+    call: Inputs | None,
 ) -> Found:
     """What there is in train and in eval mode, for tensors as its arguments; of a norm, the larger group.
 
@@ -365,7 +367,7 @@ def look(module: torch.nn.Module, graph: fx.Graph, admits: Callable[[str], bool]
     return found
 
 
-def _usual(forward: Callable[..., Any]) -> Call:
+def _usual(forward: Callable[..., Any]) -> Inputs:
     """Tensors for all arguments that have no default."""
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     wanted = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -385,12 +387,12 @@ def _left_out(forward: Callable[..., Any], error: Untraceable) -> str | None:
     )
 
 
-def observed(model: torch.nn.Module, example: Call) -> Observed:
+def observed(model: torch.nn.Module, example: Inputs) -> Observed:
     """Run a model, which stays as it is, and tell what those modules are called with, and call, that may be fused.
 
     One that is called in several ways, with other constants, has the first.
     """
-    calls: dict[torch.nn.Module, Call] = {}
+    calls: dict[torch.nn.Module, Inputs] = {}
     noting = functions.Noting()
 
     def like(value: Any) -> Any:

@@ -66,7 +66,7 @@ class _Hearer(NamedTuple):
 def hearing(
     answered: Callable[[str, Any], None],
     silent: Callable[[str], bool],
-    entered: Callable[[dict[str, Any], Globals], None] = lambda *_: None,
+    entered: Callable[[dict[str, Any], Globals], None],
 ) -> contextlib.AbstractContextManager[None]:
     """Call ``answered(what, value)`` for all that is asked by this thread, but in modules that are ``silent``.
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from pellucid.keeping import copied
 from pellucid.models.formats import Formats, Wish, check_wish, unformat
 from pellucid.models.forward import at
 from pellucid.models.fusions import Observed, Plans, candidates, everywhere, follow, observed, unfuse
 from pellucid.models.report import Fused, Left, Replaced, Report
 from pellucid.models.selection import Only, Selection, places
+from pellucid.models.structures import arguments
+from pellucid.models.verification import verified
 from pellucid.nn.swapped.exchange import base_of, exchange, kind_of, name_of, obstacle, ours_of, runs_as
 
 
@@ -106,8 +109,6 @@ def swap(
     if verify is None:
         formats.turn(True)
     else:
-        from pellucid.models.verification import verified
-
         verification = verified(model, chosen, verify, plans, formats)
     formatted = None if memory_format is None else formats.told(found)
     return Report("swap", replaced, tuple(left), verification, fused, unfused, formatted)
@@ -193,10 +194,7 @@ def _observed(model: torch.nn.Module, example: Any) -> Observed:
     """What modules do when the model reads the example, if there is one."""
     if example is None:
         return Observed({}, {})
-    from pellucid.models.structures import arguments, mapped
-
-    positional, named = mapped(lambda x: x.detach().clone(), arguments(example))
-    return observed(model, (positional, named))
+    return observed(model, copied(arguments(example)))
 
 
 def _placed(plans: Mapping[torch.nn.Module, Plans], found: Mapping[torch.nn.Module, list[str]]) -> tuple[Fused, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from pellucid.nn import parametrizations
+from pellucid.nn.convolution.conv1d import Conv1d
+from pellucid.nn.convolution.conv2d import Conv2d, Conv3d
 from pellucid.nn.convolution.conv_pool import ConvPool1d, ConvPool2d, ConvPool3d
-from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d
 from pellucid.nn.convolution.receptive import ReceptiveField, receptive_field
 from pellucid.nn.convolution.separable import SeparableConv1d, SeparableConv2d, SeparableConv3d
 from pellucid.nn.convolution.tcn import TCN
@@ -22,9 +23,9 @@ from pellucid.nn.dropout.drop_connect import DropConnect
 from pellucid.nn.dropout.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
 from pellucid.nn.linear import Linear
 from pellucid.nn.normalization.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from pellucid.nn.normalization.general import Normalization
 from pellucid.nn.normalization.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from pellucid.nn.normalization.layer_norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
-from pellucid.nn.normalization.normalization import Normalization
 from pellucid.nn.pooling.lengthpool import LengthPool
 from pellucid.nn.pooling.pooling import (
     AdaptiveAvgPool1d,

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.errors import axes_of_features, label, mismatch, shape_text
+from pellucid.errors import label, mismatch, shape_text
 from pellucid.kernel import linear
+from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import LEFT, Running
 
 

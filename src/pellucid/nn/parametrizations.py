@@ -23,11 +23,12 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from pellucid.errors import label, shape_text
 from pellucid.kernel.autocast import no_autocast
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import Component
 from pellucid.nn.normalization.averages import Average, Grouped
-from pellucid.nn.normalization.normalization import ALONE, Company, Normalization
+from pellucid.nn.normalization.formula import ALONE, Company
+from pellucid.nn.normalization.general import Normalization
 from pellucid.nn.swapped.reclassed import Reclassed
-from pellucid.nn.windowed import AXES
 
 __all__ = [
     "SpectralNorm",

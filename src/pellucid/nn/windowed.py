@@ -9,10 +9,10 @@ from typing import Any, ClassVar, cast
 import torch
 
 from pellucid.errors import label, shape_text
+from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.windows import Window
 
-AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 LEAST = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
 
 
@@ -172,12 +172,6 @@ def one_window(
     if not 0 <= sample < x.shape[0]:
         raise IndexError(f"{label(owner)}: there is no sample {sample} in a batch of {x.shape[0]}.")
     return OneWindow(window.at(place, sample), channels, (sample, channel, *place))
-
-
-def name_axes(x: torch.Tensor, count: int) -> tuple[str, ...]:
-    """Name the axes of an input with ``count`` axes of space, batched or not; () if it has more or fewer."""
-    axes = ("batch", "channels", *AXES[count])
-    return axes[len(axes) - x.ndim :] if x.ndim in (count + 1, count + 2) else ()
 
 
 def wrong_axes(x: torch.Tensor, count: int, channels: str = "channels") -> str:

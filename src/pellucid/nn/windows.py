@@ -54,7 +54,7 @@ class Line:
         """Replace the axis of ``x`` by positions × entries; what stands at -1 is left to the caller."""
         places = self.coordinates.clamp(min=0).flatten(-2)
         if not x.shape[axis]:  # there is nothing to read anywhere
-            x = torch.nn.functional.pad(x.movedim(axis, -1), (0, 1)).movedim(-1, axis)
+            x = F.pad(x.movedim(axis, -1), (0, 1)).movedim(-1, axis)
         laid = x.index_select(axis, places) if places.ndim == 1 else x.gather(-1, places.expand(*x.shape[:-1], -1))
         return laid.unflatten(axis, self.coordinates.shape[-2:])
 

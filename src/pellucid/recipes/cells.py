@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from pellucid import nn
+from pellucid.commandline import load
 from pellucid.nn import cells
-from pellucid.nn.recurrence.cell import Cell, load
+from pellucid.nn.recurrence.cell import Cell
 from pellucid.recipes.errors import RecipeError
 
 DROP_IN = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}

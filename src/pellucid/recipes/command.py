@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
@@ -11,8 +10,8 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
+from pellucid.commandline import console
 from pellucid.recipes.digits.recipe import TASKS
 from pellucid.recipes.digits.recipe import Settings as DigitSettings
 from pellucid.recipes.errors import RecipeError
@@ -23,7 +22,6 @@ from pellucid.recipes.vowels.recipe import Settings as VowelSettings
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 FOLDER = click.Path(path_type=Path)
-PLAIN_WIDTH = 100  # columns where there is no terminal
 Command = Callable[..., Any]
 OF_REVIEWS, OF_DIGITS, OF_VOWELS = SentimentSettings(), DigitSettings(), VowelSettings()
 
@@ -282,8 +280,3 @@ def predict(checkpoint: Path, inputs: tuple[str, ...], explained: bool, lang: st
     trained = files.load(checkpoint, cell)
     reading = import_module(f"pellucid.recipes.{trained.settings.recipe}.reading")
     reading.predict(trained, inputs, explained, lang, console())
-
-
-def console() -> Console:
-    """The terminal, or as wide a page where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pellucid.explanation.figure.convert import pdf, png
+from pellucid.explanation.figure import convert
 from pellucid.explanation.figure.describe import described
 from pellucid.explanation.figure.poster import Part, part_sheet, poster_sheet
 from pellucid.explanation.report import Report
 from pellucid.explanation.texts import Texts
 
-__all__ = ["drawing", "pdf", "png", "svg"]
+__all__ = ["drawing", "pdf", "png", "svg", "thumbnail"]
 
 MARGIN = 30
+CARD = 480.0  # how wide a thumbnail may be, beside its margins
 
 
 def svg(report: Report, scheme: str = "auto") -> str:
@@ -20,6 +21,24 @@ def svg(report: Report, scheme: str = "auto") -> str:
     """
     description = Texts(report.lang)("alt.poster", subject=report.subject)
     return poster_sheet(report).svg(report.title, description, scheme, MARGIN) + "\n"
+
+
+def png(report: Report) -> bytes:
+    """Draw the same as PNG; see `convert.png`."""
+    return convert.png(svg(report, "light"))
+
+
+def pdf(report: Report) -> bytes:
+    """Draw the same as PDF; see `convert.pdf`."""
+    return convert.pdf(svg(report, "light"))
+
+
+def thumbnail(report: Report) -> str:
+    """Draw the first drawing alone, for a card that says the rest; the whole explanation where there is none."""
+    if not report.figures:
+        return svg(report)
+    part = report.figures[0]
+    return part_sheet(part, CARD, report).svg(*described(part, Texts(report.lang)), "auto", MARGIN / 2) + "\n"
 
 
 def drawing(part: Part, report: Report, width: float = 720) -> str:

@@ -6,8 +6,8 @@ import functools
 from types import ModuleType
 
 from pellucid.explanation.figure.measure import has_chinese
-from pellucid.explanation.report import Report
 
+SCALE = 2  # pixels of a PNG for each pixel of the SVG
 PROBE = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40">'
     '<text x="4" y="30" font-size="24" font-family="sans-serif">{}</text></svg>'
@@ -20,31 +20,26 @@ NO_CHINESE = (
 )
 
 
-def png(report: Report, scale: float = 2, scheme: str = "light") -> bytes:
-    """Return the figure as PNG, ``scale`` pixels for each pixel of the SVG.
+def png(svg: str) -> bytes:
+    """Return a figure as PNG, two pixels for each pixel of the SVG.
 
     Raises:
         ImportError: the converter is not installed. RuntimeError: the figure has Chinese in it, and no typeface on
             this machine does.
     """
-    return converter().svg_to_png(drawn(report, scheme), scale=scale)
+    return converter().svg_to_png(legible(svg), scale=SCALE)
 
 
-def pdf(report: Report, scheme: str = "light") -> bytes:
-    """Return the figure as PDF; its text is text, to be searched and copied. It raises what `png` raises."""
-    return converter().svg_to_pdf(drawn(report, scheme))
+def pdf(svg: str) -> bytes:
+    """Return a figure as PDF; its text is text, to be searched and copied. It raises what `png` raises."""
+    return converter().svg_to_pdf(legible(svg))
 
 
-def drawn(report: Report, scheme: str) -> str:
-    """Return the SVG for the converter, which knows one scheme only."""
-    from pellucid.explanation.figure import svg  # the package itself
-
-    if scheme not in ("light", "dark"):
-        raise ValueError(f"scheme={scheme!r}: a PNG or PDF has the scheme 'light' or 'dark'")
-    content = svg(report, scheme)
-    if has_chinese(content) and not shows_chinese():
+def legible(svg: str) -> str:
+    """Return a figure whose characters the typefaces of this machine have; see `png`."""
+    if has_chinese(svg) and not shows_chinese():
         raise RuntimeError(NO_CHINESE)
-    return content
+    return svg
 
 
 def converter() -> ModuleType:

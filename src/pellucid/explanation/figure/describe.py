@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pellucid.explanation.figure.poster import Part
 from pellucid.explanation.report import Arrow, Picture, Rows, Unrolled, Values
 from pellucid.explanation.texts import Texts
-from pellucid.explanation.typesetting import numbers_of, portion
+from pellucid.explanation.typesetting import numbers_of, portion, sizes_of
 
 SAID = 12  # numbers and entries that are said at most
 
@@ -73,8 +73,9 @@ def _value(value: Values, texts: Texts) -> str:
     numbers = [number for row in table for number in row]
     said = texts("word.comma").join(numbers[:SAID]) + ("…" if len(numbers) > SAID else "")
     note = portion(value, table, texts.group("word"))
-    shape = "×".join(map(str, value.shape)) or "1"
-    return texts("alt.value", name=value.name, shape=shape, numbers=said) + (f" ({note})" if note else "")
+    return texts("alt.value", name=value.name, shape=sizes_of(value.shape), numbers=said) + (
+        f" ({note})" if note else ""
+    )
 
 
 def _rows(rows: Rows, texts: Texts) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from pellucid.explanation.figure.measure import cut, lines, visible, widest, width
 from pellucid.explanation.figure.sheet import Box, Sheet, flowing, stacked
 from pellucid.explanation.report import Picture, Values
-from pellucid.explanation.typesetting import decimals, layout, numbers_of, portion, starts_block, written
+from pellucid.explanation.typesetting import decimals, layout, numbers_of, portion, shape_of, starts_block, written
 
 HIGH = 24.0  # of a cell
 NARROWEST, WIDEST_HEAD = 26.0, 96.0
@@ -25,8 +25,13 @@ STYLES = {
 
 
 def number_text(number: float, places: int | None) -> str:
-    """Write a number with its sign as in print."""
-    return written(float(number), places).replace("-", "−").replace("inf", "∞")
+    """Write a number as in print."""
+    return in_print(written(number, places))
+
+
+def in_print(number: str) -> str:
+    """Write a number that has been written for a terminal with the signs of print."""
+    return number.replace("-", "−").replace("inf", "∞")
 
 
 def picture_sheet(picture: Picture, room: float, words: Mapping[str, str]) -> Sheet:
@@ -151,9 +156,9 @@ def value_sheet(
     value: Values, room: float, words: Mapping[str, str], sizes: bool = True, kind: str | None = None
 ) -> Sheet:
     """Draw a value: its name, its shape, and its first numbers, tinted by sign and size (or all of one ``kind``)."""
-    table = [[n.replace("-", "−").replace("inf", "∞") for n in row] for row in numbers_of(value)]
+    table = [[in_print(n) for n in row] for row in numbers_of(value)]
     sheet, y = Sheet(), 0.0
-    shape = "×".join(map(str, (1, *value.shape) if len(value.shape) == 1 else value.shape)) if sizes else ""
+    shape = shape_of(value.shape) if sizes and value.shape else ""
     name = cut(value.name, max(80.0, room - width(shape, "size") - 10), "name")
     if name:
         sheet.text(0, 13, name, "name")

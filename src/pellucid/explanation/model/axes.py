@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.nn.axes import AXES, space_axes
 from pellucid.nn.component import Component
-from pellucid.nn.normalization.normalization import space_axes
 from pellucid.nn.swapped.exchange import kind_of, runs_as
-from pellucid.nn.windowed import AXES
 
 Axes = tuple[str, ...]  # a name for every axis, "" for one that nothing is known of
 Pair = tuple[list[Axes], list[Axes]]  # of the first tensors that a layer reads, and of those that it returns

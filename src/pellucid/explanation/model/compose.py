@@ -10,19 +10,18 @@ import torch
 from torch import nn
 
 from pellucid.errors import below
-from pellucid.explanation.component import shape_text
 from pellucid.explanation.model.axes import sizes
 from pellucid.explanation.model.formulas import formula_of
 from pellucid.explanation.model.run import Record, Recording, Seen
 from pellucid.explanation.model.tree import LayerRow, ModelReport, TensorRow, Weight
 from pellucid.explanation.report import Total
 from pellucid.explanation.texts import Texts
+from pellucid.explanation.typesetting import sizes_of
 from pellucid.nn.component import Component
 from pellucid.nn.recurrence.sequence import SequenceLayer
 from pellucid.nn.swapped.exchange import has_twin
 
 NAMED = 8  # layers or weights that a note names
-TENSORS = 6  # tensors of a call that are listed
 ARGUMENTS = 200  # characters of a layer's arguments
 
 
@@ -131,7 +130,7 @@ class Composer:
             place = below(path, name)
             first = self.first[id(parameter)]
             shape = tuple(parameter.shape)
-            about = (name, shape, shape_text(shape), prod(shape), parameter.requires_grad, _type(parameter.dtype))
+            about = (name, shape, sizes_of(shape), prod(shape), parameter.requires_grad, _type(parameter.dtype))
             yield Weight(*about, shared="" if first == place else first)
 
     def tensors(self, seen: Sequence[Seen]) -> tuple[TensorRow, ...]:

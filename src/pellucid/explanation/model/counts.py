@@ -30,7 +30,7 @@ class Counts:
         if not isinstance(layer, (torch.nn.RNNBase, torch.nn.RNNCellBase, SequenceLayer, Component)):
             return None
         if isinstance(layer, SequenceLayer) or _has_twin(layer):
-            return self._once(layer, str(dtype_of(args)), lambda: _of_a_row(layer), _rows(layer, args, options))
+            return self._once(layer, str(dtype_of(args)), lambda: _of_a_row(layer), _rows(args, options))
         if not isinstance(layer, Component):
             return None  # a subclass of torch's recurrent layers with a forward of its own
         read = [(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v for v in (*args, *options.values())]
@@ -62,7 +62,7 @@ def _has_twin(layer: torch.nn.Module) -> bool:
     return recurrent and has_twin(layer)
 
 
-def _rows(layer: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> int:
+def _rows(args: tuple[Any, ...], options: Mapping[str, Any]) -> int:
     """Return how many steps of how many sequences a recurrent layer takes: padding is not among them."""
     x = args[0] if args else next(iter(options.values()))
     lengths = options.get("lengths", args[2] if len(args) > 2 else None)

@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from pellucid.explanation.cost import NOTHING, Meter, Tally, bytes_of, entry_by_entry
 from pellucid.explanation.model.axes import Axes, Meanings, keeps, meaning
 from pellucid.explanation.model.counts import Counts
-from pellucid.keeping import RandomState, layer_by_layer, left_alone
+from pellucid.keeping import Inputs, RandomState, copied, layer_by_layer, left_alone, refuse_lazy
 
 DEEPEST = 4  # structures inside structures whose tensors are listed
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -343,21 +342,6 @@ def _records(model: torch.nn.Module) -> dict[int, Record]:
     return found
 
 
-def refuse_lazy(model: torch.nn.Module, function: str) -> None:
-    """Refuse a model whose parameters have no shape yet.
-
-    Raises:
-        TypeError: it has such parameters.
-    """
-    lazy = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(value, lazy):
-            raise TypeError(
-                f"{function}: {name!r} of {type(model).__name__} has no shape yet, and the run "
-                f"that gives it one would change the model. Run the model once, model(x), then {function} it."
-            )
-
-
 def _where(record: Record) -> str:
     path = record.paths[0]
     place = f'in the layer "{path}", a {type(record.layer).__name__}' if path else "in the model's own forward"
@@ -407,17 +391,3 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield from zip(value._fields, value, strict=True)
     elif isinstance(value, (tuple, list)):
         yield from ((f"[{index}]", inner) for index, inner in enumerate(value))
-
-
-def copied(value: Any) -> Any:
-    """Copy the tensors of a structure, one that occurs twice once, so that a model may write into them."""
-    made: dict[int, Tensor] = {}
-
-    def copy(inner: Any) -> Any:
-        if not isinstance(inner, Tensor):
-            return inner
-        if id(inner) not in made:
-            made[id(inner)] = inner.detach().clone().requires_grad_(inner.requires_grad)
-        return made[id(inner)]
-
-    return pytree.tree_map(copy, value)

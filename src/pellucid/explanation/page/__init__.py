@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.page.document import Document
+from pellucid.explanation.page.model.document import ModelDocument
 from pellucid.explanation.report import Report
 
 __all__ = ["html"]
@@ -16,8 +17,6 @@ def html(report: Report | ModelReport) -> str:
         RuntimeError: the layer or its input has changed since it was explained.
     """
     if isinstance(report, ModelReport):
-        from pellucid.explanation.page.model.document import ModelDocument
-
         return ModelDocument(report.translations()).html()
     exhibits = () if report.origin is None else report.origin.exhibits()
     return Document(report.translations(), exhibits).html()

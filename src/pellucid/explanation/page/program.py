@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pellucid.explanation.lines import Lines, Site
+from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.arrays import packed
 from pellucid.explanation.reading import Provider
+from pellucid.explanation.sites import Site
 from pellucid.explanation.trace import recording
 from pellucid.formula.capture import capture
 from pellucid.formula.draws import provided_by
@@ -87,8 +88,7 @@ def program(
                 recorded.append(value)
             return value
 
-        function = recording(lines, record) if lines.known else lines.function
-        results = _results(function, names, values, others, positional, bind)
+        results = _results(recording(lines, record), names, values, others, positional, bind)
         return (*recorded, *results)
 
     traced = [value.detach() for value in inputs.values()]

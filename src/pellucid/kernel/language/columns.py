@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.kernel.language.pieces import Pieces
+from pellucid.kernel.language.pieces import Pieces, part_of
 from pellucid.kernel.language.text_c import identifier, indented, number_text
 from pellucid.kernel.language.values import Value
 
@@ -42,6 +44,16 @@ class Scope:
     taken: set[str] = field(default_factory=set)
     own: set[str] = field(default_factory=set)
     given: dict[str, str] = field(default_factory=dict)  # of a sweep: parameters and their types
+
+    def give(self, pointer: str, storage: str, written: bool) -> None:
+        """Let a sweep be given a pointer, to what is constant as long as nobody says that it is written."""
+        constant = not written and self.given.get(pointer, "const ").startswith("const ")
+        self.given[pointer] = f"{'const ' if constant else ''}{storage}_storage *"
+
+    def take_in(self, total: str, operation: str, columns: str) -> None:
+        """Let a sweep take its columns into what is reduced."""
+        self.given[total] = "vec *"
+        self.lines.append(f"*{total} = {operation}(*{total}, {columns}, n);")
 
 
 def sweep_text(name: str, scope: Scope) -> str:
@@ -101,15 +113,23 @@ class Columns(Pieces):
         if value.kind == "spread":
             return self._evaluate(value.values[0], 0, scope)
         if value.kind == "cat":
-            for part in value.values:
-                if start < part.width:
-                    return self._evaluate(part, start, scope)
-                start -= part.width
+            return self._evaluate(*part_of(value, start), scope)
         operands = [
             self._evaluate(o, start if o.width > 1 else 0, scope) if isinstance(o, Value) else number_text(o)
             for o in value.operands
         ]
         return ARITHMETIC[value.operation].format(*operands)
+
+    def _start_sum(self, scope: Scope, value: Value, start: str) -> str:
+        """The vector of columns that a reduction, or a total, is taken together in."""
+        name = self._fresh(scope, f"{identifier(value.name)}_columns")
+        scope.lines.append(f"vec {name} = {start};")
+        return name
+
+    def _end_sum(self, row: Scope, value: Value, columns: str) -> None:
+        """Make the result of a reduction of its vector of columns."""
+        name = row.names[(value, 0)] = self._fresh(row, identifier(value.name), own=True)
+        row.lines.append(f"const vec {name} = splat({REDUCTIONS[value.operation][2]}({columns}));")
 
     def _fresh(self, scope: Scope, name: str, own: bool = False) -> str:
         """A name that is not taken; a value's own name is its own where it stands first."""
@@ -118,6 +138,14 @@ class Columns(Pieces):
         scope.taken.add(name)
         scope.own.add(name)
         return name
+
+
+def by_length(pieces: Iterable[tuple[Value, Any, int, int]]) -> list[tuple[int, list[tuple[Value, Any, int]]]]:
+    """Pieces of one length together, which one sweep takes, the longest first."""
+    groups: dict[int, list[tuple[Value, Any, int]]] = defaultdict(list)
+    for value, reduction, start, length in pieces:
+        groups[length].append((value, reduction, start))
+    return [(length, groups[length]) for length in sorted(groups, reverse=True)]
 
 
 def even(pieces: list[tuple[Value, Any, int, int]]) -> list[tuple[Value, Any, int, int]]:

@@ -51,3 +51,12 @@ class Pieces:
                 place += part.width
             return {cut for cut in cuts if start < cut < stop}
         return set().union(*(self._cuts(v, start, stop, known) for v in value.values))
+
+
+def part_of(value: Value, column: int) -> tuple[Value, int]:
+    """The part of a concatenation in which a column lies, and which of its columns that is."""
+    for part in value.values:
+        if column < part.width:
+            return part, column
+        column -= part.width
+    raise AssertionError(f"{value.name} has no column {column}")

@@ -34,8 +34,12 @@ def indented(lines: Iterable[str], depth: int = 1) -> list[str]:
     return ["  " * depth + line for line in lines]
 
 
-def broken(line: str) -> Iterator[str]:
-    """A line in pieces of at most 120 characters, as far as it can be broken behind a comma or an operator."""
+def broken(text: str) -> str:
+    """A text in lines of at most 120 characters, as far as they can be broken behind a comma or an operator."""
+    return "\n".join(piece for line in text.split("\n") for piece in _pieces(line))
+
+
+def _pieces(line: str) -> Iterator[str]:
     indent = len(line) - len(line.lstrip()) + 4
     while len(line) > MOST_COLUMNS and "//" not in line:
         ends = (line.rfind(mark, indent, MOST_COLUMNS) + len(mark) for mark in (", ", " = ", " + ", " ? "))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.kernel.language.pieces import Pieces
+from pellucid.kernel.language.pieces import Pieces, part_of
 from pellucid.kernel.language.text_triton import ARITHMETIC, identifier, number_text
 from pellucid.kernel.language.values import Unsupported, Value
 
@@ -42,7 +42,7 @@ class Tiles(Pieces):
         key = (value, start, length)
         if key not in names:
             text = self._arithmetic(value, start, length) if value.kind == "math" else self._read(value, start, length)
-            names[key] = self._fresh(value.name if not start else f"{value.name}_{start}")
+            names[key] = self._fresh(value.name, start)
             lines.append(f"{names[key]} = {text}")
         return names[key]
 
@@ -61,19 +61,10 @@ class Tiles(Pieces):
         ]
         return text.format(*operands)
 
-    def _fresh(self, name: str) -> str:
-        """A name that is not taken."""
-        name = identifier(name)
+    def _fresh(self, name: str, start: int = 0) -> str:
+        """A name that is not taken; of columns that begin at another one than the first with its number."""
+        name = identifier(f"{name}_{start}" if start else name)
         while name in self.taken:
             name += "_"
         self.taken.add(name)
         return name
-
-
-def part_of(value: Value, column: int) -> tuple[Value, int]:
-    """The part of a concatenation in which a column lies, and which of its columns that is."""
-    for part in value.values:
-        if column < part.width:
-            return part, column
-        column -= part.width
-    raise AssertionError(f"{value.name} has no column {column}")

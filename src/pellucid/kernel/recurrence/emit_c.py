@@ -51,9 +51,7 @@ def emit(program: Program, dtype: torch.dtype, training: bool) -> Text:
     packs = sorted({f.storage[matrix] for f in functions for matrix in f.loop.matrices})
     title = f"// {program.name}: written by pellucid from the cell's formula.\n"
     body = "\n".join([*(f"DEFINE_PACK({storage})" for storage in packs), "", *(f.text() for f in functions)])
-    body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
-    text = title + preamble(real) + "\n" + body
-    return Text(text, {function.name: function.loop for function in functions})
+    return Text(f"{title}{preamble(real)}\n{broken(body)}", {function.name: function.loop for function in functions})
 
 
 class _Function(Sweeps):

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from pellucid.kernel.language.layout import Layout, Work, layout, real_of
 from pellucid.kernel.language.lower import lower
+from pellucid.kernel.language.pieces import part_of
 from pellucid.kernel.language.text_c import indented
 from pellucid.kernel.language.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIONS, number_text, padded
-from pellucid.kernel.language.tiles import Home, Tiles, part_of
+from pellucid.kernel.language.tiles import Home, Tiles
 from pellucid.kernel.language.values import Value
 from pellucid.kernel.program import Program
 
@@ -403,10 +404,10 @@ class _Function(Tiles):
         """A tile of an input. It was asked for a step before: memory takes as long as a step."""
         if not value.rows:
             return self._load(f"{value.name}_all", "0", value.width, start, length, "")
-        name = self._fresh(f"{value.name}_next_{start}" if start else f"{value.name}_next")
+        name = self._fresh(f"{value.name}_next", start)
         first = self._hoisted("first", "first", "origin + (time - 1 if BACKWARDS else 0) * batch")
         self.before.append(f"{name} = {self._load(f'{value.name}_all', first, value.width, start, length)}")
-        now = self._fresh(f"{value.name}_now_{start}" if start else f"{value.name}_now")
+        now = self._fresh(f"{value.name}_now", start)
         self.lines.append(f"{now} = {name}")
         self.lines.append(f"{name} = {self._load(f'{value.name}_all', 'ahead', value.width, start, length)}")
         return now
@@ -463,7 +464,7 @@ class _Function(Tiles):
         if key not in self.names:
             along, place = self._along(size), self._passed_on(operand)
             mask = f", mask={along} < {length}, other=0" if size != length else ""
-            name = self.names[key] = self._fresh(f"{operand.name}_whole_{start}" if start else f"{operand.name}_whole")
+            name = self.names[key] = self._fresh(f"{operand.name}_whole", start)
             self.lines.append(f"{name} = tl.load({place} + {start} + {along}{mask}, cache_modifier='.cg')")
         return self.names[key]
 
@@ -532,7 +533,7 @@ class _Function(Tiles):
         """The pieces of a piece of a single row, of so many numbers each."""
         key = operand, rows, side
         if key not in self.spread:
-            name = self._fresh(f"{operand.name}_row_{rows[0]}" if rows[0] else f"{operand.name}_row")
+            name = self._fresh(f"{operand.name}_row", rows[0])
             self.lines.append(f"{name} = functions.spread({self._whole(operand, *rows)}, {side})")
             self.spread[key] = self._split(name, padded(rows[1]) // side, side)
         return self.spread[key]

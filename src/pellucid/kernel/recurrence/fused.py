@@ -84,7 +84,8 @@ class Fused:
             if call.lengths is None and (not save or loop.copies_output):
                 whole.add(program.states[output_state])
             else:  # padded steps are 0 in the output alone; what backward reads is not the user's to change in place
-                outputs["output"] = loop.empty((time, call.batch, states[output_state].shape[-1]), x.dtype, x.device)
+                shape = (time, call.batch, states[output_state].shape[-1])
+                outputs["output"] = memory.allocate(shape, x.dtype, x.device)
         return Job(call, values, states, outputs, [time + 1 if state in whole else 2 for state in program.states])
 
     def _after_forward(
@@ -191,10 +192,10 @@ class FusedLoop:
         device, time, batch = states[0].device, call.time, call.batch
         for job in jobs:
             for name, axes, dtype in self._outputs:
-                job.outputs[name] = self.empty((time, batch, *axes), dtype, device)
+                job.outputs[name] = memory.allocate((time, batch, *axes), dtype, device)
             history, first = [], time if job.call.reverse else 0
             for state, n in zip(job.states, job.slots, strict=True):
-                kept = self.empty((n, *state.shape), self.state_dtype, device)
+                kept = memory.allocate((n, *state.shape), self.state_dtype, device)
                 kept[first % n].copy_(state)
                 history.append(kept)
             histories.append(history)
@@ -209,10 +210,6 @@ class FusedLoop:
             last = 0 if job.call.reverse else time
             results.append((history, [kept[last % n].clone() for kept, n in zip(history, job.slots, strict=True)]))
         return results
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for what the loop writes."""
-        return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
 
     def _fill(self, jobs: Sequence[Job], histories: Sequence[Sequence[Tensor]]) -> None:
         """Run all steps: write the outputs, and the states to their slots."""

@@ -16,10 +16,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.random import in_memory
+from pellucid.kernel.random import in_memory, unseen
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.recurrence.call import Backward, Call
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
+from pellucid.kernel.recurrence.few_steps import by_definition
 from pellucid.kernel.registry import (
     Runner,
     chosen_backend,
@@ -29,7 +30,7 @@ from pellucid.kernel.registry import (
     runner,
     warn_of_unrolling,
 )
-from pellucid.kernel.rows.nested import stand_in
+from pellucid.kernel.tensors import stand_in
 
 Tensor = torch.Tensor
 Result = tuple[Tensor, list[Tensor]]  # output (time, batch, features), and the last state
@@ -53,24 +54,28 @@ def recurrence(
         or a tracer).
     """
     tensors = [calls[0].x, *[t for c, own in zip(calls, states, strict=True) for t in (*own, *c.parameters)]]
+    each = [(text, training, division, *given) for given in zip(calls, states, strict=True)]
     differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
-    if _recorded(tensors):
-        return [
-            _noted(text, training, division, *given, differentiable) for given in zip(calls, states, strict=True)
-        ], ""
-    if has_torch_function(tensors):  # of a class that keeps itself, say, or that writes down what is called
-        return handle_torch_function(recurrence, tensors, text, training, calls, states, division)
-    if True in [t.is_neg() for t in tensors]:  # z.conj().imag, say: in memory, which a kernel reads, are other numbers
-        calls = [c._replace(x=c.x.resolve_neg(), parameters=[p.resolve_neg() for p in c.parameters]) for c in calls]
-        states = [[s.resolve_neg() for s in own] for own in states]
-        return recurrence(text, training, calls, states, division)
+    plain = unseen(*tensors) and not has_torch_function(tensors)
+    if not plain:
+        if _recorded(tensors):
+            return [_noted(*given, differentiable) for given in each], ""
+        if has_torch_function(tensors):  # of a class that keeps itself, say, or that writes down what is called
+            return handle_torch_function(recurrence, tensors, text, training, calls, states, division)
+        if True in [t.is_neg() for t in tensors]:  # z.conj().imag, say: in memory, that a kernel reads, are others
+            calls = [c._replace(x=c.x.resolve_neg(), parameters=[p.resolve_neg() for p in c.parameters]) for c in calls]
+            states = [[s.resolve_neg() for s in own] for own in states]
+            return recurrence(text, training, calls, states, division)
     x = tensors[0]
     with no_autocast(x):
         if chosen_backend() == "naive" or x.is_complex():
-            return [_defined(text, training, division, *given) for given in zip(calls, states, strict=True)], "naive"
-        if _transformed() or not in_memory(*tensors):  # these differentiate, map, dualise or answer plain operations
-            results = [_differentiable(text, training, division, *given) for given in zip(calls, states, strict=True)]
-            return results, _reference(text, training, calls[0]).name
+            return [_defined(*given) for given in each], "naive"
+        # These differentiate, map, dualise or answer plain operations.
+        if not plain and (_transformed() or not in_memory(*tensors)):
+            return [_differentiable(*given) for given in each], _reference(text, training, calls[0]).name
+        wanted = tuple([t.requires_grad for t in tensors]) if differentiable else ()
+        if plain and division == WHOLE and by_definition(text, training, calls, states, wanted, recurrence):
+            return [_defined(*given) for given in each], "naive"
 
         def compute(run: Runner) -> tuple[list[Result], str]:
             if not differentiable:

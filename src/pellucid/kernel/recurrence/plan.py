@@ -53,17 +53,10 @@ class Place:
 class Plan:
     """One loop over time.
 
-    With ``zeros``, rows past their end give zeros in every output; without, only in the output of the layer. New states
-    are outputs too where they are ``read`` behind the loop.
+    With ``zeros``, rows past their end give zeros in every output; without, only in the output of the layer.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        program: Program,
-        real: str,
-        zeros: bool = True,
-    ) -> None:
+    def __init__(self, work: Work, program: Program, real: str, zeros: bool) -> None:
         self.name, self.real, self.state_storage = work.name, real, work.storage
         self.zeros, self.output = zeros, work.output
         stage, states, new_states = work.stage, work.states, work.new_states
@@ -195,10 +188,9 @@ class Plan:
             level = max(todo)
             done.add(level)
             for value in self.stores[level]:
-                if value.kind in ("product", "reduce", "draws"):
-                    self._visit(value, level)
-                for operand in value.values if value.kind not in ("product", "reduce") else ():
-                    self._visit(operand, level)
+                made_before = value.kind in ("product", "reduce", "draws")  # any other is made where it is stored
+                for needed in (value,) if made_before else value.values:
+                    self._visit(needed, level)
             for value in (*self.reduces[level], *self.totals[level]):
                 self._visit(value.values[0], level)
 
@@ -230,14 +222,11 @@ class Plan:
                 self.reduces[before].append(value)
             if own[0] < level[0]:
                 self._keep(value, self._scratch(value, "real"))
-        elif value.kind == "math" and own < level and self._cost(value) > AS_CHEAP_AS_READING:
+        elif value.kind == "math" and own < level and cost_of(value, self.targets, self.compared) > AS_CHEAP_AS_READING:
             self._keep(value, self._scratch(value, "bool" if value.mask else "real"))
         else:
             for operand in value.values:
                 self._visit(operand, level)
-
-    def _cost(self, value: Value) -> int:
-        return cost_of(value, self.targets, self.compared)
 
     def _in_memory(self, value: Value, start: int = 0) -> tuple[str, str] | None:
         """The pointer to the first of a block's rows and their distance, if a value lies there as real numbers."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from pellucid.kernel import matmul
+from pellucid.kernel.matmul import LEAST_PRODUCTS
 from pellucid.kernel.program import Stage, placeholder
 
 aten = torch.ops.aten
@@ -66,9 +67,10 @@ def run(
 def _multiplied(pairs: Sequence[_Pair]) -> Sequence[Tensor]:
     if not pairs:
         return []
+    products = sum([a.numel() * b.shape[0 if turned else 1] for (a, _), (b, turned) in pairs])
     dtypes = {operand.dtype for pair in pairs for operand, _ in pair}
     on_cpu = all(operand.is_cpu for pair in pairs for operand, _ in pair)
-    if len(dtypes) == 1 and on_cpu and matmul.usable(*dtypes):
+    if products >= LEAST_PRODUCTS and len(dtypes) == 1 and on_cpu and matmul.usable(*dtypes):
         return matmul.multiply(pairs)
     return [torch.mm(_turned(a), _turned(b)) for a, b in pairs]
 

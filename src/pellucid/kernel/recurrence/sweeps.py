@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
-from pellucid.kernel.language.text_c import identifier, indented
+from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, by_length, even, sweep_text, whole_sweep
+from pellucid.kernel.language.text_c import indented
 from pellucid.kernel.language.values import Value
 from pellucid.kernel.recurrence.plan import PART, Level, Place, Plan
 
@@ -40,28 +39,23 @@ class Sweeps(Plan, Columns):
     def _level(self, level: Level) -> None:
         stores, reduces = self.stores.get(level, []), self.reduces.get(level, [])
         added = [(value.values[0], ("total", value)) for value in self.totals.get(level, ())]
-        totals = {value: self._fresh(self.row, f"{identifier(value.name)}_columns") for value in reduces}
-        self.row.lines += [f"vec {total} = {REDUCTIONS[value.operation][0]};" for value, total in totals.items()]
+        totals = {value: self._start_sum(self.row, value, REDUCTIONS[value.operation][0]) for value in reduces}
         pieces: list[tuple[Value, Any, int, int]] = [
             (value, None, start, length) for value in stores for start, length in self._pieces(value)
         ]
         for operand, reduction in (*((v.values[0], (v.operation, total)) for v, total in totals.items()), *added):
             pieces += [(operand, reduction, start, length) for start, length in self._pieces(operand)]
-        groups: dict[int, list[_Task]] = defaultdict(list)
-        for value, reduction, start, length in even(pieces):
-            groups[length].append((value, reduction, start))
-        for length in sorted(groups, reverse=True):
+        groups = by_length(even(pieces))
+        for number, (length, group) in enumerate(groups, start=1):
             if length == 1:
-                for task in groups[1]:
+                for task in group:
                     self._point(*task)
             else:
-                self._sweep(length, groups[length])
-            left = {value for n in groups if n < length for value, *_ in groups[n]}
-            self.ready |= {value for value, reduction, _ in groups[length] if reduction is None} - left
+                self._sweep(length, group)
+            left = {value for _, others in groups[number:] for value, *_ in others}
+            self.ready |= {value for value, reduction, _ in group if reduction is None} - left
         for value, total in totals.items():
-            name = self._fresh(self.row, identifier(value.name), own=True)
-            self.row.lines.append(f"const vec {name} = splat({REDUCTIONS[value.operation][2]}({total}));")
-            self.row.names[(value, 0)] = name
+            self._end_sum(self.row, value, total)
 
     def _sweep(self, length: int, tasks: Sequence[_Task]) -> None:
         scope = Scope(taken={*self.identifiers, "j", "n"})
@@ -76,8 +70,7 @@ class Sweeps(Plan, Columns):
                 continue
             if reduction is not None:
                 operation, total = reduction
-                scope.given[total] = "vec *"
-                scope.lines.append(f"*{total} = {REDUCTIONS[operation][1]}(*{total}, {result}, n);")
+                scope.take_in(total, REDUCTIONS[operation][1], result)
                 continue
             for place in self.targets[value]:
                 self._use(place, scope)
@@ -90,8 +83,7 @@ class Sweeps(Plan, Columns):
         """Make a pointer to the row known where it is read or written."""
         self.used[place] = reading and self.used.get(place, True)
         if scope is not self.row:
-            const = "const " if reading and scope.given.get(place.row, "const ").startswith("const ") else ""
-            scope.given[place.row] = f"{const}{place.storage}_storage *"
+            scope.give(place.row, place.storage, written=not reading)
 
     def _point(self, value: Value, reduction: tuple[str, Any] | None, start: int) -> None:
         """One column alone."""

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.kernel.language.values import Value
 from pellucid.kernel.random import uniform
-from pellucid.kernel.rows.nest import Layout
+from pellucid.kernel.rows.nest import Nest, along
 
 
 class Draws(NamedTuple):
@@ -39,39 +40,36 @@ class Direction:
     """
 
     lent = False
+    text: str  # of the kernel, once its slots are known
 
     def __init__(
-        self, layout: Layout, sizes: Sequence[int], real: torch.dtype, views: Mapping[str, Sequence[int]], first: str
+        self, nest: Nest, sizes: Sequence[int], real: torch.dtype, views: Mapping[str, Sequence[int]], first: str
     ) -> None:
-        self.layout, self.sizes, self.real, self.views = layout, tuple(sizes), real, views
-        self.storage: dict[str, str] = {}
-        self.widths: dict[str, int] = {}
+        self.nest, self.sizes, self.real, self.views = nest, tuple(sizes), real, views
         self.counts: dict[str, int] = {}  # entries of an output
         self.starts: dict[str, int] = {}  # of the totals, which stand one after the other
         self.strides: dict[str, Sequence[int]] = {}
         self.total = 0
-        for name, axes, width, storage in (*layout.outputs, *((n, a, w, "real") for n, a, w in layout.totals)):
-            self.storage[name] = str(real).split(".")[-1] if storage == "real" else storage
-            self.widths[name] = width
-            strides, self.counts[name] = self.contiguous(axes, width)
+        for name, value in nest.outputs.items():
+            strides, self.counts[name] = self.contiguous(value)
             of_tensor = name.removesuffix("_gradient")
             self.strides[name] = views[of_tensor] if of_tensor in views and of_tensor != first else strides
-        for name, _, _ in layout.totals:
+        for name in nest.totals:
             self.starts[name] = self.total
             self.total += self.counts[name]
 
-    @property
-    def text(self) -> str:
-        """The text of the kernel."""
-        raise NotImplementedError
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of an output in memory."""
+        storage = self.nest.storage[name]
+        return self.real if storage == "real" else getattr(torch, storage)
 
-    def contiguous(self, axes: Sequence[int], width: int) -> tuple[list[int], int]:
-        """The distances of the entries of what varies along some axes, side by side, and how many there are."""
+    def contiguous(self, value: Value) -> tuple[list[int], int]:
+        """The distances of a value's entries, side by side, and how many there are."""
         sizes, last = self.sizes, len(self.sizes) - 1
         strides, count = [0] * len(sizes), 1
-        for axis in sorted([*axes, last] if width > 1 else axes, reverse=True):
+        for axis in sorted(along(value, last), reverse=True):
             strides[axis] = count
-            count *= width if axis == last and self.layout.fixed else sizes[axis]
+            count *= sizes[axis] if axis != last or self.nest.columns is None else value.width
         return strides, count
 
     def slots(self, placed: Mapping[str, int], starts: Mapping[str, int]) -> Any:

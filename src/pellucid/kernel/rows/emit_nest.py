@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, even, sweep_text, whole_sweep
+from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, by_length, even, sweep_text, whole_sweep
 from pellucid.kernel.language.text_c import broken, identifier, indented, preamble
 from pellucid.kernel.language.values import Unsupported, Value
 from pellucid.kernel.recurrence.plan import AS_CHEAP_AS_READING, compared, cost_of
-from pellucid.kernel.rows.nest import Layout, Lowered, Nest, all_values, laid_out
+from pellucid.kernel.rows.nest import Lowered, Nest, along
 
 IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
@@ -26,24 +25,14 @@ ROWS_TOGETHER = 16  # of a loop around the columns, whose sums stay in registers
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
 
 
-@dataclass(frozen=True)
-class Text:
-    """The C text of a form, and what is in it."""
-
-    text: str
-    layouts: tuple[Layout, ...]
-
-
-def emit(lowered: Lowered, title: str, real: str) -> Text:
+def emit(lowered: Lowered, title: str, real: str) -> str:
     """Write all of a form's nests."""
     functions = [_Function(nest, real) for nest in lowered.nests]
     body = "\n".join(function.text() for function in functions)
-    body = "\n".join(piece for line in body.split("\n") for piece in broken(line))
-    head = f"// {title}: written by pellucid from the formula.\n"
-    return Text(head + preamble(real) + "\n" + body, tuple(map(laid_out, lowered.nests)))
+    return f"// {title}: written by pellucid from the formula.\n{preamble(real)}\n{broken(body)}"
 
 
-_Task = tuple[Value, Any, int]  # what is computed; a reduction, a total or None for a store; from which column
+_Task = tuple[Value, Any]  # what is computed; a reduction, a total or None for a store
 
 
 class _Function(Columns):
@@ -51,56 +40,56 @@ class _Function(Columns):
 
     def __init__(self, nest: Nest, real: str) -> None:
         self.nest, self.real, self.last = nest, real, nest.axes - 1
-        self.values = all_values(nest.outputs.values())
+        self.values = nest.values
         self.compared = compared(nest.outputs.values())
         self.across = self.last in nest.inner  # a row's columns are reduced
         self.loops = [axis for axis in sorted(nest.inner) if axis != self.last]
         self.rows = [axis for axis in range(nest.axes - 1) if axis not in nest.inner]
-        self.operands = laid_out(nest).operands
-        self.draws = [v for v in nest.inputs.values() if v.kind == "draws"]
+        self.operands = nest.operands
         self.names = {identifier(v.name) for v in self.values} | {identifier(n) for n in self.operands}
         self.names |= {f"i_{axis}" for axis in range(nest.axes)}
         self.targets: dict[Value, list[str]] = defaultdict(list)  # the outputs that a value is
         self.kept: dict[Value, str] = {}  # scratch that a value is read from, where it is there already
         self.scratch: list[tuple[str, str, int]] = []  # its pointers, what they point to, and its columns
-        self.levels: dict[Value, int] = {}
+        self.levels = nest.levels({})  # how many reductions a value takes
         self.stores: dict[int, list[Value]] = defaultdict(list)
         self.reduces: dict[int, list[Value]] = defaultdict(list)
         self.totals: dict[int, list[Value]] = defaultdict(list)
         self.made: dict[int, list[Value]] = defaultdict(list)  # vectors of columns that a level makes before it begins
         self.sweeps: list[str] = []
-        self.row = Scope()
-        self.inside: list[Scope] = []
+        self.seen: set[tuple[Value, int, bool]] = set()
         self._plan()
+        self.row = Scope(taken=set(self.names))
+        self.inside: list[Scope] = []
+        self.fixed: Scope | None = None  # of a sweep inside a loop: what is the same in all turns of the innermost one
+        wide = [v for v in self.values if v.width > 1]
+        self.vectors = {v: self._scratch(v, "real") for v in wide if v.kind == "reduce"}
+        self.drawn = {v: self._scratch(v, "float32") for v in wide if v.kind == "draws"}
+        # What is written already, at this point of the text.
+        self.pointers: dict[tuple[str, int, frozenset[int], bool], str] = {}
+        self.ready: set[Value] = set()
+        self.filled: set[tuple[Value, int]] = set()
 
     # -- the plan -------------------------------------------------------------------------------------------------
 
     def _plan(self) -> None:
         for value in self.values:
             if value.kind == "reduce":
-                self.reduces[self.level(value.values[0])].append(value)
+                self.reduces[self.levels[value.values[0]]].append(value)
         for name, value in self.nest.outputs.items():
             if value.kind == "total":
                 if value.values[0].width == 1 and not self.across and self.nest.columns is None:
                     raise Unsupported("a sum over rows of what all columns have in common")
-                self.totals[self.level(value.values[0])].append(value)
-            elif value not in self.stores[self.level(value)]:
-                self.stores[self.level(value)].append(value)
+                self.totals[self.levels[value.values[0]]].append(value)
+            elif value not in self.stores[self.levels[value]]:
+                self.stores[self.levels[value]].append(value)
             self.targets[value].append(name)
         most = max([*self.stores, *self.reduces, *self.totals], default=0)
-        self.seen: set[tuple[Value, int, bool]] = set()
         for level in range(most, -1, -1):
             for value in list(self.stores[level]):
                 self._visit(value, level, self._is_wide(value), top=True)
             for value in (*self.reduces[level], *self.totals[level]):
                 self._visit(value.values[0], level, True)
-
-    def level(self, value: Value) -> int:
-        """How many reductions come before a value."""
-        if value not in self.levels:
-            before = max((self.level(v) for v in value.values), default=0)
-            self.levels[value] = before + (value.kind == "reduce")
-        return self.levels[value]
 
     def _visit(self, value: Value, level: int, inside: bool, top: bool = False) -> None:
         """See to it that a value can be had at a level, in its loops or before them."""
@@ -110,13 +99,13 @@ class _Function(Columns):
         if self._is_wide(value):
             dear = (
                 value.kind == "math"
-                and self.level(value) < level
+                and self.levels[value] < level
                 and cost_of(value, (), self.compared) > AS_CHEAP_AS_READING
             )
             if dear and self._fits_in_scratch(value):
                 if value not in self.kept:
                     self._keep(value)
-                    self.stores[self.level(value)].append(value)
+                    self.stores[self.levels[value]].append(value)
                 return
         elif inside and not top and value.width > 1 and self.loops and value.kind == "math":
             for later in list(self.made):
@@ -135,9 +124,7 @@ class _Function(Columns):
 
     def _is_wide(self, value: Value) -> bool:
         """Whether a value changes inside a row."""
-        if not self.nest.inner:
-            return True
-        return bool(value.axes & self.nest.inner) or (self.across and value.width > 1)
+        return not self.nest.inner or bool(along(value, self.last) & self.nest.inner)
 
     def _keep(self, value: Value) -> None:
         if value not in self.kept:
@@ -160,20 +147,10 @@ class _Function(Columns):
 
     def text(self) -> str:
         """The C of this nest: its sweeps, one part of the work, and the entry."""
-        self.pointers: dict[tuple[str, int, frozenset[int], bool], str] = {}
-        self.ready: set[Value] = set()
-        self.vectors: dict[Value, str] = {}
-        self.row = Scope(taken=set(self.names))
-        for value in (v for v in self.values if v.kind == "reduce"):
-            if value.width > 1:
-                self.vectors[value] = self._scratch(value, "real")
-        self.fixed: Scope | None = None  # of a sweep inside a loop: what is the same in all turns of the innermost one
-        self.drawn = {v: self._scratch(v, "float32") for v in self.draws if v.width > 1}
-        self.filled: set[tuple[Value, int]] = set()
         for level in sorted({*self.stores, *self.reduces, *self.totals, *self.made}):
             self._level(level)
         name = self.nest.name
-        summed = any(value.kind == "total" for value in self.nest.outputs.values())
+        summed = bool(self.nest.totals)
         size = " + ".join(self._size(storage, width, "columns") for _, storage, width in self.scratch)
         lines = [
             "// One part of the rows.",
@@ -251,19 +228,17 @@ class _Function(Columns):
         for depth in range(len(self.loops)):
             self.inside.append(Scope(taken=set(self._scope(depth - 1).taken)))
         sums = self._start_sums(reduces, totals)
-        tasks: list[_Task] = [(v, None, 0) for v in wide]
-        tasks += [(v.values[0], (v, sums.get(v)), 0) for v in (*reduces, *totals)]
-        for value, reduction, start in (task for task in tasks if task[0].width == 1):
-            self._point(value, reduction, start, self._home(value) if reduction is None else self._deepest())
+        tasks: list[_Task] = [(v, None) for v in wide]
+        tasks += [(v.values[0], (v, sums.get(v))) for v in (*reduces, *totals)]
+        for value, reduction in (task for task in tasks if task[0].width == 1):
+            self._point(value, reduction, 0, self._home(value) if reduction is None else self._deepest())
         columns = [task for task in tasks if task[0].width > 1]
         if columns:
             self._sweeps(columns)
         self._close_loops([v for v in totals if v.width == 1], sums)
         for value in reduces:
             if value not in self.vectors:
-                name = self._fresh(self.row, identifier(value.name), own=True)
-                self.row.lines.append(f"const vec {name} = splat({REDUCTIONS[value.operation][2]}({sums[value]}));")
-                self.row.names[(value, 0)] = name
+                self._end_sum(self.row, value, sums[value])
         self.ready |= {v for v in wide if v in self.kept}
 
     def _is_single(self, total: Value) -> bool:
@@ -272,16 +247,16 @@ class _Function(Columns):
 
     def _row_level(self, level: int, narrow: Sequence[Value], totals: Sequence[Value]) -> None:
         """What a level computes once for a row, before its loops."""
-        sums = {value: self._sum_in(self.row, value, "splat(0)") for value in totals if value.width == 1}
-        tasks: list[_Task] = [(v, None, 0) for v in (*self.made[level], *narrow) if self.loops or v.width == 1]
-        tasks += [(v.values[0], (v, sums.get(v)), 0) for v in totals]
+        sums = {value: self._start_sum(self.row, value, "splat(0)") for value in totals if value.width == 1}
+        tasks: list[_Task] = [(v, None) for v in (*self.made[level], *narrow) if self.loops or v.width == 1]
+        tasks += [(v.values[0], (v, sums.get(v))) for v in totals]
         vectors = [task for task in tasks if task[0].width > 1]
         if vectors:
             self._sweeps(vectors)
         self.ready |= set(self.made[level])
-        for value, reduction, start in tasks:
+        for value, reduction in tasks:
             if value.width == 1:
-                self._point(value, reduction, start, self.row)
+                self._point(value, reduction, 0, self.row)
         self.row.lines += [self._add_to_part(value, total) for value, total in sums.items()]
 
     def _start_sums(self, reduces: Sequence[Value], totals: Sequence[Value]) -> dict[Value, str]:
@@ -293,16 +268,11 @@ class _Function(Columns):
                 self.row.lines.append("for (int64_t j = 0; j < columns; j++)")
                 self.row.lines.append(f"  {self.vectors[value]}[j] = {start}[0];")
             else:
-                sums[value] = self._sum_in(self.row, value, start)
+                sums[value] = self._start_sum(self.row, value, start)
         for value in totals:
             if value.width == 1:
-                sums[value] = self._sum_in(self._home(value), value, "splat(0)")
+                sums[value] = self._start_sum(self._home(value), value, "splat(0)")
         return sums
-
-    def _sum_in(self, scope: Scope, value: Value, start: str) -> str:
-        name = self._fresh(scope, f"{identifier(value.name)}_columns")
-        scope.lines.append(f"vec {name} = {start};")
-        return name
 
     def _close_loops(self, totals: Sequence[Value], sums: Mapping[Value, str]) -> None:
         """Put the loops into each other, totals behind those inside; forget what stands in them."""
@@ -371,21 +341,20 @@ class _Function(Columns):
             pointer = self._pointer_to(name, value)
             if sweeping and self._is_wide(value):
                 if self.fixed is not None:
-                    self.fetched[f"{pointer}{shift} + j"] = self._step(name)
+                    self.fetched[f"{pointer}{shift} + j"] = self._stride(name, self.loops[-1])
                 elif self.first_level:
                     scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
             return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
-        const = "" if scope.given.get(pointer, "const ")[:6] != "const " else "const "
-        scope.given[pointer] = f"{const}{storage}_storage *"
+        scope.give(pointer, storage, written=False)
         return f"take_{storage}({pointer}{shift} + j, n)"
 
-    def _step(self, operand: str) -> str:
-        """What an operand's place grows by from one turn of the innermost loop to the next."""
-        return f"strides[{self.operands.index(operand) * (self.nest.axes + 1) + self.loops[-1]}]"
+    def _stride(self, operand: str, axis: int) -> str:
+        """The distance of an operand's entries along an axis; behind the last axis, that of a total's parts."""
+        return f"strides[{self.operands.index(operand) * (self.nest.axes + 1) + axis}]"
 
-    def _index(self, number: int, axes: Iterable[int], columns: bool) -> str:
-        terms = [f"i_{axis} * strides[{number * (self.nest.axes + 1) + axis}]" for axis in sorted(axes)]
+    def _index(self, operand: str, axes: Iterable[int], columns: bool) -> str:
+        terms = [f"i_{axis} * {self._stride(operand, axis)}" for axis in sorted(axes)]
         return " + ".join([*terms, *(["from"] if columns else [])]) or "0"
 
     def _filled(self, value: Value) -> str:
@@ -400,32 +369,26 @@ class _Function(Columns):
 
     def _element(self, draws: Value) -> str:
         """Which number of the call's sequence comes first."""
-        number = self.operands.index(draws.name)
-        return f"(uint64_t)(call->offsets[{number}] + {self._index(number, draws.axes, draws.width > 1)})"
+        index = self._index(draws.name, draws.axes, draws.width > 1)
+        return f"(uint64_t)(call->offsets[{self.operands.index(draws.name)}] + {index})"
 
     def _pointer_to(self, operand: str, value: Value) -> str:
         """The pointer to an operand where a value is read from it or written to it."""
-        return self._pointer(operand, value.axes, self._depth(value.axes), value.width > 1)
-
-    def _pointer(self, operand: str, axes: frozenset[int], depth: int, columns: bool) -> str:
-        """The pointer to an operand, at a depth of the loops, at the indices of some axes and perhaps of the columns.
-
-        The first entry along an axis is the same operand at other indices.
-        """
-        key = (operand, depth, axes, columns)
+        axes, depth, columns = value.axes, self._depth(value.axes), value.width > 1
+        key = (operand, depth, axes, columns)  # the first entry along an axis is the same operand at other indices
         if key not in self.pointers:
-            number, scope = self.operands.index(operand), self._scope(depth)
+            scope = self._scope(depth)
             name = self._own(operand.replace(" to", "_to") + ("_at" if depth < 0 else f"_at_{self.loops[depth]}"))
             if depth < 0:  # names of a level's loops may be taken again by the next
                 scope.taken.add(name)
             output = operand.endswith(" to")
-            total = output and self.nest.outputs[operand[:-3]].kind == "total"
+            total = output and operand[:-3] in self.nest.totals
             storage = "real" if total else self.nest.storage[operand.removesuffix(" to")]
-            index = self._index(number, axes, columns)
+            index = self._index(operand, axes, columns)
             if total:
-                index += f" + part * strides[{number * (self.nest.axes + 1) + self.nest.axes}]"
+                index += f" + part * {self._stride(operand, self.nest.axes)}"
             const = "" if output else "const "
-            made = f"({const}{storage}_storage *)call->places[{number}] + {index}"
+            made = f"({const}{storage}_storage *)call->places[{self.operands.index(operand)}] + {index}"
             scope.lines.append(f"{const}{storage}_storage *const {name} = {made};")
             self.pointers[key] = name
         return self.pointers[key]
@@ -442,52 +405,39 @@ class _Function(Columns):
     def _sweeps(self, tasks: Sequence[_Task]) -> None:
         """Sweep over the columns of the deepest loop that is open."""
         scope = self._deepest()
-        pieces = [(v, r, start, length) for v, r, _ in tasks for start, length in self._pieces(v)]
+        pieces = [(v, r, start, length) for v, r in tasks for start, length in self._pieces(v)]
         if self.nest.columns is not None:
             pieces = even(pieces)
-        groups: dict[int, list[_Task]] = defaultdict(list)
-        for value, reduction, start, length in pieces:
-            groups[length].append((value, reduction, start))
-        for length in sorted(groups, reverse=True):
+        groups = by_length(pieces)
+        for length, group in groups:
             if length == 1:
-                for value, reduction, start in groups[1]:
+                for value, reduction, start in group:
                     self._point(value, reduction, start, scope)
             else:
                 written = str(length) if self.nest.columns is not None else "columns"
-                self._sweep(written, groups[length], scope, len(groups) == 1)
+                self._sweep(written, group, scope, len(groups) == 1)
 
-    def _sweep(self, length: str, tasks: Sequence[_Task], outer: Scope, alone: bool) -> None:
+    def _sweep(self, length: str, pieces: Sequence[tuple[Value, Any, int]], outer: Scope, alone: bool) -> None:
         scope = Scope(taken={*self.names, *outer.taken, "j", "n", "strides", *ROWS_GIVEN})
         self.fixed = Scope(taken=scope.taken, own=scope.own, given=scope.given) if self.inside else None
         self.fetched: dict[str, str] = {}
         sums: list[tuple[str, str]] = []  # totals of the row, and their operations
         added: list[tuple[str, str, str]] = []  # where vectors of columns are added up, their operations, and the terms
-        for value, reduction, start in tasks:
+        for value, reduction, start in pieces:
             result = self._evaluate(value, start, scope)
             shift = f" + {start}" if start else ""
             if reduction is None:
-                for pointer, storage in self._places(value):
-                    scope.given[pointer] = f"{storage}_storage *"
-                    at = f"{pointer}{shift} + j, {result}, n"
-                    streamed = (
-                        self._is_wide(value)
-                        and pointer != self.kept.get(value)
-                        and storage in (self.real, "bfloat16", "float16")
-                    )
-                    scope.lines.append(f"result_{storage}({at}, past);" if streamed else f"put_{storage}({at});")
-                    if streamed:
-                        scope.given["past"] = "int "
+                self._put(value, shift, result, scope)
                 continue
             into, total = reduction
             operation = REDUCTIONS[into.operation][1]
             if total is not None:
-                scope.given[total] = "vec *"
-                scope.lines.append(f"*{total} = {operation}(*{total}, {result}, n);")
+                scope.take_in(total, operation, result)
                 if (total, operation) not in sums:
                     sums.append((total, operation))
                 continue
             pointer = self.vectors.get(into) or self._part_of(into)
-            scope.given[pointer] = "real_storage *"
+            scope.give(pointer, "real", written=True)
             added.append((f"{pointer}{shift} + j", operation, result))
         fixed, self.fixed = self.fixed, None
         name = f"{self.nest.name}_columns_{len(self.sweeps)}"
@@ -503,6 +453,18 @@ class _Function(Columns):
         scope.lines = [*ahead, *(fixed.lines if fixed is not None else ()), *scope.lines]
         self.sweeps.append(sweep_text(name, scope))
         outer.lines += self._loop(name, length, scope, sums)
+
+    def _put(self, value: Value, shift: str, columns: str, scope: Scope) -> None:
+        """Write columns of a value; results of all entries may go past the caches."""
+        for pointer, storage in self._places(value):
+            scope.give(pointer, storage, written=True)
+            at = f"{pointer}{shift} + j, {columns}, n"
+            result = self._is_wide(value) and pointer != self.kept.get(value)
+            if result and storage in (self.real, "bfloat16", "float16"):
+                scope.lines.append(f"result_{storage}({at}, past);")
+                scope.given["past"] = "int "
+            else:
+                scope.lines.append(f"put_{storage}({at});")
 
     def _is_bare(self, loop: Scope, added: Sequence[tuple[str, str, str]]) -> bool:
         """Whether nothing but pointers stands in a loop, none of them to what is added up in it."""

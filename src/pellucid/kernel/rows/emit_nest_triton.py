@@ -21,7 +21,10 @@ from pellucid.kernel.language.text_c import indented
 from pellucid.kernel.language.text_triton import HEADER, JOINED, REDUCTIONS, number_text, power
 from pellucid.kernel.language.tiles import Home, Tiles
 from pellucid.kernel.language.values import Value
-from pellucid.kernel.rows.nest import Nest, all_values, laid_out
+from pellucid.kernel.rows.nest import Nest, along
+
+Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name
+TAKEN = set("triton tl functions REAL range program split rest step turn part key key_high series series_high".split())
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,6 @@ class Text:
         stages: its functions in the order in which they run, and whether each goes over what is reduced.
         parameters: what they all take, in this order.
         options: what they take of what is known when they are compiled.
-        owned: axes outside whose blocks a program takes one of, and along which totals vary; () without totals.
-        shared: the other axes outside.
         parts: how many statistics leave their parts in memory.
     """
 
@@ -72,20 +73,12 @@ class Text:
     stages: tuple[tuple[str, bool], ...]
     parameters: tuple[str, ...]
     options: tuple[str, ...]
-    owned: tuple[int, ...]
-    shared: tuple[int, ...]
     parts: int
-
-
-def along(value: Value, last: int) -> frozenset[int]:
-    """The axes along which a value varies, the columns too."""
-    return value.axes | {last} if value.width > 1 else value.axes
 
 
 def owned_axes(nest: Nest) -> frozenset[int]:
     """The axes outside along which totals vary."""
-    totals = (value for value in nest.outputs.values() if value.kind == "total")
-    return frozenset().union(*(along(total, nest.axes - 1) for total in totals)) - nest.inner
+    return frozenset().union(*(along(total, nest.axes - 1) for total in nest.totals.values())) - nest.inner
 
 
 def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
@@ -94,35 +87,24 @@ def emit(nest: Nest, tile: Tile, real: str, title: str) -> Text:
     Raises:
         Unsupported: an operation has no Triton.
     """
-    count = 1 + max(_levels(nest, _deviations(nest)).values()) if tile.split else 1
-    functions = [_Function(nest, tile, real, stage if tile.split else None) for stage in range(count)]
+    first = _Function(nest, tile, real, 0 if tile.split else None)
+    later = range(1, first.most + 1) if tile.split else ()
+    functions = [first, *(_Function(nest, tile, real, stage) for stage in later)]
     header = HEADER.format(title=f"{title}: written by pellucid from the formula.", real=real)
-    first = functions[0]
     return Text(
         "\n\n".join([header, *(function.text() for function in functions)]) + "\n",
         tile,
         tuple((function.name, bool(function.passes)) for function in functions),
         tuple(first.parameters),
         tuple(first.options),
-        tuple(first.owned),
-        tuple(first.shared),
         len(first.reduces) + len(first.deviations),
     )
-
-
-def _levels(nest: Nest, deviations: Mapping[Value, Value]) -> dict[Value, int]:
-    """How many reductions come before each value; sums of squared deviations are made beside those of the means."""
-    levels: dict[Value, int] = {}
-    for value in all_values(nest.outputs.values()):
-        levels[value] = max((levels[v] for v in value.values), default=0) + (value.kind == "reduce")
-        levels[value] = levels.get(deviations.get(value), levels[value])  # type: ignore[arg-type]
-    return levels
 
 
 def _deviations(nest: Nest) -> dict[Value, Value]:
     """The sums of squared deviations from a mean, and the sum that the mean is made of."""
     found: dict[Value, Value] = {}
-    for value in all_values(nest.outputs.values()):
+    for value in nest.values:
         square = value.operands[0] if value.kind == "reduce" and value.operation == "sum" else None
         if square is None or square.operation != "square" or square.operands[0].operation != "sub":
             continue
@@ -159,12 +141,12 @@ class _Function(Tiles):
         self.nest, self.tile, self.stage, self.last = nest, tile, stage, nest.axes - 1
         self.name = nest.name if stage is None else f"{nest.name}_{stage}"
         self.float64 = real == "float64"
-        self.values = all_values(nest.outputs.values())
+        self.values = nest.values
         self.deviations = {} if tile.whole else _deviations(nest)
-        self.levels = _levels(nest, self.deviations)
+        self.levels = nest.levels(self.deviations)
         self.reduces = [value for value in self.values if value.kind == "reduce"]
-        self.outputs = {name: value for name, value in nest.outputs.items() if value.kind != "total"}
-        self.totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
+        self.totals = nest.totals
+        self.outputs = {name: value for name, value in nest.outputs.items() if name not in nest.totals}
         self.turns = tile.turns or bool(self.totals)
         self.draws = [value for value in self.values if value.kind == "draws"]
         owned = owned_axes(nest)
@@ -191,7 +173,7 @@ class _Function(Tiles):
 
     def _parameters(self) -> Iterator[str]:
         """What a call gives, in this order."""
-        for operand in laid_out(self.nest).operands:
+        for operand in self.nest.operands:
             output = operand.endswith(" to")
             key = operand.replace(" to", "_to")
             value = self.nest.outputs[operand[:-3]] if output else self.nest.inputs[operand]
@@ -199,7 +181,7 @@ class _Function(Tiles):
             yield from (key,) if lies else ()
             if not lies or operand in self.tile.apart:
                 yield f"{key}_begin"
-            yield from (f"{key}_{axis}" for axis in strided(value, self.nest, self.tile))
+            yield from (f"{key}_{axis}" for axis in sorted(self._along(value) - {self.last}))  # of columns it is 1
         yield from (f"size_{axis}" for axis in range(self.nest.axes))
         for name in self.nest.numbers:
             yield f"{name}_low"
@@ -351,20 +333,24 @@ class _Function(Tiles):
             lines = [f"for turn in range(0, {' * '.join(map(self._blocks, self.slow))}):", *indented(lines)]
         step += lines
         for value, of_value in sums.items():
-            self._keep(value, self.reduces.index(value), self._together(value, [name for _, name in of_value]))
+            self._keep(value, self._together(value, [name for _, name in of_value]))
         for value, (count, mean, squares) in moments.items():
             self._keep_moments(value, beside[value], count, mean, squares)
 
-    def _keep(self, value: Value, slot: int, result: str) -> str:
+    def _keep(self, value: Value, result: str) -> str:
         """Name the result of a reduction, and store it where it is a part."""
         step = self.scopes[STEP]
         name = step.names[value, 0, value.width] = self._fresh(value.name)
         step.lines.append(f"{name} = {result}")
+        self._store_part(self.reduces.index(value), name)
+        return name
+
+    def _store_part(self, slot: int, tile: str) -> None:
+        """Leave a part of the statistic of this number in memory, where several programs make parts of it."""
         if self.tile.split:
             place, mask = self._part(slot, "split", self.outside)
-            shape = self._shape(frozenset(self.outside))
-            step.lines.append(f"tl.store({place}, tl.broadcast_to({name}, {shape}){mask})")
-        return name
+            store = f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(self.outside)}){mask})"
+            self.scopes[STEP].lines.append(store)
 
     def _moments(self, total: Value, lines: list[str]) -> tuple[str, str, str]:
         """The tiles of a mean and a sum of squared deviations, each entry of its own: count, mean and squares.
@@ -398,17 +384,14 @@ class _Function(Tiles):
     def _keep_moments(self, total: Value, deviation: Value, count: str, mean: str, squares: str) -> None:
         """Put together what was counted entry by entry."""
         step = self.scopes[STEP].lines
-        whole = self._keep(total, self.reduces.index(total), self._together(total, [f"{count} * {mean}"]))
+        whole = self._keep(total, self._together(total, [f"{count} * {mean}"]))
         all_of_them = self._fresh(f"{total.name}_counted")
         counts = f"tl.broadcast_to({count}, {self._shape(self._span(total))})"
         step.append(f"{all_of_them} = {self._together(total, [counts])}")
         centre = f"{whole} / tl.where({all_of_them} == 0, 1.0, {all_of_them})"
         squares = f"{squares} + {count} * functions.square({mean} - {centre})"
-        self._keep(deviation, self.reduces.index(deviation), self._together(deviation, [squares]))
-        if self.tile.split:
-            place, mask = self._part(self._slot_of_count(deviation), "split", self.outside)
-            shape = self._shape(frozenset(self.outside))
-            step.append(f"tl.store({place}, tl.broadcast_to({all_of_them}, {shape}){mask})")
+        self._keep(deviation, self._together(deviation, [squares]))
+        self._store_part(self._slot_of_count(deviation), all_of_them)
 
     def _slot_of_count(self, deviation: Value) -> int:
         return len(self.reduces) + list(self.deviations).index(deviation)
@@ -418,7 +401,7 @@ class _Function(Tiles):
         operand, found = value.values[0], []
         neutral = number_text(REDUCTIONS[value.operation][0])
         for start, length in self._pieces(operand):
-            name = self._fresh(f"{value.name}_sum_{start}" if start else f"{value.name}_sum")
+            name = self._fresh(f"{value.name}_sum", start)
             lines.append(f"{name} = tl.full({self._shape(self._span(value), length)}, {neutral}, REAL)")
             found.append(((start, length), name))
         return found
@@ -458,8 +441,7 @@ class _Function(Tiles):
         if self.last in total.over:
             pieces = [((0, 1), self._together(total, [tile for _, tile in sums]))]
         for (start, length), text in pieces:
-            place, mask = self._place(f"{name}_to", axes, start, length)
-            lines.append(f"tl.store({place}, tl.broadcast_to({text}, {self._shape(axes, length)}){mask})")
+            lines.append(self._store(name, axes, start, length, text))
         return lines
 
     # -- memory ---------------------------------------------------------------------------------------------------
@@ -562,10 +544,13 @@ class _Function(Tiles):
         """The lines that write a result."""
         axes, lines = self._along(value), []
         for start, length in self._pieces(value):
-            tile = self._evaluate(value, start, length)
-            place, mask = self._place(f"{name}_to", axes, start, length)
-            lines.append(f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})")
+            lines.append(self._store(name, axes, start, length, self._evaluate(value, start, length)))
         return lines
+
+    def _store(self, name: str, axes: Collection[int], start: int, length: int, tile: str) -> str:
+        """The line that writes a tile of an output."""
+        place, mask = self._place(f"{name}_to", axes, start, length)
+        return f"tl.store({place}, tl.broadcast_to({tile}, {self._shape(axes, length)}){mask})"
 
     def _part(self, slot: int, split: str, axes: Collection[int]) -> tuple[str, str]:
         """The place of a part of the statistic of this number, which varies along some axes outside, and its mask."""
@@ -659,13 +644,3 @@ class _Function(Tiles):
         place, mask = self._part(slot, splits, axes)
         masks = [f"({splits} < {self.parameters['splits']})", *([mask.removeprefix(", mask=")] if mask else [])]
         return f"tl.load({place}, mask={' & '.join(masks)}, other={number_text(neutral)})"
-
-
-Sums = list[tuple[tuple[int, int], str]]  # the tiles of a reduction: each piece of columns, and its name
-TAKEN = set("triton tl functions REAL range program split rest step turn part key key_high series series_high".split())
-
-
-def strided(value: Value, nest: Nest, tile: Tile) -> list[int]:
-    """The axes along which an operand's distance of entries is given; that of columns is 1."""
-    last = nest.axes - 1
-    return sorted(along(value, last) - {last} - tile.absent)

@@ -74,16 +74,49 @@ class Form:
 
 @dataclass(frozen=True)
 class Nest:
-    """One lowered direction of a form: what it reads and writes, how that is stored, and the loops inside."""
+    """One lowered direction of a form: what it writes, how that and what it reads is stored, and the loops inside."""
 
     name: str
     axes: int
     columns: int | None
     numbers: tuple[str, ...]  # in the order in which every call gives them
-    inputs: Mapping[str, Value]
     outputs: Mapping[str, Value]
     storage: Mapping[str, str]
     inner: frozenset[int]  # the axes that are reduced
+
+    @functools.cached_property
+    def values(self) -> list[Value]:
+        """All that is computed and read, operands first."""
+        return all_values(self.outputs.values())
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Value]:
+        """What is read."""
+        return {value.name: value for value in self.values if value.kind in ("memory", "draws", "number")}
+
+    @functools.cached_property
+    def totals(self) -> dict[str, Value]:
+        """Outputs that are sums over rows."""
+        return {name: value for name, value in self.outputs.items() if value.kind == "total"}
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Inputs that lie in memory or are random, then outputs: the order of their places in a call."""
+        inputs = (name for name, value in self.inputs.items() if value.kind != "number")
+        return (*inputs, *(f"{name} to" for name in self.outputs))
+
+    @property
+    def operations(self) -> int:
+        """About how many an entry takes."""
+        return sum(map(_instructions, self.values))
+
+    def levels(self, beside: Mapping[Value, Value]) -> dict[Value, int]:
+        """How many reductions each value takes; one that is made ``beside`` another takes as many as that."""
+        found: dict[Value, int] = {}
+        for value in self.values:
+            before = max((found[v] for v in value.values), default=0)
+            found[value] = found[beside[value]] if value in beside else before + (value.kind == "reduce")
+        return found
 
 
 @dataclass(frozen=True)
@@ -95,43 +128,6 @@ class Lowered:
 
     nests: tuple[Nest, ...]
     saved: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a caller of an emitted nest must know."""
-
-    name: str
-    operands: tuple[str, ...]  # inputs that lie in memory or are random, then outputs: the order of the places
-    inputs: tuple[str, ...]
-    outputs: tuple[tuple[str, tuple[int, ...], int, str], ...]  # axes, columns, storage; of totals not
-    totals: tuple[tuple[str, tuple[int, ...], int], ...]
-    inner: frozenset[int]  # axes that are looped over inside a row
-    fixed: bool  # whether the columns are as many as the formula says
-    operations: int  # of an entry, about
-
-
-def laid_out(nest: Nest) -> Layout:
-    """Lay out a nest."""
-    outputs, totals = [], []
-    for name, value in nest.outputs.items():
-        axes = tuple(sorted(value.axes))
-        if value.kind == "total":
-            totals.append((name, axes, value.width))
-        else:
-            outputs.append((name, axes, value.width, nest.storage[name]))
-    inputs = [value.name for value in nest.inputs.values() if value.kind != "number"]
-    values = all_values(nest.outputs.values())
-    return Layout(
-        nest.name,
-        (*inputs, *(f"{name} to" for name in nest.outputs)),
-        tuple(nest.inputs),
-        tuple(outputs),
-        tuple(totals),
-        nest.inner,
-        nest.columns is not None,
-        sum(map(_instructions, values)),
-    )
 
 
 def _instructions(value: Value) -> int:
@@ -166,30 +162,25 @@ def lower(form: Form) -> Lowered:
     outputs = {name: values[name] for name in form.results}
     if len(names) == len(form.results):
         return Lowered((_nest("inference", form, outputs, storage),), ())
-    cut = _Cut(lowering)
-    gradients = {name: cut(values[name]) for name in names[len(form.results) :]}
-    saved = {name: value for value, name in cut.saved.items()}
-    storage |= dict.fromkeys(saved, "real")
-    forward = _nest("forward", form, outputs | saved, storage)
-    return Lowered((forward, _nest("backward", form, gradients, storage)), tuple(saved))
+    of_forward = ReadBack(lambda value: value.kind == "reduce" and not lowering.depends(value))
+    gradients = {name: of_forward(values[name]) for name in names[len(form.results) :]}
+    storage |= dict.fromkeys(of_forward.saved, "real")
+    forward = _nest("forward", form, outputs | of_forward.saved, storage)
+    return Lowered((forward, _nest("backward", form, gradients, storage)), tuple(of_forward.saved))
 
 
 def _trace(form: Form) -> fx.Graph:
     """The graph of the results and of the gradients that are wanted."""
     count = len(form.operands)
 
-    def sizes(run: int) -> list[int]:
-        fixed = [] if form.columns is None else [form.columns]
-        return [size[run] for size in SIZES[: form.axes - len(fixed)]] + fixed
-
-    def arguments(*open_sizes: int) -> list[torch.Tensor]:
-        run = 0 if open_sizes[0] == SIZES[0][0] else 1
+    def arguments(*sizes: int) -> list[torch.Tensor]:
+        sizes = sizes if form.columns is None else (*sizes, form.columns)
         given = []
         for operand in form.operands:
             if operand.kind == "number":
                 given.append(torch.tensor(0.5, dtype=torch.float64))
                 continue
-            shape = [size if varies else 1 for size, varies in zip(sizes(run), operand.axes, strict=True)]
+            shape = [size if varies else 1 for size, varies in zip(sizes, operand.axes, strict=True)]
             if operand.axes[-1] and operand.columns is not None:
                 shape[-1] = operand.columns
             values = torch.full(shape, 0.5, dtype=torch.float64)  # random ones would move the user's generator
@@ -220,8 +211,11 @@ class _Axes(Nodes):
         super().__init__((), {o.name for o in form.operands} | {GRADIENT, *form.results})
         self.form, self.last = form, form.axes - 1
         self.sizes = [size for size, _ in SIZES[: form.axes]]
+        # What was found out of values; of those that many share it would be asked without end.
         self._varying: dict[Value, frozenset[int]] = {}
         self._depending: dict[Value, bool] = {}
+        self._lateness: dict[Value, bool] = {}
+        self._narrowed: dict[Value, Any] = {}
         self._means: dict[tuple[Value, frozenset[int]], Value] = {}
         self._same: dict[Any, Value] = {}  # values by what they are made of: none is made twice
 
@@ -344,7 +338,7 @@ class _Axes(Nodes):
             if x.kind in ("spread", "math"):
                 self._varying[x] = frozenset().union(*map(self.along, x.values))
             else:
-                self._varying[x] = x.axes | {self.last} if x.width > 1 else x.axes
+                self._varying[x] = along(x, self.last)
         return self._varying[x]
 
     def count(self, x: Value, over: frozenset[int]) -> Any:
@@ -363,7 +357,8 @@ class _Axes(Nodes):
         if operation == "div" and isinstance(operands[1], Value) and self.along(operands[1]) < self.along(operands[0]):
             operands = operands[0], self.math("reciprocal", operands[1], name="reciprocal")
             operation = "mul"
-        key = (operation, operands, mask, width)
+        told = tuple(o if isinstance(o, Value) else repr(float(o)) for o in operands)  # 0.0 and -0.0 are equal
+        key = (operation, told, mask, width)
         if key not in self._same:
             self._same[key] = super().math(operation, *operands, name=name, mask=mask, width=width)
         return self._same[key]
@@ -378,9 +373,12 @@ class _Axes(Nodes):
 
     def _late(self, value: Any) -> bool:
         """Whether a value depends on a reduction that depends on the gradient."""
-        if not isinstance(value, Value) or not self.depends(value):
+        if not isinstance(value, Value):
             return False
-        return value.kind == "reduce" or any(map(self._late, value.values))
+        if value not in self._lateness:
+            after = value.kind == "reduce" or any(map(self._late, value.values))
+            self._lateness[value] = self.depends(value) and after
+        return self._lateness[value]
 
     def total(self, x: Value) -> Value:
         """The sum over the first axis of the node's argument."""
@@ -459,27 +457,30 @@ class _Axes(Nodes):
             return x
         if x.kind == "spread":
             return x.values[0]
-        assert x.kind == "math"
-        return self.math(x.operation, *map(self._narrow, x.operands), name="one", mask=x.mask, width=1)
+        if x not in self._narrowed:
+            assert x.kind == "math"
+            operands = map(self._narrow, x.operands)
+            self._narrowed[x] = self.math(x.operation, *operands, name="one", mask=x.mask, width=1)
+        return self._narrowed[x]
 
 
-class _Cut:
-    """Gradients, with statistics of forward that they use read from memory."""
+class ReadBack:
+    """Copies of values, in which what another nest has computed and ``saved`` is read from memory."""
 
-    def __init__(self, lowering: _Axes) -> None:
-        self.lowering = lowering
-        self.saved: dict[Value, str] = {}
+    def __init__(self, is_saved: Callable[[Value], bool]) -> None:
+        self._is_saved = is_saved
+        self.saved: dict[str, Value] = {}
         self._copies: dict[Value, Value] = {}
 
     def __call__(self, value: Value) -> Value:
-        """The copy of a value that stands in backward."""
+        """A value's copy; the value itself where nothing in it is saved."""
         if value not in self._copies:
             self._copies[value] = self._copy(value)
         return self._copies[value]
 
     def _copy(self, value: Value) -> Value:
-        if value.kind == "reduce" and not self.lowering.depends(value):
-            self.saved[value] = value.name
+        if self._is_saved(value):
+            self.saved[value.name] = value
             return Value("memory", value.name, value.width, axes=value.axes)
         operands = tuple(self(o) if isinstance(o, Value) else o for o in value.operands)
         if operands == value.operands:
@@ -506,18 +507,21 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
                 raise Unsupported(f"the {value.operation} over rows")
             value = dataclasses.replace(value, kind="total")
         made[output] = value
-    used = all_values(made.values())
-    inputs = {value.name: value for value in used if value.kind in ("memory", "draws", "number")}
-    for value in used:
+    for value in all_values(made.values()):
         if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):
             raise Unsupported("a formula that reduces over several sets of axes")
     numbers = tuple(operand.name for operand in form.operands if operand.kind == "number")
-    return Nest(name, form.axes, form.columns, numbers, inputs, made, storage, inner)
+    return Nest(name, form.axes, form.columns, numbers, made, storage, inner)
 
 
 def _is_inside(value: Value, inner: frozenset[int], last: int) -> bool:
     """Whether a reduction is over all that is reduced; of a single column over what is not the columns."""
     return value.over == (inner - {last} if value.values[0].width == 1 else inner)
+
+
+def along(value: Value, last: int) -> frozenset[int]:
+    """The axes along which a value varies, the columns too."""
+    return value.axes | {last} if value.width > 1 else value.axes
 
 
 def all_values(values: Iterable[Value]) -> list[Value]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from torch import Tensor
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import remembered
-from pellucid.kernel.language.layout import STORAGE
 from pellucid.kernel.language.values import Unsupported
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
+from pellucid.kernel.registry import give_up, warn_of_fallback
 from pellucid.kernel.rows import nested_c, nested_triton
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.nest import GRADIENT, SIZES, Form, Operand, lower
+from pellucid.kernel.tensors import language_for, stand_in, torch_has_to
 
 
 class View(NamedTuple):
@@ -68,58 +66,6 @@ class Recipe:
     fixed: bool = False  # whether the formula cuts the last axis, whose size is then a part of the program
 
 
-def runs(*tensors: Tensor) -> bool:
-    """Whether C can compute on tensors as they are: plain ones, on the CPU, and seen by no transform or compiler."""
-    return language(*tensors) == "c"
-
-
-def language(*tensors: Tensor) -> str | None:
-    """In which language a kernel may compute on tensors as they are: "c" on the CPU, "triton" on a GPU.
-
-    None where they are no plain ones on one device, or a transform or compiler looks on. On the CPU Triton runs in its
-    interpreter, where it is asked for.
-    """
-    if not unseen(*tensors):  # before all else: a compiler cannot look into it
-        return None
-    wanted = chosen_backend()
-    if wanted not in ("auto", "c", "triton"):
-        return None
-    device = tensors[0].device
-    for t in tensors:
-        if t.dtype not in STORAGE or t.numel() == 0 or t.device != device:
-            return None
-    return None if wanted == "c" and device.type != "cpu" else language_for(tensors[0])
-
-
-def language_for(x: Tensor) -> str:
-    """The language of a kernel that computes on a tensor."""
-    return "c" if x.is_cpu and chosen_backend() != "triton" else "triton"
-
-
-def torch_has_to(gradient: Tensor) -> bool:
-    """Whether torch has to compute with a gradient: it is differentiated again, mapped, or a compiler looks on."""
-    batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
-    return torch.is_grad_enabled() or batched or not unseen(gradient)
-
-
-def differentiate(reference: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of what torch computes of tensors, which may be differentiated again."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        given = [stand_in(t) for t in tensors]
-        y = reference(*given)
-    return torch.autograd.grad(y, given, gradient, create_graph=again)
-
-
-def stand_in(tensor: Tensor) -> Tensor:
-    """A tensor with the history of another, to be read in its place where a gradient is differentiated again.
-
-    The gradient of what is computed of it ends there. That of the other one may come a further way, where one tensor
-    that is read was computed from another: of a layer that is applied twice, the input from the weights.
-    """
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-
-
 def run(
     recipe: Recipe,
     tensors: Sequence[Tensor],
@@ -133,7 +79,7 @@ def run(
 
     Args:
         recipe: the formula.
-        tensors: those of which `runs` is true; the first varies along all axes.
+        tensors: on which a kernel may compute (`tensors.language`); the first varies along all axes.
         axes: takes the tensors; asked when tensors of such shapes are met for the first time. The views of what is
             random stand behind those of the tensors, and their distances are those of the elements in the sequence.
         reference: takes the tensors, returns the results by plain torch, for a gradient that is differentiated again.
@@ -178,14 +124,9 @@ def _bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], 
     grad = torch.is_grad_enabled()
     x = tensors[0]
     written = language_for(x)
-    key = (
-        recipe,
-        kind,
-        written,
-        x.device,
-        *[(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors],
-    )
-    bound = remembered(_bound, key, lambda: _try_to_bind(recipe, tensors, axes, [k[-1] for k in key[4:]], written))
+    lie = [(t.shape, t.stride(), t.dtype, grad and t.requires_grad) for t in tensors]
+    key = (recipe, kind, written, x.device, *lie)
+    bound = remembered(_bound, key, lambda: _try_to_bind(recipe, tensors, axes, written))
     return None if bound is None or bound.given_up else bound
 
 
@@ -245,33 +186,29 @@ def _order(axes: Axes, fixed: bool) -> list[_Axis] | None:
     kept.sort(key=lambda a: (sizes[a] == 1, -first[a]) if not fixed else a)  # type: ignore[operator]
     found: list[_Axis] = []
     for a in kept:
-        strides = tuple(view.strides[a] for view in axes.views)
-        axis = _Axis((a,), sizes[a], a in axes.averaged, strides)
-        last = found[-1] if found else None
-        joined = last is not None and last.averaged == axis.averaged and not (fixed and a == count - 1)
-        if last is not None and joined and all(map(functools.partial(_follows, axis.size), last.strides, strides)):
-            found[-1] = _Axis((*last.parts, a), last.size * axis.size, axis.averaged, strides)
-        else:
-            found.append(axis)
+        axis = _Axis((a,), sizes[a], a in axes.averaged, tuple(view.strides[a] for view in axes.views))
+        if found and _continues(axis, found[-1]) and not (fixed and a == count - 1):
+            last = found.pop()
+            axis = _Axis((*last.parts, a), last.size * axis.size, axis.averaged, axis.strides)
+        found.append(axis)
     innermost = found[-1]
     if any(s not in (None, 1) for s in innermost.strides) and innermost.size != 1:
         return None
     return found
 
 
-def _follows(size: int, outer: int | None, inner: int | None) -> bool:
-    """Whether an axis continues another one, inside it."""
-    return (outer is None and inner is None) or (outer is not None and inner is not None and outer == inner * size)
+def _continues(inner: _Axis, outer: _Axis) -> bool:
+    """Whether an axis continues another one, inside it, in all views."""
+    steps = zip(outer.strides, inner.strides, strict=True)
+    return outer.averaged == inner.averaged and all(a == (b if b is None else b * inner.size) for a, b in steps)
 
 
 # -- a program bound to shapes --------------------------------------------------------------------------------------
 
 
-def _try_to_bind(
-    recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], wanted: Sequence[bool], written: str
-) -> _Bound | None:
+def _try_to_bind(recipe: Recipe, tensors: Sequence[Tensor], axes: Callable[..., Axes], written: str) -> _Bound | None:
     try:
-        return _Bound(recipe, tensors, axes, wanted, written)
+        return _Bound(recipe, tensors, axes, written)
     except (Unsupported, BuildError, RecursionError) as error:
         warn_of_fallback(recipe.name, error, written)
         return None
@@ -287,9 +224,9 @@ class _Bound:
         recipe: Recipe,
         tensors: Sequence[Tensor],
         axes: Callable[..., Axes],
-        wanted: Sequence[bool],
         written: str,
     ) -> None:
+        wanted = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
         given = axes(*tensors)
         order = _order(given, recipe.fixed) if all(t.is_contiguous() for t in tensors[1:]) else None
         self.copied = order is None
@@ -312,8 +249,8 @@ class _Bound:
 
         def direction(number: int) -> Direction:
             if written == "c":
-                return nested_c.kernel(form, recipe.name, number, sizes, views)
-            return nested_triton.kernel(form, recipe.name, number, sizes, views, self.device)
+                return nested_c.Kernel(form, recipe.name, number, sizes, views)
+            return nested_triton.Kernel(form, recipe.name, number, sizes, views, self.device)
 
         saved = lower(form).saved
         self._forward = direction(0)
@@ -332,14 +269,14 @@ class _Bound:
         That are further results, and what is saved.
         """
         recipe, kernel, result = self.recipe, self._forward, self.recipe.results[0]
-        shape = (*x.shape[:-1], kernel.widths[result]) if recipe.fixed else x.shape
+        shape = (*x.shape[:-1], kernel.nest.outputs[result].width) if recipe.fixed else x.shape
         like = torch.empty(shape, device="meta") if recipe.fixed else torch.empty_like(x, device="meta")
-        self._result = (tuple(shape), like.stride(), getattr(torch, kernel.storage[result]))
-        self._input = (x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
+        self._result = (tuple(shape), kernel.dtype(result), self.device, like.stride())
+        self._input = (x.shape, x.dtype, self.device, torch.empty_like(x, device="meta").stride())
         starts, self._rest = {}, 0
         for name in dict.fromkeys((*recipe.results[1:], *saved)):
             starts[name], self._rest = self._rest, self._rest + kernel.counts[name]
-        self._extras = [(self._along_all(name, starts[name]), self._dtype(name)) for name in recipe.results[1:]]
+        self._extras = [(self._along_all(name, starts[name]), kernel.dtype(name)) for name in recipe.results[1:]]
         placed = {name: i for i, name in enumerate((*recipe.tensors, f"{result} to"))}
         self._forward_slots = kernel.slots(placed, {f"{name} to": start for name, start in starts.items()})
         return starts
@@ -347,15 +284,12 @@ class _Bound:
     def _place_backward(self, starts: Mapping[str, int]) -> None:
         """Say what backward reads, and which gradients it writes as a whole or as totals."""
         kernel, tensors = self._backward, self.recipe.tensors
-        self.read = [i for i, name in enumerate(tensors) if name in kernel.layout.inputs]
+        self.read = [i for i, name in enumerate(tensors) if name in kernel.nest.inputs]
         of = {f"{tensors[i]}_gradient": i for i in self.wanted}
         self._whole = [i for name, i in of.items() if name not in kernel.starts]
         self._totalled = [of[name] for name in kernel.starts]
         known = [*(tensors[i] for i in self.read), GRADIENT, *(f"{tensors[i]}_gradient to" for i in self._whole)]
         self._backward_slots = kernel.slots({name: i for i, name in enumerate(known)}, starts)
-
-    def _dtype(self, name: str) -> torch.dtype:
-        return getattr(torch, self._forward.storage[name])
 
     def _form(self, given: Axes, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Form:
         recipe, order = self.recipe, self.order
@@ -390,7 +324,7 @@ class _Bound:
         self, tensors: Sequence[Tensor], numbers: array[float], draws: Draws | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The results, and what backward reads of them, one after the other."""
-        y, rest = _allocate(*self._result, self.device), torch.empty(self._rest, dtype=self.real, device=self.device)
+        y, rest = memory.allocate(*self._result), torch.empty(self._rest, dtype=self.real, device=self.device)
         self._forward.run(self._forward_slots, (*tensors, y), rest, numbers, draws)
         if not self._extras:
             return (y,), rest
@@ -401,15 +335,13 @@ class _Bound:
     ) -> list[Tensor | None]:
         """The gradients of the tensors."""
         kernel = self._backward
-        shape, strides, dtype = self._result
+        _, dtype, _, strides = self._result
         if gradient.stride() != strides or gradient.dtype != dtype:
-            gradient = _allocate(shape, strides, dtype, self.device).copy_(gradient)
+            gradient = memory.allocate(*self._result).copy_(gradient)
         found: list[Tensor | None] = [None] * len(self.templates)
         places = [*read, gradient]
         for i in self._whole:
-            found[i] = made = (
-                _allocate(*self._input, self.device) if i == 0 else _empty(*self.templates[i], self.device)
-            )
+            found[i] = made = memory.allocate(*(self._input if i == 0 else (*self.templates[i], self.device)))
             places.append(made)
         totals = kernel.run(self._backward_slots, places, saved, numbers, draws)
         for i, total in zip(self._totalled, totals, strict=True):
@@ -440,13 +372,3 @@ class _Bound:
         for i, of_tensor in zip(self.wanted, gradients, strict=True):
             found[i] = of_tensor
         return found
-
-
-def _allocate(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a tensor without gaps, whatever the order of its axes."""
-    tensor = _empty(shape, dtype, device)
-    return tensor if tensor.stride() == strides else tensor.as_strided_(shape, strides)
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return memory.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)

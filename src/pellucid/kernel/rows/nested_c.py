@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, memory
+from pellucid.kernel.language.layout import STORAGE
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.emit_nest import emit
-from pellucid.kernel.rows.nest import Form, Layout, lower
+from pellucid.kernel.rows.nest import Form, lower
 from pellucid.kernel.threads import useful
 
 ENTRIES_OF_A_PART = 2**15  # of the work that a thread takes at a time
@@ -30,39 +31,28 @@ PLACES, NUMBERS, OFFSETS, SEED, STREAM, TOTALS, WORK, THREADS, PARALLEL = 2, 3, 
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(form: Form, name: str) -> tuple[list[Layout], ctypes.CDLL, str]:
-    written = emit(lower(form), name, "float64" if form.dtype == torch.float64 else "float32")
-    return list(written.layouts), build.load(written.text), written.text
+def _compiled(form: Form, name: str) -> tuple[ctypes.CDLL, str]:
+    text = emit(lower(form), name, STORAGE[form.dtype])
+    return build.load(text), text
 
 
-def kernel(form: Form, name: str, number: int, sizes: Sequence[int], views: Mapping[str, Sequence[int]]) -> Kernel:
-    """The direction of this number of a program.
+class Kernel(Direction):
+    """One direction of a program in C.
 
     Raises:
         Unsupported: there is no such kernel. BuildError: nor a compiler.
     """
-    layouts, library, text = _compiled(form, name)
-    return Kernel(layouts[number], library, text, sizes, form, views)
-
-
-class Kernel(Direction):
-    """One direction of a program in C."""
 
     def __init__(
-        self,
-        layout: Layout,
-        library: ctypes.CDLL,
-        text: str,
-        sizes: Sequence[int],
-        form: Form,
-        views: Mapping[str, Sequence[int]],
+        self, form: Form, name: str, number: int, sizes: Sequence[int], views: Mapping[str, Sequence[int]]
     ) -> None:
-        super().__init__(layout, sizes, form.dtype, views, form.operands[0].name)
-        self._text = text
-        self._run = getattr(library, layout.name)
+        nest = lower(form).nests[number]
+        super().__init__(nest, sizes, form.dtype, views, form.operands[0].name)
+        library, self.text = _compiled(form, name)
+        self._run = getattr(library, nest.name)
         self._run.argtypes, self._run.restype = [ctypes.c_void_p], None
         self._strides, self._sizes = array("q"), array("q", sizes)
-        for operand in layout.operands:
+        for operand in nest.operands:
             name = operand.removesuffix(" to")
             written = name != operand
             self._strides.extend(self.strides[name] if written else views[name])
@@ -70,19 +60,14 @@ class Kernel(Direction):
         self._divide(sizes, library)
         self._total_sizes = [*(self.counts[name] for name in self.starts), (self.parts - 1) * self.total]
 
-    @property
-    def text(self) -> str:
-        """The text of the kernel."""
-        return self._text
-
     def _divide(self, sizes: Sequence[int], library: ctypes.CDLL) -> None:
         """Cut the work into parts: always the same ones, for any number of threads, so that sums are too."""
-        layout, last = self.layout, len(sizes) - 1
+        nest, last = self.nest, len(sizes) - 1
         entries, columns = math.prod(sizes), sizes[-1]
-        rows = math.prod(size for axis, size in enumerate(sizes[:-1]) if axis not in layout.inner)
+        rows = math.prod(size for axis, size in enumerate(sizes[:-1]) if axis not in nest.inner)
         tile = columns
-        if last not in layout.inner and not layout.fixed:
-            shares = -(-torch.get_num_threads() // rows) if layout.inner else 1  # of few rows with loops inside
+        if last not in nest.inner and nest.columns is None:
+            shares = -(-torch.get_num_threads() // rows) if nest.inner else 1  # of few rows with loops inside
             least = LINE // self.real.itemsize
             tile = min(TILE, -(-columns // (shares * least)) * least)
         tile = min(tile, columns)
@@ -93,19 +78,19 @@ class Kernel(Direction):
             parts = min(parts, max(1, BYTES_OF_TOTALS // (8 * self.total)))
         self.parts = max(1, min(units, parts))
         self.lent = self.parts > 1
-        self._operations = entries * layout.operations
-        scratch = getattr(library, f"{layout.name}_scratch")
+        self._operations = entries * nest.operations
+        scratch = getattr(library, f"{nest.name}_scratch")
         scratch.argtypes, scratch.restype = [ctypes.c_int64], ctypes.c_int64
         self._scratch = scratch(tile)
-        past = entries * len(layout.outputs) >= ENTRIES_PAST_CACHES
+        past = entries * (len(nest.outputs) - len(nest.totals)) >= ENTRIES_PAST_CACHES
         division = (rows, tiles, tile, self.parts, self.total, 0, int(past), self._scratch)
         sizes_at, strides_at = self._sizes.buffer_info()[0], self._strides.buffer_info()[0]
-        self._blank = [0] * len(layout.operands)
+        self._blank = [0] * len(nest.operands)
         self._call = (sizes_at, strides_at, 0, 0, 0, 0, 0, *division, 0, 1, 0)  # struct nest of c/nest.h
 
     def slots(self, placed: Mapping[str, int], starts: Mapping[str, int]) -> Any:
         """Where the addresses of operands stand in a call: those of tensors, of what lies in the rest, of totals."""
-        numbers, size = {name: i for i, name in enumerate(self.layout.operands)}, self.real.itemsize
+        numbers, size = {name: i for i, name in enumerate(self.nest.operands)}, self.real.itemsize
         return (
             [(numbers[name], i) for name, i in placed.items() if name in numbers],
             [(numbers[name], start * size) for name, start in starts.items() if name in numbers],
@@ -127,7 +112,7 @@ class Kernel(Direction):
         call = array("q", self._call)
         call[PLACES], call[NUMBERS] = pointers.buffer_info()[0], numbers.buffer_info()[0]
         if draws is not None:
-            offsets = array("q", [draws.offsets.get(name, 0) for name in self.layout.operands])
+            offsets = array("q", [draws.offsets.get(name, 0) for name in self.nest.operands])
             call[OFFSETS], call[SEED], call[STREAM] = offsets.buffer_info()[0], int(draws.seed), draws.stream
         totals = None
         if self.total:

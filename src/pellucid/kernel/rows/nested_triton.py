@@ -17,8 +17,8 @@ from pellucid.kernel import gpu
 from pellucid.kernel.language.text_triton import power
 from pellucid.kernel.language.values import Unsupported, Value
 from pellucid.kernel.rows.direction import Direction, Draws
-from pellucid.kernel.rows.emit_nest_triton import Text, Tile, along, emit, owned_axes
-from pellucid.kernel.rows.nest import Form, Nest, all_values, laid_out, lower
+from pellucid.kernel.rows.emit_nest_triton import Text, Tile, emit, owned_axes
+from pellucid.kernel.rows.nest import Form, Nest, ReadBack, along, lower
 
 TARGET = 4096  # entries of a tile, where the axes let it be chosen
 REGISTERS = 3 * 2**14  # numbers that a block keeps at most: of every operand, and of every sum over rows
@@ -36,25 +36,12 @@ MOST_COLUMNS = 2**15  # of a formula that cuts them: they are all in one tile
 FARTHEST = 2**31 - 2**24  # place in memory that 32 bits reach
 
 
-def kernel(
-    form: Form,
-    name: str,
-    number: int,
-    sizes: Sequence[int],
-    views: Mapping[str, Sequence[int]],
-    device: torch.device,
-) -> Kernel:
-    """The direction of this number of a program.
+class Kernel(Direction):
+    """One direction of a program in Triton: a kernel, and more where its sums over rows are made apart.
 
     Raises:
         Unsupported: there is no such kernel. BuildError: nor Triton.
     """
-    gpu.check(device.type)
-    return Kernel(form, name, number, sizes, views, device)
-
-
-class Kernel(Direction):
-    """One direction of a program in Triton: a kernel, and more where its sums over rows are made apart."""
 
     def __init__(
         self,
@@ -65,8 +52,9 @@ class Kernel(Direction):
         views: Mapping[str, Sequence[int]],
         device: torch.device,
     ) -> None:
+        gpu.check(device.type)
         nest = lower(form).nests[number]
-        super().__init__(laid_out(nest), sizes, form.dtype, views, form.operands[0].name)
+        super().__init__(nest, sizes, form.dtype, views, form.operands[0].name)
         self._title, self._device = name, device
         self._plans = _plans(nest, self.sizes, _Gpu.of(device))
         self._launches: list[_Launch] = []
@@ -75,11 +63,6 @@ class Kernel(Direction):
         of = {f"{operand.name}_gradient": operand.dtype for operand in form.operands}
         wanted = {of[name] for name in self.starts}
         self.totals_type = wanted.pop() if len(wanted) == 1 else self.real
-
-    @property
-    def text(self) -> str:
-        """The text of all kernels."""
-        return "\n".join(launch.text.text for launch in self._launches)
 
     def slots(self, placed: Mapping[str, int], starts: Mapping[str, int]) -> Any:
         """The kernels to be launched, whose arguments are known but for those of a call."""
@@ -94,25 +77,25 @@ class Kernel(Direction):
                 self._scratch += self.counts[name]
             for name in main.nest.outputs.keys() & plan.nest.inputs.keys() - places.keys():
                 value = main.nest.outputs[name]
-                steps, count = self.contiguous(sorted(value.axes), value.width)
+                steps, count = self.contiguous(value)
                 strides[name] = strides[f"{name} to"] = steps
                 places[name] = places[f"{name} to"] = ("scratch", self._scratch)
                 self._scratch += count
         for plan in self._plans:
             begins = {name: start for name, (kind, start) in places.items() if kind != "tensor"}
-            reached = (begins.get(name, 0) + self.extent(strides[name]) for name in laid_out(plan.nest).operands)
+            reached = (begins.get(name, 0) + self.extent(strides[name]) for name in plan.nest.operands)
             wide = max(reached) > FARTHEST
-            apart = frozenset(name for name, (kind, _) in places.items() if kind != "tensor")
-            tile = dataclasses.replace(plan.tile, wide=wide, apart=apart & set(laid_out(plan.nest).operands))
-            tile = dataclasses.replace(tile, factors=self._factors(plan.nest, strides))
+            apart = frozenset(begins.keys() & set(plan.nest.operands))
+            tile = dataclasses.replace(plan.tile, wide=wide, apart=apart, factors=self._factors(plan.nest, strides))
             text = emit(plan.nest, tile, str(self.real).split(".")[-1], self._title)
             self._launches.append(_Launch(plan, text, self, places, strides))
+        self.text = "\n".join(launch.text.text for launch in self._launches)
         return self._launches
 
     def _factors(self, nest: Nest, strides: Mapping[str, Sequence[int]]) -> tuple[tuple[str, int], ...]:
         """What sizes and distances are multiples of, where Triton does not see it: it looks for multiples of 16."""
         numbers = {f"size_{axis}": size for axis, size in enumerate(self.sizes)}
-        for operand in laid_out(nest).operands:
+        for operand in nest.operands:
             key = operand.replace(" to", "_to")
             numbers |= {f"{key}_{axis}": stride for axis, stride in enumerate(strides[operand])}
         factors = {key: math.gcd(number, 16) for key, number in numbers.items()}
@@ -167,11 +150,10 @@ class _Gpu(NamedTuple):
 def _plans(nest: Nest, sizes: Sequence[int], gpu: _Gpu) -> list[_Plan]:
     """The kernels of a nest: the first, then those of sums over rows that it cannot have beside it."""
     first = _plan(nest, sizes, gpu)
-    totals = {name: value for name, value in nest.outputs.items() if value.kind == "total"}
     last = nest.axes - 1
-    varying = frozenset().union(*(along(total, last) for total in totals.values()))
+    varying = frozenset().union(*(along(total, last) for total in nest.totals.values()))
     apart = []
-    for name, total in totals.items():
+    for name, total in nest.totals.items():
         if first.tile.whole or total.over & nest.inner:  # else it would be made for every row
             turns = _count(sizes, first.tile.blocks, nest.inner - varying)
             if first.splits == 1 or turns // LEAST_TURNS >= first.splits:
@@ -198,8 +180,8 @@ def _plan(nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int] = 
     units, splits = cut.count(cut.outside), 1
     if not cut.whole and units < gpu.processors:
         splits = max(1, min(cut.count(cut.inner) // LEAST_TURNS, programs // units, MOST_SPLITS))
-    owned = cut.count([axis for axis in cut.outside if axis in owned_axes(nest)]) if cut.totals else 1
-    shares = rows = min(units // owned, max(1, programs // owned)) if cut.totals else units
+    owned = cut.count([axis for axis in cut.outside if axis in owned_axes(nest)]) if nest.totals else 1
+    shares = rows = min(units // owned, max(1, programs // owned)) if nest.totals else units
     if splits > 1 or (not cut.whole and cut.summed & nest.inner):
         shares = rows = units // owned
     if cut.alone:
@@ -212,7 +194,8 @@ def _plan(nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int] = 
 class _Cut:
     """The tile of a nest, which grows: ``blocks`` along every axis, ``entries`` altogether.
 
-    ``whole``: it holds all that is reduced; ``alone``: one program at a time is to run on a multiprocessor.
+    ``whole``: it holds all that is reduced; ``alone``: one program at a time is to run on a multiprocessor; ``summed``:
+    along which totals vary.
     """
 
     def __init__(self, nest: Nest, sizes: Sequence[int], gpu: _Gpu, absent: frozenset[int]) -> None:
@@ -226,8 +209,7 @@ class _Cut:
         # What lies between entries that are reduced; a row whose columns are cut has them together.
         between = [axis for axis in self.outside if not self.inner or axis > min(self.inner)]
         self.beside = [] if self.fixed else between
-        self.totals = [value for value in nest.outputs.values() if value.kind == "total"]
-        self.summed = frozenset().union(*(along(total, self.last) for total in self.totals))  # along which these vary
+        self.summed = frozenset().union(*(along(total, self.last) for total in nest.totals.values()))
         self.blocks, self.entries, self.alone = [1] * nest.axes, 1, False
         self.least = min(self._power(self.beside), FEWEST_COLUMNS) if self.inner else 1  # rows of a tile
         self.whole = self.fixed or max(self._held(), 2 * self._power(self.inner)) * self.least <= REGISTERS
@@ -281,21 +263,20 @@ class _Cut:
 
     def _held(self) -> int:
         """Numbers that a tile keeps, were it to hold all that is reduced."""
-        read = [v for v in all_values(self.nest.outputs.values()) if v.kind in ("memory", "draws")]
-        values = [*read, *(total.values[0] for total in self.totals)]
+        read = [v for v in self.nest.values if v.kind in ("memory", "draws")]
+        values = [*read, *(total.values[0] for total in self.nest.totals.values())]
         return sum(self._power(along(value, self.last) & {*self.inner}) for value in values)
 
     def _reads_again(self) -> bool:
         """Whether what is reduced is read again out of the second cache: the operands of all that run fit that."""
         within, nest = frozenset(self.inner), self.nest
-        values = all_values(nest.outputs.values())
-        again = any(value.kind == "reduce" for value in values) and any(
+        again = any(value.kind == "reduce" for value in nest.values) and any(
             value.kind != "total" and along(value, self.last) & within for value in nest.outputs.values()
         )
-        if not again or any(not along(total, self.last) & within for total in self.totals):
+        if not again or any(not along(total, self.last) & within for total in nest.totals.values()):
             return False
         bytes_read = 0
-        for value in values:
+        for value in nest.values:
             axes = along(value, self.last)
             if value.kind == "memory" and axes & within:
                 entries = math.prod(self.sizes[axis] if axis in within else self.blocks[axis] for axis in axes)
@@ -314,49 +295,22 @@ def _divided(nest: Nest, apart: Sequence[str]) -> tuple[Nest, list[tuple[Nest, f
 
     A total is a reduction there; the statistics that it is made of are further results of the first nest.
     """
-    shared: dict[str, Value] = {}
-    copies: dict[Value, Value] = {}
-
-    def copy(value: Value) -> Value:
-        if value not in copies:
-            if value.kind == "reduce":
-                shared[value.name] = value
-                made = Value("memory", value.name, value.width, axes=value.axes)
-            else:
-                made = dataclasses.replace(
-                    value, operands=tuple(copy(o) if isinstance(o, Value) else o for o in value.operands)
-                )
-                made.axes = value.axes
-            copies[value] = made
-        return copies[value]
-
+    of_main = ReadBack(lambda value: value.kind == "reduce")
     groups: dict[tuple[frozenset[int], frozenset[int]], dict[str, Value]] = {}
     last = nest.axes - 1
     for name in apart:
         total = nest.outputs[name]
-        operand = copy(total.values[0])
+        operand = of_main(total.values[0])
         key = total.over, frozenset(range(nest.axes)) - along(operand, last) - total.over
         reduction = dataclasses.replace(total, kind="reduce", operands=(operand,))
         groups.setdefault(key, {})[name] = reduction
-    outputs = {name: value for name, value in nest.outputs.items() if name not in apart} | {
-        name: value for name, value in shared.items() if name not in nest.outputs
-    }
-    storage = dict(nest.storage) | dict.fromkeys([*shared, *apart], "real")
-    main = _nest_of(nest, nest.name, outputs, storage, nest.inner)
-    others = [
-        (_nest_of(nest, f"{nest.name}_of_{'_'.join(found)}", found, storage, over), absent)
-        for (over, absent), found in groups.items()
-    ]
-    return main, others
-
-
-def _nest_of(
-    nest: Nest, name: str, outputs: Mapping[str, Value], storage: Mapping[str, str], inner: frozenset[int]
-) -> Nest:
-    used = all_values(outputs.values())
-    inputs = {value.name: value for value in used if value.kind in ("memory", "draws", "number")}
-    inputs |= {v.values[0].name: v.values[0] for v in used if v.kind == "first"}
-    return dataclasses.replace(nest, name=name, outputs=outputs, storage=storage, inner=inner, inputs=inputs)
+    outputs = {name: value for name, value in {**nest.outputs, **of_main.saved}.items() if name not in apart}
+    storage = dict(nest.storage) | dict.fromkeys([*of_main.saved, *apart], "real")
+    others = []
+    for (over, absent), found in groups.items():
+        name = f"{nest.name}_of_{'_'.join(found)}"
+        others.append((dataclasses.replace(nest, name=name, outputs=found, storage=storage, inner=over), absent))
+    return dataclasses.replace(nest, outputs=outputs, storage=storage), others
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -378,7 +332,7 @@ class _Launch:
         module = gpu.load(text.text)
         units = plan.owned * plan.programs
         self._stages = [(getattr(module, name), units * (plan.splits if passes else 1)) for name, passes in text.stages]
-        self._totals = {name: direction.counts[name] for name, v in nest.outputs.items() if v.kind == "total"}
+        self._totals = {name: direction.counts[name] for name in nest.totals}
         outside = [axis for axis in range(nest.axes) if axis not in nest.inner | tile.absent]
         entries = math.prod(sizes[axis] for axis in outside)
         self._parts = text.parts * plan.splits * entries if tile.split else 0
@@ -386,9 +340,10 @@ class _Launch:
         known: dict[str, int] = {f"size_{axis}": size for axis, size in enumerate(sizes)}
         known |= {"total_entries": sum(self._totals.values()), "programs": plan.programs}
         known |= {"units": entries, "splits": plan.splits}
-        begin, self._filled = 0, {kind: [] for kind in ("tensor", "rest", "scratch")}  # type: ignore[var-annotated]
+        self._filled: dict[str, list[tuple[int, int]]] = {"tensor": [], "rest": [], "scratch": []}
         numbers = {key: place for place, key in enumerate(text.parameters)}
-        for operand in laid_out(nest).operands:
+        begin = 0  # of a total among all
+        for operand in nest.operands:
             key = operand.replace(" to", "_to")
             known |= {f"{key}_{axis}": stride for axis, stride in enumerate(strides[operand])}
             kind, start = places.get(operand, ("", 0))

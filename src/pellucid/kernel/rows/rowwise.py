@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from pellucid.kernel.language.values import Unsupported
 from pellucid.kernel.program import Abstract, placeholder
 from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language
 
 aten = torch.ops.aten
 PRODUCTS: dict[Any, Any] = {aten.mm.default: linear.mm, aten.addmm.default: linear.addmm}
@@ -42,7 +43,7 @@ class RowProgram:
             warn_of_fallback(self.name, error)
             return
         graph, self.constants = traced
-        self.draws = solution.sites if training else ()
+        self.sites = solution.sites if training else ()
         nodes = list(graph.nodes)
         placeholders = [n for n in nodes if n.op == "placeholder"]
         symbols = [*source.inputs, *source.parameters]
@@ -134,7 +135,10 @@ class _Part:
 
         graph.output((copy_of(root),))
         self.function = fx.GraphModule(torch.nn.Module(), graph).forward
-        self.offsets = self._offsets(program)
+        sites = [program.drawn.index(n) for n in self.draws]
+        before = list(itertools.accumulate((size for size, _ in program.sites), initial=0))
+        self.begins = {n.name: before[site] for n, site in zip(self.draws, sites, strict=True)}  # in the draws of a row
+        self.columns = [program.sites[site][0] for site in sites]  # that are drawn at each
         self.of_rows = [n in program.of_rows for n in self.leaves]
         self.axes = [2 if rows else n.meta["val"].dim() for n, rows in zip(self.leaves, self.of_rows, strict=True)]
         for leaf, axes in zip(self.leaves, self.axes, strict=True):
@@ -151,18 +155,12 @@ class _Part:
         own = [o.reshape(o.shape[2 - axes :]) if axes < 2 else o for o, axes in zip(operands, self.axes, strict=False)]
         return self.function(*own, *operands[len(own) :])
 
-    def _offsets(self, program: RowProgram) -> Callable[[int], dict[str, int]]:
-        """Where the numbers of each site begin, for so many rows: behind those of the sites before."""
-        before = list(itertools.accumulate((size for size, _ in program.draws), initial=0))
-        starts = {n.name: before[program.drawn.index(n)] for n in self.draws}
-        self.columns = [program.draws[program.drawn.index(n)][0] for n in self.draws]
-        return lambda rows: {name: start * rows for name, start in starts.items()}
-
     def run(self, tensors: Sequence[Tensor], draws: nested.Draws | None) -> Tensor | None:
         """The part's value, None where it has no kernel."""
         if draws is not None and self.draws:
-            draws = draws._replace(offsets=self.offsets(tensors[0].shape[0]))
-        if nested.language(*tensors) is None:
+            rows = tensors[0].shape[0]
+            draws = draws._replace(offsets={name: begin * rows for name, begin in self.begins.items()})
+        if language(*tensors) is None:
             return None
         results = nested.run(self.recipe, tensors, self._axes, functools.partial(self._again, draws), draws=draws)
         return None if results is None else results[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pellucid.kernel import matmul, memory, threads
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 from pellucid.kernel.windows.window import library
 
 NAME = "best"

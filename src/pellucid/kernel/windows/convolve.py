@@ -20,7 +20,7 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
-from pellucid.kernel.rows.nested import language, torch_has_to
+from pellucid.kernel.tensors import language, torch_has_to
 from pellucid.kernel.windows import pointwise, triton_depthwise
 from pellucid.kernel.windows.by_torch import ByTorch, TransposedByTorch
 from pellucid.kernel.windows.depthwise import Depthwise

@@ -14,8 +14,8 @@ from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend, warn_of_fallback
-from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
-from pellucid.kernel.windows.window import BEST, DX, DY, MOST_TAPS, Geometry, Windows, X, Y, readable, text
+from pellucid.kernel.tensors import differentiate, runs, torch_has_to
+from pellucid.kernel.windows.window import BEST, DX, DY, MOST_TAPS, Geometry, Windows, X, Y, readable
 
 Reference = Callable[[Tensor], Tensor]
 NAME = "pool"
@@ -83,7 +83,7 @@ def _is_faster(kernel: Pool, x: Tensor, wanted: bool, reference: Reference) -> b
     shapes = f"{rounded((x.shape[0] * x.shape[1], *x.shape[2:]))} {list(kernel.geometry)}"
     return faster(
         f"pooling {kind} {str(x.dtype)[6:]} {shapes} {work}",
-        text(x.dtype, NAME),
+        kernel.text,
         lambda: reference(x),
         ours,
         [x] * wanted,

@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.kernel import memory
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.registry import warn_of_fallback
-from pellucid.kernel.rows.nested import differentiate, runs, torch_has_to
+from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 from pellucid.kernel.threads import useful
 from pellucid.kernel.windows.window import library
 
@@ -58,10 +58,7 @@ class _Steps(torch.autograd.Function):
         lengths, x, y = ctx.saved_tensors
         if torch_has_to(dy):
             return None, None, None, *differentiate(ctx.reference, [x], dy)
-        like = torch.empty_like(x, device="meta")
-        dx = memory.empty(x.shape, x.dtype)
-        if like.stride() != dx.stride():
-            dx = dx.as_strided_(x.shape, like.stride())
+        dx = memory.allocate(x.shape, x.dtype, x.device, torch.empty_like(x, device="meta").stride())
         _run("backward", x, lengths, ctx.largest, y=y, dy=dy.contiguous(), dx=dx)
         return None, None, None, dx
 

@@ -21,7 +21,7 @@ from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import remembered
 from pellucid.kernel.language.text_triton import power
 from pellucid.kernel.registry import warn_of_fallback
-from pellucid.kernel.rows.nested import language
+from pellucid.kernel.tensors import language
 from pellucid.kernel.windows.by_torch import ByTorch
 from pellucid.kernel.windows.window import Geometry
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.explanation.model.run import refuse_lazy
 from pellucid.explanation.texts import Texts
+from pellucid.keeping import refuse_lazy
 from pellucid.models.checks import draws, finite, gradients, norms, padding, samples, sequences, units
 from pellucid.models.checks.findings import SEVERITIES, Check
 from pellucid.models.checks.mistakes import Found, Given, first_line

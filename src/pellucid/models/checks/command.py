@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import click
+import torch
 
+from pellucid.commandline import Refusal, console
 from pellucid.explanation.texts import lang_of_locale, languages
-from pellucid.models.command import Refusal, input_option, load_model, parse_inputs, seed_option
+from pellucid.models.checks import check
+from pellucid.models.command import input_option, load_model, parse_inputs, seed_option
 
 EPILOG = """\b
 Examples
@@ -53,11 +56,6 @@ def command(
     FILE.PY:MODEL is a class or a function that is called without arguments and gives the model, or the model itself.
     Several samples, with --lengths one of them shorter, show most. In a program this is pellucid.check(model, x).
     """
-    import torch  # takes a while to load; --help does without
-
-    from pellucid.models.checks import check
-    from pellucid.recipes.command import console
-
     torch.manual_seed(seed)
     try:
         model = load_model(name)

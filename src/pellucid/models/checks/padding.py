@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from pellucid.explanation.model.run import Inputs
+from pellucid.keeping import Inputs
 from pellucid.models.checks.comparison import LOOSER, changed, origins, relative, zip_shaped
 from pellucid.models.checks.mistakes import Found, Given, first_line
 from pellucid.models.checks.samples import Samples, axis_of, first_input, is_recurrent
@@ -202,13 +202,13 @@ def _kind(
         return "padding-in-norm"
     if not is_recurrent(call.layer):
         return "padding-in-result"
-    output, *states = zip_shaped(call.given, other.given)
+    output = zip_shaped(call.given, other.given)[0]
     if fine(*output) is False:
         return "padding-in-recurrence"
-    return "state-after-padding" if _is_read(trial, base, call, len(states)) else None
+    return "state-after-padding" if _is_read(trial, base, call) else None
 
 
-def _is_read(trial: Trial, base: Run, call: Call, states: int) -> bool:
+def _is_read(trial: Trial, base: Run, call: Call) -> bool:
     """Whether results change with the last state of a recurrent layer."""
 
     def without(result: Any) -> Any:

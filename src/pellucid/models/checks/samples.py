@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pellucid.explanation.model.run import Inputs
+from pellucid.keeping import Inputs
 from pellucid.models.checks.comparison import changed, origins
 from pellucid.models.checks.mistakes import Found, Given
 from pellucid.models.checks.trial import Run, Trial

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from pellucid.explanation.model.run import Inputs, copied
-from pellucid.keeping import layer_by_layer, left_alone, seed_all
+from pellucid.keeping import Inputs, copied, layer_by_layer, left_alone, seed_all
 from pellucid.models.selection import places
 from pellucid.models.structures import tensors
 

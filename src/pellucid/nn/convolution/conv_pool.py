@@ -13,10 +13,12 @@ from torch import Tensor
 
 from pellucid.errors import label, mismatch
 from pellucid.kernel.windows.window import worthwhile
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import Running, SymbolShape, watched, written
-from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d
+from pellucid.nn.convolution.conv1d import Conv1d
+from pellucid.nn.convolution.conv2d import Conv2d, Conv3d
 from pellucid.nn.pooling.pooling import Maximum, MaxPool1d, MaxPool2d, MaxPool3d, rises_from_zero
-from pellucid.nn.windowed import AXES, OneWindow, Windowed, WindowView, one_window
+from pellucid.nn.windowed import OneWindow, Windowed, WindowView, one_window
 from pellucid.nn.windows import Line, Mode, Window
 
 

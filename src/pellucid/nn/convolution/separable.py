@@ -11,9 +11,13 @@ from torch import Tensor
 
 from pellucid.errors import label, mismatch
 from pellucid.nn import lengths as real
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import SymbolShape, ran_by, written
-from pellucid.nn.convolution.convolution import Conv1d, Conv2d, Conv3d, bias_at, streaming
-from pellucid.nn.windowed import AXES, OneWindow, Windowed, one_window
+from pellucid.nn.convolution import streaming
+from pellucid.nn.convolution.conv1d import Conv1d
+from pellucid.nn.convolution.conv2d import Conv2d, Conv3d
+from pellucid.nn.convolution.convolution import bias_at
+from pellucid.nn.windowed import OneWindow, Windowed, one_window
 from pellucid.nn.windows import Mode, Window
 
 

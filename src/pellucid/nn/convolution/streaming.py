@@ -12,7 +12,7 @@ from pellucid.errors import label, shape_text
 from pellucid.nn.windows import extend
 
 if TYPE_CHECKING:
-    from pellucid.nn.convolution.convolution import Conv1d
+    from pellucid.nn.convolution.conv1d import Conv1d
 
 
 def initial_state(layer: Conv1d, batch_size: int | None = None) -> Tensor:

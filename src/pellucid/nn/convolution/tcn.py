@@ -14,11 +14,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pellucid.errors import label, mismatch, shape_text
 from pellucid.nn import lengths as real
+from pellucid.nn.axes import name_axes
 from pellucid.nn.component import Component, SymbolShape, ran_by, written
-from pellucid.nn.convolution.convolution import Conv1d, streaming
+from pellucid.nn.convolution import streaming
+from pellucid.nn.convolution.conv1d import Conv1d
 from pellucid.nn.dropout.dropout import Dropout1d
 from pellucid.nn.parametrizations import weight_norm
-from pellucid.nn.windowed import name_axes, wrong_axes
 
 State = tuple[Tensor, ...]
 CAUSAL = ("first", "second")  # the convolutions of a block that read earlier steps
@@ -276,16 +277,10 @@ class TCN(Component, torch.nn.Module):
         return [*found, of(convolution, "bias", f"{name}.bias", axes[:1], "conv.bias", **facts)]
 
     def _refuse_misfit(self, x: Tensor, piece: bool = False) -> None:
-        """Raise if the input does not fit; a piece of a sequence may be empty."""
-        if x.ndim not in (2, 3):
-            raise self._refusal(x, wrong_axes(x, 1, f"channels {self.in_channels}"))
-        if x.shape[-2] != self.in_channels:
-            cure = f"Build it with in_channels={x.shape[-2]}, or check which axis of the input holds the channels."
-            if x.shape[-1] == self.in_channels:
-                cure = "Are the channels last? Then pass x.movedim(-1, -2)."
-            raise self._refusal(x, f"but in_channels is {self.in_channels}. {cure}")
-        if x.shape[-1] == 0 and not piece:
-            raise self._refusal(x, "but there is nothing to read along an empty length.")
+        """Raise if the input does not fit the first convolution; a piece of a sequence may be empty."""
+        text = self.blocks[0]["first"]._misfit(x)
+        if text and not (piece and x.shape[-2:] == (self.in_channels, 0)):
+            raise self._refusal(x, text)
 
     def _refusal(self, x: Tensor, text: str) -> RuntimeError:
         return RuntimeError(f"{label(self)}: the input is {shape_text(x.shape, name_axes(x, 1))}, {text}")

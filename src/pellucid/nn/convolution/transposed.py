@@ -12,9 +12,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from pellucid.errors import label, mismatch, refuse_others
 from pellucid.kernel.windows import convolve as kernel
 from pellucid.kernel.windows.window import Geometry, worthwhile
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import LEFT
 from pellucid.nn.convolution.convolution import Convolution
-from pellucid.nn.windowed import AXES
 from pellucid.nn.windows import BEYOND, Line, Mode, at_least_zero, extend, slide
 
 CONVOLVE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

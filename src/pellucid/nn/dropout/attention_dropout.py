@@ -17,6 +17,7 @@ from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.random import draw_seed
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language
 
 LEAST = 2**15  # weights below which torch's function is the faster one: Python takes longer than the work
 
@@ -117,7 +118,7 @@ def _causal(queries: int, keys: int) -> Tensor:
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether the kernel can compute with these, and torch would."""
     beside = [] if mask is None else [mask]
-    if nested.language(query, key, value, *beside) != "c" or torch.is_autocast_enabled("cpu"):
+    if language(query, key, value, *beside) != "c" or torch.is_autocast_enabled("cpu"):
         return False
     if query.dim() < 3 or key.dim() != query.dim():
         return False

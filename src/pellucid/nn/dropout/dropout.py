@@ -14,12 +14,10 @@ from pellucid.errors import label, refuse_others, shape_text
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel.random import in_plain_python, kept
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language, language_for
+from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
-from pellucid.nn.windowed import AXES, name_axes
-
-__all__ = ["DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropoutFamily", "LockedDropout", "drop"]
-
 
 # Entries below which a mask is made and multiplied with: what Python does around a kernel takes longer.
 SMALL = 2**14
@@ -96,9 +94,9 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
                 self._was_run_by("c")
                 return input.mul_(scale) if self.inplace else input * scale
         y = None
-        if self.entrywise and input.dim() and nested.language(input) is not None:
+        if self.entrywise and input.dim() and language(input) is not None:
             y = self._by_kernel(input, numbers)
-        self._was_run_by("torch" if y is None else nested.language_for(input))
+        self._was_run_by("torch" if y is None else language_for(input))
         if y is None:
             (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
             y = formula(**self._symbol_values(input, draws, self.p))
@@ -106,7 +104,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
 
     def _is_small(self, x: Tensor) -> bool:
         """Whether a mask that C makes and a product are as fast as a kernel."""
-        return in_plain_python(x) and x.numel() < SMALL and nested.language_for(x) == "c"
+        return in_plain_python(x) and x.numel() < SMALL and language_for(x) == "c"
 
     def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
         """Run the formula as one kernel that draws in place; None where it has none."""

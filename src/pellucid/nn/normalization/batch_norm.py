@@ -13,10 +13,13 @@ from torch import Tensor
 from pellucid.errors import label, shape_text
 from pellucid.kernel.largest import most_deviations
 from pellucid.kernel.random import unseen
+from pellucid.nn.axes import space_axes
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
 from pellucid.nn.normalization.averages import Average, Over, Remembered, Synchronized
-from pellucid.nn.normalization.normalization import ALONE, FAR, SMALL, ChannelFirst, Company, is_far, space_axes
+from pellucid.nn.normalization.by_torch import FAR, is_far
+from pellucid.nn.normalization.formula import ALONE, Company
+from pellucid.nn.normalization.normalization import SMALL, ChannelFirst, wrong_channels
 
 
 class Remembering(ChannelFirst):
@@ -294,14 +297,6 @@ def unbiased_of(var: Tensor, count: Tensor) -> Tensor:
     """Return the unbiased variance of ``count`` entries (int), their quotient as exact as the biased one."""
     entries = count.to(torch.promote_types(var.dtype, torch.float32))
     return var * (entries / (entries - 1).clamp(min=1))
-
-
-def wrong_channels(x: Tensor, wanted: int) -> str:
-    """Guess why the channels do not fit."""
-    axes = [axis for axis in range(2, x.ndim) if x.shape[axis] == wanted]
-    if axes:
-        return f"Axis {axes[-1]} has that size: if it holds the channels, pass x.movedim({axes[-1]}, 1)."
-    return f"Pass num_features={x.shape[1]}, or change what comes before."
 
 
 def _cure(x: Tensor, spaces: tuple[int, ...]) -> str:

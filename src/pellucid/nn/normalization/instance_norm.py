@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
+from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.normalization.averages import Over
-from pellucid.nn.normalization.batch_norm import Remembering, unbiased_of, wrong_channels
-from pellucid.nn.normalization.normalization import ALONE, Company, by_group_norm
-from pellucid.nn.windowed import AXES, name_axes
+from pellucid.nn.normalization.batch_norm import Remembering, unbiased_of
+from pellucid.nn.normalization.by_torch import by_group_norm
+from pellucid.nn.normalization.formula import ALONE, Company
+from pellucid.nn.normalization.normalization import wrong_channels
 
 
 class InstanceNormFamily(Remembering):

@@ -11,17 +11,11 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.nn import lengths as real_lengths
+from pellucid.nn.axes import axes_of_features, space_axes
 from pellucid.nn.normalization.averages import Average, Grouped, Neighbours
-from pellucid.nn.normalization.batch_norm import wrong_channels
-from pellucid.nn.normalization.normalization import (
-    ALONE,
-    ChannelFirst,
-    Company,
-    NormalizationFamily,
-    by_group_norm,
-    is_far,
-    space_axes,
-)
+from pellucid.nn.normalization.by_torch import by_group_norm, is_far
+from pellucid.nn.normalization.formula import ALONE, Company
+from pellucid.nn.normalization.normalization import ChannelFirst, NormalizationFamily, wrong_channels
 
 
 def normalize_by_root_mean_square(
@@ -52,10 +46,8 @@ class LastAxes(NormalizationFamily):
     def axes(self, x: Tensor) -> tuple[str, ...]:
         """Name the axes."""
         last = len(self.normalized_shape)
-        features = ("features",) if last == 1 else tuple(f"feature axis {axis}" for axis in range(1, last + 1))
         first = max(0, x.ndim - last)
-        before = ("batch", "time") if first == 2 else ("batch", *(f"axis {axis}" for axis in range(1, first)))
-        names = (*before[:first], *features)
+        names = (*axes_of_features(first + 1)[:-1], *self._affine_axes())
         if tuple(x.shape[first:]) != tuple(self.normalized_shape):
             wanted = f"(..., {', '.join(map(str, self.normalized_shape))}), its normalized_shape"
             places = [axis for axis in range(x.ndim) if last == 1 and x.shape[axis] == self.normalized_shape[0]]
@@ -162,7 +154,7 @@ class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
         if x.ndim < 2:
             raise self._misfit(x, wanted, "If it is one sample, x.unsqueeze(0) makes it a batch.", RuntimeError)
         if (self.weight is not None and x.shape[1] != len(self.weight)) or x.shape[1] % self.num_groups:
-            cure = wrong_channels(x, self.num_channels).replace("num_features", "num_channels")
+            cure = wrong_channels(x, self.num_channels, "num_channels")
             raise self._misfit(x, wanted, cure, RuntimeError, names)
         if math.prod((x.shape[0], x.shape[1] // self.num_groups, *x.shape[2:])) == 1:
             raise ValueError(

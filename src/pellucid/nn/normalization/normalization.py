@@ -1,177 +1,38 @@
-"""Normalization: (x − μ)/√(σ² + ε)·γ + β. The members of the family differ in what is averaged and where γ, β vary."""
+"""The normalization family: its members differ in what is averaged and where γ and β vary."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from pellucid.errors import label, refuse_others, shape_text
-from pellucid.formula.drop import drop
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.largest import largest_product
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language, language_for, runs
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.component import Component, Running, SymbolShape
-from pellucid.nn.normalization.averages import Average, Over, Remembered
+from pellucid.nn.normalization.averages import Average, Over
+from pellucid.nn.normalization.formula import (
+    AFFINE,
+    ALONE,
+    Company,
+    Composed,
+    normalize,
+    normalized,
+    recipe_of,
+    to_formula,
+)
 from pellucid.nn.padding import real_entries
-from pellucid.nn.windowed import AXES
-
-__all__ = ["Normalization", "NormalizationFamily", "normalize"]
-
-
-def normalize(
-    x: Tensor, *, average: Callable[[Tensor], Tensor], gamma: Tensor | float, beta: Tensor | float, eps: float
-) -> Tensor:
-    """Bring ``x`` to mean 0 and variance 1 over what is averaged; then let γ and β take back what was good.
-
-    Ioffe and Szegedy, "Batch normalization", ICML 2015, algorithm 1.
-    """
-    mu = average(x)
-    var = average((x - mu) ** 2)
-    x_hat = (x - mu) / torch.sqrt(var + eps)
-    return x_hat * gamma + beta
-
-
-@dataclass(frozen=True)
-class Composed:
-    """A formula of the family with what stands around it: ``activation(norm(x + dropout(sublayer)) + residual)``."""
-
-    formula: Callable[..., Tensor]
-    activation: Callable[[Tensor], Tensor] | None = None
-
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        sublayer: Tensor | None = None,
-        draws: Tensor | None = None,
-        p: Tensor | float = 0.0,
-        residual: Tensor | None = None,
-        **symbols: Any,
-    ) -> Tensor:
-        """Compute it; the symbols are the formula's."""
-        if sublayer is not None:
-            added = sublayer.to(x.dtype)
-            x = x + (added if draws is None else drop(added, draws, p))  # type: ignore[arg-type]
-            if isinstance(average := symbols["average"], Remembered):
-                symbols["average"] = replace(average, x=x)  # of this its mean is the average
-        y = self.formula(x, **symbols)
-        y = y if residual is None else y + residual
-        return y if self.activation is None else self.activation(y)
-
-
-class Company(NamedTuple):
-    """What a layer is computed with in one pass, see `Composed`.
-
-    Attributes:
-        activation: a function, entry by entry; two that do the same are equal.
-        tensors: "sublayer" and "residual", of the input's shape and type; neither, or any of them.
-        p: the probability of dropping an entry of the sublayer.
-        draws: where the numbers of that are; None where nothing is dropped.
-    """
-
-    activation: Callable[[Tensor], Tensor] | None = None
-    tensors: Mapping[str, Tensor] = {}
-    p: float = 0.0
-    draws: nested.Draws | None = None
-
-
-ALONE = Company()
-
 
 # Entries of an input below which torch's operator is as fast: what Python does around a kernel takes longer than it.
 SMALL = 2**19
 SMALL_ON_GPU = 2**22  # the same on a GPU, which computes while Python goes on
-AFFINE = ("gamma", "beta")
 KEPT = ("weight", "bias", "running_mean", "running_var")
-# From so many deviations away from 0 torch's operator loses digits, for it multiplies the input before it moves it.
-FAR = 64.0
-
-
-def normalized(
-    formula: Callable[..., Tensor],
-    average: Callable[[Tensor], Any],
-    x: Tensor,
-    real: Tensor | None,
-    symbols: Mapping[str, Tensor | float],
-    centred: bool,
-) -> tuple[Tensor, ...]:
-    """Run a formula of the family; return its result, then, if it is ``centred``, its averages of x and deviation.
-
-    The arithmetic is float32 for the half types. A formula that moves ``x`` by its mean gets it moved close to 0
-    first, which changes nothing but the rounding: far from 0 the digits of a deviation would be lost.
-    """
-    bound = to_formula(x, real, symbols)
-    exact: Tensor = bound["x"]
-    taken = average(exact)
-    if not centred:
-        return (formula(average=taken, **bound).to(x.dtype),)
-    near, seen = taken.near(exact.detach()), []
-
-    def observed(values: Tensor) -> Tensor:
-        seen.append(taken(values))
-        return seen[-1]
-
-    y = formula(average=observed, **bound | {"x": exact - near})
-    mu, var = seen
-    return y.to(x.dtype), near + mu.detach(), var.detach()
-
-
-def is_far(mean: Tensor, reciprocal_deviation: Tensor) -> bool:
-    """Whether torch's operator, which had these statistics, may have lost digits."""
-    return not largest_product(mean, reciprocal_deviation) < FAR
-
-
-def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
-    """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
-    batch, channels, *space = x.shape
-    if channels == groups and math.prod(space) == 1:  # of one entry it loses digits of β as soon as that is not 0
-        return None
-    if not x.is_contiguous():  # the operator, unlike F.group_norm, refuses what has not the suggested format
-        # Where channels lie side by side its gradient of the parameters alone (torch 2.13) ends the process.
-        alone = torch.is_grad_enabled() and not x.requires_grad
-        x = x.contiguous(memory_format=torch.contiguous_format if alone else suggest_memory_format(x))
-    weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))  # it takes for granted that they are
-    y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, math.prod(space), groups, eps)
-    return None if is_far(mean, rstd) else y
-
-
-def to_formula(x: Tensor, real: Tensor | None, symbols: Mapping[str, Any]) -> dict[str, Any]:
-    """What a formula's symbols stand for. Under a mask γ and β are 0 at padding, and so is the result."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    if real is not None:
-        exact = exact.masked_fill(~real, 0)
-        if "gamma" in symbols:  # without it a beta is another number
-            symbols = {name: value * real if name in AFFINE else value for name, value in symbols.items()}
-    return {"x": exact, **symbols}
-
-
-def _along_axes(
-    averaged: tuple[int, ...],
-    formula: Callable[..., Tensor],
-    names: Sequence[str],
-    constants: Sequence[tuple[str, float]],
-    centred: bool,
-    observed: bool,
-    *operands: Tensor,
-) -> tuple[Tensor, ...]:
-    """The formula as a kernel computes it: on the axes of memory, some of which are averaged."""
-    given = dict(zip(names, operands, strict=True))
-    x, real = given.pop("x"), given.pop("real", None)
-    mean, var = given.pop("running_mean", None), given.pop("running_var", None)
-    symbols = given | dict(constants)
-    if mean is not None and var is not None:
-        return normalized(formula, lambda exact: Remembered(exact, mean, var), x, real, symbols, centred)
-    results = normalized(formula, lambda _: Over(averaged, real), x, real, symbols, centred)
-    return results if observed else results[:1]
 
 
 class _Call(NamedTuple):
@@ -184,23 +45,6 @@ class _Call(NamedTuple):
     numbers: tuple[float, ...]
     draws: nested.Draws | None
     kind: tuple[Any, ...]
-
-
-@functools.lru_cache(maxsize=256)
-def _recipe(
-    name: str,
-    formula: Callable[..., Tensor],
-    tensors: tuple[str, ...],
-    numbers: tuple[str, ...],
-    constants: tuple[tuple[str, float], ...],
-    centred: bool,
-    observed: bool,
-    drawn: bool,
-) -> nested.Recipe:
-    options = (formula, (*tensors, *numbers, *(("draws",) if drawn else ())), constants, centred, observed)
-    results = ("y", "mu", "var") if centred and observed else ("y",)
-    draws = ("draws",) if drawn else ()
-    return nested.Recipe(f"nn.{name}", _along_axes, options, tensors, numbers, draws, results)
 
 
 class NormalizationFamily(Running, Component, torch.nn.Module):
@@ -345,7 +189,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _plain(self, input: Tensor) -> Tensor:
         """Normalize what has no padding."""
         y = None
-        if nested.runs(input) and self._suits_operator(input):  # in this order: a compiler would guard the size
+        if runs(input) and self._suits_operator(input):  # in this order: a compiler would guard the size
             self._was_run_by("torch")
             y = self._by_operator(input)
         if y is None:
@@ -375,7 +219,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
         """Run the formula as one kernel, None where it has none."""
         results = self._results(input, real, self._observes(), company)
-        self._was_run_by("torch" if results is None else nested.language_for(input))
+        self._was_run_by("torch" if results is None else language_for(input))
         if results is not None and len(results) > 1:
             self._remember(self.average(input, real), input, *results[1:])
         return None if results is None else results[0]
@@ -395,11 +239,11 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         if real is not None:
             given["real"] = real
         tensors = (input, *given.values())
-        language = nested.language(*tensors)
-        if self._is_cast(input) or language is None or (real is not None and real.numel() == 1):
+        spoken = language(*tensors)
+        if self._is_cast(input) or spoken is None or (real is not None and real.numel() == 1):
             return None
         alone = real is None and company is ALONE
-        if alone and language == "triton" and chosen_backend() == "auto" and input.numel() < SMALL_ON_GPU:
+        if alone and spoken == "triton" and chosen_backend() == "auto" and input.numel() < SMALL_ON_GPU:
             return None
         constants = tuple((n, v) for n, v in symbols.items() if n in AFFINE and n not in given)
         numbers = {n: float(v) for n, v in symbols.items() if n not in AFFINE and n not in given}
@@ -409,7 +253,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         centred = self.centred and "running_mean" not in given
         formula = self.formula if company is ALONE else Composed(self.formula, company.activation)
         name = type(self).__name__
-        recipe = _recipe(name, formula, ("x", *given), tuple(numbers), constants, centred, observed, drawn)
+        recipe = recipe_of(name, formula, ("x", *given), tuple(numbers), constants, centred, observed, drawn)
 
         def again(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             tensors = dict(zip(given, others, strict=True))
@@ -518,12 +362,6 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
         )
 
 
-def space_axes(count: int) -> tuple[str, ...]:
-    """Name the ``count`` axes of (batch, channels, *space)."""
-    space = AXES.get(count - 2, tuple(f"space {axis}" for axis in range(1, count - 1)))
-    return ("batch", "channels", *space)[:count]
-
-
 class ChannelFirst(NormalizationFamily):
     """A member that reads (batch, channels, *space) and has one γ and one β for each channel."""
 
@@ -543,109 +381,9 @@ class ChannelFirst(NormalizationFamily):
         return 2 if x.ndim == 3 else None
 
 
-class Normalization(NormalizationFamily):
-    """The general member: any axes averaged, γ and β along any axes, statistics of the input itself.
-
-    ``Normalization(axes=-1, affine_axes=-1, shape=64)`` is ``LayerNorm(64)``; ``Normalization(axes=(0, 2),
-    affine_axes=1, shape=16)`` is what ``BatchNorm1d(16)`` computes in training.
-
-    Input and output: any shape that has these axes. ``mask`` broadcasts to the input itself (its last axes first).
-    Where ``affine_axes`` do not ascend, the formula runs in plain torch.
-
-    Args:
-        axes: the axes that are averaged.
-        affine_axes: the axes along which γ and β vary; none by default: no γ, no β.
-        shape: the sizes of ``affine_axes``.
-        eps: added to the variance.
-        bias: whether there is a β.
-        time_axis: where ``lengths`` count.
-        device: of the parameters.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: ``axes`` is empty, or ``shape`` has not as many sizes as there are ``affine_axes``.
-        RuntimeError: an input has not these axes, or another size along ``affine_axes``.
-    """
-
-    def __init__(
-        self,
-        axes: int | Sequence[int],
-        affine_axes: int | Sequence[int] = (),
-        shape: int | Sequence[int] = (),
-        eps: float = 1e-5,
-        *,
-        bias: bool = True,
-        time_axis: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.averaged, self.affine_axes, self.shape = _tuple(axes), _tuple(affine_axes), _tuple(shape)
-        self.eps, self.time_axis = eps, time_axis
-        if not self.averaged:
-            raise ValueError("nn.Normalization: axes is empty; name at least one axis to average over.")
-        if len(self.affine_axes) != len(self.shape):
-            raise ValueError(
-                f"nn.Normalization: affine_axes={self.affine_axes} and shape={self.shape} must have equal lengths: one "
-                f"size for each axis along which γ and β vary."
-            )
-        affine = bool(self.affine_axes)
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = torch.nn.Parameter(torch.ones(self.shape, **options)) if affine else None
-        self.bias = torch.nn.Parameter(torch.zeros(self.shape, **options)) if affine and bias else None
-
-    def axes(self, x: Tensor) -> tuple[str, ...]:
-        """Name the axes by their numbers."""
-        names = tuple(f"axis {axis}" for axis in range(x.ndim))
-        used = (*self.averaged, *self.affine_axes)
-        if not all(-x.ndim <= axis < x.ndim for axis in used):
-            raise self._misfit(x, f"inputs with the axes {sorted(set(used))}", "Add axes to it.", RuntimeError, names)
-        if len(sizes := {axis % x.ndim for axis in self.averaged}) != len(self.averaged):
-            raise self._misfit(x, f"axes={self.averaged} as {len(sizes)}", "Name each once.", RuntimeError, names)
-        for axis, size in zip(self.affine_axes, self.shape, strict=True):
-            if x.shape[axis] != size:
-                wanted = f"size {size} along axis {axis % x.ndim}"
-                raise self._misfit(x, wanted, f"Build it with shape {x.shape[axis]} there.", RuntimeError, names)
-        return names
-
-    def extra_repr(self) -> str:
-        """Write the arguments."""
-        affine = f", affine_axes={self.affine_axes}, shape={self.shape}" if self.affine_axes else ""
-        return f"axes={self.averaged}{affine}, eps={self.eps}, bias={self.bias is not None}"
-
-    def _real(
-        self, x: Tensor, axes: Sequence[str], lengths: real_lengths.Lengths | None, mask: Tensor | None
-    ) -> Tensor | None:
-        time = self.time_axis if x.ndim > self.time_axis else None
-        real = real_entries(self, x.unsqueeze(-1), (*axes, "1"), lengths, mask, -1, time)
-        return None if real is None else real.squeeze(-1)
-
-    def _plain(self, input: Tensor) -> Tensor:
-        y = self._by_kernel(input, None)
-        return self._by_formula(input, None) if y is None else y
-
-    def _by_kernel(self, input: Tensor, real: Tensor | None, company: Company = ALONE) -> Tensor | None:
-        places = [axis % input.ndim for axis in self.affine_axes]
-        return super()._by_kernel(input, real, company) if places == sorted(places) else None
-
-    def _kind(self) -> tuple[Any, ...]:
-        return (Normalization, self.averaged, self.affine_axes)
-
-    def _average_over(self, x: Tensor) -> tuple[int, ...]:
-        return tuple(axis % x.ndim for axis in self.averaged)
-
-    def _affine_axes(self) -> tuple[str, ...]:
-        return tuple(f"axis {axis}" for axis in self.affine_axes)
-
-    def _affine_shape(self, x: Tensor) -> tuple[int, ...]:
-        return self.shape
-
-    def _spread(self, parameter: Tensor, x: Tensor) -> Tensor:
-        places = [axis % x.ndim for axis in self.affine_axes]
-        order = sorted(range(len(places)), key=places.__getitem__)
-        sizes = [x.shape[axis] if axis in places else 1 for axis in range(x.ndim)]
-        return parameter.permute(order).reshape(sizes)
-
-
-def _tuple(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
+def wrong_channels(x: Tensor, wanted: int, argument: str = "num_features") -> str:
+    """Guess why the channels do not fit."""
+    axes = [axis for axis in range(2, x.ndim) if x.shape[axis] == wanted]
+    if axes:
+        return f"Axis {axes[-1]} has that size: if it holds the channels, pass x.movedim({axes[-1]}, 1)."
+    return f"Pass {argument}={x.shape[1]}, or change what comes before."

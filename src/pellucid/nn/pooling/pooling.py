@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from pellucid.errors import label
 from pellucid.kernel.windows import pool as kernel
 from pellucid.kernel.windows.window import Geometry, worthwhile
+from pellucid.nn.axes import AXES
 from pellucid.nn.component import LEFT, Running, SymbolShape
-from pellucid.nn.windowed import AXES, Windowed, one_window, wrong_axes
+from pellucid.nn.windowed import Windowed, one_window, wrong_axes
 from pellucid.nn.windows import Line, Window, share, slide
 
 

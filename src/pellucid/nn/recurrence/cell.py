@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from pellucid.errors import FormulaError
 from pellucid.nn.factory import Factory
@@ -67,32 +62,3 @@ def cell(function: Callable[..., Any]) -> Cell:
         FormulaError: the signature does not follow this contract.
     """
     return Cell(function)
-
-
-def load(name: str) -> Any:
-    """Return what ``path/file.py:cell`` or ``path/file.py:Model`` names; any other name as it is.
-
-    Raises:
-        ValueError: there is no such file, or nothing of that name in it.
-    """
-    path, colon, attribute = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        if name.endswith(".py"):
-            raise ValueError(f"{name}: which cell of it? Write {name}:cell")
-        return name
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
-        kinds = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == file.stem]
-        models = [kind.__name__ for kind in kinds if issubclass(kind, torch.nn.Module)]
-        known = f"its cells are {', '.join(cells) or 'none'}" + (f", its models {', '.join(models)}" if models else "")
-        raise ValueError(f"{path} has no {attribute!r}; {known}")
-    return getattr(module, attribute)

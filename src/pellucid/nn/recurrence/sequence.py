@@ -71,6 +71,9 @@ class SequenceLayer(Running, torch.nn.Module):
 
     def _weight(self, name: str) -> Any:
         """A parameter, or what computes one, by its name."""
+        known = self._parameters.get(name)  # torch.nn.Module looks there last, and slowly
+        if known is not None:
+            return known
         try:
             return getattr(self, name)
         except AttributeError:
@@ -387,9 +390,9 @@ class SequenceLayer(Running, torch.nn.Module):
     def _states(self, x: Tensor, state: State | None, batched: bool) -> list[Tensor]:
         """Return the initial state as (layers × directions, batch, size) for each entry; zeros where none is given."""
         rows = self.num_layers * self._directions
-        names = [symbol.name for symbol in self.cell.source.states]
         if state is None:
             return [x.new_zeros((rows, x.shape[1], size)) for size in self._state_sizes]
+        names = [symbol.name for symbol in self.cell.source.states]
         entries = (state,) if isinstance(state, Tensor) else tuple(state)
         if len(entries) != len(names):
             raise RuntimeError(

@@ -41,6 +41,7 @@ class Layer(Factory):
                 )
         self.check_rows = functools.lru_cache(maxsize=64)(self._check_rows)
         self.program = functools.lru_cache(maxsize=64)(self._program)
+        self.left: dict[Any, bool] = {}  # which small work is left to the function, by its sizes
 
     def __call__(self, input_size: int, output_size: int | None = None, **options: Any) -> RowWise:
         """Make a module; the arguments are those of `pellucid.nn.RowWise`."""

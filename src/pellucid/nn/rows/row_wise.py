@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from pellucid.errors import axes_of_features, label, shape_text
+from pellucid.errors import label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.rows.nested import Draws, language, language_for
+from pellucid.kernel.choice import remembered
+from pellucid.kernel.rows.direction import Draws
+from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
+from pellucid.kernel.tensors import language, language_for
+from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 
 if TYPE_CHECKING:
     from pellucid.nn.rows.row_formula import Layer
 
+SMALL = 2**16  # entries of an input above which a call takes longer than what Python adds to it
 DRAWS = "random draws"  # beside the author's names, of which none has a space
 
 
@@ -121,13 +126,13 @@ class RowWise(Running, Component, Drawing):
             RuntimeError: shapes or types that do not fit. TypeError: an input is missing, unknown, or no tensor.
         """
         given = self._checked(inputs, named)
-        y = self._rows([x.reshape(-1, x.shape[-1]) for x in given])
-        return y.reshape(*given[0].shape[:-1], y.shape[-1])
+        y = self._rows(_flat(given))
+        return y if given[0].ndim == 2 else y.reshape(*given[0].shape[:-1], y.shape[-1])
 
     def bind(self, /, *inputs: Tensor, **named: Tensor) -> dict[str, Any]:
         """Return what the formula's symbols stand for, rows × features, and the draws of the next call."""
         with self.rehearsal():
-            return self._values([x.reshape(-1, x.shape[-1]) for x in self._checked(inputs, named)])
+            return self._values(self._given(_flat(self._checked(inputs, named))))
 
     def symbols(self, *inputs: Tensor) -> list[SymbolShape]:
         """Return the shapes of the parameters; given inputs, theirs and the result's too."""
@@ -155,24 +160,63 @@ class RowWise(Running, Component, Drawing):
 
     # -- running ------------------------------------------------------------------------------------------------
 
-    def _rows(self, inputs: list[Tensor]) -> Tensor:
+    def _rows(self, inputs: Sequence[Tensor]) -> Tensor:
         """Compute the result of all rows, (rows, features) each."""
-        given = [*inputs, *(getattr(self, symbol.name) for symbol in self.layer.source.parameters)]
+        given = self._given(inputs)
         numbers = self.sequence() if self.training and self._solution.sites else None
         y = None
-        if language(*given) is not None and autocast_dtype(given[0]) is None:
-            program = self.layer.program(*self._key, self.training, given[0].dtype)
-            y = program.run(given, None if numbers is None else Draws.of(*numbers, {}))
+        if language(*given) is not None and autocast_dtype(given[0]) is None and not self._is_left(given, numbers):
+            y = self._by_kernels(given, numbers)
         self._was_run_by("stepwise" if y is None else language_for(given[0]))
-        return self._evaluate(**self._values(inputs, numbers)) if y is None else y
+        return self._by_function(given, numbers) if y is None else y
 
-    def _values(self, inputs: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:
+    def _given(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs and parameters."""
+        return [*inputs, *(getattr(self, symbol.name) for symbol in self.layer.source.parameters)]
+
+    def _by_kernels(self, given: Sequence[Tensor], numbers: Numbers | None) -> Tensor | None:
+        """The result by kernels; None where a part of the formula has none."""
+        program = self.layer.program(*self._key, self.training, given[0].dtype)
+        return program.run(given, None if numbers is None else Draws.of(*numbers, {}))
+
+    def _by_function(self, given: Sequence[Tensor], numbers: Numbers | None) -> Tensor:
+        """The result by the author's function."""
+        return self._evaluate(**self._values(given, numbers))
+
+    def _is_left(self, given: Sequence[Tensor], numbers: Numbers | None) -> bool:
+        """Whether small work is left to the author's function, because that was measured to be faster."""
+        x = given[0]
+        if x.numel() > SMALL or not may_run_definition(x):
+            return False
+        grad = torch.is_grad_enabled()
+        wanted = tuple([grad and t.requires_grad for t in given])
+        case = (self._key, self.training, x.shape, x.dtype, wanted, torch.get_num_threads())
+
+        def measured() -> bool:
+            copies = copied(given)
+
+            def by_kernels() -> list[Tensor]:
+                y = self._by_kernels(copies, numbers)
+                return by_function() if y is None else [y]
+
+            def by_function() -> list[Tensor]:
+                return [self._by_function(copies, numbers)]
+
+            source = self.layer.source
+            formula = f"{source.text}{self._key}"
+            return definition_is_faster(
+                f"rows of {source.name}", self.training, formula, copies, by_kernels, by_function
+            )
+
+        return remembered(self.layer.left, case, measured)
+
+    def _values(self, given: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:
         """What the formula's symbols stand for, and fresh draws where it draws."""
         source, sites = self.layer.source, self._solution.sites
-        values: dict[str, Any] = {s.name: x for s, x in zip(source.inputs, inputs, strict=True)}
-        values |= {s.name: getattr(self, s.name) for s in source.parameters} | self._hyperparameters
+        symbols = (*source.inputs, *source.parameters)
+        values: dict[str, Any] = {s.name: t for s, t in zip(symbols, given, strict=True)} | self._hyperparameters
         if self.training and sites:
-            rows, device = inputs[0].shape[0], inputs[0].device
+            rows, device = given[0].shape[0], given[0].device
             values[DRAWS] = self.draw([(rows, size) for size, _ in sites], device, numbers)
         return values
 
@@ -241,3 +285,8 @@ class RowWise(Running, Component, Drawing):
                 f"{label(self)}: the input {name} is of {x.dtype}, but {others} of {dtype}. Convert one of them: "
                 f"{name}.to({dtype}) or layer.to({x.dtype})."
             )
+
+
+def _flat(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs as rows × features."""
+    return [x if x.ndim == 2 else x.reshape(-1, x.shape[-1]) for x in inputs]

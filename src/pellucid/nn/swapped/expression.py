@@ -14,6 +14,7 @@ from pellucid.kernel.choice import faster, remembered, rounded, unhooked
 from pellucid.kernel.random import unseen
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language
 from pellucid.nn.swapped.fused import LEAST, Activation, activation_of, slower
 
 
@@ -93,7 +94,7 @@ class Expression:
             not x.dim()
             or not x.is_floating_point()
             or torch.is_autocast_enabled(x.device.type)
-            or nested.language(*tensors) is None
+            or language(*tensors) is None
         ):
             return False
         if any(t.dim() == 0 and t.dtype != x.dtype for t in tensors):  # whose type does not count for torch

@@ -19,9 +19,11 @@ from torch import Tensor
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
+from pellucid.kernel.tensors import language, language_for, runs
 from pellucid.nn.dropout.dropout import Dropout
 from pellucid.nn.normalization.batch_norm import BatchNormFamily
-from pellucid.nn.normalization.normalization import Company, NormalizationFamily
+from pellucid.nn.normalization.formula import Company
+from pellucid.nn.normalization.normalization import NormalizationFamily
 from pellucid.nn.swapped.reclassed import made_of
 
 
@@ -156,7 +158,7 @@ def _in_one_pass(
         return None
     if drops is not None:
         company = company._replace(draws=nested.Draws.of(*drops.sequence(), {"draws": 0}))
-        drops._was_run_by(nested.language_for(x))
+        drops._was_run_by(language_for(x))
     return norm.with_company(x, company)
 
 
@@ -191,7 +193,7 @@ def fits(
         return False
     if dropout is not None and (dropout.inplace or not 0 <= dropout.p < 1):
         return False
-    if nested.language(x, *beside.values()) is None or torch.is_autocast_enabled(x.device.type):
+    if language(x, *beside.values()) is None or torch.is_autocast_enabled(x.device.type):
         return False
     return not beside or (
         x.is_contiguous()
@@ -309,7 +311,7 @@ def folded(convolution: Any, norm: BatchNormFamily) -> tuple[Tensor, Tensor]:
 def _folds(convolution: Any, norm: BatchNormFamily, x: Tensor) -> bool:
     """Whether the norm is to become a part of the convolution for this call."""
     if (
-        not nested.runs(x)
+        not runs(x)
         or norm.training
         or norm.running_mean is None
         or norm.running_var is None

@@ -150,9 +150,8 @@ def _named(formula: recomputed.Formula, values: Mapping[str, Any]) -> dict[str, 
             found[name] = value.double()
         return value
 
-    if lines.known:
-        with torch.no_grad():
-            recording(lines, record)(**values)
+    with torch.no_grad():
+        recording(lines, record)(**values)
     return found
 
 

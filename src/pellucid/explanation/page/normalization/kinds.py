@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.explanation.lines import Lines, Site
+from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.normalization.layout import Layout
 from pellucid.explanation.page.program import Unsupported, gradient, program
+from pellucid.explanation.sites import Site
 from pellucid.explanation.trace import recording
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over, Remembered
+from pellucid.nn.normalization.formula import normalize
 from pellucid.nn.normalization.layer_norm import normalize_by_neighbours, normalize_by_root_mean_square
-from pellucid.nn.normalization.normalization import normalize
 
 Average = Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
 FORMULAS: dict[str, Callable[..., Tensor]] = {"rms": normalize_by_root_mean_square, "lrn": normalize_by_neighbours}

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pellucid.nn.normalization.general import Normalization
 from pellucid.nn.normalization.layer_norm import LastAxes
-from pellucid.nn.normalization.normalization import Normalization
 
 SPACE = {0: "", 1: "L", 2: "HW", 3: "DHW"}
 OTHERS = "IJKMOPQRSUVXYZ"  # axes of which nothing is known but their number

@@ -16,7 +16,7 @@ from pellucid.formula.shapes import split_result
 if TYPE_CHECKING:
     from pellucid.explanation.page.recurrence.data import Recurrence
 
-PATCH = 8
+PATCH = 8  # rows and columns of a gradient
 MOMENTS = 12  # moments of the sequence whose gradients are shown one by one
 UNITS = 8  # losses of one unit
 WIDEST = 128  # states whose Jacobians are multiplied out

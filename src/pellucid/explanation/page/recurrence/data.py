@@ -14,25 +14,24 @@ from torch import Tensor
 from pellucid.errors import FormulaError
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.program import Unsupported, flat, gradient, program
-from pellucid.explanation.page.recurrence.backward import Backward
+from pellucid.explanation.page.recurrence.backward import PATCH, WIDEST, Backward
 from pellucid.explanation.page.recurrence.structure import Shapes, Structure
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Provider
-from pellucid.explanation.reasons import by_axis, shape_of
+from pellucid.explanation.reasons import by_axis
 from pellucid.explanation.recurrent import THEIRS, RecurrentExplained
 from pellucid.explanation.report import Exhibit
 from pellucid.explanation.sites import Site
 from pellucid.explanation.texts import Texts, languages
 from pellucid.explanation.trace import recording
+from pellucid.explanation.typesetting import shape_of
 from pellucid.formula.draws import provided_by
 from pellucid.formula.shapes import split_result
 
 BYTES = 1_050_000  # of numbers that are carried whole; base64 makes 1.4 million characters of them
 PARTLY = 150_000  # numbers of all steps that are carried of a larger layer
 WORK = 4_000_000  # weights × steps that a browser takes while one waits
-WIDEST = 128  # states whose Jacobians are multiplied out
 EXACT = 8  # of a large layer: the first units, and as many that change most
-PATCH = 8  # rows and columns of a gradient
 WORD = re.compile("[^\\W_ₜ₋₁]+")
 OVERVIEW = (32, 96)  # blocks of an overview: units, steps
 
@@ -70,7 +69,7 @@ class Recurrence:
                 recorded.append(value.detach())
             return value
 
-        function = recording(self.lines, record) if self.lines.known else self.lines.function
+        function = recording(self.lines, record)
         states, outputs, values = [state.clone() for state in self.sequence.states[0]], [], []
         self.states = [[state] for state in states]
         for step in range(self.steps):
@@ -153,7 +152,7 @@ class Recurrence:
     def _series(self) -> list[tuple[Tensor, bool, bool]]:
         return list(zip(self.values, self.rows, self.once, strict=True))
 
-    def carried(self, place: int) -> dict[str, Any] | None:
+    def carried(self, place: int) -> dict[str, Any]:
         """A recorded value: of every carried step a row; of a matrix the only one, or its corner."""
         value, row, once = self.values[place], self.rows[place], self.once[place]
         shape = list(value.shape[1:])
@@ -206,8 +205,8 @@ class Recurrence:
                 {"name": s.name, "label": letter(s.name), "size": value.shape[-1], "rows": value[kept, 0]}
                 for s, value in zip(self.source.inputs, self.inputs, strict=True)
             ],
-            "states": [
-                {"name": s.name, "label": letter(s.name), "size": value.shape[-1], **self.states_carried(value)}
+            "states": [  # whole rows even of a large layer, for the products
+                {"name": s.name, "label": letter(s.name), "size": value.shape[-1], "rows": value[self.times]}
                 for s, value in zip(self.source.states, self.trajectory, strict=True)
             ],
             "output": {"size": self.output.shape[-1], "own": self.returned > len(self.sizes)},
@@ -228,11 +227,11 @@ class Recurrence:
                     "label": str(site.label(self.paper)),
                     "symbol": letter(site.name or ""),
                     **self.shaped(place),
-                    **(self.carried(place) or {}),
+                    **self.carried(place),
                 }
                 for place, site in enumerate(self.sites)
             ],
-            "formula": list(map(str, self.lines.on_paper(self.paper))) if self.lines.known else [],
+            "formula": list(map(str, self.lines.on_paper(self.paper))),
             "sums": list(structure.sums()) if structure else [],
             "valves": list(structure.valves()) if structure else [],
             "overview": None if self.whole else blocks(self.trajectory[0][1:].T.nan_to_num(0), *OVERVIEW),
@@ -243,10 +242,6 @@ class Recurrence:
             "backward": backward.data(),
             "programs": programs,
         }
-
-    def states_carried(self, value: Tensor) -> dict[str, Any]:
-        """The state before every carried step and after it, for the products whole rows even of a large layer."""
-        return {"rows": value[self.times]}
 
     def changes(self) -> Tensor:
         """How far the first state entry moves at every step, as a Euclidean length."""
@@ -340,7 +335,7 @@ class Recurrence:
     def uses(self, name: str) -> list[str]:
         """The lines in which a parameter stands, as on paper."""
         label = letter(name)
-        lines = list(map(str, self.lines.on_paper(self.paper))) if self.lines.known else []
+        lines = list(map(str, self.lines.on_paper(self.paper)))
         return [line for line in lines if label in WORD.findall(line)]
 
     def convention(self) -> dict[str, Any] | None:
@@ -360,12 +355,11 @@ class Recurrence:
             if key + suffix in theirs:
                 counts.append({"name": key + suffix, "shape": list(theirs[key + suffix].shape)})
         biases = [own[key + suffix].detach() for key in ("bias_ih", "bias_hh") if key + suffix in own]
-        width = biases[0].shape[0] if biases else 0
         return {
             "layer": f"torch.nn.{type(twin).__name__}",
             "pairs": pairs,
             "counts": counts,
-            "biases": [bias[: min(PATCH, width)] for bias in biases],
+            "biases": [bias[:PATCH] for bias in biases],
             "apart": "c" in self.weights,
         }
 

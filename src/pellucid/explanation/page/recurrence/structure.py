@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.explanation.lines import Lines, Site
+from pellucid.explanation.lines import Lines
 from pellucid.explanation.paper import Paper
 from pellucid.explanation.pieces import Name
+from pellucid.explanation.sites import Site
 
 Source = list[
     Any
@@ -295,15 +296,15 @@ def _summands(node: ast.expr, sign: int = 1) -> Iterator[tuple[int, ast.expr]]:
         yield sign, node
 
 
-def _factors(node: ast.expr, operator: str = "*") -> Iterator[tuple[str, ast.expr]]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and operator == "*":
+def _factors(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         yield from _factors(node.left)
         yield from _factors(node.right)
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and operator == "*":
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         yield from _factors(node.left)
         yield "/", node.right
     else:
-        yield operator, node
+        yield "*", node
 
 
 def _name(call: ast.Call) -> str | None:
