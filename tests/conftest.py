@@ -52,11 +52,13 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(autouse=True)
-def kernels_are_faster(monkeypatch):
+def kernels_are_faster():
     """Let kernels run whatever is measured to be faster, and multiply what would be too small for them."""
-    for chooser in ("nn.recurrence.torch_recurrence", "kernel.small"):
-        monkeypatch.setattr(f"pellucid.{chooser}.faster", lambda *_: False)
-    monkeypatch.setattr("pellucid.kernel.recurrence.products.LEAST_PRODUCTS", 0)
+    with pytest.MonkeyPatch.context() as patched:  # one of its own: a test may undo its patches
+        for chooser in ("nn.recurrence.torch_recurrence", "kernel.small"):
+            patched.setattr(f"pellucid.{chooser}.faster", lambda *_: False)
+        patched.setattr("pellucid.kernel.recurrence.products.LEAST_PRODUCTS", 0)
+        yield
 
 
 @pytest.fixture
