@@ -449,6 +449,18 @@ def test_results_may_be_changed_in_place(name, lengths):
     torch.testing.assert_close(list(gradients(True)), list(gradients(False)))
 
 
+@pytest.mark.parametrize("name", ["GRU", "LSTM", "GRUCell", "LSTMCell"])
+@pytest.mark.parametrize("wrong", [[[1.0, 2.0, 3.0]], None], ids=str)
+def test_what_is_no_tensor_is_refused(name, wrong):
+    layer, rows = getattr(nn, name)(3, 4), torch.ones(2, 3)
+    said = f"the input is a {type(wrong).__name__}, but the layer reads a torch.Tensor"
+    with pytest.raises(TypeError, match=rf"nn\.{name}: {said}"):
+        layer(wrong)
+    entries = 2 if name.startswith("LSTM") else 1
+    with pytest.raises(TypeError, match=rf"nn\.{name}: the state.* is a str, but the layer reads"):
+        layer(rows, ["wrong"] * entries)
+
+
 # -- torch's own operator, where it is faster -----------------------------------------------------------------------
 
 

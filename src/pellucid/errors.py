@@ -34,10 +34,10 @@ def shape_text(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
     return "(" + ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True)) + ")"
 
 
-def refuse_others(module: torch.nn.Module, x: object) -> None:
+def refuse_others(module: torch.nn.Module, x: object, what: str = "input") -> None:
     """Raise unless an input is a tensor."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{label(module)}: the input is a {type(x).__name__}, but the layer reads a torch.Tensor.")
+        raise TypeError(f"{label(module)}: the {what} is a {type(x).__name__}, but the layer reads a torch.Tensor.")
 
 
 def mismatch(x: torch.Tensor, weight: torch.Tensor) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import label, refuse_others, shape_text
 from pellucid.kernel.recurrence.chunks import WHOLE
 from pellucid.nn import cells
 from pellucid.nn.component import LEFT, undisturbed
@@ -227,6 +227,7 @@ class _TorchCell(_TorchLayout):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:  # type: ignore[override]
         """Take one step: as torch.nn's cell of this name."""
+        refuse_others(self, input)
         if input.dim() not in (1, 2):
             raise ValueError(
                 f"{label(self)}: the input has {input.dim()} axes, shape {shape_text(input.shape)}; one step reads "
@@ -236,6 +237,8 @@ class _TorchCell(_TorchLayout):
         if hx is None:
             hx = (torch.zeros(shape, dtype=input.dtype, device=input.device),) * len(self._state_sizes)
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        for state in states:
+            refuse_others(self, state, "state")
         weights = [self._parameters.get(name) for name in self._weights]
         met = None
         if input.is_cpu and not any(w is None for w in weights):  # none of them is computed

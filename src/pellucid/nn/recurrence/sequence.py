@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pellucid.errors import FormulaError, label, mismatch, shape_text
+from pellucid.errors import FormulaError, label, mismatch, refuse_others, shape_text
 from pellucid.formula.drop import dropping
 from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
@@ -140,6 +140,7 @@ class SequenceLayer(Running, torch.nn.Module):
         options = Options(self._recorded(record), self._division(checkpoint_every, truncate))
         if isinstance(x, PackedSequence):
             return self._run_packed(x, state, lengths, options, further or {})
+        refuse_others(self, x)
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
@@ -402,6 +403,7 @@ class SequenceLayer(Running, torch.nn.Module):
         axes = ("layers × directions", "batch", "features") if batched else ("layers × directions", "features")
         checked, hidden = [], self._hidden_axes
         for name, entry, size in zip(names, entries, self._state_sizes, strict=True):
+            refuse_others(self, entry, f"state {name}")
             expected = (rows, x.shape[1], size) if batched else (rows, size)
             if tuple(entry.shape) != expected:
                 given, wanted = (shape_text(s[hidden:], axes[hidden:]) for s in (entry.shape, expected))
