@@ -35,7 +35,7 @@ def definition_is_faster(
         work: what it computes.
         training: whether random draws take place.
         formula: all that decides the kernels.
-        given: what both ways read, `copied`, the input first.
+        given: what both ways read, `as_leaves`, the input first.
         usual: computes the results by kernels.
         definition: computes them by the author's function.
     """
@@ -49,7 +49,7 @@ def definition_is_faster(
         return _lie_apart(results, given) and all(_reaches(result, leaves) for result in results)
 
 
-def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+def as_leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies, of which a gradient is wanted where it is now."""
     grad = torch.is_grad_enabled()
     return [t.detach().clone().requires_grad_(grad and t.requires_grad) for t in tensors]

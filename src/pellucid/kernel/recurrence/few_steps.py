@@ -14,7 +14,7 @@ from torch import Tensor
 from pellucid.kernel.choice import remembered
 from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.registry import backend, definition
-from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
+from pellucid.kernel.small import as_leaves, definition_is_faster, may_run_definition
 
 MOST_STEPS = 8
 
@@ -44,9 +44,9 @@ def by_definition(
 
 
 def _is_faster(text: str, training: bool, calls: Sequence[Call], states: States, run: Run) -> bool:
-    (x,) = copied([calls[0].x])
-    calls = [call._replace(x=x, parameters=copied(call.parameters)) for call in calls]
-    states = [copied(own) for own in states]
+    (x,) = as_leaves([calls[0].x])
+    calls = [call._replace(x=x, parameters=as_leaves(call.parameters)) for call in calls]
+    states = [as_leaves(own) for own in states]
     given = [x, *[t for call, own in zip(calls, states, strict=True) for t in (*own, *call.parameters)]]
 
     def by(name: str) -> Callable[[], list[Tensor]]:

@@ -16,7 +16,7 @@ from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.choice import remembered
 from pellucid.kernel.rows.direction import Draws
-from pellucid.kernel.small import copied, definition_is_faster, may_run_definition
+from pellucid.kernel.small import as_leaves, definition_is_faster, may_run_definition
 from pellucid.kernel.tensors import language, language_for
 from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
@@ -193,7 +193,7 @@ class RowWise(Running, Component, Drawing):
         case = (self._key, self.training, x.shape, x.dtype, wanted, torch.get_num_threads())
 
         def measured() -> bool:
-            copies = copied(given)
+            copies = as_leaves(given)
 
             def by_kernels() -> list[Tensor]:
                 y = self._by_kernels(copies, numbers)
