@@ -666,6 +666,7 @@ def test_inputs_without_parameters_are_of_one_type():
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_formula_of_one_s_own_is_explained(lang: str, training: bool):
+    torch.manual_seed(0)  # now and then nothing at all is dropped
     layer = feed_forward(4, 6, hidden=3).double().train(training)
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     state = torch.get_rng_state()
