@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pellucid
 from pellucid.benchmark.limit import Rates
-from pellucid.timing import clock, settle
+from pellucid.timing import clock, settled
 
 EXACT = 1e-10  # largest difference in float64, relative to the largest entry
 ROUNDING = 1e-4  # the same in float32; a cell that is chaotic may round as badly as its opponent, up to tenfold
@@ -162,17 +162,17 @@ def times(runs: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> di
     They take turns, in either order. A sample is so many calls that the timer's own time does not matter, nor, on a
     GPU, that nothing is launched ahead of the first.
     """
-    settle()
-    for run in runs.values():
-        run()
-    calls = {name: _calls(run, device) for name, run in runs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    begin, done = time.perf_counter(), 0
-    while done < rounds or time.perf_counter() - begin < TIMED_SECONDS:
-        for name in reversed(order) if done % 2 else order:
-            seconds[name].append(clock(runs[name], device, calls[name]))
-        done += 1
+    with settled():
+        for run in runs.values():
+            run()
+        calls = {name: _calls(run, device) for name, run in runs.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        order = list(runs)
+        begin, done = time.perf_counter(), 0
+        while done < rounds or time.perf_counter() - begin < TIMED_SECONDS:
+            for name in reversed(order) if done % 2 else order:
+                seconds[name].append(clock(runs[name], device, calls[name]))
+            done += 1
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

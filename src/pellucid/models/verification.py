@@ -24,7 +24,7 @@ from pellucid.models.fusions import Plans, follow, unfuse
 from pellucid.models.report import Verification
 from pellucid.models.structures import arguments, difference, largest, mapped, ramp, tensors
 from pellucid.nn.swapped.exchange import exchange
-from pellucid.timing import clock, settle
+from pellucid.timing import clock, settled
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 ROUNDING = 10  # times as far from float64 as torch.nn's layers those of pellucid may be, where rounding is large
@@ -357,10 +357,9 @@ class Trial:
                 if loss is not None:
                     torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
-        settle()
         seconds: dict[Way, list[float]] = {way: [] for way in ways}
         order = list(ways)
-        with left_alone(self.model), contextlib.ExitStack() as stack:
+        with settled(), left_alone(self.model), contextlib.ExitStack() as stack:
             stack.callback(self.turn, self.way)
             self._take_mode(differentiable)
             for way in order:
