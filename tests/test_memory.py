@@ -607,3 +607,20 @@ def test_freed_memory_is_kept_once_settled():
         first, settled = map(int, line.split())
         assert settled < 50
         assert first > 20 * settled + 1000
+
+
+def test_nothing_is_written_to_the_room():
+    """torch fills what it allocates when its algorithms are to be deterministic: half a gigabyte, at every choice."""
+    done = fresh.run("""
+import resource
+import torch
+from pellucid.timing import settled
+
+torch.use_deterministic_algorithms(True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+with settled():
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+""")
+    assert not done.returncode, done.stderr
+    assert int(done.stdout) < 1000

@@ -23,11 +23,11 @@ def settled() -> Iterator[None]:
     inside, there is room between blocks that are held, to which nobody writes. What is larger than the largest that is
     kept finds none, and is taken from the system each time, as everywhere.
     """
-    torch.empty(LARGEST_KEPT, dtype=torch.uint8, device="cpu")
+    torch.UntypedStorage(LARGEST_KEPT, device="cpu")  # which torch fills in no mode
     blocks = []
     with contextlib.suppress(RuntimeError):  # of memory that there is not
         for _ in range(2 * ROOM):
-            blocks.append(torch.empty(LARGEST_KEPT, dtype=torch.uint8, device="cpu"))
+            blocks.append(torch.UntypedStorage(LARGEST_KEPT, device="cpu"))
     del blocks[::2]
     yield
 

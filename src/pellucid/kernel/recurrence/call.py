@@ -38,6 +38,11 @@ class Call(NamedTuple):
         return self.x.shape[1]
 
 
+def every(calls: Sequence[Call], states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """All tensors of calls that have their input in common: it, and states and parameters of each."""
+    return [calls[0].x, *[t for call, own in zip(calls, states, strict=True) for t in (*own, *call.parameters)]]
+
+
 class Backward(NamedTuple):
     """What a backward pass reads: the arguments of `stepwise.Stepwise.backward`."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel.choice import remembered
-from pellucid.kernel.recurrence.call import Call
+from pellucid.kernel.recurrence.call import Call, every
 from pellucid.kernel.registry import backend, definition
 from pellucid.kernel.small import as_leaves, definition_is_faster, may_run_definition
 
@@ -47,7 +47,7 @@ def _is_faster(text: str, training: bool, calls: Sequence[Call], states: States,
     (x,) = as_leaves([calls[0].x])
     calls = [call._replace(x=x, parameters=as_leaves(call.parameters)) for call in calls]
     states = [as_leaves(own) for own in states]
-    given = [x, *[t for call, own in zip(calls, states, strict=True) for t in (*own, *call.parameters)]]
+    given = every(calls, states)
 
     def by(name: str) -> Callable[[], list[Tensor]]:
         def compute() -> list[Tensor]:

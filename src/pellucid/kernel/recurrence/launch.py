@@ -18,7 +18,7 @@ from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.random import in_memory, unseen
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
-from pellucid.kernel.recurrence.call import Backward, Call
+from pellucid.kernel.recurrence.call import Backward, Call, every
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
 from pellucid.kernel.recurrence.few_steps import by_definition
 from pellucid.kernel.registry import (
@@ -53,7 +53,7 @@ def recurrence(
         The result of each call, and the name of the backend that ran ("" where none ran: a compiler asks, an exporter
         or a tracer).
     """
-    tensors = [calls[0].x, *[t for c, own in zip(calls, states, strict=True) for t in (*own, *c.parameters)]]
+    tensors = every(calls, states)
     each = [(text, training, division, *given) for given in zip(calls, states, strict=True)]
     differentiable = (torch.is_grad_enabled() or _traced()) and any(t.requires_grad for t in tensors)
     plain = unseen(*tensors) and not has_torch_function(tensors)
