@@ -151,6 +151,25 @@ def test_symbols_light_up_together(browser, rnn_page):
         assert shown.eval_on_selector_all(".lit", "list => list.length") == 0
 
 
+TOP_OF = "id => Math.round(document.getElementById(id).getBoundingClientRect().top)"
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_contents_lead_to_every_section(browser, rnn_page, scripted):
+    with opened(browser, rnn_page, "lang=zh" if scripted else "", java_script_enabled=scripted) as shown:
+        links = shown.eval_on_selector_all("nav.contents a", "links => links.map(link => link.hash.slice(1))")
+        titles = shown.eval_on_selector_all("main > section", "sections => sections.map(section => section.id)")
+        assert links == titles
+        assert {"idea", "formula", "explore", "symbols", "steps"} <= set(links)
+        shown.click('nav.contents a[href="#symbols"]')
+        assert 0 <= shown.evaluate(TOP_OF, "symbols") < 60
+        assert shown.eval_on_selector("nav.contents", "nav => nav.getBoundingClientRect().top") == 0
+        assert shown.is_visible('nav.contents a[href="#explore"]') == shown.is_visible("#explore") == scripted
+        if scripted:
+            assert shown.evaluate("[location.hash, document.activeElement.id]") == ["#lang=zh", "symbols"]
+            assert visible(shown, "nav.contents").split()[:2] == ["主要思想", "公式"]
+
+
 def test_badge(browser, rnn_page):
     report = quietly("rnn", SENTENCE, input_size=6, hidden_size=4)
     with opened(browser, rnn_page) as shown:

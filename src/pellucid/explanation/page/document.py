@@ -71,7 +71,7 @@ class Document(Frame[Report]):
             for index, exhibit in enumerate(self.exhibits)
         )
         keys = f'<p class="muted keys">{self.word("keys")}</p>'
-        return f'<section id="explore"><h2>{self.word("explore")}</h2>\n{places}{keys}</section>\n'
+        return self.under("explore", self.word("explore"), f"{places}{keys}")
 
 
 def breakable(name: str) -> str:

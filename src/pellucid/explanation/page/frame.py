@@ -31,6 +31,7 @@ class Frame(Generic[AnyReport]):
         self.reports, self.exhibits = reports, exhibits
         self.first = reports[0]
         self.kinds = list(dict.fromkeys([*kinds, *(exhibit.kind for exhibit in exhibits)]))
+        self._headings: dict[str, str] = {}  # by the names of their sections
 
     def html(self) -> str:
         """Write the page."""
@@ -68,8 +69,14 @@ class Frame(Generic[AnyReport]):
 
     def section(self, key: str, content: str) -> str:
         """Put content under the heading of a word; nothing where there is no content."""
-        heading = self.spoken(lambda report: text(report.words[key]), "span")
-        return f"<section{self.anchor(key)}><h2>{heading}</h2>\n{content}</section>\n" if content else ""
+        return self.under(key, self.spoken(lambda report: text(report.words[key]), "span"), content)
+
+    def under(self, key: str, heading: str, content: str) -> str:
+        """Put content under a heading that the contents list; nothing where there is no content."""
+        if not content:
+            return ""
+        self._headings[key] = heading
+        return f"<section{self.anchor(key)}><h2>{heading}</h2>\n{content}</section>\n"
 
     def anchor(self, key: str) -> str:
         """Name an element of the page, as an attribute."""
@@ -88,13 +95,24 @@ class Frame(Generic[AnyReport]):
             f'<button type="button" data-colour="{theme}">{self.word(theme)}</button>'
             for theme in ("auto", "light", "dark")
         )
-        choose = f'<div role="group" aria-label="中文 / English">{speak}</div>\n' if len(self.reports) > 1 else ""
-        return f'<header class="top">\n{choose}<div role="group" aria-label="◐">{colours}</div>\n</header>\n'
+        choose = f'<div role="group" {self.label("languages")}>{speak}</div>\n' if len(self.reports) > 1 else ""
+        return f'<header class="top">\n{choose}<div role="group" {self.label("colours")}>{colours}</div>\n</header>\n'
+
+    def label(self, key: str) -> str:
+        """Say what an element is to those who do not see it, in every language, as an attribute."""
+        said = " / ".join(text(words("core", report.lang)[key]) for report in self.reports)
+        return f'aria-label="{said}"'
 
     def body(self) -> str:
         """Everything that is read, from the title to the notes."""
         no_script = f'<noscript><p class="muted">{self.word("no_script")}</p></noscript>\n'
-        return f"{self.title()}{self.badge()}{no_script}{self.sections()}{self.footer()}"
+        sections = self.sections()
+        return f"{self.title()}{self.badge()}{no_script}{self.contents()}{sections}{self.footer()}"
+
+    def contents(self) -> str:
+        """Links to the sections, which stay in view; the sections have been written."""
+        links = "".join(f'<a href="#{key}">{heading}</a>' for key, heading in self._headings.items())
+        return f'<nav class="contents" {self.label("contents")}>{links}</nav>\n'
 
     def title(self) -> str:
         """What is explained."""

@@ -52,6 +52,16 @@ for (const button of document.querySelectorAll("[data-colour]"))
     writeHash({ theme: button.dataset.colour === "auto" ? null : button.dataset.colour });
   });
 
+// The hash holds what was chosen, so a link to a section must leave it alone.
+for (const link of document.querySelectorAll("nav.contents a"))
+  link.addEventListener("click", (event) => {
+    const section = document.querySelector(link.getAttribute("href"));
+    event.preventDefault();
+    section.scrollIntoView();
+    section.tabIndex = -1;
+    section.focus({ preventScroll: true });
+  });
+
 // Readers without JavaScript have all worked steps open; where there is a picture to play with, they are folded.
 if (exhibits.length) for (const details of document.querySelectorAll("details.worked")) details.open = false;
 
