@@ -87,8 +87,11 @@ INLINE void add_products(vec sums[TILE][2 * VECTORS], const int rows, const int 
       sums[r][v] = splat(0);
   for (int64_t k = 0; k < depth; k++) {
     vec b[2 * VECTORS];
-    for (int v = 0; v < count * VECTORS; v++)
+    for (int v = 0; v < count * VECTORS; v++) {
       b[v] = *(const vec *)(panels + (v / VECTORS * depth + k) * PANEL + v % VECTORS * LANES);
+      if (rows > 1)
+        STAY(b[v]);
+    }
     for (int r = 0; r < rows; r++)
       for (int v = 0; v < count * VECTORS; v++)
         sums[r][v] += a[r * a_row + k * a_column] * b[v];
