@@ -216,10 +216,11 @@ void multiply(struct matmuls *matmuls)
       tasks += rectangles(matmuls, matmuls->all + i);
     if (tasks >= 4 * matmuls->threads.count || (matmuls->height <= 4 * TILE && matmuls->width <= PANEL))
       break;
-    if (matmuls->height > 4 * TILE)
-      matmuls->height = matmuls->height / 2 / TILE * TILE;
-    else
+    // Of two rectangles of one area the one nearer to a square packs less.
+    if (matmuls->width > matmuls->height && matmuls->width > PANEL)
       matmuls->width /= 2;
+    else
+      matmuls->height = matmuls->height / 2 / TILE * TILE;
   }
   share(&matmuls->threads, multiply_task, matmuls, tasks);
 }
