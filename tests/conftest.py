@@ -120,7 +120,7 @@ def ran(monkeypatch) -> Ran:
 
     monkeypatch.setattr(nested_c.Kernel, "run", noted)
     monkeypatch.setattr(normalization, "SMALL", 0)
-    monkeypatch.setattr(dropout, "SMALL", 0)
+    monkeypatch.setattr(dropout, "FEW_COINS", 0)
     for family in (normalization.NormalizationFamily, BatchNormFamily, GroupNorm):
         monkeypatch.setattr(family, "_suits_operator", lambda self, x: False)
     return found

@@ -538,7 +538,7 @@ from pellucid import nn
 from pellucid.kernel.rows import nested_c
 from pellucid.nn.dropout import dropout
 from pellucid.nn.normalization import normalization
-normalization.SMALL = dropout.SMALL = 0
+normalization.SMALL = dropout.FEW_COINS = 0
 torch.set_num_threads(2)
 layer = nn.LayerNorm(512)
 x, gradient = torch.randn(9000, 512, requires_grad=True), torch.randn(9000, 512)

@@ -109,7 +109,7 @@ def chi_square(counts: torch.Tensor, chances: torch.Tensor) -> float:
 @pytest.mark.parametrize("small", [0, 2**30], ids=["kernel", "default"])
 def test_independence_by_chi_square(monkeypatch, p, small):
     """Rate, neighbours in a row, in a column and at longer distances, calls, layers of other seeds; seeds are fixed."""
-    monkeypatch.setattr(dropout, "SMALL", small)
+    monkeypatch.setattr(dropout, "FEW_COINS", small)
     x = torch.ones(256, 512)
     first, other = nn.Dropout(p, seed=11), nn.Dropout(p, seed=12)
     kept = [layer(x) != 0 for layer in (first, first, other)]

@@ -56,7 +56,7 @@ def cut(monkeypatch):
         monkeypatch.setattr(nested_triton, "_plan", noted)
         return plans
 
-    monkeypatch.setattr(dropout, "SMALL", 0)
+    monkeypatch.setattr(dropout, "FEW_COINS", 0)
     yield choose
     nested._bound.clear()
 
@@ -441,7 +441,7 @@ def test_every_norm_on_the_gpu(name, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["Dropout", "Dropout odd", "Dropout2d last", "AlphaDropout"])
 def test_masks_on_the_gpu(monkeypatch, name):
-    monkeypatch.setattr(dropout, "SMALL", 0)
+    monkeypatch.setattr(dropout, "FEW_COINS", 0)
     drops_as_on_the_cpu(name, DTYPES[len(name) % 4], 2**40 + len(name), "cuda")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 
-# Entries below which a mask is made and multiplied with: what Python does around a kernel takes longer.
-SMALL = 2**14
+# Coins below which a mask is made and multiplied with: what Python does around a kernel takes longer. Of an input of more
+# entries, whose product has to have new memory, that is no longer so.
+FEW_COINS, FEW_ENTRIES = 2**14, 2**18
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,8 +90,9 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
         if not self.training or self.p == 0 or input.numel() == 0:
             return input
         numbers, formula = self.sequence(), self.formula
-        if self._is_small(input) and formula is drop and input.dtype == torch.float32:
-            scale = kept(self.drawn_shape(input), *numbers, self.p, 1 / (1 - self.p))
+        shape = self.drawn_shape(input)
+        if self._is_small(input, math.prod(shape)) and formula is drop and input.dtype == torch.float32:
+            scale = kept(shape, *numbers, self.p, 1 / (1 - self.p))
             if scale is not None:
                 self._was_run_by("c")
                 return input.mul_(scale) if self.inplace else input * scale
@@ -98,13 +101,13 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
             y = self._by_kernel(input, numbers)
         self._was_run_by("torch" if y is None else language_for(input))
         if y is None:
-            (draws,) = self.draw([self.drawn_shape(input)], input.device, numbers)
+            (draws,) = self.draw([shape], input.device, numbers)
             y = formula(**self._symbol_values(input, draws, self.p))
         return input.copy_(y) if self.inplace else y
 
-    def _is_small(self, x: Tensor) -> bool:
+    def _is_small(self, x: Tensor, coins: int) -> bool:
         """Whether a mask that C makes and a product are as fast as a kernel."""
-        return in_plain_python(x) and x.numel() < SMALL and language_for(x) == "c"
+        return in_plain_python(x) and coins < FEW_COINS and x.numel() < FEW_ENTRIES and language_for(x) == "c"
 
     def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
         """Run the formula as one kernel that draws in place; None where it has none."""
