@@ -643,10 +643,16 @@ def test_a_nan_is_the_greatest_step():
 def kept(tmp_path, monkeypatch):
     """A folder of its own for what is measured, and nothing measured yet; returns the file."""
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice, "_measured", {})
-    monkeypatch.setattr(choice, "_read", set())
+    monkeypatch.setattr(choice, "WORKING", 0)  # whatever else runs
+    another_process(monkeypatch)
     monkeypatch.setattr(convolve, "_bound", {})
     return tmp_path / "choices.json"
+
+
+def another_process(monkeypatch):
+    """Forget what this one has measured and read."""
+    for name, nothing in (("_measured", {}), ("_read", set()), ("_asked", set())):
+        monkeypatch.setattr(choice, name, nothing)
 
 
 def ways(calls, slow):
@@ -670,15 +676,38 @@ def test_a_choice_is_measured_once_and_kept(kept, monkeypatch):
     calls.clear()
     assert choice.faster("adding", "text", *ways(calls, "usual"))
     assert not choice.faster("taking away", "text", *ways([], "other"))
-    monkeypatch.setattr(choice, "_measured", {})  # as another process
-    monkeypatch.setattr(choice, "_read", set())
+    another_process(monkeypatch)
     assert choice.faster("adding", "text", *ways(calls, "usual"))
     assert not calls
     (times,) = json.loads(kept.read_text()).values()
     assert {question.split(";")[0] for question in times} == {"adding", "taking away"}
-    assert all(set(seconds) == {"usual", "other"} for seconds in times.values())
+    assert all(set(seconds) == {"usual", "other", "disturbed"} for seconds in times.values())
     assert choice.faster("adding", "another text", *ways(calls, "usual"))
     assert calls
+
+
+def test_what_was_disturbed_is_measured_again_by_other_processes(kept, monkeypatch):
+    question = f"adding; {torch.get_num_threads()} threads"
+    for disturbed, asked, attempts in ((True, True, 1), (True, True, 2), (False, True, 0), (True, False, 0)):
+        monkeypatch.setattr(choice, "WORKING", float("inf") if disturbed else 0)
+        another_process(monkeypatch)
+        calls = []
+        assert choice.faster("adding", "text", *ways(calls, "usual"))
+        assert bool(calls) == asked
+        assert json.loads(kept.read_text())[choice._place("text")][question]["disturbed"] == attempts
+        calls.clear()
+        assert choice.faster("adding", "text", *ways(calls, "usual"))
+        assert not calls, "the same process asked twice"
+
+
+def test_disturbed_measurements_come_to_an_end(kept, monkeypatch):
+    monkeypatch.setattr(choice, "WORKING", float("inf"))
+    asked = []
+    for _ in range(choice.MOST_ATTEMPTS + 1):
+        another_process(monkeypatch)
+        asked.append([])
+        choice.faster("adding", "text", *ways(asked[-1], "usual"))
+    assert [bool(calls) for calls in asked] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"PLACE": 3}', '{"PLACE": {"adding; 1 threads": "fast"}}'])

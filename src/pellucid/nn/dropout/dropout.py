@@ -20,8 +20,8 @@ from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
 
-# Coins below which a mask is made and multiplied with: what Python does around a kernel takes longer. Of an input of more
-# entries, whose product has to have new memory, that is no longer so.
+# Coins below which a mask is made and multiplied with: what Python does around a kernel takes longer. Of more entries,
+# whose product has to have new memory, that is no longer so.
 FEW_COINS, FEW_ENTRIES = 2**14, 2**18
 
 
