@@ -16,15 +16,15 @@ from typing import Any, Protocol
 
 import torch
 
-from pellucid.errors import PellucidWarning
+from pellucid.errors import PellucidWarning, Unsupported
 from pellucid.formula.graph import in_plain_torch, output_size, trace
+from pellucid.formula.program import Program
 from pellucid.formula.record import recording
-from pellucid.formula.schedule import schedule
+from pellucid.formula.schedule import nowhere, schedule
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Source
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.language.values import Unsupported
-from pellucid.kernel.program import Program
+from pellucid.kernel.language.lower import lowerable
 from pellucid.kernel.recurrence.compiled import Compiled
 from pellucid.kernel.recurrence.fused import Fused
 from pellucid.kernel.recurrence.jitted import Jitted
@@ -97,11 +97,12 @@ recording_keys._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def program(
     text: str, training: bool, dtype: torch.dtype, device: str, fused: bool = False, products: bool = True
 ) -> Program:
-    """Build the program of a key, once; `schedule` says what ``fused`` and ``products`` are."""
+    """Build the program of a key, once; ``fused``: its loop is one kernel; `schedule` says what ``products`` are."""
 
     def build() -> Program:
         source, hyperparameters, solution = _solved(text)
-        return schedule(source, trace(source, solution, hyperparameters, training, dtype, device), fused, products)
+        joint = trace(source, solution, hyperparameters, training, dtype, device)
+        return schedule(source, joint, lowerable if fused else nowhere, products)
 
     with _building:
         return in_plain_torch(build)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.kernel.recurrence.call import Call, OneByOne
 
 if TYPE_CHECKING:
-    from pellucid.kernel.program import Program
+    from pellucid.formula.program import Program
     from pellucid.kernel.registry import Runner
 
 

@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
+from pellucid.formula.program import Program
 from pellucid.kernel.language.layout import Layout, Work, layout, storage_name
 from pellucid.kernel.language.lower import lower
 from pellucid.kernel.language.text_c import identifier
 from pellucid.kernel.language.values import Value
-from pellucid.kernel.program import Program
 
 CHEAP = set(
     "add sub mul neg square constant eq ne lt le gt ge and or xor not where from_mask relu abs copysign".split()

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.kernel import gpu
 from pellucid.kernel.language.text_triton import power
-from pellucid.kernel.language.values import Unsupported, Value
+from pellucid.kernel.language.values import Value
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.emit_nest_triton import Text, Tile, emit, owned_axes
 from pellucid.kernel.rows.nest import Form, Nest, ReadBack, along, lower
