@@ -4,7 +4,7 @@ from pellucid.errors import CheckError, FormulaError, PellucidWarning, Verificat
 from pellucid.explanation import explain
 from pellucid.formula.draws import dropout, noise, zoneout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
-from pellucid.kernel.registry import backend
+from pellucid.kernel.backends import backend
 from pellucid.models import check, restore, swap
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.recurrence.cell import Cell, cell

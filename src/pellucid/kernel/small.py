@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.choice import faster, rounded, unhooked
 from pellucid.kernel.language.text_c import headers
-from pellucid.kernel.registry import chosen_backend
 
 Way = Callable[[], Sequence[Tensor]]
 

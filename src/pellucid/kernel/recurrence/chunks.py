@@ -17,7 +17,7 @@ from pellucid.kernel.recurrence.call import Call, OneByOne
 
 if TYPE_CHECKING:
     from pellucid.formula.program import Program
-    from pellucid.kernel.registry import Runner
+    from pellucid.kernel.recurrence.runners import Runner
 
 
 class Division(NamedTuple):

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.kernel.backends import backend
 from pellucid.kernel.choice import remembered
 from pellucid.kernel.recurrence.call import Call, every
-from pellucid.kernel.registry import backend, definition
+from pellucid.kernel.registry import definition
 from pellucid.kernel.small import as_leaves, definition_is_faster, may_run_definition
 
 MOST_STEPS = 8

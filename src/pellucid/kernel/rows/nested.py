@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pellucid.errors import Unsupported
 from pellucid.kernel import memory
+from pellucid.kernel.backends import give_up, warn_of_fallback
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import remembered
-from pellucid.kernel.registry import give_up, warn_of_fallback
 from pellucid.kernel.rows import nested_c, nested_triton
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.nest import GRADIENT, SIZES, Form, Operand, lower

@@ -21,7 +21,7 @@ from pellucid.formula.program import Abstract, placeholder
 from pellucid.formula.shapes import Solution
 from pellucid.formula.source import Source
 from pellucid.kernel import linear
-from pellucid.kernel.registry import warn_of_fallback
+from pellucid.kernel.backends import warn_of_fallback
 from pellucid.kernel.rows import nested
 from pellucid.kernel.tensors import language
 
