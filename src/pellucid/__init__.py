@@ -9,6 +9,7 @@ from pellucid.models import check, restore, swap
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.recurrence.cell import Cell, cell
 from pellucid.nn.rows.row_formula import Layer, layer
+from pellucid.version import __version__ as __version__
 
 __all__ = [
     "Cell",
@@ -34,4 +35,3 @@ __all__ = [
     "zeros",
     "zoneout",
 ]
-__version__ = "0.1.0"
