@@ -1,4 +1,4 @@
-"""What people read: every link leads somewhere, and both languages say the same figures."""
+"""What people read: links lead somewhere, languages say the same figures, folders stand as they are said to."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def test_tables_have_the_same_figures_in_both_languages(path):
 
 def test_documents_are_in_both_languages():
     assert {path.name for path in PAIRS} == {"README.md", "how-it-runs.md", "performance.md"}
+
+
+def test_folders_import_only_what_stands_before_them():
+    order = re.findall(r"^- `(\w+)/`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"formula", "kernel", "benchmark"} <= {*order}
+    for place, folder in enumerate(order):
+        for path in (ROOT / "src" / "pellucid" / folder).rglob("*.py"):
+            found = re.findall(
+                r"^ *from pellucid(?:\.(\w+)[\w.]*)? import (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE
+            )
+            assert not {module or name for module, name in found} & {*order[place + 1 :]}, path

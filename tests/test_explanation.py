@@ -24,6 +24,7 @@ from pellucid import nn
 from pellucid.explanation import examples
 from pellucid.explanation.cost import count
 from pellucid.explanation.lines import Lines
+from pellucid.explanation.page.exhibits import exhibits_of
 from pellucid.explanation.paper import Paper, letter
 from pellucid.explanation.report import Picture, Report
 from pellucid.explanation.subject import characters
@@ -924,7 +925,7 @@ def test_a_cell_may_read_a_tensor_from_outside():
     report = quietly(from_outside(3, 2), torch.rand(4, 1, 3))
     assert report.check.agrees
     assert report.cost.macs == 4 * (3 * 2 + 2 * 2)
-    (exhibit,) = report.origin.exhibits()
+    (exhibit,) = exhibits_of(report)
     assert exhibit.data["ledger"]["macs"] == 3 * 2 + 2 * 2
 
 

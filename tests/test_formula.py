@@ -15,10 +15,10 @@ import formulas
 import pellucid
 from pellucid.formula.capture import DependsOnRows, capture
 from pellucid.formula.einsum import einsum, parse
+from pellucid.formula.program import Abstract
 from pellucid.formula.shapes import solve
 from pellucid.formula.source import read
 from pellucid.kernel import registry
-from pellucid.kernel.program import Abstract
 from pellucid.nn import cells
 
 

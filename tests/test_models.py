@@ -12,7 +12,7 @@ from explaining import quietly
 from pellucid.benchmark.zoo import ZOO, ZooModel
 from pellucid.models import verification
 from pellucid.models.structures import arguments, mapped
-from pellucid.models.verification import Trial
+from pellucid.models.verification import SwapTrial
 from pellucid.nn.swapped.exchange import kind_of
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ REPLACED = {
 
 
 def results(model: torch.nn.Module, inputs: dict[str, torch.Tensor], training: bool):
-    return Trial(model, (), arguments(inputs)).results(training)
+    return SwapTrial(model, (), arguments(inputs)).results(training)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,6 +14,7 @@ from explaining import SENTENCE, quietly
 from pages import NARROW, agree, number, opened, same, table, write
 from pellucid import nn
 from pellucid.explanation.page.convolution import data as exhibit
+from pellucid.explanation.page.exhibits import exhibits_of
 from pellucid.explanation.page.script import asset
 from pellucid.explanation.page.words import words
 from pellucid.nn.convolution.convolution import Convolution
@@ -596,7 +597,7 @@ def test_large_input_is_shown_in_part(browser, tmp_path):
             "document.querySelector('[data-grid=output] .cell').dataset.at.split(',').map(Number)"
         )
         assert (top, left) == (0, 0)
-        first = report.origin.exhibits()[0].data["first"]
+        first = exhibits_of(report)[0].data["first"]
         y = layer(x)[0]
         part = y[0, first[0] : first[0] + 8, first[1] : first[1] + 8].detach()
         same(table(page, "output"), part)
@@ -639,8 +640,8 @@ def test_numbers_that_are_none(browser, tmp_path, value):
 
 def test_nothing_to_show():
     assert exhibit.convolution(quietly(nn.Conv3d(1, 1, 2), torch.randn(1, 3, 3, 3)).origin.explained) is None
-    assert quietly(nn.MaxPool3d(2), torch.randn(1, 4, 4, 4)).origin.exhibits() == ()
-    assert quietly(nn.Conv2d(1, 1, 2), torch.randn(0, 1, 3, 3)).origin.exhibits() == ()
+    assert exhibits_of(quietly(nn.MaxPool3d(2), torch.randn(1, 4, 4, 4))) == ()
+    assert exhibits_of(quietly(nn.Conv2d(1, 1, 2), torch.randn(0, 1, 3, 3))) == ()
 
 
 def test_hostile_tokens(browser, tmp_path):

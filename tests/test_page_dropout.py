@@ -18,6 +18,7 @@ from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.dropout import coins, net
 from pellucid.explanation.page.dropout.data import GRADIENTS
 from pellucid.explanation.page.dropout.sheet import Sheet
+from pellucid.explanation.page.exhibits import exhibits_of
 from pellucid.explanation.page.script import asset, script
 from pellucid.formula.drop import drop, dropping
 from pellucid.kernel.random import uniform
@@ -194,7 +195,7 @@ def test_every_language_tells_of_the_same_draws(own):
     layer(x)
     state = torch.get_rng_state()
     chinese = report.translations()[1]
-    (exhibit,) = report.origin.exhibits()
+    (exhibit,) = exhibits_of(report)
     drawn = [r.steps[0].parts[2].numbers for r in (report, chinese)]
     assert drawn[0].tolist() == drawn[1].tolist() == exhibit.data["draws"][0].tolist()
     assert torch.equal(torch.get_rng_state(), state)  # what is drawn afterwards is left alone
@@ -492,7 +493,7 @@ def test_unusual_inputs(tmp_path, browser):
 def test_a_large_input_is_a_slice_and_stays_small(tmp_path, browser):
     layer, x = nn.Dropout2d(0.5, seed=3), draw(4, 64, 56, 56)
     report = quietly(layer, x)
-    (exhibit,) = report.origin.exhibits()
+    (exhibit,) = exhibits_of(report)
     assert len(as_json(exhibit.data)) < 60_000
     path = written(tmp_path, layer, x)
     with opened(browser, path) as page:
@@ -537,7 +538,7 @@ def test_a_formula_that_the_page_does_not_know(tmp_path, browser):
 
 
 def test_nothing_to_play_with():
-    (empty,) = [quietly(nn.Dropout(0.5), torch.ones(0, 3)).origin.exhibits()]
+    (empty,) = [exhibits_of(quietly(nn.Dropout(0.5), torch.ones(0, 3)))]
     assert empty == ()
 
 

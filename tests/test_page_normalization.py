@@ -13,6 +13,7 @@ from pellucid import nn
 from pellucid.explanation.page import html
 from pellucid.explanation.page.arrays import as_json
 from pellucid.explanation.page.document import Document
+from pellucid.explanation.page.exhibits import exhibits_of
 from pellucid.explanation.page.words import words
 
 READ = """hash => {
@@ -44,7 +45,7 @@ def made(kind, *arguments, **options):
 def write(tmp_path, layer, x, **options):
     """Write the page, as page.html does; return its data too."""
     report = quietly(layer, x, **options)
-    exhibits = report.origin.exhibits()
+    exhibits = exhibits_of(report)
     path = tmp_path / "page.html"
     path.write_text(Document(report.translations(), exhibits).html(), encoding="utf-8")
     return path, exhibits[0].data
@@ -428,7 +429,7 @@ def test_what_is_no_number(browser, tmp_path):
 
 
 def test_nothing_to_see_of_no_numbers():
-    assert quietly(nn.LayerNorm(4), torch.zeros(0, 4)).origin.exhibits() == ()
+    assert exhibits_of(quietly(nn.LayerNorm(4), torch.zeros(0, 4))) == ()
 
 
 def test_a_large_input(browser, tmp_path):

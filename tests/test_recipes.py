@@ -13,7 +13,7 @@ import torch
 import pellucid
 from pellucid.files import write_json, write_whole
 from pellucid.recipes.batches import SeriesBatches, collate
-from pellucid.recipes.cells import known_cells, recurrent_layer
+from pellucid.recipes.cells import cell_names, recurrent_layer
 from pellucid.recipes.checkpoint import load
 from pellucid.recipes.errors import RecipeError, Stopped
 from pellucid.recipes.recipe import RECIPES, Trained
@@ -189,8 +189,8 @@ def test_bars_start_in_the_middle():
 
 
 def test_every_known_cell_makes_a_network():
-    assert {"rnn", "gru", "lstm", "leaky", "layernorm_lstm"} <= set(known_cells())
-    for name in set(known_cells()) - {"lstm_projected"}:  # its size of the projection has no default
+    assert {"rnn", "gru", "lstm", "leaky", "layernorm_lstm"} <= set(cell_names())
+    for name in set(cell_names()) - {"lstm_projected"}:  # its size of the projection has no default
         ids = torch.ones(3, 2, 2, dtype=torch.int64)
         with pellucid.backend("stepwise"):  # nothing to compile
             assert RecurrentReader(5, name, 4, 4)(ids, torch.tensor([3, 1])).shape == (2,)

@@ -19,7 +19,7 @@ from goldens import golden
 from pellucid import nn
 from pellucid.kernel import gpu, registry
 from pellucid.kernel.language import layout
-from pellucid.kernel.recurrence import emit_triton, jitted
+from pellucid.kernel.recurrence import emit_triton, jitted, runners
 from pellucid.kernel.windows import triton_depthwise
 from pellucid.nn import cells
 from pellucid.nn.recurrence import torch_recurrence
@@ -118,8 +118,8 @@ def test_columns_shared_among_blocks(cell, dtype, held, batch, monkeypatch):
 
 def _forget():
     """Let the kernels be written anew."""
-    registry._fused.cache_clear()
-    registry._ready.cache_clear()
+    runners._fused.cache_clear()
+    runners._ready.cache_clear()
 
 
 def _in_processes(written, blocks, given, constants):

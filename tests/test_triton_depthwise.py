@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import fresh
 import pellucid
 from pellucid import nn
-from pellucid.kernel import gpu, registry
+from pellucid.kernel import backends, gpu
 from pellucid.kernel.windows import triton_depthwise
 from pellucid.kernel.windows.window import Geometry
 
@@ -265,7 +265,7 @@ def test_what_is_missing_is_said(compiles, monkeypatch):
         monkeypatch.setattr(gpu, "interpreted", lambda: False)
         words = "TRITON_INTERPRET=1"
     monkeypatch.setattr(gpu, "_fault", lambda device: None if compiles else RuntimeError("no gcc"))
-    registry._warn_once.cache_clear()
+    backends.warn_once.cache_clear()
     layer, x = make(3, 3), torch.randn(2, 3, 8)
     with pellucid.backend("triton"):
         with pytest.warns(pellucid.PellucidWarning, match=f"a depthwise convolution .*{words}"):

@@ -4,11 +4,12 @@ from pellucid.errors import CheckError, FormulaError, PellucidWarning, Verificat
 from pellucid.explanation import explain
 from pellucid.formula.draws import dropout, noise, zoneout
 from pellucid.formula.initializers import constant, ones, orthogonal, uniform, zeros
-from pellucid.kernel.registry import backend
+from pellucid.kernel.backends import backend
 from pellucid.models import check, restore, swap
 from pellucid.monte_carlo import monte_carlo
 from pellucid.nn.recurrence.cell import Cell, cell
 from pellucid.nn.rows.row_formula import Layer, layer
+from pellucid.version import __version__ as __version__
 
 __all__ = [
     "Cell",
@@ -34,4 +35,3 @@ __all__ = [
     "zeros",
     "zoneout",
 ]
-__version__ = "0.1.0"

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import pellucid
 from pellucid.kernel import build, choice, gpu
-from pellucid.kernel.registry import BACKENDS
+from pellucid.kernel.backends import BACKENDS
 
 EXTRAS = {
     "train": ("lightning", "snownlp", "mlxtend", "sktime", "PIL"),

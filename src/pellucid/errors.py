@@ -12,6 +12,10 @@ class FormulaError(ValueError):
     """A formula cannot be read, traced or given shapes; the message points into the author's own line."""
 
 
+class Unsupported(Exception):
+    """An operation, or its use, that has no lowering into a kernel, or on a page; the text names it."""
+
+
 class VerificationError(RuntimeError):
     """A model does not compute the same with pellucid's layers; the text says by how much, and it has torch's again."""
 

@@ -24,7 +24,7 @@ from pellucid.models import swap
 from pellucid.models.formats import FASTEST
 from pellucid.models.report import Report
 from pellucid.models.structures import mapped, ramp, tensors
-from pellucid.models.verification import Trial
+from pellucid.models.verification import SwapTrial
 from pellucid.nn.component import Running
 
 FLOOR = 1.0  # of every model
@@ -93,10 +93,10 @@ def exchanged(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Report:
 def agree(ours: torch.nn.Module, theirs: torch.nn.Module, inputs: dict[str, Tensor]) -> Agreement:
     """Compare all outputs and gradients in train mode, dropouts off; gradients relative to the largest entry of all."""
     exact, in_double = (
-        Trial(copy.deepcopy(model).double(), (), ((), _double(inputs))).results(training=True)
+        SwapTrial(copy.deepcopy(model).double(), (), ((), _double(inputs))).results(training=True)
         for model in (theirs, ours)
     )
-    opponent, rounded = (Trial(model, (), ((), inputs)).results(training=True) for model in (theirs, ours))
+    opponent, rounded = (SwapTrial(model, (), ((), inputs)).results(training=True) for model in (theirs, ours))
     return Agreement(*(results.differences(exact).largest for results in (in_double, rounded, opponent)))
 
 

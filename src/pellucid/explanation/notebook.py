@@ -8,11 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from pellucid.explanation import figure, page
+from pellucid.explanation.model.terminal import write as write_model
 from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
 from pellucid.explanation.saving import opened
-from pellucid.explanation.terminal import show as print_report
+from pellucid.explanation.terminal import write
 from pellucid.explanation.texts import Texts
 
 HEIGHT = 640  # pixels of the frame, until the page has said how high it is
@@ -50,8 +53,10 @@ def explained(report: AnyReport, width: int | None = None, depth: int | None = N
     """Show a report that ``explain`` has made: the page in a notebook, text elsewhere, of a model to a depth."""
     if in_notebook():
         display(report)
+    elif isinstance(report, ModelReport):
+        write_model(report, Console(width=width, highlight=False), depth)
     else:
-        print_report(report, width, depth)
+        write(report, Console(width=width, highlight=False))
     if (running := shell()) is not None:
         running.events.register("post_execute", _forget)  # once, however often
         _shown.append(report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from pellucid.keeping import RandomState, left_alone
 from pellucid.nn.dropout.drawing import Drawing
 
 if TYPE_CHECKING:
-    from pellucid.explanation.report import Exhibit, Report
+    from pellucid.explanation.report import Report
+
+Answer = TypeVar("Answer")
 
 
 class Origin:
@@ -46,13 +48,11 @@ class Origin:
         with self._drawing_again():
             return self._again(lang)
 
-    def exhibits(self) -> tuple[Exhibit, ...]:
-        """Work out the interactive pictures of the report."""
-        from pellucid.explanation.page.exhibits import exhibits_of
-
+    def ask(self, question: Callable[[Any], Answer]) -> Answer:
+        """Return what a question finds out about what was explained; the layer stays as it is."""
         self._refuse_changed()
         with left_alone(self._layer), parametrize.cached():
-            return exhibits_of(self.explained)
+            return question(self.explained)
 
     @contextlib.contextmanager
     def _drawing_again(self) -> Iterator[None]:

@@ -1,4 +1,7 @@
-"""What every report can do to reach its reader."""
+"""What every report can do to reach its reader.
+
+A renderer imports the tree that it draws, so that a report imports a renderer only where that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ class Presented:
 
     def text(self, width: int = 100) -> str:
         """Return the explanation as plain text of at most ``width`` columns."""
-        raise NotImplementedError
+        from pellucid.explanation.terminal import text
+
+        return text(cast("Report", self), width)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the explanation to a file; its ending says as what.

@@ -254,9 +254,3 @@ class Report(Presented):
             if row.name == name:
                 return row
         raise KeyError(f"no symbol {name!r}; the formula has {', '.join(row.name for row in self.symbols)}")
-
-    def text(self, width: int = 100) -> str:
-        """Return the explanation as plain text of at most ``width`` columns."""
-        from pellucid.explanation.terminal import text  # rich is imported where something is rendered
-
-        return text(self, width)

@@ -25,6 +25,7 @@ from pellucid.explanation import report as tree
 from pellucid.explanation.model import tree as model_tree
 from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Report
+from pellucid.version import __version__
 
 KINDS = {
     name: kind
@@ -36,8 +37,6 @@ KINDS = {
 
 def dumps(report: Report | ModelReport) -> str:
     """Write a report as JSON."""
-    from pellucid import __version__
-
     content = {"pellucid": __version__, "report": _plain(report)}
     return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -57,8 +56,6 @@ def load(path: str | Path) -> Any:
 
 def loads(text: str | bytes, name: str = "the text") -> Any:
     """Read a report from JSON; ``name`` is what errors call it."""
-    from pellucid import __version__
-
     try:
         content = json.loads(text)
     except ValueError as error:

@@ -11,7 +11,6 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.report import Moment, Picture, Report, Step, Total, Unrolled, Values
 from pellucid.explanation.typesetting import (
     columns,
@@ -56,17 +55,6 @@ def written(width: int, write_to: Callable[[Console], None]) -> list[str]:
     )
     write_to(console)
     return [line.rstrip() for line in file.getvalue().split("\n")[:-1]]
-
-
-def show(report: Report | ModelReport, width: int | None = None, depth: int | None = None) -> None:
-    """Print the report, of a model down to a depth."""
-    console = Console(width=width, highlight=False)
-    if isinstance(report, ModelReport):
-        from pellucid.explanation.model.terminal import write as write_model
-
-        write_model(report, console, depth)
-    else:
-        write(report, console)
 
 
 def write(report: Report, console: Console) -> None:

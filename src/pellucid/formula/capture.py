@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pellucid.errors import Unsupported
+from pellucid.formula.program import Abstract
 from pellucid.formula.source import Source
-from pellucid.kernel.language.values import Unsupported
-from pellucid.kernel.program import Abstract
 
 ROWS = (11, 18)  # without a common factor, and so that no simple arithmetic takes both to one number
 Sizes = Sequence[tuple[int, int]]  # of every open axis, in the two runs

@@ -16,14 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pellucid.errors import FormulaError
+from pellucid.errors import FormulaError, Unsupported
 from pellucid.formula import draws
 from pellucid.formula.capture import Decompositions, DependsOnRows, call_by_variables, capture, out_of_sight
 from pellucid.formula.einsum import RowsFirst
 from pellucid.formula.rewrite import is_returning, returning
 from pellucid.formula.shapes import Solution, caret_at_return, split_result
 from pellucid.formula.source import Source
-from pellucid.kernel.language.values import Unsupported
 
 aten = torch.ops.aten
 Result = TypeVar("Result")

@@ -9,7 +9,7 @@ and right as it stands when its rows are time × batch, the weights' gradients a
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from torch import fx
 from pellucid.errors import FormulaError
 from pellucid.formula.capture import free
 from pellucid.formula.graph import Joint, ancestors
+from pellucid.formula.program import Abstract, Program, Stage, placeholder
 from pellucid.formula.source import Source
-from pellucid.kernel.language.lower import lowerable
-from pellucid.kernel.program import Abstract, Program, Stage, placeholder
 
 ONCE, INPUT, STEP = range(3)
 aten = torch.ops.aten
@@ -36,16 +35,24 @@ CHEAP = {
 }
 
 
-def schedule(source: Source, joint: Joint, fused: bool = False, products: bool = True) -> Program:
+def nowhere(node: fx.Node) -> bool:
+    """No value is computed inside the loop that can be computed outside."""
+    return False
+
+
+def schedule(
+    source: Source, joint: Joint, in_loop: Callable[[fx.Node], bool] = nowhere, products: bool = True
+) -> Program:
     """Cut the joint graph of a step into a program.
 
-    Without ``fused`` the loop holds as few operations as possible, each of which is a call. With ``fused`` the loop is
-    one kernel: all arithmetic on rows stands in it, where it costs nothing beside the memory that it would read and
-    write outside; only products of all steps at once, and what they are made of, stay outside. With ``products`` those
-    of forward's input stand in the loop too, which takes them a chunk of steps at a time.
+    By default the loop holds as few operations as possible, each of which is a call. Where the loop is one kernel,
+    ``in_loop`` says which values with rows that can compute: all such arithmetic stands in it, where it costs nothing
+    beside the memory that it would read and write outside; only products of all steps at once, and what they are made
+    of, stay outside. With ``products`` those of forward's input stand in the loop too, which takes them a chunk of
+    steps at a time.
     """
     _Scheduler(source, joint).regroup()
-    return _Scheduler(source, joint, fused, products).program()
+    return _Scheduler(source, joint, in_loop, products).program()
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -61,8 +68,10 @@ def _together(a: Abstract, b: Abstract) -> Abstract:
 
 
 class _Scheduler:
-    def __init__(self, source: Source, joint: Joint, fused: bool = False, products: bool = True) -> None:
-        self.source, self.joint, self.fused, self.products = source, joint, fused, products
+    def __init__(
+        self, source: Source, joint: Joint, in_loop: Callable[[fx.Node], bool] = nowhere, products: bool = True
+    ) -> None:
+        self.source, self.joint, self.in_loop, self.products = source, joint, in_loop, products
         self.nodes = [n for n in joint.graph.nodes if n.op != "output"]
         placeholders = iter([n for n in self.nodes if n.op == "placeholder"])
         groups = [[next(placeholders) for _ in range(count)] for count in joint.counts]
@@ -226,15 +235,13 @@ class _Scheduler:
         loop = backward & self.of_state_grad & ancestors(self.state_results)
         before = (backward - loop) & ancestors(loop | set(self.state_results)) - self.of_state_grad
         after = backward - loop - before
-        again: set[fx.Node] = set()
         results = [*self.output, *self.new_states]
-        if self.fused:
-            self._move_into_loop(forward[INPUT], forward[STEP], products=self.products)
-            self._move_after_into_loop(after, loop)
-            self._move_sums_into_loop(after, loop)
-            self._move_into_loop(before, loop, {n for n in before if any(user in after for user in n.users)})
-            again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
-            loop |= again
+        self._move_into_loop(forward[INPUT], forward[STEP], products=self.products)
+        self._move_after_into_loop(after, loop)
+        self._move_sums_into_loop(after, loop)
+        self._move_into_loop(before, loop, {n for n in before if any(user in after for user in n.users)})
+        again = self._computed_again(forward[INPUT] | forward[STEP], backward, loop)
+        loop |= again
         backward = backward | again
         for stage in (before, loop, after):  # a part comes with its tuple, which more than one of them may compute
             stage |= {a for n in stage if n.target is operator.getitem for a in n.all_input_nodes if a in backward}
@@ -290,7 +297,7 @@ class _Scheduler:
         outside = self.kind[node] == ONCE or (node.target in PRODUCTS and not products)
         whole = any(not t.dtype.is_floating_point and t.dtype != torch.bool for t in tensors)
         there = all(t.rows for t in tensors) and (not whole or set(node.users) <= set(within))
-        return not outside and there and lowerable(node)
+        return not outside and there and self.in_loop(node)
 
     def _move_into_loop(
         self, stage: set[fx.Node], loop: set[fx.Node], read_after: Iterable[fx.Node] = (), products: bool = False
@@ -317,7 +324,7 @@ class _Scheduler:
     def _move_sums_into_loop(self, after: set[fx.Node], loop: set[fx.Node]) -> None:
         """Add up over all rows inside the loop, where the rows are at hand: a bias's gradient, a norm's gain's."""
         for node in self.nodes:
-            if node in after and node.target is aten.sum.dim_IntList and node.args[1] == [0] and lowerable(node):
+            if node in after and node.target is aten.sum.dim_IntList and node.args[1] == [0] and self.in_loop(node):
                 needed = ancestors(node.all_input_nodes) & after
                 if all(map(self._fits, needed)):
                     after -= {node, *needed}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build
-from pellucid.kernel.random import in_memory
+from pellucid.kernel.tensors import in_memory
 
 _TEXT = """
 #include <math.h>

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pellucid.kernel import matmul
 from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.matmul import LEAST_PRODUCTS
-from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 
 _chosen: dict[Any, bool] = {}

@@ -7,23 +7,28 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid.kernel.choice import faster, rounded, unhooked
+from pellucid.kernel.backends import chosen_backend
+from pellucid.kernel.choice import faster, remembered, rounded, unhooked
 from pellucid.kernel.language.text_c import headers
-from pellucid.kernel.registry import chosen_backend
 
 Way = Callable[[], Sequence[Tensor]]
 
 
-def may_run_definition(x: Tensor) -> bool:
-    """Whether an input is one that the author's function may read in the place of kernels.
+def runs_definition(
+    chosen: dict[Any, bool], key: Any, training: bool, x: Tensor, wanted: Sequence[bool], is_faster: Callable[[], bool]
+) -> bool:
+    """Whether the author's function reads an input in the place of kernels, because that was measured to be faster.
 
-    Numbers of 16 bits it would round after each operation.
+    Numbers of 16 bits it would round after each operation. ``wanted`` says of which tensors a gradient is wanted.
     """
-    return x.is_cpu and x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and chosen_backend() == "auto"
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or not x.numel() or chosen_backend() != "auto":
+        return False
+    return remembered(chosen, (key, training, x.shape, x.dtype, wanted, torch.get_num_threads()), is_faster)
 
 
 def definition_is_faster(

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.language.layout import STORAGE
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def unseen(*values: Any) -> bool:
+    """Whether tensors are plain ones on a CPU or GPU, and no compiler, transform or mode looks on."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    ):
+        return False
+    for value in values:
+        if type(value) in _PLAIN:
+            # The memory of what is negated by a flag, as that of z.conj().imag, holds other numbers.
+            lies = value.layout is torch.strided and (value.is_cpu or value.is_cuda)
+            if not lies or value.is_neg():
+                return False
+        elif isinstance(value, Tensor):
+            return False
+    return True
+
+
+def in_plain_python(*values: Any) -> bool:
+    """Whether tensors are plain ones on the CPU, and no compiler, transform or mode looks on: C may read and write."""
+    return unseen(*values) and all(value.is_cpu for value in values if isinstance(value, Tensor))
+
+
+def in_memory(*tensors: Tensor) -> bool:
+    """Whether tensors have numbers in memory: those of a class that answers operations itself may have none."""
+    kinds: set[Any] = {*map(type, tensors)}
+    return kinds <= _PLAIN or all(kind.__torch_dispatch__ is Tensor.__torch_dispatch__ for kind in kinds)
 
 
 def runs(*tensors: Tensor) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.nn.utils import parametrize
 
 from pellucid.keeping import Inputs, left_alone
-from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.backends import chosen_backend
 from pellucid.models import functions, report
 from pellucid.models.expressions import Piece, pieces
 from pellucid.models.forward import CONSTANT, Forward, Like, Untraceable, at, is_saving_watched, modes, trace

@@ -54,7 +54,7 @@ def verified(
     Raises:
         VerificationError: the model does not compute the same, or fails; it is as it was.
     """
-    trial = Trial(model, layers, arguments(example), plans, formats)
+    trial = SwapTrial(model, layers, arguments(example), plans, formats)
     try:
         return trial.verification()
     except BaseException:
@@ -113,7 +113,7 @@ class _Unfit(Exception):
     """What is wrong with a way to run the model, in words."""
 
 
-class Trial:
+class SwapTrial:
     """A model that runs on an example, with either kind of layers."""
 
     def __init__(
@@ -304,7 +304,7 @@ class Trial:
         way = self.way
         self.turn(Way.BEFORE)
         try:
-            copied = Trial(change(copy.deepcopy(self.model)), (), example)
+            copied = SwapTrial(change(copy.deepcopy(self.model)), (), example)
             copied.graded = self.graded
             return copied.results(mode)
         except Exception:

@@ -11,8 +11,8 @@ import torch
 
 from pellucid.errors import label
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.backends import chosen_backend
+from pellucid.kernel.tensors import unseen
 
 LEFT: Any = object()  # in the place of circumstances in which the last input was left to torch
 

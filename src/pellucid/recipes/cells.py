@@ -10,6 +10,7 @@ import torch
 
 from pellucid import nn
 from pellucid.commandline import load
+from pellucid.explanation.examples import known_cells
 from pellucid.nn import cells
 from pellucid.nn.recurrence.cell import Cell
 from pellucid.recipes.errors import RecipeError
@@ -17,14 +18,9 @@ from pellucid.recipes.errors import RecipeError
 DROP_IN = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
-def known_cells() -> list[str]:
-    """Return the names that ``cell`` takes beside files."""
-    return sorted(
-        {
-            *DROP_IN,
-            *(name for name, value in vars(cells).items() if isinstance(value, Cell) and len(value.source.inputs) == 1),
-        }
-    )
+def cell_names() -> list[str]:
+    """Return the names that ``cell`` takes beside files: of cells that read one input."""
+    return sorted({*DROP_IN, *(name for name, cell in known_cells().items() if len(cell.source.inputs) == 1)})
 
 
 def lasting(name: str) -> str:
@@ -54,7 +50,7 @@ def recurrent_layer(
     if ".py" in name and not isinstance(found, Cell):
         raise RecipeError(f"{option} {name}: that is no cell. Does the function carry @pellucid.cell?")
     if not isinstance(found, Cell):
-        known = [*known_cells(), *others]
+        known = [*cell_names(), *others]
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise RecipeError(

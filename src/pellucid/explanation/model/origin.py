@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pellucid.explanation.model.run import Caught, Recording
 from pellucid.explanation.model.tree import LayerRow, ModelReport
 from pellucid.explanation.origin import Origin
 from pellucid.explanation.report import Report
+from pellucid.explanation.subject import report_on
 from pellucid.explanation.texts import Texts, languages
 
 
@@ -60,8 +60,6 @@ class ModelOrigin(Origin):
                 yield str(error)
 
     def _report(self, row: LayerRow, call: int, caught: Caught, lang: str) -> Report:
-        from pellucid.explanation.subject import report_on
-
         layer = self.explained.model.get_submodule(row.path)
         args, options = _first_in_front(layer, caught.args, caught.options)
 
@@ -107,15 +105,6 @@ def explain_model(
         )
     recording = Recording(model, (tuple(inputs), dict(options)), grad=grad, runs=runs)
     return replace(Composer(recording, texts).report(), origin=ModelOrigin(recording))
-
-
-def unknown_layer(path: str, known: Sequence[str]) -> KeyError:
-    """Say that a model has no layer of this path, and which are near."""
-    near = difflib.get_close_matches(path, known, 3, 0.4) or [p for p in known if p.endswith(f".{path}")][:3]
-    hint = (
-        f" Did you mean {' or '.join(map(repr, near))}?" if near else f" It has {', '.join(filter(None, known[:6]))}."
-    )
-    return KeyError(f"explain: the model has no layer {path!r}.{hint}")
 
 
 def _wants_input(model: torch.nn.Module) -> bool:

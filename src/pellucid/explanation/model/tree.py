@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -124,12 +125,10 @@ class ModelReport(Presented):
         Raises:
             KeyError: there is no layer of this path.
         """
-        from pellucid.explanation.model.origin import unknown_layer
-
         for row in self.root.walk():
             if row.path == path:
                 return row
-        raise unknown_layer(path, [row.path for row in self.root.walk()])
+        raise _unknown_layer(path, [row.path for row in self.root.walk()])
 
     def layer(self, path: str, call: int = 1) -> Report | ModelReport:
         """Explain one layer with the tensors that really reached it, ``layer("encoder.rnn")``.
@@ -167,3 +166,12 @@ class ModelReport(Presented):
         from pellucid.explanation.model.terminal import text
 
         return text(self, width, depth)
+
+
+def _unknown_layer(path: str, known: Sequence[str]) -> KeyError:
+    """Say that a model has no layer of this path, and which are near."""
+    near = difflib.get_close_matches(path, known, 3, 0.4) or [p for p in known if p.endswith(f".{path}")][:3]
+    hint = (
+        f" Did you mean {' or '.join(map(repr, near))}?" if near else f" It has {', '.join(filter(None, known[:6]))}."
+    )
+    return KeyError(f"explain: the model has no layer {path!r}.{hint}")

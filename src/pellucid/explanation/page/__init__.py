@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pellucid.explanation.model.tree import ModelReport
 from pellucid.explanation.page.document import Document
+from pellucid.explanation.page.exhibits import exhibits_of
 from pellucid.explanation.page.model.document import ModelDocument
 from pellucid.explanation.report import Report
 
@@ -18,5 +19,4 @@ def html(report: Report | ModelReport) -> str:
     """
     if isinstance(report, ModelReport):
         return ModelDocument(report.translations()).html()
-    exhibits = () if report.origin is None else report.origin.exhibits()
-    return Document(report.translations(), exhibits).html()
+    return Document(report.translations(), exhibits_of(report)).html()

@@ -12,7 +12,7 @@ from pellucid.explanation.page.dropout import data as dropout
 from pellucid.explanation.page.normalization import data as normalization
 from pellucid.explanation.page.recurrence import data as recurrence
 from pellucid.explanation.recurrent import RecurrentExplained
-from pellucid.explanation.report import Exhibit
+from pellucid.explanation.report import Exhibit, Report
 from pellucid.explanation.tcn import TCNExplained
 from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.windowed import ConvolutionExplained, PoolingExplained
@@ -29,8 +29,17 @@ EXHIBITS: dict[type, Callable[[Any], Exhibit | None]] = {
 }
 
 
-def exhibits_of(explained: Any) -> tuple[Exhibit, ...]:
-    """Work out the interactive pictures of what has been explained: those of the nearest class in the table."""
+def exhibits_of(report: Report) -> tuple[Exhibit, ...]:
+    """Work out the interactive pictures of a report; one without its origin has none.
+
+    Raises:
+        RuntimeError: the layer or its input has changed since it was explained.
+    """
+    return () if report.origin is None else report.origin.ask(_exhibits)
+
+
+def _exhibits(explained: Any) -> tuple[Exhibit, ...]:
+    """Those of the nearest class in the table."""
     for kind in type(explained).__mro__:
         if kind in EXHIBITS:
             exhibit = EXHIBITS[kind](explained)

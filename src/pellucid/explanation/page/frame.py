@@ -12,6 +12,7 @@ from pellucid.explanation.page.script import script, style
 from pellucid.explanation.page.words import words
 from pellucid.explanation.report import Exhibit, Report
 from pellucid.explanation.typesetting import upright
+from pellucid.version import __version__
 
 AnyReport = TypeVar("AnyReport", bound=Report | ModelReport)
 
@@ -129,7 +130,6 @@ class Frame(Generic[AnyReport]):
 
     def footer(self) -> str:
         """Who made the page."""
-        from pellucid import __version__
 
         def made(report: AnyReport) -> str:
             return text(words("core", report.lang)["made"].format(version=__version__))

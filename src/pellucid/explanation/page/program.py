@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pellucid.errors import Unsupported
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.arrays import packed
 from pellucid.explanation.reading import Provider
@@ -35,10 +36,6 @@ KNOWN = frozenset(
     select_scatter sgn sigmoid sign sin sinh slice slice_scatter softmax softplus split_with_sizes sqrt squeeze sub
     sum tan tanh to_copy unbind unfold unsafe_view unsqueeze var view where zeros_like""".split()
 )
-
-
-class Unsupported(Exception):
-    """An operation that the page does not know; the text names it."""
 
 
 @dataclass(frozen=True)

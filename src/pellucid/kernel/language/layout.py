@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pellucid.errors import Unsupported
+from pellucid.formula.program import Abstract, Program, Stage
 from pellucid.kernel.language.lower import Lowered
-from pellucid.kernel.language.values import Unsupported
-from pellucid.kernel.program import Abstract, Program, Stage
 
 STORAGE = {
     torch.float32: "float32",

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from pellucid.errors import Unsupported
+from pellucid.formula.program import Abstract, Stage
 from pellucid.kernel.language.rules import OPERATIONS, WITH_MATRIX
-from pellucid.kernel.language.values import Lowering, Unsupported, Value
-from pellucid.kernel.program import Abstract, Stage
+from pellucid.kernel.language.values import Lowering, Value
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pellucid.kernel.language.values import Lowering, Unsupported, Value
+from pellucid.errors import Unsupported
+from pellucid.kernel.language.values import Lowering, Value
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]

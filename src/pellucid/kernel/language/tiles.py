@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pellucid.errors import Unsupported
 from pellucid.kernel.language.pieces import Pieces, part_of
 from pellucid.kernel.language.text_triton import ARITHMETIC, identifier, number_text
-from pellucid.kernel.language.values import Unsupported, Value
+from pellucid.kernel.language.values import Value
 
 Home = tuple[dict[Any, str], list[str]]  # names of values, and the lines where these are written
 

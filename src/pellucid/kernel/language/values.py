@@ -8,11 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from pellucid.kernel.program import Abstract
-
-
-class Unsupported(Exception):
-    """An operation, or its use, that has no lowering; the text names it."""
+from pellucid.errors import Unsupported
+from pellucid.formula.program import Abstract
 
 
 @dataclass(eq=False)

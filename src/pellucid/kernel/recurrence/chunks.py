@@ -16,8 +16,8 @@ from torch import Tensor
 from pellucid.kernel.recurrence.call import Call, OneByOne
 
 if TYPE_CHECKING:
-    from pellucid.kernel.program import Program
-    from pellucid.kernel.registry import Runner
+    from pellucid.formula.program import Program
+    from pellucid.kernel.recurrence.runners import Runner
 
 
 class Division(NamedTuple):

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pellucid.formula.program import Program
 from pellucid.kernel import build, matmul, memory
-from pellucid.kernel.program import Program
 from pellucid.kernel.recurrence.emit_c import emit
 from pellucid.kernel.recurrence.fused import Fused, FusedLoop, Job
 from pellucid.kernel.recurrence.plan import LoopLayout

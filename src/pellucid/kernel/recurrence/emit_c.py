@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from pellucid.formula.program import Program
 from pellucid.kernel.language.layout import real_of, works
 from pellucid.kernel.language.text_c import broken, indented, preamble
 from pellucid.kernel.language.values import Value
-from pellucid.kernel.program import Program
 from pellucid.kernel.recurrence.plan import LoopLayout, Place
 from pellucid.kernel.recurrence.sweeps import Sweeps
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.formula.program import Program
 from pellucid.kernel.language.layout import Layout, Work, layout, real_of
 from pellucid.kernel.language.lower import lower
 from pellucid.kernel.language.pieces import part_of
@@ -31,7 +32,6 @@ from pellucid.kernel.language.text_c import indented
 from pellucid.kernel.language.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIONS, number_text, padded
 from pellucid.kernel.language.tiles import Home, Tiles
 from pellucid.kernel.language.values import Value
-from pellucid.kernel.program import Program
 
 DEPTH_BLOCK = 64  # rows of a matrix that are read at a time where it is not held
 ALIGNED = 16  # what divides a stride that Triton takes for one of whole vectors

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pellucid.kernel.choice import remembered
+from pellucid.kernel.backends import backend
 from pellucid.kernel.recurrence.call import Call, every
-from pellucid.kernel.registry import backend, definition
-from pellucid.kernel.small import as_leaves, definition_is_faster, may_run_definition
+from pellucid.kernel.registry import definition
+from pellucid.kernel.small import as_leaves, definition_is_faster, runs_definition
 
 MOST_STEPS = 8
 
@@ -37,10 +36,9 @@ def by_definition(
         run: `launch.recurrence`, by the backend that is asked for.
     """
     x = calls[0].x
-    if x.shape[0] > MOST_STEPS or calls[0].lengths is not None or not may_run_definition(x):
+    if x.shape[0] > MOST_STEPS or calls[0].lengths is not None:
         return False
-    case = (text, training, x.shape, x.dtype, wanted, torch.get_num_threads())
-    return remembered(_chosen, case, lambda: _is_faster(text, training, calls, states, run))
+    return runs_definition(_chosen, text, training, x, wanted, lambda: _is_faster(text, training, calls, states, run))
 
 
 def _is_faster(text: str, training: bool, calls: Sequence[Call], states: States, run: Run) -> bool:

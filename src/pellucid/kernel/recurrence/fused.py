@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.formula.program import Program
 from pellucid.kernel import memory
 from pellucid.kernel.language.layout import Layout, real_of
-from pellucid.kernel.program import Program
 from pellucid.kernel.recurrence.call import Backward, Call
 from pellucid.kernel.recurrence.products import apart, run
 from pellucid.kernel.recurrence.stepwise import (

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.formula.program import Program
 from pellucid.kernel import gpu
 from pellucid.kernel.language.layout import Work, works
 from pellucid.kernel.language.lower import lower
 from pellucid.kernel.language.text_triton import power
-from pellucid.kernel.program import Program
 from pellucid.kernel.recurrence.emit_triton import (
     Division,
     Kernel,

@@ -15,22 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from pellucid.kernel.autocast import no_autocast
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.random import in_memory, unseen
 from pellucid.kernel.recurrence import naive, operators  # noqa: F401 (operators registers torch.ops.pellucid)
 from pellucid.kernel.recurrence.call import Backward, Call, every
 from pellucid.kernel.recurrence.chunks import WHOLE, Division, divided, plainly
 from pellucid.kernel.recurrence.few_steps import by_definition
-from pellucid.kernel.registry import (
-    Runner,
-    chosen_backend,
-    definition,
-    give_up_program,
-    reference,
-    runner,
-    warn_of_unrolling,
-)
-from pellucid.kernel.tensors import stand_in
+from pellucid.kernel.recurrence.runners import Runner, give_up_program, reference, runner, warn_of_unrolling
+from pellucid.kernel.registry import definition
+from pellucid.kernel.tensors import in_memory, stand_in, unseen
 
 Tensor = torch.Tensor
 Result = tuple[Tensor, list[Tensor]]  # output (time, batch, features), and the last state

@@ -10,7 +10,7 @@ import torch
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.recurrence.call import Call
 from pellucid.kernel.recurrence.chunks import Division, divided
-from pellucid.kernel.registry import runner
+from pellucid.kernel.recurrence.runners import runner
 
 Tensor = torch.Tensor
 TENSORS = "Tensor x, Tensor[] states, Tensor[] parameters, Tensor? lengths, Tensor? seed"

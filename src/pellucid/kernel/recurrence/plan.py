@@ -8,19 +8,16 @@ it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pellucid.formula.program import Program
 from pellucid.kernel.language.layout import Layout, Work, layout, storage_name
 from pellucid.kernel.language.lower import lower
+from pellucid.kernel.language.recomputing import AS_CHEAP_AS_READING, compared, cost_of
 from pellucid.kernel.language.text_c import identifier
 from pellucid.kernel.language.values import Value
-from pellucid.kernel.program import Program
 
-CHEAP = set(
-    "add sub mul neg square constant eq ne lt le gt ge and or xor not where from_mask relu abs copysign".split()
-)
-AS_CHEAP_AS_READING = 3  # operations
 PART = "part"  # instead of a distance of rows: all rows are added at one place
 
 Level = tuple[int, int]  # products passed, then reductions since
@@ -64,9 +61,6 @@ class Plan:
         self.lowered = lower(stage, program.draws)
         self.storage = {n: storage_name(p.meta["val"].dtype) for n, p in stage.placeholders.items() if n != "rows"}
         laid_out = layout(work, self.lowered)
-        memory = {n: v for n, v in self.lowered.inputs.items() if v.kind == "memory"}
-        totals = {n: self.lowered.outputs[n] for n in laid_out.totals}
-        outputs = {n: self.lowered.outputs[n] for n in laid_out.outputs}
         self.widths = {s: self.lowered.outputs[n].width for s, n in zip(states, new_states, strict=True)}
         self.loop = LoopLayout(
             **vars(laid_out),
@@ -76,7 +70,7 @@ class Plan:
             + 20 * sum(value.width for value in self.lowered.outputs.values()),
         )
         matrices = (f"{n} matrix" for n in self.loop.matrices)
-        written = (f"{n} to" for n in (*outputs, *totals))
+        written = (f"{n} to" for n in (*laid_out.outputs, *laid_out.totals))
         self.buffers = (*self.loop.inputs, *states, *written, "output", *matrices)
         self.identifiers = {identifier(n) for n in self.lowered.names}
         self.compared = compared(self.lowered.outputs.values())
@@ -98,21 +92,27 @@ class Plan:
         self.now_places = {state: self._slot(state, "now") for state in states}
         self.next_places: dict[str, Place] = {}
         self.output_places: dict[str, Place] = {}
-        for value in memory.values():
-            self.places[value] = self._input(value)
-        for state, new_state in zip(states, new_states, strict=True):
-            self.next_places[state] = self._slot(state, "next")
-            self._keep(self.lowered.outputs[new_state], self.next_places[state])
-        for output_name, value in outputs.items():
-            self.output_places[output_name] = self._output(output_name, value)
-            self._keep(value, self.output_places[output_name])
-        for total_name, value in totals.items():
-            self.totals[self.level(value)].append(value)
-            self.parts[value] = self._place(f"{total_name}_part", "", "real", PART)
+        self._place_buffers(dict(zip(states, new_states, strict=True)))
         self._plan()
         self.loop = replace(self.loop, ahead=sum(value.width for value, _ in self.ahead))
 
     # -- places ---------------------------------------------------------------------------------------------------
+
+    def _place_buffers(self, new_states: Mapping[str, str]) -> None:
+        """Say where inputs are read and outputs written, all in the memory that the caller gives."""
+        outputs = self.lowered.outputs
+        for value in self.lowered.inputs.values():
+            if value.kind == "memory":
+                self.places[value] = self._input(value)
+        for state, new_state in new_states.items():
+            self.next_places[state] = self._slot(state, "next")
+            self._keep(outputs[new_state], self.next_places[state])
+        for name in self.loop.outputs:
+            self.output_places[name] = self._output(name, outputs[name])
+            self._keep(outputs[name], self.output_places[name])
+        for name in self.loop.totals:
+            self.totals[self.level(outputs[name])].append(outputs[name])
+            self.parts[outputs[name]] = self._place(f"{name}_part", "", "real", PART)
 
     def _place(self, pointer: str, made: str, storage: str, stride: str | int) -> Place:
         pointer = identifier(pointer)
@@ -235,35 +235,3 @@ class Plan:
             if place.storage in ("real", self.real) and place.stride != "0":
                 return place.pointer + (f" + {start}" if start else ""), place.stride
         return self._in_memory(value.values[0], start + value.start) if value.kind == "slice" else None
-
-
-def cost_of(value: Value, free: Container[Value], dear: Container[Value], known: dict[Value, int] | None = None) -> int:
-    """Operations that compute a value from what is in memory; more than any limit where one is dear.
-
-    So is what is compared for being equal: one of two sweeps may round a product before it is added to. ``known`` are
-    the costs that were found already.
-    """
-    known = {} if known is None else known
-    if value.kind in ("memory", "draws", "number", "size", "first", "product", "reduce") or value in free:
-        return 0
-    if value not in known:
-        own = 0 if value.kind != "math" else 1 if value.operation in CHEAP and value not in dear else 100
-        known[value] = own + sum(cost_of(v, free, dear, known) for v in value.values)
-    return known[value]
-
-
-def compared(outputs: Iterable[Value]) -> set[Value]:
-    """What is compared for being equal to another value, and what that is a part of or the magnitude of."""
-    found: set[Value] = set()
-    seen: set[Value] = set()
-    todo = [(value, False) for value in outputs]
-    while todo:
-        value, compared = todo.pop()
-        if compared:
-            found.add(value)
-        inner = compared and (value.kind in ("slice", "cat", "spread") or value.operation in ("abs", "neg"))
-        inner = inner or (value.operation in ("eq", "ne") and len(set(value.values)) == 2)
-        if inner or value not in seen:
-            seen.add(value)
-            todo += [(operand, inner) for operand in value.values]
-    return found

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pellucid.formula.program import Stage, placeholder
 from pellucid.kernel import matmul
 from pellucid.kernel.matmul import LEAST_PRODUCTS
-from pellucid.kernel.program import Stage, placeholder
 
 aten = torch.ops.aten
 _Operand = tuple[str, bool]  # an input of the stage, and whether it is transposed

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from pellucid.formula.program import Program, Stage, placeholder
 from pellucid.kernel import random
-from pellucid.kernel.program import Program, Stage, placeholder
 from pellucid.kernel.recurrence.call import Call, OneByOne
 
 Tensor = torch.Tensor

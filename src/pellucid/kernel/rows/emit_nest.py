@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pellucid.errors import Unsupported
 from pellucid.kernel.language.columns import REDUCTIONS, Columns, Scope, by_length, even, sweep_text, whole_sweep
+from pellucid.kernel.language.recomputing import AS_CHEAP_AS_READING, compared, cost_of
 from pellucid.kernel.language.text_c import broken, identifier, indented, preamble
-from pellucid.kernel.language.values import Unsupported, Value
-from pellucid.kernel.recurrence.plan import AS_CHEAP_AS_READING, compared, cost_of
+from pellucid.kernel.language.values import Value
 from pellucid.kernel.rows.nest import Lowered, Nest, along
 
 IN_MEMORY = ("memory", "draws", "number", "size", "first")

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from pellucid.errors import Unsupported
 from pellucid.formula.capture import DependsOnRows, capture
 from pellucid.formula.graph import Graded, decompositions, in_plain_torch
+from pellucid.formula.program import Abstract
 from pellucid.kernel.language.layout import storage_name
 from pellucid.kernel.language.lower import Nodes
-from pellucid.kernel.language.values import Unsupported, Value
-from pellucid.kernel.program import Abstract
+from pellucid.kernel.language.values import Value
 
 aten = torch.ops.aten
 # Operations that take many instructions.

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.kernel import memory
+from pellucid.kernel.backends import give_up, warn_of_fallback
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import remembered
-from pellucid.kernel.language.values import Unsupported
-from pellucid.kernel.registry import give_up, warn_of_fallback
 from pellucid.kernel.rows import nested_c, nested_triton
 from pellucid.kernel.rows.direction import Direction, Draws
 from pellucid.kernel.rows.nest import GRADIENT, SIZES, Form, Operand, lower

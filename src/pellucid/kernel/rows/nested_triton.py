@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.kernel import gpu
 from pellucid.kernel.language.text_triton import power
-from pellucid.kernel.language.values import Unsupported, Value
+from pellucid.kernel.language.values import Value
 from pellucid.kernel.rows.direction import Direction, Draws
-from pellucid.kernel.rows.emit_nest_triton import Text, Tile, emit, owned_axes
+from pellucid.kernel.rows.emit_nest_triton import Text, emit
 from pellucid.kernel.rows.nest import Form, Nest, ReadBack, along, lower
+from pellucid.kernel.rows.nest_tiles import Tile, owned_axes
 
 TARGET = 4096  # entries of a tile, where the axes let it be chosen
 REGISTERS = 3 * 2**14  # numbers that a block keeps at most: of every operand, and of every sum over rows

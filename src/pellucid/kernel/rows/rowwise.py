@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pellucid.errors import Unsupported
 from pellucid.formula.capture import free
 from pellucid.formula.graph import in_plain_torch, trace_forward
+from pellucid.formula.program import Abstract, placeholder
 from pellucid.formula.shapes import Solution
 from pellucid.formula.source import Source
 from pellucid.kernel import linear
-from pellucid.kernel.language.values import Unsupported
-from pellucid.kernel.program import Abstract, placeholder
-from pellucid.kernel.registry import warn_of_fallback
+from pellucid.kernel.backends import warn_of_fallback
 from pellucid.kernel.rows import nested
 from pellucid.kernel.tensors import language
 

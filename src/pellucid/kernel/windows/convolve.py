@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pellucid.kernel import memory
 from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.backends import chosen_backend, give_up, warn_of_fallback
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster, remembered, rounded
-from pellucid.kernel.registry import chosen_backend, give_up, warn_of_fallback
 from pellucid.kernel.tensors import language, torch_has_to
 from pellucid.kernel.windows import pointwise, triton_depthwise
 from pellucid.kernel.windows.by_torch import ByTorch, TransposedByTorch

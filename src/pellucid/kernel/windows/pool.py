@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pellucid.kernel import memory
 from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.backends import chosen_backend, warn_of_fallback
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import faster, remembered, rounded
-from pellucid.kernel.registry import chosen_backend, warn_of_fallback
 from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 from pellucid.kernel.windows.window import BEST, DX, DY, MOST_TAPS, Geometry, Windows, X, Y, readable
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import memory
+from pellucid.kernel.backends import warn_of_fallback
 from pellucid.kernel.build import BuildError
-from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.tensors import differentiate, runs, torch_has_to
 from pellucid.kernel.threads import useful
 from pellucid.kernel.windows.window import library

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import gpu
+from pellucid.kernel.backends import warn_of_fallback
 from pellucid.kernel.build import BuildError
 from pellucid.kernel.choice import remembered
 from pellucid.kernel.language.text_triton import power
-from pellucid.kernel.registry import warn_of_fallback
 from pellucid.kernel.tensors import language
 from pellucid.kernel.windows.by_torch import ByTorch
 from pellucid.kernel.windows.window import Geometry

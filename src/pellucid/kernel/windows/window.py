@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pellucid.kernel import build, memory
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.language.layout import STORAGE
 from pellucid.kernel.language.text_c import header, preamble
-from pellucid.kernel.random import in_plain_python
-from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.tensors import in_plain_python
 from pellucid.kernel.threads import useful
 
 AXES = 3

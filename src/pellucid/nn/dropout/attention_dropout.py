@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pellucid.formula.drop import drop
 from pellucid.kernel import linear
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.random import draw_seed
-from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
 from pellucid.kernel.tensors import language
 

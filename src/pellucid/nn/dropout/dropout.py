@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pellucid.errors import label, refuse_others, shape_text
 from pellucid.formula.drop import drop, dropping
-from pellucid.kernel.random import in_plain_python, kept
+from pellucid.kernel.random import kept
 from pellucid.kernel.rows import nested
-from pellucid.kernel.tensors import language, language_for
+from pellucid.kernel.tensors import in_plain_python, language, language_for
 from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers

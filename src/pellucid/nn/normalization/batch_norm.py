@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.errors import label, shape_text
 from pellucid.kernel.largest import most_deviations
-from pellucid.kernel.random import unseen
+from pellucid.kernel.tensors import unseen
 from pellucid.nn.axes import space_axes
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.errors import label, refuse_others, shape_text
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.registry import chosen_backend
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.rows import nested
 from pellucid.kernel.tensors import language, language_for, runs
 from pellucid.nn import lengths as real_lengths

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from pellucid.kernel import gpu
 from pellucid.kernel.autocast import autocast_dtype
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.language.text_c import headers
-from pellucid.kernel.random import unseen
 from pellucid.kernel.recurrence.jitted import sources as triton_sources
-from pellucid.kernel.registry import chosen_backend
-from pellucid.kernel.tensors import stand_in
+from pellucid.kernel.tensors import stand_in, unseen
 from pellucid.nn.component import LEFT, undisturbed
 
 MOST_STEPS, MOST_PRODUCTS = 64, 2**28  # of them all: a call of more takes longer than what Python adds to it

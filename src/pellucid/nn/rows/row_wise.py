@@ -14,9 +14,8 @@ from pellucid.errors import label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
-from pellucid.kernel.choice import remembered
 from pellucid.kernel.rows.direction import Draws
-from pellucid.kernel.small import as_leaves, definition_is_faster, may_run_definition
+from pellucid.kernel.small import as_leaves, definition_is_faster, runs_definition
 from pellucid.kernel.tensors import language, language_for
 from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
@@ -186,11 +185,10 @@ class RowWise(Running, Component, Drawing):
     def _is_left(self, given: Sequence[Tensor], numbers: Numbers | None) -> bool:
         """Whether small work is left to the author's function, because that was measured to be faster."""
         x = given[0]
-        if x.numel() > SMALL or not may_run_definition(x):
+        if x.numel() > SMALL:
             return False
         grad = torch.is_grad_enabled()
         wanted = tuple([grad and t.requires_grad for t in given])
-        case = (self._key, self.training, x.shape, x.dtype, wanted, torch.get_num_threads())
 
         def measured() -> bool:
             copies = as_leaves(given)
@@ -208,7 +206,7 @@ class RowWise(Running, Component, Drawing):
                 f"rows of {source.name}", self.training, formula, copies, by_kernels, by_function
             )
 
-        return remembered(self.layer.left, case, measured)
+        return runs_definition(self.layer.left, self._key, self.training, x, wanted, measured)
 
     def _values(self, given: Sequence[Tensor], numbers: Numbers | None = None) -> dict[str, Any]:
         """What the formula's symbols stand for, and fresh draws where it draws."""

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.choice import faster, remembered, rounded, unhooked
-from pellucid.kernel.random import unseen
-from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
-from pellucid.kernel.tensors import language
+from pellucid.kernel.tensors import language, unseen
 from pellucid.nn.swapped.fused import LEAST, Activation, activation_of, slower
 
 

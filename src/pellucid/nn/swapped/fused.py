@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.choice import faster, remembered, rounded
-from pellucid.kernel.registry import chosen_backend
 from pellucid.kernel.rows import nested
 from pellucid.kernel.tensors import language, language_for, runs
 from pellucid.nn.dropout.dropout import Dropout

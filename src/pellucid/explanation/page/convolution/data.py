@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.arrays import blocks
-from pellucid.explanation.page.program import Program, Unsupported, gradient, program
+from pellucid.explanation.page.program import Program, gradient, program
 from pellucid.explanation.paper import letter
 from pellucid.explanation.report import Exhibit
 from pellucid.explanation.tcn import TCNExplained

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import FormulaError
+from pellucid.errors import FormulaError, Unsupported
 from pellucid.explanation.dropout import DropoutExplained
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.dropout import coins, net, recomputed
 from pellucid.explanation.page.dropout.sheet import Sheet, shown
-from pellucid.explanation.page.program import Unsupported
 from pellucid.explanation.report import Exhibit
 from pellucid.explanation.trace import recording
 from pellucid.formula.drop import drop, drop_all

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.explanation.lines import Lines
-from pellucid.explanation.page.program import Program, Unsupported, gradient, program
+from pellucid.explanation.page.program import Program, gradient, program
 from pellucid.nn.dropout.dropout import DropoutFamily
 
 Formula = Callable[..., Any]

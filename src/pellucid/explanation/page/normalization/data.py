@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pellucid import nn
+from pellucid.errors import Unsupported
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.normalization.batches import kept_statistics
 from pellucid.explanation.page.normalization.kinds import Given, Kind, Recorded, kinds_of, numbers, written
 from pellucid.explanation.page.normalization.layout import Layout, layout_of
-from pellucid.explanation.page.program import Unsupported
 from pellucid.explanation.report import Exhibit
 from pellucid.nn.normalization.averages import Synchronized
 from pellucid.nn.normalization.batch_norm import BatchNormFamily, Remembering

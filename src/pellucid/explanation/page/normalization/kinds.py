@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.page.normalization.layout import Layout
-from pellucid.explanation.page.program import Unsupported, gradient, program
+from pellucid.explanation.page.program import gradient, program
 from pellucid.explanation.sites import Site
 from pellucid.explanation.trace import recording
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over, Remembered

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import FormulaError
+from pellucid.errors import FormulaError, Unsupported
 from pellucid.explanation.page.arrays import blocks
-from pellucid.explanation.page.program import Unsupported, flat, gradient, program
+from pellucid.explanation.page.program import flat, gradient, program
 from pellucid.explanation.page.recurrence.backward import PATCH, WIDEST, Backward
 from pellucid.explanation.page.recurrence.structure import Shapes, Structure
 from pellucid.explanation.paper import letter
