@@ -277,6 +277,9 @@ def turned(x, *, g):
 
 
 ROWS = {
+    "stepped": (formulas.stepped, 5, {}),
+    "scaled twice": (formulas.scaled_twice, 63, {}),
+    "shared": (formulas.shared, 6, {}),
     "pieces": (formulas.pieces, 17, {}),
     "attention": (attention, 9, {"output_size": 12}),
     "weighed": (formulas.weighed, 6, {}),
@@ -295,7 +298,8 @@ def rows_are_the_formula(name, rows, dtype, device="cpu"):
     for p in layer.parameters():
         p.data.normal_()
     layer.to(dtype)
-    given = [torch.randn(rows, size).to(dtype) for _ in layer.layer.source.inputs]
+    sizes = [layer.solution().symbols[symbol.name].shape[-1] for symbol in layer.layer.source.inputs]
+    given = [torch.randn(rows, own).to(dtype) for own in sizes]
     found = []
     for backend, place, kind in (("triton", device, dtype), ("stepwise", "cpu", torch.float64)):
         own = copy.deepcopy(layer).to(place, kind)
@@ -318,6 +322,16 @@ def rows_are_the_formula(name, rows, dtype, device="cpu"):
 def test_formulas_of_rows(cut, name):
     cut("split" if len(name) % 2 else "whole")
     rows_are_the_formula(name, 1 + 6 * (len(name) % 3), DTYPES[len(name) % 2])
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", ["stepped", "scaled twice", "shared"])
+def test_rows_are_shared_among_programs(cut, name):
+    """Nothing but rows is added up over rows, so that no program has to have all of them."""
+    plans = cut("whole")
+    rows_are_the_formula(name, 999, torch.float64)
+    assert len(plans) == 2
+    assert all(plan.programs > 1 for plan in plans)
 
 
 @pytest.mark.interpreter
