@@ -206,6 +206,13 @@ def shared(x, t: "1", *, s: "", b):
 
 
 @pellucid.cell
+def ranged(x, h, *, W):
+    """The largest and the smallest entry of those that are seen, one of which may be no number."""
+    seen = torch.cat([x, h], -1)
+    return torch.tanh(h @ W) + seen.amax(-1, keepdim=True) - seen.amin(-1, keepdim=True)
+
+
+@pellucid.cell
 def divided(x, h, *, U: "input hidden", W: "hidden hidden"):
     """A column of a value that is also read as a whole."""
     z = x @ U + h @ W

@@ -271,6 +271,12 @@ def attention(x, *, W, b=pellucid.zeros):
 
 
 @pellucid.layer
+def ranged(x, *, g):
+    """The largest and the smallest entry, one of which may be no number."""
+    return x * g + x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+
+
+@pellucid.layer
 def turned(x, *, g):
     """What no Triton is written for."""
     return torch.atan2(x, g)
@@ -322,6 +328,20 @@ def rows_are_the_formula(name, rows, dtype, device="cpu"):
 def test_formulas_of_rows(cut, name):
     cut("split" if len(name) % 2 else "whole")
     rows_are_the_formula(name, 1 + 6 * (len(name) % 3), DTYPES[len(name) % 2])
+
+
+@pytest.mark.interpreter
+def test_the_largest_of_a_row_is_nan_where_one_is(cut):
+    cut("whole")
+    layer, x = ranged(9).double(), torch.randn(3, 9, dtype=torch.float64)
+    x[1, 4] = torch.nan
+    with pellucid.backend("triton"):
+        found = layer(x)
+        assert layer.backend == "triton"
+    with pellucid.backend("stepwise"):
+        expected = layer(x)
+    assert torch.isnan(expected[1]).all()
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 @pytest.mark.interpreter
