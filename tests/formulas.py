@@ -187,6 +187,31 @@ def pieces(x, *, g=pellucid.ones):
     return torch.cat([x[..., 5:] * g, torch.tanh(x[..., :5]), x[..., 1:3].exp()], -1)
 
 
+@pellucid.layer
+def stepped(x, *, g, b):
+    """Its gradients are 0, whatever that of the result is; one of them is a sum over rows nevertheless."""
+    return torch.sign(x * g + b) * x
+
+
+@pellucid.layer
+def scaled_twice(x, y, *, g):
+    """A parameter that two places read, of which one shifts the columns."""
+    return torch.sigmoid(y * g) * torch.cat([(x * g)[:, 1:], x[:, :1]], -1)
+
+
+@pellucid.layer
+def shared(x, t: "1", *, s: "", b):
+    """What sums over rows are added up of: entries, numbers of rows, nothing at all, and multiples."""
+    return torch.tanh(x + b * s) * s - s * t + torch.sign(x - b) + x.sum(-1, keepdim=True) * s + b
+
+
+@pellucid.cell
+def ranged(x, h, *, W):
+    """The largest and the smallest entry of those that are seen, one of which may be no number."""
+    seen = torch.cat([x, h], -1)
+    return torch.tanh(h @ W) + seen.amax(-1, keepdim=True) - seen.amin(-1, keepdim=True)
+
+
 @pellucid.cell
 def divided(x, h, *, U: "input hidden", W: "hidden hidden"):
     """A column of a value that is also read as a whole."""

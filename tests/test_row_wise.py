@@ -167,6 +167,19 @@ def test_a_gradient_that_operations_do_not_show_is_torchs(function):
         assert same_gradients(function).backend == "stepwise"
 
 
+def test_a_gradient_of_0_is_written():
+    """Though nothing in it depends on the result's gradient: what memory held before shows where torch fills it."""
+
+    def stepped(x, *, g, b):
+        return torch.sign(x * g + b) * x
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert same_gradients(stepped).backend == "c"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_deviation_of_0_has_a_gradient_of_0():
     """That of std, not of the root that it is made of: rows of equal entries, as padding is."""
 

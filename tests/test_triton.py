@@ -195,6 +195,18 @@ def _as_defined(layer, lengths, batch):
 
 
 @pytest.mark.interpreter
+def test_the_largest_of_columns_is_nan_where_one_is():
+    layer, x = make(formulas.ranged, 3, 5), torch.randn(2, 4, 3, dtype=torch.float64)
+    x[1, 2, 0] = torch.nan
+    with pellucid.backend("triton"):
+        found = layer(x)[0]
+    with pellucid.backend("naive"):
+        defined = layer(x)[0]
+    assert torch.isnan(defined[1, 2]).all()
+    torch.testing.assert_close(found, defined, equal_nan=True)
+
+
+@pytest.mark.interpreter
 def test_edges():
     """No step, no row, one of each; a sequence in chunks; inputs and states that are not contiguous."""
     layer = make(cells.gru, 3, 5)
@@ -434,10 +446,10 @@ def test_the_two_parts_of_float32_are_float32():
 # -- the text ---------------------------------------------------------------------------------------------------------
 
 
-def _written(layer, dtype, splits=1, single=False):
+def _written(layer, dtype, splits=1, single=False, held=True):
     """Both loops of a layer."""
     program = registry.program(layer._keys[0], True, dtype, "cpu", fused=True, products=False)
-    division = jitted.Division(splits, True, single)
+    division = jitted.Division(splits, held, single)
     return [(work, emit_triton.emit(program, work, dtype, division)) for work in layout.works(program, dtype, True)]
 
 
@@ -456,6 +468,17 @@ def test_what_cannot_be_written_goes_stepwise():
     layer = turning(3, 4)
     x = torch.randn(2, 3, 3)
     with pellucid.backend("triton"), pytest.warns(pellucid.PellucidWarning, match="atan2 .* Triton"):
+        found = layer(x)
+    assert layer.backend == "stepwise"
+    torch.testing.assert_close(found, layer(x))
+
+
+@pytest.mark.interpreter
+def test_what_would_be_cut_column_by_column_goes_stepwise():
+    """A state that moves by a column at every step: each cut is met again a column further."""
+    layer = make(formulas.delayed, 3, 40)
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    with pellucid.backend("triton"), pytest.warns(pellucid.PellucidWarning, match="32 pieces has no Triton"):
         found = layer(x)
     assert layer.backend == "stepwise"
     torch.testing.assert_close(found, layer(x))
@@ -532,16 +555,18 @@ import test_triton as tests
 for dtype, splits, single in ((torch.bfloat16, 1, False), (torch.float32, 2, False), (torch.float32, 1, True)):
     for built in tests.compiled(tests.make(tests.cells.gru, 8, 32, dtype), dtype, splits, single):
         print(built.metadata.shared, built.asm["ptx"].count("fma.rn.f32"))
+for built in tests.compiled(tests.make(tests.cells.rnn, 8, 512, torch.float32), torch.float32, held=False):
+    print(built.metadata.shared, 0)
 """
 
 
-def compiled(layer, dtype, splits=1, single=False):
+def compiled(layer, dtype, splits=1, single=False, held=True):
     """Compile both loops of a layer for a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    for work, written in _written(layer, dtype, splits, single):
+    for work, written in _written(layer, dtype, splits, single, held):
         function, kernel = getattr(gpu.load(written.text), work.name), written.kernel
         flags = {"LENGTHS": True, "OUTPUT": True, "BACKWARDS": work.name == "backward", "EXCHANGED": kernel.exchanged}
         rows = 1 if single else jitted.LEAST_ROWS * (1 if gpu.multiplies_few_rows() else 2)
@@ -584,10 +609,10 @@ def test_gpus_can_have_it(tmp_path):
     """Triton compiles to machine code for a GPU that is not here, whose shared memory suffices."""
     printed = fresh.for_gpu(COMPILE, tmp_path, str(Path(__file__).parent))
     found = [tuple(map(int, line.split())) for line in printed.splitlines()]
-    assert len(found) == 3 * 2
+    assert len(found) == 4 * 2
     assert max(shared for shared, _ in found) <= MOST_SHARED
     share, elementwise = 3 * 32 * 32 // (4 * 32), 10  # of a single row's products, for every thread; and the rest
-    assert all(shared <= 1024 and multiplied <= share + elementwise for shared, multiplied in found[-2:])
+    assert all(shared <= 1024 and multiplied <= share + elementwise for shared, multiplied in found[4:6])
 
 
 LAUNCH = """

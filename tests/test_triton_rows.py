@@ -271,12 +271,21 @@ def attention(x, *, W, b=pellucid.zeros):
 
 
 @pellucid.layer
+def ranged(x, *, g):
+    """The largest and the smallest entry, one of which may be no number."""
+    return x * g + x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+
+
+@pellucid.layer
 def turned(x, *, g):
     """What no Triton is written for."""
     return torch.atan2(x, g)
 
 
 ROWS = {
+    "stepped": (formulas.stepped, 5, {}),
+    "scaled twice": (formulas.scaled_twice, 63, {}),
+    "shared": (formulas.shared, 6, {}),
     "pieces": (formulas.pieces, 17, {}),
     "attention": (attention, 9, {"output_size": 12}),
     "weighed": (formulas.weighed, 6, {}),
@@ -295,7 +304,8 @@ def rows_are_the_formula(name, rows, dtype, device="cpu"):
     for p in layer.parameters():
         p.data.normal_()
     layer.to(dtype)
-    given = [torch.randn(rows, size).to(dtype) for _ in layer.layer.source.inputs]
+    sizes = [layer.solution().symbols[symbol.name].shape[-1] for symbol in layer.layer.source.inputs]
+    given = [torch.randn(rows, own).to(dtype) for own in sizes]
     found = []
     for backend, place, kind in (("triton", device, dtype), ("stepwise", "cpu", torch.float64)):
         own = copy.deepcopy(layer).to(place, kind)
@@ -318,6 +328,30 @@ def rows_are_the_formula(name, rows, dtype, device="cpu"):
 def test_formulas_of_rows(cut, name):
     cut("split" if len(name) % 2 else "whole")
     rows_are_the_formula(name, 1 + 6 * (len(name) % 3), DTYPES[len(name) % 2])
+
+
+@pytest.mark.interpreter
+def test_the_largest_of_a_row_is_nan_where_one_is(cut):
+    cut("whole")
+    layer, x = ranged(9).double(), torch.randn(3, 9, dtype=torch.float64)
+    x[1, 4] = torch.nan
+    with pellucid.backend("triton"):
+        found = layer(x)
+        assert layer.backend == "triton"
+    with pellucid.backend("stepwise"):
+        expected = layer(x)
+    assert torch.isnan(expected[1]).all()
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", ["stepped", "scaled twice", "shared"])
+def test_rows_are_shared_among_programs(cut, name):
+    """Nothing but rows is added up over rows, so that no program has to have all of them."""
+    plans = cut("whole")
+    rows_are_the_formula(name, 999, torch.float64)
+    assert len(plans) == 2
+    assert all(plan.programs > 1 for plan in plans)
 
 
 @pytest.mark.interpreter

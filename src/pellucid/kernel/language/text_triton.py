@@ -33,8 +33,8 @@ ARITHMETIC: dict[str, str] = {
 REDUCTIONS = {
     "sum": (0.0, "tl.sum({}, {}, keep_dims=True)"),
     "product": (1.0, "tl.reduce({}, {}, functions.multiplied, keep_dims=True)"),
-    "largest": (-math.inf, "tl.max({}, {}, keep_dims=True)"),
-    "smallest": (math.inf, "tl.min({}, {}, keep_dims=True)"),
+    "largest": (-math.inf, "tl.reduce({}, {}, functions.maximum, keep_dims=True)"),  # tl.max passes over NaN
+    "smallest": (math.inf, "tl.reduce({}, {}, functions.minimum, keep_dims=True)"),
 }
 # How two results of it are taken together.
 JOINED = {

@@ -24,16 +24,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.errors import Unsupported
 from pellucid.formula.program import Program
 from pellucid.kernel.language.layout import Layout, Work, layout, real_of
 from pellucid.kernel.language.lower import lower
 from pellucid.kernel.language.pieces import part_of
 from pellucid.kernel.language.text_c import indented
-from pellucid.kernel.language.text_triton import GIVEN, HEADER, JOINED, OPTIONS, REDUCTIONS, number_text, padded
+from pellucid.kernel.language.text_triton import (
+    GIVEN,
+    HEADER,
+    JOINED,
+    LEAST,
+    OPTIONS,
+    REDUCTIONS,
+    number_text,
+    padded,
+    power,
+)
 from pellucid.kernel.language.tiles import Home, Tiles
 from pellucid.kernel.language.values import Value
 
-DEPTH_BLOCK = 64  # rows of a matrix that are read at a time where it is not held
+DEPTH_BLOCK = 64  # rows of a matrix that are read at a time where it is not held, at most
+BLOCK_BYTES = 64 * 2**10  # of them; two such blocks are on their way at a time, in shared memory
+MOST_PIECES = 32  # of a value, each of them written: in twice as many a product is written four times as often
 ALIGNED = 16  # what divides a stride that Triton takes for one of whole vectors
 SIDE_BYTES = 64  # of a column that lie side by side: four threads read them, 16 bytes each
 
@@ -166,6 +179,8 @@ class _Function(Tiles):
                     self._visit(new, start, length)
             for value in self.lowered.outputs.values():
                 self._visit_whole(value.values[0] if value.kind == "total" else value)
+            if any(len(cut) >= MOST_PIECES for cut in self.known.values()):  # a state moves by a column at every step
+                raise Unsupported(f"a value in more than {MOST_PIECES} pieces")
 
     def _visit_whole(self, value: Value) -> None:
         for start, length in self._pieces(value):
@@ -478,9 +493,11 @@ class _Function(Tiles):
         pointer, inner, outer = (self.parameters[f"{matrix}_{what}"] for what in ("matrix", "in", "out"))
         depth = self.lowered.matrices[matrix][0]
         columns = f"{self._within(length)}, {self._columns(length)}"
+        size, itemsize = self._size(length), self.work.stage.placeholders[matrix].meta["val"].dtype.itemsize
+        block = max(LEAST, min(DEPTH_BLOCK, power(BLOCK_BYTES // (size * itemsize) + 1) // 2))
         return (
             f"functions.product_from_memory({place}, {depth}, {pointer} + {start} * {outer}, {inner}, {outer}, "
-            f"{columns}, ROWS, {self._size(length)}, {DEPTH_BLOCK}, REAL, INTERPRETED, TF32)"
+            f"{columns}, ROWS, {size}, {block}, REAL, INTERPRETED, TF32)"
         )
 
     def _product_held(self, operand: Value, matrix: str, rows: tuple[int, int], columns: tuple[int, int]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,7 @@ def lower(form: Form) -> Lowered:
     outputs = {name: values[name] for name in form.results}
     if len(names) == len(form.results):
         return Lowered((_nest("inference", form, outputs, storage),), ())
-    of_forward = ReadBack(lambda value: value.kind == "reduce" and not lowering.depends(value))
+    of_forward = ReadBack(lambda v: v.kind == "reduce" and not lowering.depends(v) and not lowering.is_over_rows(v))
     gradients = {name: of_forward(values[name]) for name in names[len(form.results) :]}
     storage |= dict.fromkeys(of_forward.saved, "real")
     forward = _nest("forward", form, outputs | of_forward.saved, storage)
@@ -354,7 +354,13 @@ class _Axes(Nodes):
         return mean
 
     def math(self, operation: str, *operands: Any, name: str = "", mask: bool = False, width: int | None = None) -> Any:
-        """Column by column an operation; a division by what varies less is a product with its reciprocal."""
+        """Column by column an operation; a division by what varies less is a product with its reciprocal.
+
+        Of sums over rows, which are gradients, it is made row by row where it can be: the result is such a sum again.
+        """
+        whole = self._sum_over_rows(operation, operands, name)
+        if whole is not None:
+            return whole
         if operation == "div" and isinstance(operands[1], Value) and self.along(operands[1]) < self.along(operands[0]):
             operands = operands[0], self.math("reciprocal", operands[1], name="reciprocal")
             operation = "mul"
@@ -363,6 +369,25 @@ class _Axes(Nodes):
         if key not in self._same:
             self._same[key] = super().math(operation, *operands, name=name, mask=mask, width=width)
         return self._same[key]
+
+    def is_over_rows(self, value: Any) -> bool:
+        """Whether a value is a sum over rows whose columns are cut: a gradient, and of no use to anything else."""
+        rows = self.form.columns is not None and isinstance(value, Value) and value.over - {self.last}
+        return bool(rows) and value.operation == "sum"
+
+    def _sum_over_rows(self, operation: str, operands: Sequence[Any], name: str) -> Value | None:
+        """A sum of two sums over rows, or a multiple of one, as one sum; None of anything else."""
+        sums = [o for o in operands if self.is_over_rows(o)]
+        others = [o for o in operands if isinstance(o, Value) and o not in sums]
+        if operation == "add" and len(sums) == len(others) == 1 and _is_zero(others[0]):
+            return sums[0]
+        alike = operation in ("add", "sub") and len(sums) == 2
+        multiple = operation == "neg" or (operation == "mul" and len(operands) > len(sums))
+        if others or not sums or not (alike or multiple):
+            return None
+        over = functools.reduce(frozenset.intersection, (s.over for s in sums))
+        terms = [o if o not in sums else self._sum(o.values[0], o.over - over, "part") for o in operands]
+        return self._sum(self.math(operation, *terms, name="term"), over, name)
 
     def depends(self, value: Any) -> bool:
         """Whether a value depends on the gradient of the result."""
@@ -407,12 +432,17 @@ class _Axes(Nodes):
     def _sum(self, x: Value, over: frozenset[int], name: str) -> Value:
         """A sum. Statistics of forward keep the order of their operations; in backward what is the same for all terms
         stands before the sum, and where that spares a pass over the data a sum of sums is added up apart."""
+        if not over:
+            return x
+        if _is_zero(x):
+            return self.math("constant", 0.0, width=1 if self.last in over else x.width, name="nothing")
         varying = over & self.along(x)
         same = over if not varying else over & {self.last} - varying  # equal terms; those of loops are met in the loops
         if same:
             term = self._narrow(x) if self.last in same else x
             total = self._sum(term, over - same, name or "part") if varying else term
-            return self.math("mul", total, self.count(x, same), name=name)
+            count = self.count(x, same)
+            return total if count == 1 else self.math("mul", total, count, name=name)
         if x.operation == "sub" and self._means.get((x.operands[0], over)) is x.operands[1]:
             return self.math("constant", 0.0, width=1 if self.last in over else x.width, name="nothing")
         if self.depends(x):
@@ -465,6 +495,13 @@ class _Axes(Nodes):
         return self._narrowed[x]
 
 
+def _is_zero(value: Value) -> bool:
+    """Whether all entries are 0, as the gradient of a step is."""
+    if value.operation == "neg":
+        return _is_zero(value.operands[0])
+    return value.operation == "constant" and value.operands[0] == 0
+
+
 class ReadBack:
     """Copies of values, in which what another nest has computed and ``saved`` is read from memory."""
 
@@ -501,6 +538,8 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
     columns = frozenset({form.axes - 1})
     if form.columns is not None and any(v.kind == "reduce" and v.over == columns for v in outputs.values()):
         inner |= columns
+    if form.columns is not None and inner - columns:  # no program has all rows
+        raise Unsupported("a formula that computes with sums over rows")
     made: dict[str, Value] = {}
     for output, value in outputs.items():
         if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):
