@@ -165,7 +165,8 @@ def _without_slope(trial: Trial, gradients: Gradients) -> list[str]:
         return zero
     later = Gradients(trial, gradients.loss)
     trial.run("train", weights=starting, grad=True, then=later.take, suppress=True)
-    return [name for name in zero if later.found is None or later.found[name] is None or not later.found[name].any()]
+    learns = {name for name, value in (later.found or {}).items() if value is not None and value.any()}
+    return [name for name in zero if name not in learns]
 
 
 def _trains_at_times(trial: Trial, inside: set[nn.Module]) -> bool:
