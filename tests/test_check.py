@@ -445,6 +445,24 @@ def test_parameters_that_are_cut_off(forward, words):
     lacks("no-gradient", two(lambda m, x: m.second(m.first(x))), series())
 
 
+def test_weights_that_start_at_0_hold_the_gradient_up_for_one_step_only():
+    gated = two(lambda m, x: x[..., :3] + m.gate * m.second(m.first(x)))
+    gated.gate = nn.Parameter(torch.zeros(3))
+    assert not pellucid.check(gated, series(), batch_axis=0).findings
+    gated.gate.requires_grad_(False)  # it never leaves 0
+    finds("zero-gradient", gated, series(), path="first", severity="suspect")
+    dead = two(lambda m, x: m.second(m.first(x).relu()))
+    nn.init.constant_(dead.first.bias, -100.0)
+    nn.init.zeros_(dead.second.bias)  # one step of it alone wakes nothing
+    assert {"dead-units", "zero-gradient"} <= kinds(pellucid.check(dead, series(), batch_axis=0))
+
+
+def test_a_parameter_without_entries_needs_no_gradient():
+    model = two(lambda m, x: torch.cat([m.second(m.first(x)), m.more.expand(*x.shape[:-1], 0)], -1))
+    model.more = nn.Parameter(torch.empty(0))
+    assert not pellucid.check(model, series(), batch_axis=0).findings
+
+
 def test_a_layer_that_runs_without_gradients():
     class Quiet(nn.Linear):
         def forward(self, x):

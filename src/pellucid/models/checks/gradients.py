@@ -17,6 +17,7 @@ from pellucid.models.structures import tensors
 Loss = Callable[[Any], Tensor]
 Taken = tuple[Tensor | None, ...]
 DRAWS = 4  # further runs in training to see whether a layer is left out by chance
+STEP = 1e-3  # by which the weights that start at 0 are changed at most
 PROBED = 8  # groups of parameters that are changed to see whether results depend on them
 
 
@@ -31,7 +32,7 @@ class Gradients:
 
     def __init__(self, trial: Trial, loss: Loss | None) -> None:
         self.loss = loss
-        self.parameters = {name: p for name, p in trial.model.named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in trial.model.named_parameters() if p.requires_grad and p.numel()}
         self.error: RuntimeError | None = None
         self.found: dict[str, Tensor | None] | None = None
 
@@ -95,8 +96,7 @@ def mistakes(trial: Trial, gradients: Gradients, train: Run, base: Run, given: G
             yield _found(trial, "never-called", path, "suspect", names)
         else:
             yield _found(trial, "unused-parameter", path, "suspect", names)
-    zero = [name for name, value in gradients.found.items() if value is not None and not value.any()]
-    for path, names in _groups(trial, zero):
+    for path, names in _groups(trial, _without_slope(trial, gradients)):
         yield _found(trial, "zero-gradient", path, "suspect", names)
     infinite = [name for name, value in gradients.found.items() if value is not None and not value.isfinite().all()]
     if infinite and all(bool(y.isfinite().all()) for y in train.outputs):
@@ -146,6 +146,27 @@ def _influences(trial: Trial, base: Run, names: Sequence[str]) -> bool:
     run = trial.run(weights=weights, suppress=True)
     pairs = zip_shaped(base.outputs, run.outputs)
     return run.error is None and any(a.shape != b.shape or bool(changed(a, b).any()) for a, b in pairs)
+
+
+def _without_slope(trial: Trial, gradients: Gradients) -> list[str]:
+    """The parameters whose gradient is 0, also when weights that start at 0 have learnt a little.
+
+    Such weights, the scale of a residual branch or half of an adapter, hold up the gradient for one step alone.
+    """
+    assert gradients.found is not None
+    slopes = {name: value for name, value in gradients.found.items() if value is not None}
+    zero = [name for name, value in slopes.items() if not value.any()]
+    starting = {
+        name: value / value.abs().max() * -STEP
+        for name, value in slopes.items()
+        if value.any() and value.isfinite().all() and not gradients.parameters[name].any()
+    }
+    if not zero or not starting:
+        return zero
+    later = Gradients(trial, gradients.loss)
+    trial.run("train", weights=starting, grad=True, then=later.take, suppress=True)
+    learns = {name for name, value in (later.found or {}).items() if value is not None and value.any()}
+    return [name for name in zero if name not in learns]
 
 
 def _trains_at_times(trial: Trial, inside: set[nn.Module]) -> bool:
