@@ -764,6 +764,8 @@ def test_shapes_on_the_command_line():
     assert whole.dtype == torch.int64
     assert (int(whole.min()), int(whole.max())) == (0, 6)
     assert parse_numbers("4:3").shape == (4,)
+    assert parse_numbers("5x100:int32:7").dtype == torch.int32
+    assert parse_numbers("2×3:bool").dtype == torch.bool
     assert parse_numbers("1,2").tolist() == [1, 2]
 
 

@@ -558,7 +558,9 @@ def test_the_command(tmp_path):
     ("arguments", "words"),
     [
         (("swapped.py:Net", "--input", "2x"), "write a shape, 1x3x224x224"),
-        (("swapped.py:Net", "--input", "2x3:int65"), "4x60:int64"),
+        (("swapped.py:Net", "--input", "2x3:int65"), "4x60:int32:5000"),
+        (("swapped.py:Net", "--input", "2x3:int6:50"), "4x60:int32:5000"),
+        (("swapped.py:Net", "--input", "2x3:int64:5:6"), "4x60:int32:5000"),
         (("swapped.py:Net", "--input", "2x3:int64:0"), "below a number from 1"),
         (("swapped.py:Two", "--input", "x=2x3x4", "--input", "2x3x1"), "a name to all"),
         (("swapped.py:Net", "--only", "encoder"), "fits no module"),

@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, a refusal, and what FILE.py:NAME on a command line means."""
+"""What the commands share: the terminal, a refusal, and what FILE.py:NAME and a shape on a command line mean."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from rich.console import Console
 
 from pellucid.nn.recurrence.cell import Cell
 
+DRAWN = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
+
 
 class Refusal(click.ClickException):
     """What cannot be used: one line, exit code 2 as for a wrong option."""
@@ -23,6 +28,29 @@ class Refusal(click.ClickException):
 def console(plain_width: int = 100) -> Console:
     """The terminal, or as wide a page where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=plain_width)
+
+
+def drawn(text: str, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Draw a tensor: ``1x3x224x224``, of another type ``4x60:bool``, of integers below a number ``4x60:5000``.
+
+    An integer type may stand before that number, ``4x60:int32:5000``; without the number integers are below 2.
+    """
+    shape, *further = (part.strip() for part in text.lower().replace("×", "x").split(":"))
+    below = further.pop() if further and further[-1].isdecimal() else ""
+    kind = further.pop() if further else "int64" if below else "float32"
+    dtype = getattr(torch, kind, None)
+    sizes = shape.split("x")
+    if further or dtype not in DRAWN or not all(size.isdecimal() for size in sizes):
+        raise click.UsageError(
+            f"--input {text!r}: write a shape, 1x3x224x224, and where it is not of float32 the type, 4x60:bool, or, of "
+            "integers, the number that all are below, 4x60:5000 or 4x60:int32:5000"
+        )
+    if below and int(below) < 1:
+        raise click.UsageError(f"--input {text!r}: integers are drawn below a number from 1, not {below!r}")
+    size = [int(part) for part in sizes]
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(size, dtype=dtype, generator=generator)
+    return torch.randint(int(below or 2), size, generator=generator).to(dtype)
 
 
 def load(name: str) -> Any:

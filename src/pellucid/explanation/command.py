@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pellucid.commandline import load
+from pellucid.commandline import drawn, load
 from pellucid.explanation import ModelReport, explain
 from pellucid.explanation.examples import build
 from pellucid.explanation.gallery import write_gallery
@@ -41,7 +41,7 @@ Examples
   pellucid explain my_models.py:Bert --input 2x12:1000 --save bert.html
 """
 
-SHAPE = re.compile(r"(\d+(?:x\d+)+|\d+(?=:))(?::([1-9]\d*))?")
+SHAPE = re.compile(r"\d+([x×]\d+)+(:.*)?|\d+:.*")
 
 
 @click.command(
@@ -176,18 +176,15 @@ def built(subject: Any, arguments: dict[str, Any], seed: int) -> tuple[Any, dict
 
 def parse_numbers(text: str, seed: int = 0) -> Any:
     """Read ``1,2,3``, or rows ``1,2; 3,4``, as a tensor; draw one for a shape, ``2x3``, or ``2x3:10`` below 10."""
-    if shape := SHAPE.fullmatch(text.strip()):
-        sizes, generator = [int(size) for size in shape[1].split("x")], torch.Generator().manual_seed(seed)
-        if shape[2]:
-            return torch.randint(int(shape[2]), sizes, generator=generator)
-        return torch.randn(sizes, generator=generator)
+    if SHAPE.fullmatch(text.strip()):
+        return drawn(text, torch.Generator().manual_seed(seed))
     rows = [[part.strip() for part in row.split(",") if part.strip()] for row in text.split(";") if row.strip()]
     try:
         values = [[float(part) for part in row] for row in rows]
     except ValueError as error:
         raise click.UsageError(
             f"--input: {error}; give numbers, 1,2,3 or in rows '1,2; 3,4', or the shape of random ones, 2x3, of whole "
-            "ones below 10 2x3:10"
+            "ones below 10 2x3:10, each without a name and in the order in which they are read"
         ) from error
     if not values or len({len(row) for row in values}) != 1:
         raise click.UsageError("--input: every row needs the same number of numbers, at least one: '1,2; 3,4'")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from pellucid.commandline import console, load
+from pellucid.commandline import console, drawn, load
 from pellucid.explanation.saving import write
 from pellucid.models.formats import FASTEST
 from pellucid.models.swap import swap
@@ -29,7 +29,7 @@ input_option = functools.partial(
     click.option,
     "--input",
     "inputs",
-    metavar="[NAME=]SHAPE[:TYPE[:BELOW]]",
+    metavar="[NAME=]SHAPE[:TYPE][:BELOW]",
     multiple=True,
     help="What the model reads, of random numbers; once for each input. Integers are from 0 to BELOW - 1, default 2.",
 )
@@ -112,23 +112,5 @@ def parse_inputs(texts: tuple[str, ...]) -> Any:
     if named and len(named) < len(texts):
         raise click.UsageError("--input: give a name to all of the inputs, name=1x3x8x8, or to none")
     if named:
-        return {name: parse_input(shape) for name, _, shape in named}
-    return tuple(map(parse_input, texts))
-
-
-def parse_input(text: str) -> Any:
-    """Draw a tensor of ``1x3x224x224``, ``4x60:int64:5000`` or ``4x60:bool``."""
-    shape, kind, below = (*text.split(":"), "", "")[:3]
-    dtype = getattr(torch, kind or "float32", None)
-    sizes = [part.strip() for part in shape.lower().replace("×", "x").split("x")]
-    if not all(size.isdecimal() for size in sizes) or not isinstance(dtype, torch.dtype) or text.count(":") > 2:
-        raise click.UsageError(
-            f"--input {text!r}: write a shape, 1x3x224x224, and where it is not of float32 the type, 4x60:int64, and "
-            f"the number that all integers are below, 4x60:int64:5000"
-        )
-    if below and not (below.isdecimal() and int(below) > 0):
-        raise click.UsageError(f"--input {text!r}: integers are drawn below a number from 1, not {below!r}")
-    size = [int(part) for part in sizes]
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(size, dtype=dtype)
-    return torch.randint(int(below or 2), size).to(dtype)
+        return {name: drawn(shape) for name, _, shape in named}
+    return tuple(map(drawn, texts))

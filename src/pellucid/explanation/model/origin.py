@@ -96,7 +96,7 @@ def explain_model(
     if not inputs and not options and _wants_input(model):
         raise TypeError(
             f"explain: {type(model).__name__} is explained by running it, so it needs something to read: "
-            f"explain(model, x), with what model(x) takes"
+            f"explain(model, x), with what model(x) takes, or --input on the command line"
         )
     if type(model).forward is torch.nn.Module.forward:
         raise TypeError(

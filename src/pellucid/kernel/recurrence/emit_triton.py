@@ -243,8 +243,9 @@ class _Function(Tiles):
                 *indented(self.before, 2),
                 "    for step in range(time):",
                 "        t = time - 1 - step if BACKWARDS else step",
-                "        at = origin + t * batch",
-                "        ahead = origin + (tl.maximum(t - 1, 0) if BACKWARDS else tl.minimum(t + 1, time - 1)) * batch",
+                "        at = (origin + t) * batch",
+                "        ahead = tl.maximum(t - 1, 0) if BACKWARDS else tl.minimum(t + 1, time - 1)",
+                "        ahead = (origin + ahead) * batch",
                 *(["        turn = step % 2"] if self._passes() else []),
                 "        counted = inside",
                 "        if LENGTHS:",
@@ -268,7 +269,7 @@ class _Function(Tiles):
             self.before.append("key = tl.load(seed)")
         for state in self.layout.states:
             count, first = self.parameters[f"{state}_count"], self._fresh(f"{state}_first")
-            self.before.append(f"{first} = origin + (time % {count} if BACKWARDS else 0) * batch")
+            self.before.append(f"{first} = (origin + (time % {count} if BACKWARDS else 0)) * batch")
             for start, length in self._tiles(state):
                 tile = f"{self._load(f'{state}_slots', first, self.new[state].width, start, length)}.to(REAL)"
                 self.before.append(
@@ -316,8 +317,8 @@ class _Function(Tiles):
             self.lines.append(f"{self.carried[state, start]} = tl.where(counted, {tile}, {self.carried[state, start]})")
         for state in self.layout.states:
             count, width = self.parameters[f"{state}_count"], self.new[state].width
-            every = f"origin + (t if BACKWARDS else t + 1) % {count} * batch"
-            last = f"origin + (0 if BACKWARDS else time) % {count} * batch"
+            every = f"(origin + (t if BACKWARDS else t + 1) % {count}) * batch"
+            last = f"(origin + (0 if BACKWARDS else time) % {count}) * batch"
             self.lines.append(f"if {count} > 2:")
             for lines, indent, slot in ((self.lines, "  ", every), (self.behind, "", last)):
                 for start, length in self._tiles(state):
@@ -408,7 +409,7 @@ class _Function(Tiles):
             return f"{self._input(value, start, length)}{' != 0' if value.mask else '.to(REAL)'}"
         if value.kind == "draws":
             site, width, shared = self.sites[value.name]
-            row = "(origin + rows)" if shared else "(begin * batch + at + rows)"
+            row = "(origin + rows)" if shared else "((origin + begin) * batch + at + rows)"
             element = f"{row} * {width} + {start} + {self._columns(length)}"
             return f"functions.uniform(key, {site}, {element}).to(REAL)"
         if value.kind == "product":
@@ -420,7 +421,7 @@ class _Function(Tiles):
         if not value.rows:
             return self._load(f"{value.name}_all", "0", value.width, start, length, "")
         name = self._fresh(f"{value.name}_next", start)
-        first = self._hoisted("first", "first", "origin + (time - 1 if BACKWARDS else 0) * batch")
+        first = self._hoisted("first", "first", "(origin + (time - 1 if BACKWARDS else 0)) * batch")
         self.before.append(f"{name} = {self._load(f'{value.name}_all', first, value.width, start, length)}")
         now = self._fresh(f"{value.name}_now", start)
         self.lines.append(f"{now} = {name}")
