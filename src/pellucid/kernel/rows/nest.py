@@ -538,8 +538,6 @@ def _nest(name: str, form: Form, outputs: Mapping[str, Value], storage: Mapping[
     columns = frozenset({form.axes - 1})
     if form.columns is not None and any(v.kind == "reduce" and v.over == columns for v in outputs.values()):
         inner |= columns
-    if form.columns is not None and inner - columns:  # no program has all rows
-        raise Unsupported("a formula that computes with sums over rows")
     made: dict[str, Value] = {}
     for output, value in outputs.items():
         if value.kind == "reduce" and not _is_inside(value, inner, form.axes - 1):

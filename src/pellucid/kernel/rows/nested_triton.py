@@ -204,6 +204,8 @@ class _Cut:
         self.nest, self.gpu, self.last, self.fixed = nest, gpu, nest.axes - 1, nest.columns is not None
         if self.fixed and sizes[self.last] > MOST_COLUMNS:
             raise Unsupported(f"a formula that cuts {sizes[self.last]} columns")
+        if self.fixed and nest.inner - {self.last}:  # no program has all rows
+            raise Unsupported("a formula that computes with sums over rows")
         self.sizes = [1 if axis in absent else size for axis, size in enumerate(sizes)]
         present = [axis for axis in range(self.last, -1, -1) if axis not in absent]
         self.inner = [axis for axis in present if axis in nest.inner]
