@@ -29,7 +29,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 BUDGET = 0.1  # seconds after which no further round is begun
 BYTES_BETWEEN = 2**24  # that pass by between two samples: as in a network, memory is not at hand, nor is code
 MARGIN = 0.9  # of the time of the usual way; what is hardly faster is not taken
-WAYS, DISTURBED = ("usual", "other"), "disturbed"  # what is kept of a question: seconds; how many processes, that were
+DISTURBED = "disturbed"  # beside the seconds of both ways: how many processes measured them that were
 WORKING = 0.9  # processors that a process has at least when it is not disturbed: Python alone keeps one busy
 MOST_ATTEMPTS = 3  # of processes that are disturbed
 
@@ -56,7 +56,7 @@ def faster(
     if not times or (times[DISTURBED] in range(1, MOST_ATTEMPTS) and (place, key) not in _asked):
         _asked.add((place, key))
         with torch.set_grad_enabled(bool(leaves)), unhooked(), settled():
-            found, disturbed = _measure(dict(zip(WAYS, (_step(usual, leaves), _step(other, leaves)), strict=True)))
+            found, disturbed = _measure({"usual": _step(usual, leaves), "other": _step(other, leaves)})
         attempts = times.get(DISTURBED, 0) + 1 if disturbed else 0
         times = {way: min(seconds, times.get(way, seconds)) for way, seconds in found.items()} | {DISTURBED: attempts}
         _keep(place, key, times)
@@ -65,7 +65,7 @@ def faster(
 
 def _right(times: Any) -> dict[str, Any]:
     """What is kept of a question; nothing where it is not what it should be."""
-    right = isinstance(times, dict) and all(isinstance(times.get(way), float) for way in WAYS)
+    right = isinstance(times, dict) and all(isinstance(times.get(way), float) for way in ("usual", "other"))
     return {DISTURBED: 0, **times} if right else {}
 
 

@@ -217,7 +217,7 @@ void multiply(struct matmuls *matmuls)
     if (tasks >= 4 * matmuls->threads.count || (matmuls->height <= 4 * TILE && matmuls->width <= PANEL))
       break;
     // Of two rectangles of one area the one nearer to a square packs less.
-    if (matmuls->width > matmuls->height && matmuls->width > PANEL)
+    if (matmuls->width > PANEL && (matmuls->width > matmuls->height || matmuls->height <= 4 * TILE))
       matmuls->width /= 2;
     else
       matmuls->height = matmuls->height / 2 / TILE * TILE;

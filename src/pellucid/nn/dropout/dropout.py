@@ -98,7 +98,7 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
                 return input.mul_(scale) if self.inplace else input * scale
         y = None
         if self.entrywise and input.dim() and language(input) is not None:
-            y = self._by_kernel(input, numbers)
+            y = self._by_kernel(input, numbers, shape)
         self._was_run_by("torch" if y is None else language_for(input))
         if y is None:
             (draws,) = self.draw([shape], input.device, numbers)
@@ -109,11 +109,10 @@ class DropoutFamily(Running, Component, Drawing, torch.nn.modules.dropout._Dropo
         """Whether a mask that C makes and a product are as fast as a kernel."""
         return in_plain_python(x) and coins < FEW_COINS and x.numel() < FEW_ENTRIES and language_for(x) == "c"
 
-    def _by_kernel(self, input: Tensor, numbers: Numbers) -> Tensor | None:
+    def _by_kernel(self, input: Tensor, numbers: Numbers, shape: tuple[int, ...]) -> Tensor | None:
         """Run the formula as one kernel that draws in place; None where it has none."""
         formula, p = self.formula, self.p
         draws = nested.Draws.of(*numbers, {"draws": 0})
-        shape = self.drawn_shape(input)
 
         def axes(x: Tensor) -> nested.Axes:
             steps = torch.empty(shape, device="meta").stride()

@@ -19,9 +19,8 @@ Written = Callable[[LayerRow, ModelReport], str]
 class Part(Document):
     """The full explanation of one layer, inside the page of its model: without pictures to play with."""
 
-    def section(self, key: str, content: str) -> str:
+    def under(self, key: str, heading: str, content: str) -> str:
         """Put content under a smaller heading."""
-        heading = self.spoken(lambda report: text(report.words[key]), "span")
         return f"<section><h3>{heading}</h3>\n{content}</section>\n" if content else ""
 
     def anchor(self, key: str) -> str:
