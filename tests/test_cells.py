@@ -267,6 +267,22 @@ def test_a_large_and_sensitive_formula_is_not_taken_for_one_that_mixes_rows():
     assert layer(torch.randn(2, 1, 5000))[0].shape == (2, 1, 3)
 
 
+@pytest.mark.parametrize("features", [256, 257, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", [cells.layernorm_rnn, cells.layernorm_lstm], ids=lambda cell: cell.source.name)
+def test_a_norm_of_nearly_equal_features_is_not_taken_for_one_that_mixes_rows(cell, dtype, features):
+    layer = cell(features, features, dtype=dtype)  # whose products MKL rounds by the number of rows
+    assert layer(torch.randn(2, 1, features, dtype=dtype))[0].isfinite().all()
+
+
+def test_rows_that_are_mixed_a_little_are_found():
+    def drifts(x, h, *, U):
+        return torch.tanh(x @ U) + 1e-4 * h.roll(1, 0)
+
+    with pytest.raises(pellucid.FormulaError, match=r"other samples of the batch(.|\n)*h\.roll\(1, 0\)"):
+        pellucid.cell(drifts)(3, 4)(torch.randn(5, 2, 3))
+
+
 def test_padding_is_never_read():
     layer = make(cells.gru, {}, bidirectional=True)
     x = torch.randn(5, 3, 3, dtype=torch.float64)

@@ -26,6 +26,7 @@ from pellucid.formula.source import Source
 
 aten = torch.ops.aten
 Result = TypeVar("Result")
+ROWS = 3  # by which a formula is asked whether it knows of the batch
 
 
 @dataclass(frozen=True)
@@ -283,34 +284,60 @@ class _Tracing:
         return capture(forward, arguments, {}, differentiated=True)
 
     def check_rows(self) -> None:
-        """Run three rows together and one by one: a formula must not know of the batch."""
+        """Run three rows, with other numbers in all but one of them, and one by itself: it must not know of the batch.
+
+        One by itself is compared roughly: torch rounds products of one row and of three in different ways, which a norm
+        over nearly equal features makes any size.
+        """
         if self.device.type == "meta":
             return  # no values to compare
-        rows, weights, noise = self.values(3)
+        rows, weights, noise = self.values(ROWS)
 
-        def of(pick: slice) -> list[torch.Tensor]:
-            return [*(r[pick] for r in rows), *weights, *(n[pick] for n in noise)]
+        def given(change: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+            return [*map(change, rows), *weights, *map(change, noise)]
 
-        together, *alone = of(slice(None)), *(of(slice(row, row + 1)) for row in range(3))
+        together = given(lambda values: values)
+        changed = [given(functools.partial(_but_for, row)) for row in range(ROWS)]
+        alone = [given(functools.partial(_only, row)) for row in range(ROWS)]
         with torch.no_grad():
             with _NoDraws(self.named):
                 whole = self.run(together)
-            results = zip(whole, *map(self.run, alone), strict=True)
-            if not all(self._is_by_rows(*values) for values in results):
+            in_company = zip(whole, *map(self.run, changed), strict=True)
+            by_itself = zip(whole, *map(self.run, alone), strict=True)
+            if not all(self._is_by_rows(*values) for values in in_company) or not all(
+                self._is_about(*values) for values in by_itself
+            ):
                 raise FormulaError(
                     f"{self.source.title}: a sample's result depends on the other samples of the batch. The batch is "
                     f"invisible to a {self.source.kind}: reduce, sort and index over the features (dim=-1) only.\n"
-                    + self._meeting(together, alone)
+                    + self._meeting(together, changed, alone)
                 )
 
-    def _is_by_rows(self, together: torch.Tensor, *alone: torch.Tensor) -> bool:
-        """Whether a value of all rows is that of each alone."""
+    def _is_by_rows(self, together: torch.Tensor, *changed: torch.Tensor) -> bool:
+        """Whether every row of a value, or one without rows, is the same where the other rows are others."""
         tolerance = 100 * torch.finfo(self.dtype).eps
+        has_rows = together.dim() and len(together) == ROWS
+        return all(
+            other.shape == together.shape
+            and self._are_close(*((together[row], other[row]) if has_rows else (together, other)), tolerance)
+            for row, other in enumerate(changed)
+        )
+
+    def _is_about(self, together: torch.Tensor, *alone: torch.Tensor) -> bool:
+        """Whether a value of all rows is roughly that of each alone."""
         one = torch.cat(alone) if together.dim() and together.shape != alone[0].shape else torch.stack(alone)
         whole = together if together.shape == one.shape else together.expand_as(one)
-        return torch.allclose(whole.to(self.dtype), one.to(self.dtype), tolerance, tolerance, equal_nan=True)
+        return self._are_close(whole, one, torch.finfo(self.dtype).eps ** (1 / 3))
 
-    def _meeting(self, together: Sequence[torch.Tensor], alone: Sequence[Sequence[torch.Tensor]]) -> str:
+    def _are_close(self, a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+        return torch.allclose(a.to(self.dtype), b.to(self.dtype), tolerance, tolerance, equal_nan=True)
+
+    def _meeting(
+        self,
+        together: Sequence[torch.Tensor],
+        changed: Sequence[Sequence[torch.Tensor]],
+        alone: Sequence[Sequence[torch.Tensor]],
+    ) -> str:
         """Quote the author's expression in which rows meet first."""
 
         def watched(values: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
@@ -319,13 +346,25 @@ class _Tracing:
                 step(self.source, self.hyperparameters, self.training, [*inputs, *values[1:]])
             return watch.seen
 
-        for (value, place), *ones in zip(watched(together), *map(watched, alone), strict=False):
+        for (value, place), *runs in zip(watched(together), *map(watched, [*changed, *alone]), strict=False):
+            others = [other for other, _ in runs]
             try:
-                if not self._is_by_rows(value, *(one for one, _ in ones)):
+                if not self._is_by_rows(value, *others[:ROWS]) or not self._is_about(value, *others[ROWS:]):
                     return place
             except RuntimeError:  # shapes that are not those of rows
                 return place
         return f"  in {self.source.where}"
+
+
+def _only(row: int, values: torch.Tensor) -> torch.Tensor:
+    return values[row : row + 1]
+
+
+def _but_for(row: int, values: torch.Tensor) -> torch.Tensor:
+    """Other numbers between 0 and 1 in all rows but one."""
+    changed = 1 - values
+    changed[row] = values[row]
+    return changed
 
 
 def ancestors(start: Iterable[Any]) -> set[fx.Node]:
