@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import platform
 import signal
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,6 +47,45 @@ def test_threads_share_the_work(two_threads, cell, batch, lengths):
         found = results(layer, x, {}, state, real, "c")
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="other processors are not slowed down"
+)
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.float32, 200), (torch.float64, 1100)])
+def test_what_vanishes_is_zero_before_it_is_slow(two_threads, dtype, steps):
+    @pellucid.cell
+    def leak(x, h, *, U):
+        return 0.5 * h + 0 * (x @ U)
+
+    layer = leak(2, 64, dtype=dtype)
+    start = torch.ones(1, 64, 64, dtype=dtype, requires_grad=True)
+    with pellucid.backend("c"):
+        output, _ = layer(torch.zeros(steps, 64, 2, dtype=dtype), start)
+    assert layer.backend == "c"
+    last_normal = -math.frexp(torch.finfo(dtype).smallest_normal)[1]  # 2 to the minus that, after so many steps and one
+    assert (output[last_normal] == torch.finfo(dtype).smallest_normal).all()
+    assert not output[last_normal + 1 :].any()  # 2**-127 and so on have fewer digits
+    output[last_normal - 1].sum().backward()
+    assert (start.grad == 2 * torch.finfo(dtype).smallest_normal).all()
+
+    small = torch.full((2**20,), torch.finfo(dtype).smallest_normal, dtype=dtype)
+    assert (0.5 * small).ne(0).all()  # of torch's threads nothing has changed
+
+
+def test_a_number_that_c_takes_for_zero_has_no_kernel():
+    def with_epsilon(x, h, *, U):
+        return torch.log(h * h + 1e-40) + x @ U
+
+    for dtype, ran in ((torch.float32, "stepwise"), (torch.float64, "c")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            layer = pellucid.cell(with_epsilon)(2, 3, dtype=dtype)
+            output, _ = layer(torch.zeros(9, 4, 2, dtype=dtype))
+        assert layer.backend == ran
+        assert output.isfinite().all()
+        warned = any("the number 1e-40, which C takes for 0 in float32," in str(w.message) for w in caught)
+        assert warned == (ran == "stepwise")
 
 
 @pytest.mark.parametrize(

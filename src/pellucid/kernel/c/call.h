@@ -11,6 +11,15 @@
 #else
 #define PAUSE (void)0
 #endif
+#if defined(__SSE__)
+#define SUBNORMALS_AS_ZERO 0x8040 // of operands and of results
+#define ARITHMETIC_MODE() __builtin_ia32_stmxcsr()
+#define SET_ARITHMETIC_MODE(mode) __builtin_ia32_ldmxcsr(mode)
+#else
+#define SUBNORMALS_AS_ZERO 0
+#define ARITHMETIC_MODE() 0
+#define SET_ARITHMETIC_MODE(mode) (void)(mode)
+#endif
 #define SPINS 4096      // looks at a flag before another thread is let run
 #define MOST_HELPERS 63
 
@@ -39,6 +48,31 @@ struct call {
   struct threads threads;
 };
 
+// What a thread does. Numbers too small for all their digits count as 0 meanwhile: each of them takes some processors
+// a hundred times as long, and a gradient that vanishes along a sequence passes through all their sizes.
+struct work {
+  void (*run)(void *argument);
+  void *argument;
+};
+
+static void without_subnormals(void *argument)
+{
+  const struct work *work = argument;
+  const unsigned before = ARITHMETIC_MODE();
+  SET_ARITHMETIC_MODE(before | SUBNORMALS_AS_ZERO);
+  work->run(work->argument);
+  SET_ARITHMETIC_MODE(before);
+}
+
+static void on_threads(const struct threads *threads, int64_t count, void (*run)(void *), void *argument)
+{
+  struct work work = {run, argument};
+  if (count > 1 && threads->parallel)
+    threads->parallel(without_subnormals, &work, (unsigned)count, 0);
+  else
+    without_subnormals(&work);
+}
+
 // Tasks that threads take one after another.
 struct tasks {
   const void *context;
@@ -62,11 +96,7 @@ UNUSED static void share(const struct threads *threads, void (*run)(const void *
                          const void *context, int64_t count)
 {
   struct tasks tasks = {context, run, count, 0, 0};
-  const int64_t used = threads->count < count ? threads->count : count;
-  if (used > 1 && threads->parallel)
-    threads->parallel(take_tasks, &tasks, (unsigned)used, 0);
-  else
-    take_tasks(&tasks);
+  on_threads(threads, threads->count < count ? threads->count : count, take_tasks, &tasks);
 }
 
 // One thread takes all steps, and others help it with its products: each has a share of the panels. What a helper has
@@ -145,7 +175,7 @@ UNUSED static void gather(const struct threads *threads, void (*body)(const void
   struct team team = {0};
   team.helpers = (threads->count < MOST_HELPERS ? threads->count : MOST_HELPERS + 1) - 1;
   team.body = body, team.call = call;
-  threads->parallel(join, &team, (unsigned)team.helpers + 1, 0);
+  on_threads(threads, team.helpers + 1, join, &team);
 }
 
 static inline int64_t blocks_of(const struct call *call) { return (call->batch + call->block - 1) / call->block; }

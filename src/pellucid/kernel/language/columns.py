@@ -80,6 +80,8 @@ class Columns(Pieces):
     sweep, for columns ``j`` to ``j + n``.
     """
 
+    real: str  # in which it is computed: "float32" or "float64"
+
     def _home(self, value: Value) -> Scope:
         """The scope of a value of one column."""
         raise NotImplementedError
@@ -115,7 +117,7 @@ class Columns(Pieces):
         if value.kind == "cat":
             return self._evaluate(*part_of(value, start), scope)
         operands = [
-            self._evaluate(o, start if o.width > 1 else 0, scope) if isinstance(o, Value) else number_text(o)
+            self._evaluate(o, start if o.width > 1 else 0, scope) if isinstance(o, Value) else number_text(o, self.real)
             for o in value.operands
         ]
         return ARITHMETIC[value.operation].format(*operands)

@@ -8,6 +8,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
+import torch
+
+from pellucid.errors import Unsupported
+
 HEADERS = ("vector.h", "math.h", "philox.h", "columns.h", "call.h", "product.h", "nest.h")
 MOST_COLUMNS = 120
 
@@ -51,9 +55,15 @@ def _pieces(line: str) -> Iterator[str]:
     yield line
 
 
-def number_text(number: float | bool) -> str:
-    """A vector of one number."""
+def number_text(number: float | bool, real: str) -> str:
+    """A vector of one number.
+
+    Raises:
+        Unsupported: it would count as 0, see c/call.h.
+    """
     number = float(number)
+    if 0 < abs(number) < torch.finfo(getattr(torch, real)).smallest_normal:
+        raise Unsupported(f"the number {number!r}, which C takes for 0 in {real},")
     if math.isnan(number):
         return "splat(NAN)"
     return f"splat({number!r})" if math.isfinite(number) else f"splat({'-' if number < 0 else ''}INFINITY)"
