@@ -17,6 +17,7 @@ import pellucid
 from pellucid import nn
 from pellucid.kernel import memory
 from pellucid.kernel.rows import nested, nested_c
+from pellucid.nn.normalization.formula import ALONE
 from pellucid.nn.swapped import fused
 from row_programs import LAYOUTS, close, few, lay, rounded_once, trained
 
@@ -317,6 +318,22 @@ def test_what_backward_reads_may_not_change(ran, changed):
 
 
 # -- padding ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "side_by_side", "together"),
+    [
+        (nn.BatchNorm2d(8), False, False),
+        (nn.BatchNorm2d(8), True, True),
+        (nn.InstanceNorm2d(8, affine=True), True, True),
+    ],
+    ids=["planes", "channels last", "channels last of a sample"],
+)
+def test_rows_are_taken_together_for_what_they_share(layer, side_by_side, together):
+    """Parameters of the columns, or sums over the rows. Otherwise a row is written whole before the next."""
+    x = torch.randn(20, 8, 5, 6)
+    text = layer.kernel_with(x.contiguous(memory_format=torch.channels_last) if side_by_side else x, ALONE)
+    assert ("first_row" in text) == together
 
 
 @few

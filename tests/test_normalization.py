@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid import nn
+from pellucid.nn.normalization import batch_norm
 from pellucid.nn.normalization.averages import Grouped, Neighbours, Over
 from pellucid.nn.normalization.formula import normalize
 from pellucid.nn.normalization.normalization import SMALL
@@ -698,6 +699,29 @@ def test_batch_norm_of_a_small_and_of_a_large_input(momentum):
     assert torch.allclose(layer.weight.grad, reference.weight.grad, rtol=1e-10)
     for name, value in reference.named_buffers():
         torch.testing.assert_close(layer.get_buffer(name), value, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("chosen", ["torch", "c"])
+@pytest.mark.parametrize(("name", "shape"), [("BatchNorm1d", (9, 64, 1001)), ("BatchNorm2d", (10, 64, 30, 31))])
+def test_batch_norm_where_channels_lie_side_by_side(monkeypatch, name, shape, chosen, training):
+    """The faster of two is taken, as it was measured; to torch a sequence is a picture one pixel high."""
+    monkeypatch.setattr(batch_norm, "_chosen", {})
+    monkeypatch.setattr(batch_norm, "faster", lambda *_: chosen == "c")
+    layer, reference = (trained(getattr(source, name)(64)).double().train(training) for source in (nn, torch.nn))
+    x, gradient = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).movedim(2, -1)
+    x, gradient = (value.contiguous().movedim(-1, 1).requires_grad_() for value in (x, gradient))
+    assert x.numel() > SMALL
+    y, expected = layer(x), reference(x)
+    assert layer.backend == (chosen if training else "c")
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, expected)
+    found, wanted = (
+        torch.autograd.grad(value, (x, *mine.parameters()), gradient)
+        for value, mine in ((y, layer), (expected, reference))
+    )
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(layer.state_dict(), reference.state_dict())
 
 
 @pytest.mark.parametrize("name", ["BatchNorm1d", "InstanceNorm1d"])

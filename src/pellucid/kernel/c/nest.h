@@ -11,11 +11,14 @@
 #define STREAM(to, v) memcpy(to, &(v), sizeof(v))
 #define FINISH_STREAMS (void)0
 #endif
+#define WHOLE_LINES 64 // bytes that go past the caches at once where other rows come before the next columns: half a line
+                       // would go by itself
 #define DEFINE_RESULT(type, lanes)                                                                                     \
   INLINE void result_##type(type##_storage *to, vec v, int n, int past)                                              \
   {                                                                                                                    \
     lanes stored = to_##type(v);                                                                                       \
-    if (past && n == LANES && sizeof(stored) >= 16 && (uintptr_t)to % sizeof(stored) == 0)                           \
+    if (past && n == LANES && sizeof(stored) >= (past == WHOLE_LINES ? WHOLE_LINES : 16) &&                            \
+        (uintptr_t)to % sizeof(stored) == 0)                                                                           \
       STREAM(to, stored);                                                                                              \
     else                                                                                                               \
       put_##type(to, v, n);                                                                                            \

@@ -347,6 +347,7 @@ class _Function(Columns):
                     scope.lines.append(f"FETCH({pointer}{shift} + j);")
         if not sweeping:
             return f"splat{'_bool' if value.mask else ''}(read_{storage}({pointer}{shift}))"
+        self.shared |= scope is self.fixed
         scope.give(pointer, storage, written=False)
         return f"take_{storage}({pointer}{shift} + j, n)"
 
@@ -422,6 +423,7 @@ class _Function(Columns):
         scope = Scope(taken={*self.names, *outer.taken, "j", "n", "strides", *ROWS_GIVEN})
         self.fixed = Scope(taken=scope.taken, own=scope.own, given=scope.given) if self.inside else None
         self.fetched: dict[str, str] = {}
+        self.shared = False  # whether columns are read that all turns of the innermost loop have in common
         sums: list[tuple[str, str]] = []  # totals of the row, and their operations
         added: list[tuple[str, str, str]] = []  # where vectors of columns are added up, their operations, and the terms
         for value, reduction, start in pieces:
@@ -442,7 +444,7 @@ class _Function(Columns):
             added.append((f"{pointer}{shift} + j", operation, result))
         fixed, self.fixed = self.fixed, None
         name = f"{self.nest.name}_columns_{len(self.sweeps)}"
-        if fixed is not None and alone and not sums and self._is_bare(outer, added):
+        if fixed is not None and (added or self.shared) and alone and not sums and self._is_bare(outer, added):
             rows = self._over_rows(scope, fixed, outer, added)
             self.sweeps.append(sweep_text(name, rows))
             self._scope(len(self.inside) - 2).lines += self._rows_loop(whole_sweep(name, length, rows))
@@ -478,7 +480,7 @@ class _Function(Columns):
         depth, axis = len(self.inside) - 1, f"i_{self.loops[-1]}"
         made = {name for key, name in self.pointers.items() if key[1] == depth}  # in the loop itself
         given = ROWS_GIVEN | {f"i_{outer}": "int64_t " for outer in (*self.rows, *self.loops[:-1])}
-        given |= {name: kind for name, kind in scope.given.items() if name not in made}
+        given |= {name: kind for name, kind in scope.given.items() if name not in {*made, "past"}}
         start = {operation: identity for identity, operation, _ in REDUCTIONS.values()}
         sums = [(self._fresh(scope, "rows_sum"), *add) for add in added]
         ahead = [f"FETCH_PLACE({place} + {ROWS_TOGETHER} * {step});" for place, step in self.fetched.items()]
@@ -486,6 +488,7 @@ class _Function(Columns):
         lines = [
             "UNUSED const int64_t *const sizes = call->sizes;",
             "UNUSED const int64_t *const strides = call->strides;",
+            *(["const int past = call->past ? WHOLE_LINES : 0;"] if "past" in scope.given else []),
             *fixed.lines,
             *(f"vec {total} = {start[add]};" for total, _, add, _ in sums),
             f"for (int64_t {axis} = first_row; {axis} < last_row; {axis}++) {{",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pellucid.errors import label, shape_text
+from pellucid.kernel.choice import faster, remembered, rounded
 from pellucid.kernel.largest import most_deviations
 from pellucid.kernel.tensors import unseen
 from pellucid.nn.axes import space_axes
 from pellucid.nn.component import SymbolShape
 from pellucid.nn.lengths import known_any
 from pellucid.nn.normalization.averages import Average, Over, Remembered, Synchronized
-from pellucid.nn.normalization.by_torch import FAR, is_far
+from pellucid.nn.normalization.by_torch import FAR, is_far, lies_as_picture
 from pellucid.nn.normalization.formula import ALONE, Company
 from pellucid.nn.normalization.normalization import SMALL, ChannelFirst, wrong_channels
+
+_chosen: dict[Any, bool] = {}
 
 
 class Remembering(ChannelFirst):
@@ -172,11 +176,44 @@ class BatchNormFamily(Remembering):
         return 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked.double()  # of all batches
 
     def _suits_operator(self, x: Tensor) -> bool:
-        return super()._suits_operator(x) or x.stride(1) == 1
+        if super()._suits_operator(x):
+            return True
+        return x.stride(1) == 1 and (x.is_cuda or not self._reads_batch() or not self._kernel_is_faster(x))
+
+    def _kernel_is_faster(self, x: Tensor) -> bool:
+        """Whether the kernel is faster than torch's operator where channels lie side by side, as was measured once."""
+        candidates = {"x": x, "weight": self.weight, "bias": self.bias}
+        tensors = {name: t for name, t in candidates.items() if t is not None}
+        wanted = tuple(name for name, t in tensors.items() if t.requires_grad and torch.is_grad_enabled())
+        key = (self._observes(), x.shape, x.dtype, tuple(tensors), wanted, torch.get_num_threads())
+        return remembered(_chosen, key, lambda: self._measured(x.detach(), wanted))
+
+    def _measured(self, x: Tensor, wanted: Sequence[str]) -> bool:
+        text = self.kernel_with(x, ALONE)
+        if text is None:
+            return False
+        x = x.clone().requires_grad_("x" in wanted)
+
+        def usual() -> Tensor:
+            picture = x.unsqueeze(2) if lies_as_picture(x) else x
+            return torch.native_batch_norm(picture, self.weight, self.bias, None, None, True, 0.0, self.eps)[0]
+
+        def kernel() -> Tensor:
+            results = self._results(x, None, self._observes())
+            return usual() if results is None else results[0]
+
+        with torch.set_grad_enabled(bool(wanted)):
+            leaves = [t for t in (x, *self.parameters()) if t.requires_grad and wanted]
+        gradients = f"gradients of {', '.join(wanted)}" if wanted else "no gradient"
+        question = f"BatchNorm {str(x.dtype)[6:]} {rounded(x.shape)} channels last, {gradients}"
+        return faster(question, text, usual, kernel, leaves)
 
     def _by_operator(self, input: Tensor) -> Tensor | None:
         if self._is_synchronized():
             return None
+        if lies_as_picture(input):
+            y = self._by_operator(input.unsqueeze(2))
+            return None if y is None else y.squeeze(2)
         if not self._reads_batch():
             return self._by_running(input)
         running: tuple[Tensor | None, Tensor | None] = (None, None)

@@ -19,6 +19,11 @@ def is_far(mean: Tensor, reciprocal_deviation: Tensor) -> bool:
     return not largest_product(mean, reciprocal_deviation) < FAR
 
 
+def lies_as_picture(x: Tensor) -> bool:
+    """Whether a sequence's channels lie side by side: torch knows that format of pictures, one pixel high or more."""
+    return x.ndim == 3 and x.stride(1) == 1 and not x.is_contiguous()
+
+
 def by_group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
     """Normalize each group of channels of each sample by torch's operator; None where it may have lost digits."""
     batch, channels, *space = x.shape
