@@ -103,7 +103,8 @@ def bench(
 
     \b
     speed         A training step: forward + backward. "× nn" above 1 means that pellucid is faster than torch.nn;
-                  "loop" is the same formula in a Python loop, as one writes it without pellucid.
+                  "loop" is the same formula in a Python loop, as one writes it without pellucid. "last step": the loss
+                  is one of the last step's output, as of a classifier, and its gradient vanishes on the way back.
     streaming     Inference one step at a time, the state carried: a layer with an input of one step, and a cell.
     first result  From @pellucid.cell on a new formula to the end of its first training step, in a new process; with
                   a cold cache the kernel is compiled, with a warm one it is found on disk.

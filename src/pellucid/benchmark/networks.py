@@ -116,9 +116,9 @@ def work_of(network: torch.nn.Module, step: Callable[[torch.nn.Module, torch.opt
     return Work(flops=counter.get_total_flops(), bytes=4 * sum(w.nbytes for w in network.parameters()))
 
 
-def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
+def sgd(network: torch.nn.Module, rate: float = RATE) -> torch.optim.Optimizer:
     """Return the optimizer of the training steps."""
-    return torch.optim.SGD(network.parameters(), lr=RATE)
+    return torch.optim.SGD(network.parameters(), lr=rate)
 
 
 def backends(network: torch.nn.Module) -> str:

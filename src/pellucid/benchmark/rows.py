@@ -199,4 +199,5 @@ ROWS = [
     _drop_in("BatchNorm2d", PICTURE, 64, **BFLOAT16),
     _drop_in("Dropout", MATRIX, 0.5, **HALF, **BFLOAT16),
     _drop_in("BatchNorm2d", PICTURE, 64, **CHANNELS_LAST),
+    _drop_in("BatchNorm1d", (32, 256, 512), 256, **CHANNELS_LAST),
 ]

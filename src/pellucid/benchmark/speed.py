@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from pellucid import nn
 from pellucid.benchmark.comparison import Figure, Run, agree, times, train
@@ -55,7 +56,10 @@ class Speed(Timed):
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """A layer, its opponent (None: the Python loop alone), and the input's sizes; floors are for two CPU threads."""
+    """A layer, its opponent (None: the Python loop alone), and the input's sizes; floors are for two CPU threads.
+
+    The loss is one of all steps, or of the ``last`` one alone, as where a sequence is classified.
+    """
 
     section: ClassVar[str] = "speed"
     name: str
@@ -64,6 +68,7 @@ class SpeedRow:
     batch: int
     steps: int
     floor: float | None = None
+    last: bool = False
 
     def measure(self, run: Run) -> Speed:
         """Compare values and gradients, then time forward + backward, the opponents taking turns.
@@ -77,16 +82,31 @@ class SpeedRow:
         if self.opponent is not None:
             theirs, by = self.opponent().to(run.device), "auto"
             theirs.load_state_dict(layer.state_dict())
-        agreement = agree(train, layer, theirs, x, by=by)
+        agreement = agree(self._train, layer, theirs, x, by=by)
         backend, limit = str(layer.backend), work(layer, x).seconds(run.rates)
-        sides = {"ours": lambda: train(layer, x), "theirs": lambda: train(theirs, x, by=by)}
+        sides = {"ours": lambda: self._train(layer, x), "theirs": lambda: self._train(theirs, x, by=by)}
         found = times(sides, run.rounds, run.device)
         torch_nn, loop = None, found["theirs"]
         if self.opponent is not None:
-            alone = times({"loop": lambda: train(layer, x, by="naive")}, -(-run.rounds // 3), run.device)
+            alone = times({"loop": lambda: self._train(layer, x, by="naive")}, -(-run.rounds // 3), run.device)
             torch_nn, loop = 1e3 * found["theirs"], alone["loop"]
         ours = (1e3 * limit, 1e3 * found["ours"], self.floor)
         return Speed(self.name, backend, agreement, *ours, torch_nn, 1e3 * loop)
+
+    def _train(self, layer: torch.nn.Module, x: Tensor, by: str = "auto") -> list[Tensor]:
+        return train(Last(layer) if self.last else layer, x, by=by)
+
+
+class Last(torch.nn.Module):
+    """The output of a recurrent layer's last step."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, features) for (time, batch, features)."""
+        return self.layer(x)[0][-1]
 
 
 def layernorm_lstm(input_size: int = 256, hidden_size: int = 128) -> torch.nn.Module:
@@ -102,12 +122,14 @@ def layernorm_lstm(input_size: int = 256, hidden_size: int = 128) -> torch.nn.Mo
     return layer
 
 
-def _drop_in(name: str, sizes: str, floor: float, *args: int, note: str = "", **kwargs: Any) -> SpeedRow:
+def _drop_in(
+    name: str, sizes: str, floor: float | None, *args: int, note: str = "", last: bool = False, **kwargs: Any
+) -> SpeedRow:
     """A layer of torch.nn's and ours of the same name; ``sizes`` is "batch, steps, input→hidden"."""
     batch, steps, features = sizes.split(", ")
     shape = (*(int(size) for size in features.split("→")), *args)
     makers = (lambda: getattr(nn, name)(*shape, **kwargs), lambda: getattr(torch.nn, name)(*shape, **kwargs))
-    return SpeedRow(f"{name} {sizes}{note}", *makers, int(batch), int(steps), floor)
+    return SpeedRow(f"{name} {sizes}{note}", *makers, int(batch), int(steps), floor, last)
 
 
 def _own(name: str, make: Callable[[], torch.nn.Module], batch: int, floor: float | None) -> SpeedRow:
@@ -127,6 +149,8 @@ RECURRENT = [
         for name, floor in zip(("RNN", "GRU", "LSTM"), floors, strict=True)
     ),
     _drop_in("LSTM", "16, 64, 64→64", 1.5, 2, note=", 2 layers, bidirectional", bidirectional=True),
+    _drop_in("RNN", "32, 128, 256→128", None, note=", last step", last=True),
+    _drop_in("LSTM", "8, 500, 64→64", None, note=", last step", last=True),
     _own("layernorm_lstm", layernorm_lstm, 1, 20),
     _own("layernorm_lstm", layernorm_lstm, 32, 5),
     _own("leaky", lambda: cells.leaky(256, 128), 32, None),
