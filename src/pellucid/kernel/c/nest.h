@@ -11,8 +11,7 @@
 #define STREAM(to, v) memcpy(to, &(v), sizeof(v))
 #define FINISH_STREAMS (void)0
 #endif
-#define WHOLE_LINES 64 // bytes that go past the caches at once where other rows come before the next columns: half a line
-                       // would go by itself
+#define WHOLE_LINES 64 // bytes that go past the caches where other rows come before the next columns: half a line is slow
 #define DEFINE_RESULT(type, lanes)                                                                                     \
   INLINE void result_##type(type##_storage *to, vec v, int n, int past)                                              \
   {                                                                                                                    \
