@@ -11,7 +11,7 @@
 #define STREAM(to, v) memcpy(to, &(v), sizeof(v))
 #define FINISH_STREAMS (void)0
 #endif
-#define WHOLE_LINES 64 // bytes that go past the caches where other rows come before the next columns: half a line is slow
+#define WHOLE_LINES 64 // bytes that go past the caches where other rows come before the next columns, not half a line
 #define DEFINE_RESULT(type, lanes)                                                                                     \
   INLINE void result_##type(type##_storage *to, vec v, int n, int past)                                              \
   {                                                                                                                    \
