@@ -22,7 +22,7 @@ IN_MEMORY = ("memory", "draws", "number", "size", "first")
 UNROLLED = 4  # vectors of a sweep that adds up: as many sums, so that none waits for the one before
 # What a sweep is given that takes several rows, and its type.
 ROWS_GIVEN = {"first_row": "int64_t ", "last_row": "int64_t ", "call": "const struct nest *", "from": "int64_t "}
-ROWS_TOGETHER = 16  # of a loop around the columns, whose sums stay in registers
+ROWS_TOGETHER = 64  # of a loop around the columns: sums of so many rows stay in registers, and sums of those are short
 MOST_COLUMNS = 2**13  # of a row that is kept in scratch
 
 

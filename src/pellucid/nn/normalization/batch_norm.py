@@ -178,7 +178,8 @@ class BatchNormFamily(Remembering):
     def _suits_operator(self, x: Tensor) -> bool:
         if super()._suits_operator(x):
             return True
-        return x.stride(1) == 1 and (x.is_cuda or not self._reads_batch() or not self._kernel_is_faster(x))
+        alone = not x.is_cuda and self._reads_batch() and not self._is_synchronized()
+        return x.stride(1) == 1 and not (alone and self._kernel_is_faster(x))
 
     def _kernel_is_faster(self, x: Tensor) -> bool:
         """Whether the kernel is faster than torch's operator where channels lie side by side, as was measured once."""
@@ -202,8 +203,7 @@ class BatchNormFamily(Remembering):
             results = self._results(x, None, self._observes())
             return usual() if results is None else results[0]
 
-        with torch.set_grad_enabled(bool(wanted)):
-            leaves = [t for t in (x, *self.parameters()) if t.requires_grad and wanted]
+        leaves = [t for t in (x, *self.parameters()) if t.requires_grad] if wanted else []
         gradients = f"gradients of {', '.join(wanted)}" if wanted else "no gradient"
         question = f"BatchNorm {str(x.dtype)[6:]} {rounded(x.shape)} channels last, {gradients}"
         return faster(question, text, usual, kernel, leaves)
