@@ -317,9 +317,6 @@ def test_what_backward_reads_may_not_change(ran, changed):
         y.sum().backward()
 
 
-# -- padding ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("layer", "side_by_side", "together"),
     [
@@ -334,6 +331,9 @@ def test_rows_are_taken_together_for_what_they_share(layer, side_by_side, togeth
     x = torch.randn(20, 8, 5, 6)
     text = layer.kernel_with(x.contiguous(memory_format=torch.channels_last) if side_by_side else x, ALONE)
     assert ("first_row" in text) == together
+
+
+# -- padding ------------------------------------------------------------------------------------------------------
 
 
 @few

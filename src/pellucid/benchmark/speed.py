@@ -82,19 +82,17 @@ class SpeedRow:
         if self.opponent is not None:
             theirs, by = self.opponent().to(run.device), "auto"
             theirs.load_state_dict(layer.state_dict())
-        agreement = agree(self._train, layer, theirs, x, by=by)
+        ours, other = (Last(each) if self.last else each for each in (layer, theirs))
+        agreement = agree(train, ours, other, x, by=by)
         backend, limit = str(layer.backend), work(layer, x).seconds(run.rates)
-        sides = {"ours": lambda: self._train(layer, x), "theirs": lambda: self._train(theirs, x, by=by)}
+        sides = {"ours": lambda: train(ours, x), "theirs": lambda: train(other, x, by=by)}
         found = times(sides, run.rounds, run.device)
         torch_nn, loop = None, found["theirs"]
         if self.opponent is not None:
-            alone = times({"loop": lambda: self._train(layer, x, by="naive")}, -(-run.rounds // 3), run.device)
+            alone = times({"loop": lambda: train(ours, x, by="naive")}, -(-run.rounds // 3), run.device)
             torch_nn, loop = 1e3 * found["theirs"], alone["loop"]
-        ours = (1e3 * limit, 1e3 * found["ours"], self.floor)
-        return Speed(self.name, backend, agreement, *ours, torch_nn, 1e3 * loop)
-
-    def _train(self, layer: torch.nn.Module, x: Tensor, by: str = "auto") -> list[Tensor]:
-        return train(Last(layer) if self.last else layer, x, by=by)
+        figures = (1e3 * limit, 1e3 * found["ours"], self.floor)
+        return Speed(self.name, backend, agreement, *figures, torch_nn, 1e3 * loop)
 
 
 class Last(torch.nn.Module):

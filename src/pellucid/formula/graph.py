@@ -284,10 +284,10 @@ class _Tracing:
         return capture(forward, arguments, {}, differentiated=True)
 
     def check_rows(self) -> None:
-        """Run three rows, with other numbers in all but one of them, and one by itself: it must not know of the batch.
+        """Run three rows, again with other numbers in all but one of them, and each by itself.
 
-        One by itself is compared roughly: torch rounds products of one row and of three in different ways, which a norm
-        over nearly equal features makes any size.
+        A formula must not know of the batch. One row by itself is compared roughly: torch rounds products of one row
+        and of three in different ways, which a norm over nearly equal features makes any size.
         """
         if self.device.type == "meta":
             return  # no values to compare

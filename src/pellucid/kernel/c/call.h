@@ -48,8 +48,8 @@ struct call {
   struct threads threads;
 };
 
-// What a thread does. Numbers too small for all their digits count as 0 meanwhile: each of them takes some processors
-// a hundred times as long, and a gradient that vanishes along a sequence passes through all their sizes.
+// What a thread does. Numbers too small for all their digits count as 0 meanwhile: some processors take many times as
+// long for each of them, and a gradient that vanishes along a sequence passes through all their sizes.
 struct work {
   void (*run)(void *argument);
   void *argument;

@@ -193,11 +193,10 @@ class BatchNormFamily(Remembering):
         text = self.kernel_with(x, ALONE)
         if text is None:
             return False
-        x = x.clone().requires_grad_("x" in wanted)
+        x = (x.unsqueeze(2) if lies_as_picture(x) else x).clone().requires_grad_("x" in wanted)
 
         def usual() -> Tensor:
-            picture = x.unsqueeze(2) if lies_as_picture(x) else x
-            return torch.native_batch_norm(picture, self.weight, self.bias, None, None, True, 0.0, self.eps)[0]
+            return torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)[0]
 
         def kernel() -> Tensor:
             results = self._results(x, None, self._observes())
