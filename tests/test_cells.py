@@ -627,5 +627,5 @@ def test_several_inputs_are_checked():
     def clashing(x, lengths, /, h, *, U):
         return h + x @ U + lengths
 
-    with pytest.raises(pellucid.FormulaError, match=r"(?s)lengths means something else.*\^{7}"):
+    with pytest.raises(pellucid.FormulaError, match=r"(?s)layer\(x, lengths=...\) has something else.*\^{7}"):
         pellucid.cell(clashing)

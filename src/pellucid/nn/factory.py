@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from pellucid.errors import FormulaError
+import torch
+
+from pellucid.errors import FormulaError, label, shape_text
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import read
 from pellucid.kernel import registry
@@ -20,13 +23,15 @@ class Factory:
 
     kind: ClassVar[str]
     beside: ClassVar[str]  # the arguments that every constructor takes, in words
+    attributes: ClassVar[tuple[str, ...]] = ("hyperparameter",)  # what a layer has under the author's names
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], layer: type[Authored]) -> None:
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self.function = function
         self.source = read(function, self.kind)
         self.name = registry.register(f"{function.__module__}:{function.__qualname__}", self.source)
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
+        self._refuse_taken(layer)
 
     def __repr__(self) -> str:
         return f"<{self.source.title} at {self.source.where}>"
@@ -44,6 +49,29 @@ class Factory:
         axes = [dim for symbol in self.source.symbols for dim in symbol.dims or ()]
         names = [unit.split("*")[-1] for axis in axes for unit in axis.split("+")]
         return tuple(dict.fromkeys(n for n in names if n.isidentifier() and n not in self.source.always_given))
+
+    def _refuse_taken(self, layer: type[Authored]) -> None:
+        """Refuse names under which a layer, its constructor or its call has something else.
+
+        Raises:
+            FormulaError: there is one.
+        """
+        constructor, forward = (inspect.signature(f).parameters for f in (layer.__init__, layer.forward))
+        annotated = {name for base in layer.__mro__ for name in vars(base).get("__annotations__", ())}
+        roles = [(s.name, s.role) for s in self.source.symbols] + [(name, "size") for name in self.size_names]
+        for name, role in roles:
+            owner = ""
+            if role in ("hyperparameter", "size") and name in constructor:
+                owner = "the constructor"
+            elif role in self.attributes and (name in annotated or hasattr(layer, name)):
+                owner = "every torch.nn.Module of its kind"
+            elif role == "input" and name in forward and name != self.source.inputs[0].name:
+                owner = f"layer({self.source.inputs[0].name}, {name}=...)"
+            if owner:
+                raise FormulaError(
+                    f"{self.kind} {self.source.name}: the {role} {name} would stand where {owner} has something else "
+                    f"of that name; give it another name.\n" + self.source.caret_at_name(name)
+                )
 
     def sort_options(self, options: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         """Split keyword arguments into sizes and hyperparameters, defaults filled in.
@@ -89,3 +117,66 @@ class Factory:
 
     def _solve(self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...]) -> Solution:
         return solve(self.source, dict(sizes), dict(hyperparameters))
+
+
+class Authored:
+    """A layer of an author's formula, which a `Factory` made.
+
+    The hyperparameters of the formula are attributes of the layer, and may be set:
+    ``layer.tau = 5.0`` decides from the next call on, as ``norm.eps`` does in torch.nn; another value is
+    another formula, whose kernels are compiled once.
+    """
+
+    _sizes: dict[str, int]  # those that the annotations name
+    forward: Callable[..., Any]
+
+    @property
+    def _factory(self) -> Factory:
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Solve the shapes of the formula with the sizes and hyperparameters as they are."""
+        raise NotImplementedError
+
+    def _expected(self) -> Iterable[tuple[str, tuple[int, ...]]]:
+        """The names of the parameters, and the shapes that were solved for them."""
+        raise NotImplementedError
+
+    def _adopt(self, options: Mapping[str, Any]) -> None:
+        """Take the constructor's keyword arguments."""
+        self._sizes, hyperparameters = self._factory.sort_options(options)
+        self.__dict__.update(hyperparameters)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers of the formula."""
+        return {symbol.name: self.__dict__[symbol.name] for symbol in self._factory.source.hyperparameters}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a hyperparameter decide from now on; nothing changes where it cannot be what it is set to.
+
+        Raises:
+            FormulaError: the formula cannot have it. ValueError: it wants parameters of other shapes.
+        """
+        if "_sizes" not in self.__dict__ or name not in self.hyperparameters:
+            super().__setattr__(name, value)
+            return
+        self._factory.sort_options({**self._sizes, **self.hyperparameters, name: value})
+        before = dict(self.__dict__)
+        try:
+            self.__dict__[name] = value
+            self._prepare()
+            self._check_fit(name)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+
+    def _check_fit(self, name: str) -> None:
+        assert isinstance(self, torch.nn.Module)
+        for parameter, shape in self._expected():
+            own = getattr(self, parameter).shape
+            if own != shape:
+                raise ValueError(
+                    f"{label(self)}: with {name}={getattr(self, name)} its parameter {parameter} would be "
+                    f"{shape_text(shape)}, but it is {shape_text(own)}. Make another layer with it."
+                )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from pellucid.errors import FormulaError
 from pellucid.nn.factory import Factory
 from pellucid.nn.recurrence.layer import Recurrent
 
@@ -22,15 +20,7 @@ class Cell(Factory):
     beside = "input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device and dtype"
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        taken = inspect.signature(Recurrent.forward).parameters
-        for symbol in self.source.inputs[1:]:
-            if symbol.name in taken:
-                raise FormulaError(
-                    f"cell {self.source.name}: the input {symbol.name} would be given as layer(x, {symbol.name}=...), "
-                    f"where {symbol.name} means something else; give it another name.\n"
-                    + self.source.caret_at_name(symbol.name)
-                )
+        super().__init__(function, Recurrent)
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Recurrent:
         """Make a layer; the arguments are those of `pellucid.nn.Recurrent`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.nn.utils.rnn import PackedSequence
 
+from pellucid.nn.factory import Authored
 from pellucid.nn.lengths import Lengths
 from pellucid.nn.recurrence.sequence import SequenceLayer, State
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pellucid.nn.recurrence.cell import Cell
 
 
-class Recurrent(SequenceLayer):
+class Recurrent(Authored, SequenceLayer):
     """The layer of a cell; what calling a cell returns.
 
     Args:
@@ -34,8 +35,6 @@ class Recurrent(SequenceLayer):
     Parameters have the author's names with torch's suffixes: ``U_l0``, ``W_l1_reverse``. Those without an initialiser
     start uniformly within 1/√hidden_size, as torch's do.
     """
-
-    _sizes: dict[str, int]  # those that the annotations name
 
     def __init__(
         self,
@@ -59,19 +58,24 @@ class Recurrent(SequenceLayer):
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
-        self._sizes, hyperparameters = cell.sort_options(options)
-        self._hyperparameters = hyperparameters
+        self._adopt(options)
         self._prepare()
-        for level in range(num_layers):
-            for suffix in ("", "_reverse")[: self._directions]:
-                for symbol in cell.source.parameters:
-                    shape = self.solution(level).symbols[symbol.name].shape
-                    empty = torch.empty(shape, device=device, dtype=dtype)
-                    self.register_parameter(f"{symbol.name}_l{level}{suffix}", torch.nn.Parameter(empty))
+        for name, shape in self._expected():
+            self.register_parameter(name, torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
+    @property
+    def _factory(self) -> Cell:
+        return self.cell
+
     def _prepare(self) -> None:
-        self._solve({"input": self.input_size, "hidden": self.hidden_size, **self._sizes}, self._hyperparameters)
+        self._solve({"input": self.input_size, "hidden": self.hidden_size, **self._sizes}, self.hyperparameters)
+
+    def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for level in range(self.num_layers):
+            for suffix in ("", "_reverse")[: self._directions]:
+                for symbol in self.cell.source.parameters:
+                    yield f"{symbol.name}_l{level}{suffix}", self.solution(level).symbols[symbol.name].shape
 
     def reset_parameters(self) -> None:
         """Start every parameter as its initialiser says."""
@@ -136,5 +140,5 @@ class Recurrent(SequenceLayer):
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
-        parts += [f"{name}={value}" for name, value in {**self._sizes, **self._hyperparameters}.items()]
+        parts += [f"{name}={value}" for name, value in {**self._sizes, **self.hyperparameters}.items()]
         return ", ".join(parts)

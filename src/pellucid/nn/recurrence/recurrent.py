@@ -27,7 +27,6 @@ class _TorchLayout(SequenceLayer):
     added = (
         *SequenceLayer.added,
         "cell",
-        "_hyperparameters",
         "_solutions",
         "_keys",
         "_parameter_shapes",

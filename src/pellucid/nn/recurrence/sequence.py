@@ -53,7 +53,6 @@ class SequenceLayer(Running, torch.nn.Module):
     dropout: float
     _hidden_axes: ClassVar[int] = 0  # ahead of what the caller has given
     _another_dtype: ClassVar[type[Exception]] = ValueError  # what an input of another type than the weights' raises
-    _hyperparameters: dict[str, Any]
     _keys: list[str]
     _parameter_shapes: list[list[tuple[int, ...]]]  # of the first level, and of those above, as the solutions are
     _solutions: list[Solution]
@@ -89,12 +88,11 @@ class SequenceLayer(Running, torch.nn.Module):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The numbers that the constructor set in the formula."""
-        return dict(self._hyperparameters)
+        """The numbers of the formula; torch.nn's have none."""
+        return {}
 
     def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
-        self._hyperparameters = dict(hyperparameters)
         self._solutions, self._keys, self._parameter_shapes = [], [], []
         inner = dict(sizes)
         for _ in range(min(self.num_layers, 2)):

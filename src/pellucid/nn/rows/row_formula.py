@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from pellucid.errors import FormulaError
 from pellucid.formula import graph
 from pellucid.kernel.rows.rowwise import RowProgram
 from pellucid.nn.factory import Factory
@@ -25,20 +23,10 @@ class Layer(Factory):
 
     kind = "layer"
     beside = "output_size, seed, generator, device and dtype"
+    attributes = ("hyperparameter", "parameter")
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        constructor = inspect.signature(RowWise.__init__).parameters
-        annotated = {name for base in RowWise.__mro__ for name in vars(base).get("__annotations__", ())}
-        names = [(s.name, s.role) for s in self.source.symbols] + [(name, "size") for name in self.size_names]
-        for name, role in names:
-            attribute = role == "parameter" and (name in annotated or hasattr(RowWise, name))
-            if attribute or (role in ("hyperparameter", "size") and name in constructor):
-                owner = "every torch.nn.Module of its kind" if attribute else "the constructor"
-                raise FormulaError(
-                    f"layer {self.source.name}: the {role} {name} would stand where {owner} has something else of that "
-                    f"name; give it another name.\n" + self.source.caret_at_name(name)
-                )
+        super().__init__(function, RowWise)
         self.check_rows = functools.lru_cache(maxsize=64)(self._check_rows)
         self.program = functools.lru_cache(maxsize=64)(self._program)
         self.left: dict[Any, bool] = {}  # which small work is left to the function, by its sizes

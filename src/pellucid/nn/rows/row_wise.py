@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from pellucid.kernel.tensors import language, language_for
 from pellucid.nn.axes import axes_of_features
 from pellucid.nn.component import Component, Running, SymbolShape
 from pellucid.nn.dropout.drawing import Drawing, Numbers
+from pellucid.nn.factory import Authored
 
 if TYPE_CHECKING:
     from pellucid.nn.rows.row_formula import Layer
@@ -28,7 +29,7 @@ SMALL = 2**16  # entries of an input above which a call takes longer than what P
 DRAWS = "random draws"  # beside the author's names, of which none has a space
 
 
-class RowWise(Running, Component, Drawing):
+class RowWise(Authored, Running, Component, Drawing):
     """The module of a layer's formula; what calling a ``pellucid.Layer`` returns.
 
     Input and output: (..., features), any axes before the features or none; several inputs have the same ones.
@@ -53,8 +54,7 @@ class RowWise(Running, Component, Drawing):
     layer: Layer
     input_size: int
     output_size: int
-    _sizes: dict[str, int]  # those that the annotations name
-    _hyperparameters: dict[str, Any]
+    _main: dict[str, int]  # the sizes that no annotation names, as far as they were given
     _solution: Solution
 
     def __init__(
@@ -74,16 +74,15 @@ class RowWise(Running, Component, Drawing):
         given = {"input": input_size} | ({} if output_size is None else {"output": output_size})
         for name, value in given.items():
             layer.check_size(f"{name}_size", value)
-        self._sizes, self._hyperparameters = layer.sort_options(options)
-        self._key = key = (tuple((given | self._sizes).items()), tuple(self._hyperparameters.items()))
-        self._solution = layer.solve(*key)
-        self.input_size, self.output_size = input_size, self._solution.output
+        self._main = given
+        self._adopt(options)
+        self.input_size = input_size
+        self._prepare()
         self.draw_from(seed, generator)
         for symbol in layer.source.parameters:
             empty = torch.empty(self._solution.symbols[symbol.name].shape, device=device, dtype=dtype)
             self.register_parameter(symbol.name, torch.nn.Parameter(empty))
-        if not any(parameter.is_meta for parameter in self.parameters()):
-            layer.check_rows(*key)
+        self._check_rows()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,14 +96,29 @@ class RowWise(Running, Component, Drawing):
                 else:
                     symbol.initializer(value)
 
+    @property
+    def _factory(self) -> Layer:
+        return self.layer
+
+    def _prepare(self) -> None:
+        self._key = (tuple((self._main | self._sizes).items()), tuple(self.hyperparameters.items()))
+        self._solution = self.layer.solve(*self._key)
+        self.output_size = self._solution.output
+
+    def _expected(self) -> Iterable[tuple[str, tuple[int, ...]]]:
+        return ((s.name, self._solution.symbols[s.name].shape) for s in self.layer.source.parameters)
+
+    def _check_fit(self, name: str) -> None:
+        super()._check_fit(name)
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            self.layer.check_rows(*self._key)
+
     def solution(self) -> Solution:
         """The solved shapes, with their reasons."""
         return self._solution
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """The numbers that the constructor set in the formula."""
-        return dict(self._hyperparameters)
 
     @property
     def formula(self) -> Callable[..., Tensor]:  # type: ignore[override]
@@ -151,7 +165,7 @@ class RowWise(Running, Component, Drawing):
         """Write the arguments."""
         parts = [str(self.input_size)]
         parts += [str(self.output_size)] if self.output_size != self.input_size else []
-        parts += [f"{name}={value}" for name, value in {**self._sizes, **self._hyperparameters}.items()]
+        parts += [f"{name}={value}" for name, value in {**self._sizes, **self.hyperparameters}.items()]
         return ", ".join(parts) + self._source_text()
 
     def _get_name(self) -> str:
@@ -212,7 +226,7 @@ class RowWise(Running, Component, Drawing):
         """What the formula's symbols stand for, and fresh draws where it draws."""
         source, sites = self.layer.source, self._solution.sites
         symbols = (*source.inputs, *source.parameters)
-        values: dict[str, Any] = {s.name: t for s, t in zip(symbols, given, strict=True)} | self._hyperparameters
+        values: dict[str, Any] = {s.name: t for s, t in zip(symbols, given, strict=True)} | self.hyperparameters
         if self.training and sites:
             rows, device = given[0].shape[0], given[0].device
             values[DRAWS] = self.draw([(rows, size) for size, _ in sites], device, numbers)
