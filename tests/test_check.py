@@ -789,6 +789,13 @@ def cured():
 """
 
 
+def test_a_model_that_fails_in_training_alone_is_told_with_its_layer():
+    norm = nn.BatchNorm1d(C)
+    model = Of(lambda m, x: m.norm(x.mean(1)) if m.training else x, norm=norm)
+    found = pellucid.check(model, series()[:1], lang="en")
+    assert any('fails: BatchNorm1d "norm": Expected more than 1 value' in said for said in found.unchecked), str(found)
+
+
 def test_the_command(tmp_path):
     file = tmp_path / "checked.py"
     file.write_text(MODELS)
@@ -810,7 +817,7 @@ def test_the_command(tmp_path):
         (("checked.py:Net", "--input", "2x"), "write a shape"),
         (("checked.py:Net", "--input", "8x20x4", "--lengths", "a,b"), "20,13,7"),
         (("checked.py:Net", "--input", "8x20x4", "--lengths", "3"), "lengths of 1 samples"),
-        (("checked.py:Net", "--input", "8x20x5"), "input"),
+        (("checked.py:Net", "--input", "8x20x5"), 'pellucid.check: this was raised in GRU "rnn"'),
         (("checked.py:Nut", "--input", "8x20x5"), "has no 'Nut'"),
         (("Net", "--input", "8x20x5"), "FILE.PY:MODEL"),
     ],

@@ -210,8 +210,9 @@ def test_a_failure_with_pellucids_layers_is_told_and_undone(monkeypatch):
 
 def test_an_example_that_does_not_fit_is_the_models_own_error():
     model = tagger()
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError) as caught:
         pellucid.swap(model, verify=ids() + 20)
+    assert caught.value.__notes__ == ['pellucid.swap: this was raised in Embedding "embedding"']
     assert type(model.norm) is torch.nn.LayerNorm
     assert model.training
 
@@ -221,7 +222,7 @@ def test_a_mode_in_which_the_model_fails_is_said():
     check = pellucid.swap(model, verify=torch.randn(1, 3)).verification
     assert check is not None
     assert check.modes == ("eval",)
-    assert "more than 1 value per channel" in check.notes[0]
+    assert 'itself fails: BatchNorm1d "0": Expected more than 1 value per channel' in check.notes[0]
     assert check.timed == "forward"
 
 

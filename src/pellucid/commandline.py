@@ -25,6 +25,12 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
+def told(error: BaseException) -> str:
+    """What an exception says, with what was added to it on its way."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return "\n".join([str(said), *getattr(error, "__notes__", ())])
+
+
 def console(plain_width: int = 100) -> Console:
     """The terminal, or as wide a page where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=plain_width)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -70,6 +72,35 @@ def label(module: torch.nn.Module) -> str:
             path = next((name for name, child in owner.named_modules() if child is module), path)
         frame = frame.f_back  # type: ignore[assignment]
     return labelled(kind, path)
+
+
+@contextlib.contextmanager
+def naming_layer(model: torch.nn.Module, function: str) -> Iterator[None]:
+    """Add to an exception that a run of a model raises which of its layers it was, unless the exception says so."""
+    try:
+        yield
+    except Exception as error:
+        if place := _raised_in(error, model):
+            error.add_note(f"pellucid.{function}: this was raised in {place}")
+        raise
+
+
+def in_one_line(error: Exception, model: torch.nn.Module) -> str:
+    """The first line of what a run of a model raised, with the layer that it was."""
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ": ".join(filter(None, (_raised_in(error, model), said)))
+
+
+def _raised_in(error: Exception, model: torch.nn.Module) -> str:
+    """The innermost of a model's layers that an exception came through; "" where there is none, or its text says it."""
+    paths = {module: path for path, module in model.named_modules()}
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    layers = [owner for owner in owners if isinstance(owner, torch.nn.Module) and owner in paths]
+    if not layers:
+        return ""
+    kind, path = layers[-1]._get_name(), paths[layers[-1]]
+    known = f'"{path}"' in str(error) if path else str(error).startswith(f"{kind}:")
+    return "" if known else labelled(kind, path)
 
 
 def labelled(kind: str, path: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pellucid.commandline import drawn, load
+from pellucid.commandline import drawn, load, told
 from pellucid.explanation import ModelReport, explain
 from pellucid.explanation.examples import build
 from pellucid.explanation.gallery import write_gallery
@@ -135,8 +135,7 @@ def command(
     except UnicodeEncodeError:
         raise  # of all commands, if the terminal cannot write something
     except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, OSError, ImportError) as error:
-        said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise click.ClickException("\n".join([said, *getattr(error, "__notes__", ())])) from error
+        raise click.ClickException(told(error)) from error
 
 
 @click.command()

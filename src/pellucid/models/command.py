@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from pellucid.commandline import console, drawn, load
+from pellucid.commandline import console, drawn, load, told
 from pellucid.explanation.saving import write
 from pellucid.models.formats import FASTEST
 from pellucid.models.swap import swap
@@ -85,7 +85,7 @@ def command(
             content = done.json() if report.suffix == ".json" else done.markdown()
             write(report, content.encode())
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(told(error)) from error
     console().print(done)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.utils import parametrize
 
+from pellucid.errors import naming_layer
 from pellucid.keeping import Inputs, left_alone
 from pellucid.kernel.backends import chosen_backend
 from pellucid.models import functions, report
@@ -413,7 +414,8 @@ def observed(model: torch.nn.Module, example: Inputs) -> Observed:
             stack.callback(module.register_forward_hook(end, always_call=True).remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(noting)
-        model(*example[0], **example[1])
+        with naming_layer(model, "swap"):
+            model(*example[0], **example[1])
     return Observed(calls, noting.found)
 
 

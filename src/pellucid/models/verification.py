@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from pellucid.errors import VerificationError
+from pellucid.errors import VerificationError, in_one_line, naming_layer
 from pellucid.keeping import left_alone, seed_all
 from pellucid.models.formats import FASTEST, RESHAPE, Formats
 from pellucid.models.functions import WithoutDropout
@@ -191,7 +191,7 @@ class SwapTrial:
         except Exception as error:
             what = "Not compared in train mode" if mode else "Gradients are not compared in eval mode"
             for said in notes.values():
-                said.append(f"{what}, where the model itself fails: {error}")
+                said.append(f"{what}, where the model itself fails: {in_one_line(error, self.model)}")
         if mode:
             return None
         self.graded = False
@@ -207,7 +207,8 @@ class SwapTrial:
         try:
             after = self.results(mode)
         except Exception as error:
-            raise _Unfit(f"the model fails in {name} mode, where it ran before: {_sentence(error)}") from error
+            said = _ended(in_one_line(error, self.model))
+            raise _Unfit(f"the model fails in {name} mode, where it ran before: {said}") from error
         differences = after.differences(before)
         if not differences.largest <= self._tolerance()[1]:
             notes.append(self._rounding(mode, name, differences, before, after))
@@ -221,7 +222,7 @@ class SwapTrial:
         """
         formats = self.formats if way is Way.FORMATTED else None
         if formats is not None and formats.wish == FASTEST:
-            formats.refused = f"with it {_sentence(unfit)} {RESHAPE}"
+            formats.refused = f"with it {_ended(str(unfit))} {RESHAPE}"
             return
         state = "The model has torch.nn's layers again." if self.layers else "The model is as it was."
         if formats is None:
@@ -230,7 +231,7 @@ class SwapTrial:
             said = f"with convolutions in {formats.name}"
             cure = f"{RESHAPE}; memory_format={FASTEST!r} goes on without it, and only= leaves a layer out"
         cure += "; without fuse= all run one by one." if self.plans else "."
-        raise VerificationError(f"swap: {said} {_sentence(unfit)} {state} {cure}") from unfit.__cause__
+        raise VerificationError(f"swap: {said} {_ended(str(unfit))} {state} {cure}") from unfit.__cause__
 
     def _decide(self, times: Mapping[Way, float]) -> Way:
         """Return the way in which the model is to run from now on."""
@@ -345,7 +346,8 @@ class SwapTrial:
             return leaves[-1].clone()
 
         positional, named = mapped(fresh, (self.positional, self.named))
-        return list(tensors(self.model(*positional, **named)))
+        with naming_layer(self.model, "swap"):
+            return list(tensors(self.model(*positional, **named)))
 
     def _times(self, differentiable: bool, ways: Sequence[Way]) -> dict[Way, float]:
         """Median milliseconds of every way: of forward and backward in train mode, or of forward in eval mode."""
@@ -375,6 +377,6 @@ class SwapTrial:
         return {way: 1e3 * statistics.median(samples) for way, samples in seconds.items()}
 
 
-def _sentence(error: Exception) -> str:
-    """What an exception says, with one full stop."""
-    return f"{str(error).rstrip('. ')}."
+def _ended(text: str) -> str:
+    """A text with one full stop."""
+    return f"{text.rstrip('. ')}."

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from pellucid.errors import naming_layer
 from pellucid.explanation.cost import NOTHING, Meter, Tally, bytes_of, entry_by_entry
 from pellucid.explanation.model.axes import Axes, Meanings, keeps, meaning
 from pellucid.explanation.model.counts import Counts
@@ -164,11 +165,9 @@ class Recording:
                     layer = record.layer
                     handles.append(layer.register_forward_pre_hook(watcher.enter, with_kwargs=True))
                     handles.append(layer.register_forward_hook(watcher.leave, with_kwargs=True))
-                with watcher.around():
+                with watcher.around(), naming_layer(self.model, "explain"):
                     self.model(*args, **options)
         except Exception as error:
-            if watcher.stack:
-                error.add_note(_where(watcher.stack[-1].record))
             if any(isinstance(value, str) for value in pytree.tree_leaves(self.inputs)):
                 error.add_note(
                     "pellucid.explain: the model was given the text itself. Of a recurrent layer or a 1-D convolution "
@@ -340,12 +339,6 @@ def _records(model: torch.nn.Module) -> dict[int, Record]:
     for path, layer in model.named_modules(remove_duplicate=False):
         found.setdefault(id(layer), Record(layer, [])).paths.append(path)
     return found
-
-
-def _where(record: Record) -> str:
-    path = record.paths[0]
-    place = f'in the layer "{path}", a {type(record.layer).__name__}' if path else "in the model's own forward"
-    return f"pellucid.explain: this was raised {place}"
 
 
 def _add_read(reads: dict[int, int], key: int, size: int) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.errors import in_one_line
 from pellucid.explanation.texts import Texts
 from pellucid.keeping import refuse_lazy
 from pellucid.models.checks import draws, finite, gradients, norms, padding, samples, sequences, units
 from pellucid.models.checks.findings import SEVERITIES, Check
-from pellucid.models.checks.mistakes import Found, Given, first_line
+from pellucid.models.checks.mistakes import Found, Given
 from pellucid.models.checks.trial import Run, Trial
 from pellucid.nn.lengths import whole
 
@@ -62,7 +63,7 @@ def _mistakes(trial: Trial, given: Given, loss: Callable[[Any], Tensor] | None) 
     few = list(norms.mistakes(train))
     yield from few
     if train.error is not None:
-        given.miss("training-fails", error=first_line(train.error))
+        given.miss("training-fails", error=in_one_line(train.error, trial.model))
     else:
         for mistake in gradients.mistakes(trial, taken, train, base, given):
             if mistake.kind != "zero-gradient" or not few:  # a norm over two values has no slope

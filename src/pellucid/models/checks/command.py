@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import torch
 
-from pellucid.commandline import Refusal, console
+from pellucid.commandline import Refusal, console, told
 from pellucid.explanation.texts import lang_of_locale, languages
 from pellucid.models.checks import check
 from pellucid.models.command import input_option, load_model, parse_inputs, seed_option
@@ -64,7 +64,7 @@ def command(
         about = {"lengths": lengths, "batch_axis": batch_axis, "lang": lang or lang_of_locale()}
         found = check(model, *args, **{**about, **options})
     except (ValueError, TypeError, RuntimeError, LookupError, OSError, ImportError) as error:
-        raise Refusal(str(error)) from error  # exit code 1 says that something is wrong with the model
+        raise Refusal(told(error)) from error  # exit code 1 says that something is wrong with the model
     if as_json:
         click.echo(found.json(), nl=False)
     else:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.errors import in_one_line
 from pellucid.models.checks.comparison import changed, zip_shaped
-from pellucid.models.checks.mistakes import Found, Given, first_line
+from pellucid.models.checks.mistakes import Found, Given
 from pellucid.models.checks.trial import Run, Trial, floating
 from pellucid.models.structures import tensors
 
@@ -78,7 +79,8 @@ def mistakes(trial: Trial, gradients: Gradients, train: Run, base: Run, given: G
     for path, names in _groups(trial, frozen):
         yield _found(trial, "frozen", path, "note", names)
     if gradients.found is None:
-        given.miss("gradient-fails", error=first_line(gradients.error))
+        assert gradients.error is not None
+        given.miss("gradient-fails", error=in_one_line(gradients.error, trial.model))
         return
     if not any(y.is_floating_point() for y in base.outputs) and gradients.loss is None:
         given.miss("no-loss")

@@ -82,8 +82,3 @@ class Found:
             said("cure"),
             texts(f"{start}.title"),
         )
-
-
-def first_line(error: Exception | None) -> str:
-    """Return the first line of an error's text."""
-    return str(error).strip().split("\n")[0]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
+from pellucid.errors import in_one_line
 from pellucid.keeping import Inputs
 from pellucid.models.checks.comparison import LOOSER, changed, origins, relative, zip_shaped
-from pellucid.models.checks.mistakes import Found, Given, first_line
+from pellucid.models.checks.mistakes import Found, Given
 from pellucid.models.checks.samples import Samples, axis_of, first_input, is_recurrent
 from pellucid.models.checks.trial import Call, Mode, Run, Trial
 from pellucid.models.structures import mapped
@@ -49,7 +50,7 @@ def mistakes(trial: Trial, samples: Samples | None, given: Given, base: Run) -> 
         inputs = cut(trial.inputs, padded)
         run = trial.run(mode, inputs=inputs, record=True, suppress=True)
         if run.error is not None:
-            given.miss("padding-fails", error=first_line(run.error))
+            given.miss("padding-fails", error=in_one_line(run.error, trial.model))
             continue
         plain = base if mode == "eval" else trial.run(mode, record=True)
         if not any(real_part(a, b, padded) for a, b in zip_shaped(plain.outputs, run.outputs)):

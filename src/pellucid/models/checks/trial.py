@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from pellucid.errors import naming_layer
 from pellucid.keeping import Inputs, copied, layer_by_layer, left_alone, seed_all
 from pellucid.models.selection import places
 from pellucid.models.structures import tensors
@@ -125,10 +126,11 @@ class Trial:
                 stack.enter_context(recorder)
             try:
                 args, options = copied(self.inputs if inputs is None else inputs)
-                if weights:
-                    run.result = torch.func.functional_call(self.model, dict(weights), args, options)
-                else:
-                    run.result = self.model(*args, **options)
+                with naming_layer(self.model, "check"):
+                    if weights:
+                        run.result = torch.func.functional_call(self.model, dict(weights), args, options)
+                    else:
+                        run.result = self.model(*args, **options)
                 run.outputs = [y.detach() for y in tensors(run.result)]
             except Exception as error:
                 if not suppress:
