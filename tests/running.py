@@ -73,14 +73,14 @@ def run(layer, given, lengths, backend, dtype, noise=0.0, seed=0, device="cpu"):
     return {name: result.detach().double().cpu() for name, result in results.items()}
 
 
-def amplified(layer, given, lengths, expected, dtype):
+def amplified(layer, given, lengths, expected, dtype, draws=4):
     """What rounding to a type does to each result, whoever computes it.
 
     That is the largest of three: how far torch's own operations are off in that type; how far the results move when
-    every number that goes in is changed by up to a unit; a unit of the largest number.
+    every number that goes in is changed by up to a unit, the farthest of so many draws; a unit of the largest number.
     """
     unit = torch.finfo(dtype).eps
-    others = [run(layer, given, lengths, "stepwise", torch.float64, unit, seed) for seed in range(4)]
+    others = [run(layer, given, lengths, "stepwise", torch.float64, unit, seed) for seed in range(draws)]
     others.append(run(layer, given, lengths, "stepwise", dtype))
     return {n: max(unit * e.abs().max(), *((o[n] - e).abs().max() for o in others)) for n, e in expected.items()}
 

@@ -92,11 +92,14 @@ def test_every_cell_is_the_reference(row, divide):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_in_sixteen_bits(cell, dtype):
-    """C stores in 16 bits and computes in 32: rounding what goes in does as much, or what torch does."""
+    """C stores in 16 bits and computes in 32: rounding what goes in does as much, or what torch does.
+
+    Four draws may find less than two thirds of what twenty find, and nothing beyond that is allowed here.
+    """
     layer, lengths = make(CELLS[cell], 5, 21, dtype), [3, 2, 1, 0, 3, 3, 3]
     given = inputs(layer, TIME, 7)
     expected = run(layer, given, lengths, "stepwise", torch.float64)
-    check(layer, given, lengths, expected, amplified(layer, given, lengths, expected, dtype))
+    check(layer, given, lengths, expected, amplified(layer, given, lengths, expected, dtype, draws=20))
 
 
 # -- random draws ---------------------------------------------------------------------------------------------------
