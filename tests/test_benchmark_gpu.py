@@ -347,6 +347,7 @@ def bench(monkeypatch):
     """`pellucid bench gpu` with these rows, as if there were a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)  # which a build for GPUs asks the GPU
     monkeypatch.setattr(command, "measure_rates", lambda device, dtype: Rates(1e15, 3e12, str(dtype)))
 
     def in_this_process(suite, run):
