@@ -744,12 +744,24 @@ def test_command(models, tmp_path):
         (("Net", "--input", "1x2x9x9"), 'raised in Conv2d "conv"'),
         (("Net", "--input", "1x3x9x9", "--depht", "1"), "takes no 'depht'"),
         (("Net", "--input", "1x3x9x9", "--save", "x.svg"), ".html, .md, .json, .txt"),
+        (("Ids", "--input", "ids=2x5:10", "--input", "2x5x4"), "a name of its own to all"),
+        (("Ids", "--input", "ids=2x5:10", "--input", "ids=2x5:10"), "a name of its own to all"),
+        (("Ids", "--input", "idz=2x5:10", "--input", "scale=2x5x4"), "unexpected keyword argument 'idz'"),
     ],
 )
 def test_command_errors(models, arguments, words):
     result = run(f"{models}:{arguments[0]}", *arguments[1:])
     assert result.exit_code != 0
     assert words in " ".join(result.output.split())
+
+
+def test_command_takes_inputs_by_name(models):
+    result = run(f"{models}:Ids", "--input", "scale=2x5x4", "--input", "ids=2x5:10", "--layer", "rnn", "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert "GRU" in result.output
+    result = run("rnn", "--input", "x=2x5x4")
+    assert result.exit_code == 2
+    assert "the inputs of rnn come in order" in result.output
 
 
 def test_command_for_single_layers_knows_no_layers_inside():

@@ -562,7 +562,7 @@ def test_the_command(tmp_path):
         (("swapped.py:Net", "--input", "2x3:int6:50"), "4x60:int32:5000"),
         (("swapped.py:Net", "--input", "2x3:int64:5:6"), "4x60:int32:5000"),
         (("swapped.py:Net", "--input", "2x3:int64:0"), "below a number from 1"),
-        (("swapped.py:Two", "--input", "x=2x3x4", "--input", "2x3x1"), "a name to all"),
+        (("swapped.py:Two", "--input", "x=2x3x4", "--input", "2x3x1"), "a name of its own to all"),
         (("swapped.py:Net", "--only", "encoder"), "fits no module"),
         (("swapped.py:Picture", "--memory-format", "fastest"), "--input on the command line"),
         (("swapped.py:Picture", "--memory-format", "nhwc"), "is not one of 'channels_last'"),

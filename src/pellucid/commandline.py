@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,20 @@ def drawn(text: str, generator: torch.Generator | None = None) -> torch.Tensor:
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(size, dtype=dtype, generator=generator)
     return torch.randint(int(below or 2), size, generator=generator).to(dtype)
+
+
+def parse_inputs(texts: Sequence[str], read: Callable[[str, int], Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Read what ``--input`` says, ``1x3x8x8`` or ``name=1x3x8x8``: those without a name, in order, and those with one.
+
+    ``read`` makes a tensor of a text and its number in the order.
+    """
+    parts = [text.partition("=") for text in texts]
+    named = {name.strip(): read(text, index) for index, (name, equals, text) in enumerate(parts) if equals}
+    if not named:
+        return [read(text, index) for index, text in enumerate(texts)], {}
+    if len(named) < len(texts):
+        raise click.UsageError("--input: give a name of its own to all of the inputs, name=1x3x8x8, or to none")
+    return [], named
 
 
 def load(name: str) -> Any:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pellucid.commandline import drawn, load, told
+from pellucid.commandline import drawn, load, parse_inputs, told
 from pellucid.explanation import ModelReport, explain
 from pellucid.explanation.examples import build
 from pellucid.explanation.gallery import write_gallery
@@ -38,7 +38,7 @@ Examples
   pellucid explain conv2d --dilation 2 --save conv.html --save conv.svg
   pellucid explain my_models.py:Net --input 1x3x32x32 --depth 2
   pellucid explain my_models.py:Net --input 1x3x32x32 --eval --layer encoder.rnn
-  pellucid explain my_models.py:Bert --input 2x12:1000 --save bert.html
+  pellucid explain my_models.py:Bert --input input_ids=2x12:1000 --save bert.html
 """
 
 SHAPE = re.compile(r"\d+([x×]\d+)+(:.*)?|\d+:.*")
@@ -57,7 +57,7 @@ SHAPE = re.compile(r"\d+([x×]\d+)+(:.*)?|\d+:.*")
     metavar="NUMBERS",
     multiple=True,
     help="What it reads: 1,2,3 or, in rows, '1,2; 3,4'; or the shape of random numbers, 1x3x32x32, or of whole numbers "
-    "below 1000, 2x12:1000. May be given repeatedly.",
+    "below 1000, 2x12:1000. May be given repeatedly; to a model also by name, input_ids=2x12:1000.",
 )
 @click.option("--sentence", metavar="TEXT", help="Read a sentence, character by character.")
 @click.option("--lang", metavar="LANG", help=f"The language: {', '.join(languages())}. Default: that of the locale.")
@@ -114,11 +114,13 @@ def command(
             if not hasattr(subject, "eval"):
                 raise click.UsageError(f"--eval is for models; {name} is explained as it is made")
             subject.eval()
-        inputs = [parse_numbers(text, seed + index) for index, text in enumerate(numbers)]
+        inputs, named = parse_inputs(numbers, lambda text, index: parse_numbers(text, seed + index))
+        if named and not isinstance(subject, torch.nn.Module):
+            raise click.UsageError(f"--input {next(iter(named))}=: the inputs of {name} come in order, without names")
         inputs = inputs if sentence is None else [sentence]
         lang = lang or lang_of_locale()
         about: dict[str, Any] = {"lang": lang, "steps": steps, "seed": seed, "depth": depth, "runs": runs}
-        report = explain(subject, *inputs, show=False, **about, **arguments)
+        report = explain(subject, *inputs, show=False, **about, **arguments, **named)
         if layer is not None:
             if not isinstance(report, ModelReport):
                 raise click.UsageError(f"--layer names a layer of a model; {name} is a single layer")
@@ -183,7 +185,7 @@ def parse_numbers(text: str, seed: int = 0) -> Any:
     except ValueError as error:
         raise click.UsageError(
             f"--input: {error}; give numbers, 1,2,3 or in rows '1,2; 3,4', or the shape of random ones, 2x3, of whole "
-            "ones below 10 2x3:10, each without a name and in the order in which they are read"
+            "ones below 10 2x3:10"
         ) from error
     if not values or len({len(row) for row in values}) != 1:
         raise click.UsageError("--input: every row needs the same number of numbers, at least one: '1,2; 3,4'")

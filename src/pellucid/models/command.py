@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from pellucid.commandline import console, drawn, load, told
+from pellucid.commandline import console, drawn, load, parse_inputs, told
 from pellucid.explanation.saving import write
 from pellucid.models.formats import FASTEST
 from pellucid.models.swap import swap
@@ -78,7 +79,7 @@ def command(
     torch.manual_seed(seed)
     try:
         model = load_model(name)
-        example = parse_inputs(inputs)
+        example = example_of(inputs)
         wish: Any = getattr(torch, form) if form in FORMATS else form
         done = swap(model.train(not evaluate), only or None, example, fuse=fuse, memory_format=wish)
         if report is not None:
@@ -104,13 +105,7 @@ def load_model(name: str) -> Any:
     return model
 
 
-def parse_inputs(texts: tuple[str, ...]) -> Any:
-    """Read what ``--input`` says: a tuple of tensors, a dict where they have names, None where there are none."""
-    if not texts:
-        return None
-    named = [text.partition("=") for text in texts if "=" in text]
-    if named and len(named) < len(texts):
-        raise click.UsageError("--input: give a name to all of the inputs, name=1x3x8x8, or to none")
-    if named:
-        return {name: drawn(shape) for name, _, shape in named}
-    return tuple(map(drawn, texts))
+def example_of(texts: Sequence[str]) -> Any:
+    """What ``--input`` says: a tuple of tensors, a dict where they have names, None where there are none."""
+    inputs, named = parse_inputs(texts, lambda text, index: drawn(text))
+    return named or tuple(inputs) or None

@@ -8,7 +8,7 @@ import torch
 from pellucid.commandline import Refusal, console, told
 from pellucid.explanation.texts import lang_of_locale, languages
 from pellucid.models.checks import check
-from pellucid.models.command import input_option, load_model, parse_inputs, seed_option
+from pellucid.models.command import example_of, input_option, load_model, seed_option
 
 EPILOG = """\b
 Examples
@@ -59,7 +59,7 @@ def command(
     torch.manual_seed(seed)
     try:
         model = load_model(name)
-        example = parse_inputs(inputs)
+        example = example_of(inputs)
         args, options = ((), example) if isinstance(example, dict) else (example, {})
         about = {"lengths": lengths, "batch_axis": batch_axis, "lang": lang or lang_of_locale()}
         found = check(model, *args, **{**about, **options})
