@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def pytest(report: Path) -> list[str]:
     """The command that runs all tests that want a GPU, and no others' files."""
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     count = min(PROCESSES, os.cpu_count() or 1)
     parallel = ["-n", str(count), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
     options = ["-m", "gpu", "-rf", "--tb=short", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"--junitxml={report}"]

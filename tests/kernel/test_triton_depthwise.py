@@ -278,8 +278,8 @@ def test_what_is_missing_is_said(compiles, monkeypatch):
 # -- without the interpreter ------------------------------------------------------------------------------------------
 
 COMPILE = """
-import sys
-sys.path.insert(0, sys.argv[1])
+import os, sys
+sys.path[:0] = sys.argv[1], os.path.dirname(sys.argv[1])
 import test_triton_depthwise as tests
 for last in (tests.TIME, tests.CHANNELS):
     for name, text in tests.compiled(last).items():

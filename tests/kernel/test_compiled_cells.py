@@ -130,7 +130,7 @@ os.environ.pop("LD_PRELOAD")  # not for the compiler
 import torch
 from pellucid.kernel import memory, threads
 from pellucid.kernel.recurrence import compiled
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1], os.path.dirname(sys.argv[1])
 import test_compiled_cells as tests
 
 torch.set_num_threads(2)

@@ -530,8 +530,8 @@ def test_nothing_waits_for_the_gpu():
 # -- without the interpreter ------------------------------------------------------------------------------------------
 
 COMPILE = """
-import sys
-sys.path.insert(0, sys.argv[1])
+import os, sys
+sys.path[:0] = sys.argv[1], os.path.dirname(sys.argv[1])
 import test_triton_rows as tests
 tests.compile_all()
 """

@@ -548,8 +548,8 @@ def _fresh(kind):
 ARCHITECTURE = 80  # A100; newer ones have more shared memory
 MOST_SHARED = 163 * 2**10  # bytes; what a block of an A100 may have
 COMPILE = """
-import sys
-sys.path.insert(0, sys.argv[1])
+import os, sys
+sys.path[:0] = sys.argv[1], os.path.dirname(sys.argv[1])
 import torch
 import test_triton as tests
 for dtype, splits, single in ((torch.bfloat16, 1, False), (torch.float32, 2, False), (torch.float32, 1, True)):

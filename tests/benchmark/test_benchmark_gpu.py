@@ -52,7 +52,7 @@ from pellucid.benchmark.rows import LayerRow
 from pellucid.benchmark.twins import makers, twins
 from pellucid.cli import main
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 RUN = Run(rounds=1, threads=1, device="cpu", rates=Rates(1e9, 1e9))
 EXACT = Close(0.0, 0.0, 0.0, 0.0)
 LSTM = RecurrentRow("LSTM", 2, 3, (4, 5), FLOAT32, 1e-6)

@@ -134,7 +134,7 @@ def test_export_sets_no_bound_on_the_batch(make):
 
 
 def test_the_tracer_of_the_documents_takes_layers_for_leaves():
-    text = (Path(__file__).parent.parent / "docs" / "how-it-runs.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-it-runs.md").read_text(encoding="utf-8")
     layers = [
         torch.nn.Conv1d(3, 4, 3),
         torch.nn.BatchNorm1d(4),

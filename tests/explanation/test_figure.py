@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from test_explanation_text import golden_report
 
 import formulas
 import pellucid
@@ -24,7 +25,6 @@ from pellucid.explanation.figure import convert, measure
 from pellucid.explanation.figure.sheet import style
 from pellucid.explanation.report import Picture, Rows, Unrolled, Values
 from pellucid.nn.recurrence.cell import Cell
-from test_explanation_text import golden_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -17,11 +17,11 @@ import torch
 import formulas
 import fresh
 import pellucid
+from defining import make, results
 from pellucid import nn
 from pellucid.kernel import build, matmul, memory
 from pellucid.kernel.recurrence import compiled
 from pellucid.nn import cells
-from test_cells import make, results
 
 
 @pytest.fixture
