@@ -148,8 +148,8 @@ for layouts in ("rows", "columns"), ("columns", "rows"):
     shapes = ((145, 257, 65), (7, 300, 63), (1, 5, 1))
     test_matmul.check(test_matmul.pairs(shapes, layouts, torch.float32))
 print("products", flush=True)
-import test_windows
-test_windows.sweep()
+import windowing
+windowing.sweep()
 print("windows", flush=True)
 """
 

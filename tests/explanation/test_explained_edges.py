@@ -1,0 +1,305 @@
+"""Explanations of what is empty, frozen, computed anew, without bias or of different lengths."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import pellucid
+from explaining import quietly
+from pellucid import nn
+from pellucid.explanation.page.exhibits import exhibits_of
+from pellucid.explanation.report import Picture
+from pellucid.explanation.subject import characters
+from pellucid.nn import cells
+
+
+def test_an_empty_batch_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"time 2, batch 0, features 4.*no sequence"):
+        quietly(nn.RNN(4, 3), torch.zeros(2, 0, 4))
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_empty_input_has_no_mean(lang: str):
+    nothing = {
+        "en": "The input has no numbers, so there is nothing to average.",
+        "zh": "输入里一个数也没有，没有什么可取平均。",
+    }
+    for layer, x in ((nn.BatchNorm1d(4), torch.zeros(0, 4)), (nn.LayerNorm(0), torch.zeros(2, 0))):
+        assert said_in(quietly(layer, x, lang=lang)) == [nothing[lang]]
+    assert not said_in(quietly(nn.LayerNorm(2), torch.tensor([[1, torch.inf]]), lang=lang))
+
+
+def said_in(report):
+    return [part for step in report.steps for part in step.parts if isinstance(part, str)]
+
+
+def test_sentences_without_words_are_explained():
+    report = quietly(nn.TextConv(4, 3), torch.zeros(2, 0, 4))
+    assert report.check.agrees
+    assert "There are no words here: every filter gives 0." in report.steps[0].parts
+
+
+def test_complex_numbers_are_refused_and_not_made_real():
+    for layer in (nn.GRU(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3), nn.MaxPool1d(1)):
+        with pytest.raises(
+            NotImplementedError, match=r"nn\.\w+: .*\(3, 3\) of torch.complex64, and explanations .*view_as_real"
+        ):
+            quietly(layer, torch.ones(3, 3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("make", [nn.Conv1d, nn.ConvTranspose1d])
+def test_weights_that_are_computed_stay_the_same(make, tmp_path):
+    torch.manual_seed(0)
+    layer = torch.nn.utils.parametrizations.spectral_norm(make(8, 16, 3))  # whose estimate goes on in training
+    state = copy.deepcopy(layer.state_dict())
+    report = quietly(layer, torch.randn(1, 8, 5))
+    assert report.check.difference < 1e-5
+    report.save(tmp_path / "page.html")
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_a_layer_without_bias_counts_none():
+    report = quietly(nn.GRU(4, 3, bias=False), torch.zeros(2, 1, 4))
+    assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]
+    assert {row.name: row.role for row in report.symbols if row.name in "Ub"} == {"U": "learned", "b": "not learned"}
+    assert report.cost.bytes_least == 4 * (2 * (4 + 3) + report.totals[0].count)
+    assert "b = 0, chosen when the layer was made, not learned." in report.notation
+    assert "b = 0" not in "".join(quietly(nn.GRU(4, 3), torch.zeros(2, 1, 4)).notation)
+
+
+def test_of_a_frozen_layer_nothing_is_learned():
+    for layer, x in (
+        (nn.GRU(4, 3), torch.zeros(2, 1, 4)),
+        (nn.DyT(4), torch.zeros(2, 4)),
+        (nn.Conv1d(2, 3, 2), torch.zeros(2, 2, 4)),
+        (nn.LayerNorm(4), torch.zeros(2, 4)),
+        (nn.TCN(2, [3]), torch.zeros(2, 2, 4)),
+    ):
+        report = quietly(layer.requires_grad_(False), x)
+        assert [(total.label, total.count) for total in report.totals] == [("nothing is learned here", 0)]
+        assert "learned" not in {row.role for row in report.symbols}
+
+
+def test_a_partly_frozen_layer_says_what_is_learned():
+    pair = torch.zeros(2, 2, 4, 4)
+    for layer, x, weight, bias in (
+        (nn.Conv2d(2, 3, 2), pair, "weight", "bias"),
+        (nn.BatchNorm2d(2), pair, "γ", "β"),
+        (nn.ConvPool2d(2, 3, 2, pool_size=2), pair, "weight", "bias"),
+        (nn.DyT(4), pair, "α", "γ"),
+        (nn.DropConnect(nn.Linear(4, 3), names=["weight", "bias"]), pair, "weight", "bias"),
+    ):
+        next(layer.parameters()).requires_grad_(False)
+        report = quietly(layer, x)
+        roles = {row.name: (row.role, row.trainable) for row in report.symbols}
+        assert (roles[weight], roles[bias]) == (("not learned", False), ("learned", True)), type(layer)
+        assert report.totals[0].count == report.cost.parameters
+        assert weight not in report.totals[0].label
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("normed", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_is_learned_if_what_it_is_computed_of_is(normed):
+    layer = normed(nn.Conv1d(2, 3, 2, bias=False))
+    for frozen, role in (("weight_g", "learned"), ("weight_v", "not learned")):
+        parameters = dict(zip(("weight_g", "weight_v"), layer.parameters(), strict=True))
+        parameters[frozen].requires_grad_(False)
+        with torch.no_grad():
+            report = quietly(layer, torch.zeros(1, 2, 4))
+        assert report.symbols[1].role == role
+
+
+def test_what_a_weight_is_computed_of_is_counted_beside_it():
+    normed = torch.nn.utils.parametrizations.weight_norm
+    for layer, x, counts in (
+        (normed(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4), [57, 60]),
+        (torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4), [57]),
+        (nn.TCN(2, [3]), torch.zeros(1, 2, 4), None),
+    ):
+        totals = quietly(layer, x).totals
+        assert counts is None or [total.count for total in totals] == counts
+        assert totals[-1].count == sum(p.numel() for p in layer.parameters())
+    label = quietly(normed(nn.Conv2d(2, 3, 3)), torch.zeros(1, 2, 4, 4)).totals[1].label
+    assert "computed of these: bias 3 + parametrizations.weight.original0 3 + " in label
+
+
+def test_what_running_statistics_keep_without_a_momentum():
+    layer, x = nn.BatchNorm1d(2, momentum=None), torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    layer(x)
+    (note,) = quietly(layer, x).notes
+    assert "this one, number 2, has a share of 1/2" in note
+    (note,) = quietly(nn.InstanceNorm1d(2, momentum=None, track_running_stats=True), torch.ones(1, 2, 3)).notes
+    assert "no batch moves them" in note
+
+
+def test_a_dilated_pooling_says_so():
+    *_, output = quietly(nn.MaxPool2d(2, dilation=(1, 3)), torch.zeros(1, 1, 6, 6)).symbols
+    said = "2×2 entries that are (1, 3) apart, so that it reaches over 2×4 places"
+    assert said in output.reasons[0]
+
+
+def test_a_convolution_without_bias_reads_none():
+    for layer, x in (
+        (nn.Conv2d(2, 3, 2, bias=False), torch.zeros(2, 2, 3, 3)),
+        (nn.ConvTranspose1d(2, 3, 2, bias=False), torch.zeros(2, 2, 3)),
+        (nn.ConvPool1d(2, 3, 2, pool_size=2, bias=False), torch.zeros(2, 2, 5)),
+        (nn.SeparableConv1d(2, 3, 2, bias=False), torch.zeros(2, 2, 5)),
+        (nn.TextConv(4, 3, bias=False), torch.zeros(2, 5, 4)),
+    ):
+        report = quietly(layer, x)
+        numbers = x.numel() + sum(p.numel() for p in layer.parameters()) + layer(x).numel()
+        assert report.cost.bytes_least == 4 * numbers
+        assert "bias = 0, chosen when the layer was made, not learned." in report.notation
+        assert "bias" not in report.steps[0].values
+
+
+def test_frozen_weights_of_any_level_are_counted_in_no_convention():
+    layer = nn.RNN(3, 2, 2)
+    layer.weight_hh_l1.requires_grad_(False)
+    report = quietly(layer, torch.zeros(4, 1, 3))
+    assert [total.count for total in report.totals] == [18, 22]
+    assert report.cost.parameters == 22
+    layer.requires_grad_(False)
+    layer.weight_hh_l1.requires_grad_(True)
+    assert [total.count for total in quietly(layer, torch.zeros(4, 1, 3)).totals] == [4]
+    layer = cells.rnn(3, 2)
+    next(layer.parameters()).requires_grad_(False)
+    assert [total.count for total in quietly(layer, torch.zeros(4, 1, 3)).totals] == [6]
+
+
+def test_sequences_of_different_lengths_cost_their_real_steps():
+    layer, x = nn.GRU(3, 2, bidirectional=True), torch.randn(4, 2, 3)
+    both = quietly(layer, x, lengths=[2, 4]).cost
+    alone = [quietly(layer, x[:n, :1]).cost for n in (2, 4)]
+    assert both.macs == sum(cost.macs for cost in alone)
+    assert both.other_flops == sum(cost.other_flops for cost in alone)
+    assert both.scope == "6 steps in all, of 2 sequences of different lengths, float32"
+    assert both.bytes_least == 4 * (6 * (3 + 4) + 2 * 42)
+    assert quietly(layer, x, lengths=[0, 4]).cost.scope.startswith("4 steps in all")
+
+
+def test_one_step_is_not_many():
+    assert quietly(nn.RNN(3, 2), torch.zeros(1, 3)).steps[-1].parts == (
+        "h₁ has taken in the only step; it stands for the whole sequence.",
+    )
+    assert quietly(nn.RNN(3, 2), "abc", steps=2).steps[-1].parts[0].startswith("Step 3 goes on")
+    assert quietly(nn.TCN(1, [1] * 3), torch.zeros(1, 1, 4)).steps[-1].parts[0].startswith("Block 3 goes on")
+    assert quietly(nn.RNN(3, 2), ["two", "words"]).notes[0].startswith("A word is no vector")
+
+
+def test_what_is_read_as_one_character_stays_together():
+    assert characters("👩‍👩‍👧🇩🇪🇫🇷e\u0301👍🏽❤️a你") == ["👩‍👩‍👧", "🇩🇪", "🇫🇷", "e\u0301", "👍🏽", "❤️", "a", "你"]
+    assert characters("\u0301a🇩") == ["\u0301", "a", "🇩"]
+    assert not characters("")
+
+
+def test_a_number_without_axes_has_a_reason():
+    @pellucid.cell
+    def scaled(x, h, *, U, a: "" = pellucid.zeros):  # noqa: F722
+        return a * h + x @ U
+
+    rows = {row.name: row for row in quietly(scaled(2, 2), torch.zeros(1, 2)).symbols}
+    assert rows["a"].reasons == ("The author of the formula gave a no axes: it is one number.",)
+
+
+def test_dropout_in_eval_keeps_its_own_p():
+    for layer, x in (
+        (nn.Dropout(0.3), torch.ones(3)),
+        (nn.DropBlock2d(0.3), torch.ones(1, 1, 9, 9)),
+        (nn.DropConnect(nn.Linear(3, 2), 0.3), torch.ones(1, 3)),
+    ):
+        said = "p = 0.3, chosen when the layer was made, not learned; in eval it counts as 0."
+        assert said in quietly(layer.eval(), x).notation
+    notation = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).notation
+    assert notation[-2] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
+    assert notation[-1] == "block = (3, 3), chosen when the layer was made, not learned."
+
+
+def test_what_averages_and_draws_are_of():
+    notation = quietly(nn.LocalResponseNorm(3), torch.ones(1, 5, 2)).notation
+    assert notation[-1].startswith("average is the mean over 3 neighbouring channels;")
+    (reason,) = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).symbol("draws").reasons
+    assert "the upper left corner of a block can lie; a block is 3×3" in reason
+
+
+def test_drop_connect_reads_its_layer():
+    cost = quietly(nn.DropConnect(nn.Linear(3, 2)), torch.ones(1, 3)).cost
+    assert cost.bytes_least == 4 * (3 + 2 * 6 + 2 + 2)  # input, weight and its draws, bias, output
+
+
+def test_every_norm_s_last_formula_has_its_own_title():
+    titles = {kind: quietly(kind).steps[-1].title for kind in ("layernorm", "rmsnorm", "localresponsenorm")}
+    assert titles["layernorm"] == "Formula 4: times γ, plus β"
+    assert titles["rmsnorm"] == "Formula 2: the value over the root of the mean square, times γ"
+    assert titles["localresponsenorm"] == "Formula 2: the value over a power of what its neighbours have"
+
+
+def test_what_is_said_of_groups_and_paddings_is_so():
+    report = quietly(nn.Conv1d(4, 6, 3, groups=2, padding="causal"), torch.zeros(1, 4, 5))
+    assert "(4 in 2 groups, 2 each)" in report.symbols[1].reasons[0]
+    assert "padding “causal” (before the first place only" in report.symbols[-1].reasons[0]
+    assert not any("all features" in part for part in report.idea)
+    report = quietly(nn.Conv1d(4, 6, 3, groups=2, padding="causal"), torch.zeros(1, 4, 5), lang="zh")
+    assert "共 4 个，分 2 组，每组 2 个" in report.symbols[1].reasons[0]
+    assert "填充 “causal”（只填在开头之前" in report.symbols[-1].reasons[0]
+    report = quietly(nn.LayerNorm((2, 3)), torch.zeros(2, 2, 3), lang="zh")
+    assert report.symbols[0].axes == ("批", "特征轴 1", "特征轴 2")
+
+
+def test_one_length_serves_all_sentences():
+    layer, x = nn.TextConv(4, 3), torch.randn(2, 9, 4)
+    assert str(quietly(layer, x, lengths=5).steps) == str(quietly(layer, x, lengths=[5, 5]).steps)
+
+
+def test_several_kernels_of_a_channel_read_the_same_padding():
+    report = quietly(nn.SeparableConv1d(2, 1, 3, padding=1, depth_multiplier=2), torch.ones(1, 2, 4))
+    drawn = next(part for part in report.steps[0].parts if isinstance(part, Picture))
+    assert drawn.numbers[0].tolist() == [[0, 1, 1, 1, 1]] * 2
+
+
+def test_the_window_goes_on_to_the_next_row():
+    report = quietly(nn.Conv2d(1, 1, 1, stride=(3, 2)), torch.zeros(1, 1, 4, 4), steps=3)
+    second, third = (next(part for part in step.parts if isinstance(part, str)) for step in report.steps[1:3])
+    assert second == "The window moves on by the stride, 2."
+    assert third == "This row is done; the next position begins the next row."
+
+
+def test_what_is_said_of_an_output_agrees_with_it():
+    def said(layer, x, **options):
+        row = quietly(layer, x, **options).symbols[-1]
+        return row.shape, row.reasons[0]
+
+    shape, _ = said(nn.ConvTranspose1d(2, 3, 3, stride=2, padding=1), torch.zeros(2, 2, 5), output_size=[10])
+    assert shape == (2, 3, 10)
+    shape, text = said(nn.AdaptiveAvgPool2d((3, None)), torch.zeros(2, 2, 5, 7))
+    assert shape == (2, 2, 3, 7)
+    assert text == "The input is shared out among 3×7 windows, as evenly as it goes."
+    assert "reaches over 1 place and" in said(nn.Conv1d(2, 2, 1), torch.zeros(1, 2, 4))[1]
+    assert "reaches over 3 places and" in said(nn.Conv1d(2, 2, 2, dilation=2), torch.zeros(1, 2, 4))[1]
+
+
+SIGNS = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+
+
+@pellucid.cell
+def from_outside(x, h, *, U):
+    return torch.tanh(x @ U + h @ SIGNS)
+
+
+def test_a_cell_may_read_a_tensor_from_outside():
+    report = quietly(from_outside(3, 2), torch.rand(4, 1, 3))
+    assert report.check.agrees
+    assert report.cost.macs == 4 * (3 * 2 + 2 * 2)
+    (exhibit,) = exhibits_of(report)
+    assert exhibit.data["ledger"]["macs"] == 3 * 2 + 2 * 2
+
+
+@pytest.mark.parametrize(("lengths", "worked"), [([3, 5], 1), ([4, 5], 2), ([0, 5], 0)])
+def test_no_window_beyond_the_length_of_the_first_sequence_is_worked_out(lengths, worked):
+    steps = quietly(nn.Conv1d(1, 1, 3), torch.randn(2, 1, 6), lengths=lengths).steps
+    titles = [step.title for step in steps]
+    assert titles == [*(f"Position {n} of {worked}: output ({n - 1})" for n in range(1, worked + 1)), "All positions"]
