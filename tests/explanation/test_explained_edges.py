@@ -67,7 +67,7 @@ def test_a_layer_without_bias_counts_none():
     assert [total.count for total in report.totals] == [sum(p.numel() for p in nn.GRU(4, 3, bias=False).parameters())]
     assert {row.name: row.role for row in report.symbols if row.name in "Ub"} == {"U": "learned", "b": "not learned"}
     assert report.cost.bytes_least == 4 * (2 * (4 + 3) + report.totals[0].count)
-    assert "b = 0, chosen when the layer was made, not learned." in report.notation
+    assert "b = 0: chosen, not learned." in report.notation
     assert "b = 0" not in "".join(quietly(nn.GRU(4, 3), torch.zeros(2, 1, 4)).notation)
 
 
@@ -153,7 +153,7 @@ def test_a_convolution_without_bias_reads_none():
         report = quietly(layer, x)
         numbers = x.numel() + sum(p.numel() for p in layer.parameters()) + layer(x).numel()
         assert report.cost.bytes_least == 4 * numbers
-        assert "bias = 0, chosen when the layer was made, not learned." in report.notation
+        assert "bias = 0: chosen, not learned." in report.notation
         assert "bias" not in report.steps[0].values
 
 
@@ -212,11 +212,11 @@ def test_dropout_in_eval_keeps_its_own_p():
         (nn.DropBlock2d(0.3), torch.ones(1, 1, 9, 9)),
         (nn.DropConnect(nn.Linear(3, 2), 0.3), torch.ones(1, 3)),
     ):
-        said = "p = 0.3, chosen when the layer was made, not learned; in eval it counts as 0."
+        said = "p = 0.3: chosen, not learned; in eval it counts as 0."
         assert said in quietly(layer.eval(), x).notation
     notation = quietly(nn.DropBlock2d(0.3, 3), torch.ones(1, 2, 5, 5)).notation
     assert notation[-2] == "γ = 0.09259, which follows from p = 0.3, the size of the blocks and that of the input."
-    assert notation[-1] == "block = (3, 3), chosen when the layer was made, not learned."
+    assert notation[-1] == "block = (3, 3): chosen, not learned."
 
 
 def test_what_averages_and_draws_are_of():

@@ -1,4 +1,4 @@
-"""Where a report comes from: what was explained, to be asked again as long as nothing of it has changed."""
+"""Where a report comes from: what was explained, to be asked again as long as weights and input are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from pellucid.keeping import RandomState, left_alone
+from pellucid.keeping import HELD, RandomState, left_alone
 from pellucid.nn.dropout.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Origin:
         self.explained, self._again, self._layer = explained, again, layer
         self._given = [value for value in given if isinstance(value, Tensor)]
         self._state = self._versions()
+        kept = (*HELD, "_eager_calls")  # which have their own ways back
+        self._attributes = [(m, {k: v for k, v in vars(m).items() if k not in kept}) for m in layer.modules()]
         drawing = [module for module in layer.modules() if isinstance(module, Drawing)]
         self._calls = [(module, module.calls) for module in drawing]
         self._draws = RandomState(layer)
@@ -44,15 +46,26 @@ class Origin:
 
     def report(self, lang: str) -> Report:
         """Return the report in another language."""
-        self._refuse_changed()
-        with self._drawing_again():
+        with self._as_it_was(), self._drawing_again():
             return self._again(lang)
 
     def ask(self, question: Callable[[Any], Answer]) -> Answer:
         """Return what a question finds out about what was explained; the layer stays as it is."""
-        self._refuse_changed()
-        with left_alone(self._layer), parametrize.cached():
+        with self._as_it_was(), parametrize.cached():
             return question(self.explained)
+
+    @contextlib.contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Let the layer have the mode and the hyperparameters with which it was explained.
+
+        Raises:
+            RuntimeError: other numbers would be shown all the same.
+        """
+        self._refuse_changed()
+        with left_alone(self._layer):
+            for module, attributes in self._attributes:
+                vars(module).update(attributes)
+            yield
 
     @contextlib.contextmanager
     def _drawing_again(self) -> Iterator[None]:

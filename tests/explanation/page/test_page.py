@@ -217,6 +217,27 @@ def test_a_changed_layer_is_refused():
         page.html(report)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "name", "value"),
+    [
+        (nn.cells.leaky(4, 3), (5, 2, 4), "tau", 2.0),
+        (nn.AddNorm(4, p=0.5), (2, 4), "p", 0.1),
+        (nn.Dropout(0.5), (2, 4), "training", False),
+        (nn.BatchNorm1d(4, track_running_stats=False), (3, 4), "eps", 1.0),
+    ],
+)
+def test_a_page_shows_the_mode_and_the_numbers_that_were_explained(layer, shape, name, value):
+    report = quietly(layer, torch.rand(shape))
+    before, translated = page.html(report), report.translations()[1].text()
+    setattr(layer, name, value)
+    state = dict(vars(layer))
+    assert page.html(report) == before
+    assert report.translations()[1].text() == translated
+    assert vars(layer) == state
+    assert getattr(layer, name) == value
+    assert page.html(quietly(layer, torch.rand(shape))) != before
+
+
 def test_running_statistics_are_left_alone():
     layer = nn.BatchNorm1d(4)
     report = quietly(layer, torch.rand(5, 4))

@@ -25,39 +25,36 @@ class ModelOrigin(Origin):
     explained: Recording
 
     def __init__(self, recording: Recording) -> None:
-        self._modes = [layer.training for layer in recording.model.modules()]
         super().__init__(recording, self._written, recording.model, pytree.tree_leaves(recording.inputs))
 
     def others(self, report: ModelReport) -> tuple[ModelReport, ...]:
         """Return the report in every other language, of the same layer where it is of one."""
-        self._refuse_changed()
-        found = []
-        for lang in languages():
-            if lang != report.lang:
-                other = self._written(lang)
-                part = other.layer(report.root.path) if report.root.path else other
-                assert isinstance(part, ModelReport)
-                found.append(part)
-        return tuple(found)
+        with self._as_it_was():
+            written = [self._written(lang) for lang in languages() if lang != report.lang]
+        parts = (other.layer(report.root.path) if report.root.path else other for other in written)
+        return tuple(part for part in parts if isinstance(part, ModelReport))
 
     def layer(self, row: LayerRow, call: int, lang: str) -> Report:
         """Explain one call of a layer that pellucid has a formula for."""
-        self._refuse_changed()
         if not 1 <= call <= row.calls:
             raise ValueError(f"explain: {row.path!r} was called {row.calls} times, so there is no call {call}")
         layer = self.explained.model.get_submodule(row.path)
-        return self._report(row, call, self.explained.caught({layer: call})[layer], lang)
+        with self._as_it_was():
+            return self._report(row, call, self.explained.caught({layer: call})[layer], lang)
 
     def layers(self, rows: Sequence[LayerRow], lang: str) -> Iterator[Report | str]:
         """Explain the first call of several layers, after one run; of one that cannot be explained, say why."""
-        self._refuse_changed()
         layers = [self.explained.model.get_submodule(row.path) for row in rows]
-        found = self.explained.caught(dict.fromkeys(layers, 1)) if layers else {}
+        with self._as_it_was():
+            found = self.explained.caught(dict.fromkeys(layers, 1)) if layers else {}
         for row, layer in zip(rows, layers, strict=True):
+            said: Report | str
             try:
-                yield self._report(row, 1, found[layer], lang)
+                with self._as_it_was():
+                    said = self._report(row, 1, found[layer], lang)
             except (TypeError, ValueError, RuntimeError) as error:  # called with what the explanation does not know
-                yield str(error)
+                said = str(error)
+            yield said
 
     def _report(self, row: LayerRow, call: int, caught: Caught, lang: str) -> Report:
         layer = self.explained.model.get_submodule(row.path)
@@ -76,14 +73,6 @@ class ModelOrigin(Origin):
 
     def _written(self, lang: str) -> Any:
         return replace(Composer(self.explained, Texts(lang)).report(), origin=self)
-
-    def _refuse_changed(self) -> None:
-        super()._refuse_changed()
-        if self._modes != [layer.training for layer in self.explained.model.modules()]:
-            raise RuntimeError(
-                "explain: train() or eval() has been called on the model since it was explained, so its layers would "
-                "compute other numbers. Set it back, or explain the model again."
-            )
 
 
 def explain_model(
