@@ -122,9 +122,9 @@ class Factory:
 class Authored:
     """A layer of an author's formula, which a `Factory` made.
 
-    The hyperparameters of the formula are attributes of the layer, and may be set:
-    ``layer.tau = 5.0`` decides from the next call on, as ``norm.eps`` does in torch.nn; another value is
-    another formula, whose kernels are compiled once.
+    The hyperparameters of the formula are attributes of the layer, and may be set: ``layer.tau = 5.0`` decides from
+    the next call on, as ``norm.eps`` does in torch.nn; another value is another formula, whose kernels are compiled
+    once.
     """
 
     _sizes: dict[str, int]  # those that the annotations name

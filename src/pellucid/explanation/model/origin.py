@@ -31,8 +31,12 @@ class ModelOrigin(Origin):
         """Return the report in every other language, of the same layer where it is of one."""
         with self._as_it_was():
             written = [self._written(lang) for lang in languages() if lang != report.lang]
-        parts = (other.layer(report.root.path) if report.root.path else other for other in written)
-        return tuple(part for part in parts if isinstance(part, ModelReport))
+        found = []
+        for other in written:
+            part = other.layer(report.root.path) if report.root.path else other
+            assert isinstance(part, ModelReport)
+            found.append(part)
+        return tuple(found)
 
     def layer(self, row: LayerRow, call: int, lang: str) -> Report:
         """Explain one call of a layer that pellucid has a formula for."""
