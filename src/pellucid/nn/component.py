@@ -83,7 +83,7 @@ class Running:
         if not torch.compiler.is_compiling():  # nothing has run, and an exporter refuses attributes that are set
             self.__dict__["_ran"] = backend  # torch.nn.Module would look at every attribute that is set
 
-    def _circumstances(self, x: torch.Tensor, *wanted: bool) -> Any:
+    def _circumstances(self, x: torch.Tensor, *others: Any) -> Any:
         """All by which a layer decides what runs, beside its own settings; None where a compiler would guard them.
 
         `LEFT` where they are as they were when it left an input to torch's operator: it does so again, for less than
@@ -91,7 +91,7 @@ class Running:
 
         Args:
             x: the input.
-            wanted: which of the parameters ask for a gradient.
+            others: what else decides: which of the parameters ask for a gradient, or how states lie.
         """
         if (
             torch.compiler.is_compiling()
@@ -106,7 +106,7 @@ class Running:
             x.dtype,
             x.device,
             x.requires_grad,
-            wanted,
+            others,
             torch.is_grad_enabled(),
             torch.get_num_threads(),
             chosen_backend(),

@@ -20,6 +20,8 @@ from pellucid.nn.recurrence import torch_recurrence
 from pellucid.nn.recurrence.cell import Cell
 from pellucid.nn.recurrence.sequence import Options, SequenceLayer, State
 
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 class _TorchLayout(SequenceLayer):
     """Parameters as torch.nn registers them: the formula's U is weight_ih transposed, b the sum of two biases."""
@@ -232,8 +234,8 @@ class _TorchCell(_TorchLayout):
                 f"{label(self)}: the input has {input.dim()} axes, shape {shape_text(input.shape)}; one step reads "
                 f"(batch, features) or (features,). A whole sequence is read by nn.{type(self).__name__[:-4]}."
             )
-        shape = (*input.shape[:-1], self.hidden_size)
         if hx is None:
+            shape = (*input.shape[:-1], self.hidden_size)
             hx = (torch.zeros(shape, dtype=input.dtype, device=input.device),) * len(self._state_sizes)
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         for state in states:
@@ -241,18 +243,14 @@ class _TorchCell(_TorchLayout):
         weights = [self._parameters.get(name) for name in self._weights]
         met = None
         if input.is_cpu and not any(w is None for w in weights):  # none of them is computed
-            met = self._circumstances(input, *[t.requires_grad for t in (*weights, *states)])  # type: ignore[union-attr]
-        if met is LEFT and undisturbed(input) and self._fit(states, shape, input.dtype):
+            kinds = [(t.shape, t.dtype, t.requires_grad) for t in (*weights, *states)]  # type: ignore[union-attr]
+            met = self._circumstances(input, kinds)
+        if met is LEFT and undisturbed(input):
             return self._step_by_torch(input, states, weights)
         _, last = self.run(input.unsqueeze(0), tuple([s.unsqueeze(0) for s in states]), None)
         if met is not None and self.backend == "torch":
             self._leave(input, met)
         return last.squeeze(0) if isinstance(last, Tensor) else tuple([s.squeeze(0) for s in last])
-
-    def _fit(self, states: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-        """Whether states and weights go with an input, of which that has been found: else it is said what does not."""
-        wanted = [(shape, dtype)] * len(self._state_sizes)
-        return [(s.shape, s.dtype) for s in states] == wanted and self.weight_ih.dtype == dtype
 
     def _step_by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Any]) -> State:
         """The new state by torch's operator."""
@@ -260,11 +258,12 @@ class _TorchCell(_TorchLayout):
 
     @property
     def _weights(self) -> Sequence[str]:
-        return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self._biased else 2]
+        return CELL_WEIGHTS if self._biased else CELL_WEIGHTS[:2]
 
     @property
     def _biased(self) -> bool:
-        return getattr(self, "bias_ih", None) is not None  # what it has decides, as in torch.nn
+        known = self._parameters.get("bias_ih")  # what it has decides, as in torch.nn, which looks there last
+        return known is not None or getattr(self, "bias_ih", None) is not None
 
     def _by_torch(self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         new = self._step_by_torch(x[0], [entry[0] for entry in states], weights)
