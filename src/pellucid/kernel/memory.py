@@ -107,7 +107,8 @@ def scratch(size: int) -> Tensor:
         return empty((size,), torch.uint8)
     work = getattr(_kept, "work", None)
     if work is None or work.numel() < size:
-        work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
+        with torch.inference_mode(False):  # it outlives the mode of this call
+            work = _kept.work = torch.empty((size,), dtype=torch.uint8, device="cpu")
     return work.fill_(_conspicuous(work.dtype)) if _poison else work
 
 
