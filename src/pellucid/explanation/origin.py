@@ -37,8 +37,7 @@ class Origin:
         self.explained, self._again, self._layer = explained, again, layer
         self._given = [value for value in given if isinstance(value, Tensor)]
         self._state = self._versions()
-        kept = (*HELD, "_eager_calls")  # which have their own ways back
-        self._attributes = [(m, {k: v for k, v in vars(m).items() if k not in kept}) for m in layer.modules()]
+        self._attributes = [(m, {k: v for k, v in vars(m).items() if k not in HELD}) for m in layer.modules()]
         drawing = [module for module in layer.modules() if isinstance(module, Drawing)]
         self._calls = [(module, module.calls) for module in drawing]
         self._draws = RandomState(layer)
@@ -46,7 +45,7 @@ class Origin:
 
     def report(self, lang: str) -> Report:
         """Return the report in another language."""
-        with self._as_it_was(), self._drawing_again():
+        with self._as_it_was():
             return self._again(lang)
 
     def ask(self, question: Callable[[Any], Answer]) -> Answer:
@@ -56,31 +55,18 @@ class Origin:
 
     @contextlib.contextmanager
     def _as_it_was(self) -> Iterator[None]:
-        """Let the layer have the mode and the hyperparameters with which it was explained.
+        """Let the layer have the mode and the hyperparameters with which it was explained, and draw what it drew.
 
         Raises:
             RuntimeError: other numbers would be shown all the same.
         """
         self._refuse_changed()
-        with left_alone(self._layer):
+        with left_alone(self._layer, self._draws):
             for module, attributes in self._attributes:
                 vars(module).update(attributes)
+            for drawing, calls in self._calls:  # of which a compiled graph counts some in a tensor
+                drawing._eager_calls -= drawing.calls - calls
             yield
-
-    @contextlib.contextmanager
-    def _drawing_again(self) -> Iterator[None]:
-        """Let the layer draw what it drew, whatever has been drawn since."""
-        since = [(module, module.calls - calls) for module, calls in self._calls]
-        here = RandomState(self._layer)
-        for module, calls in since:
-            module._eager_calls -= calls
-        self._draws.again()
-        try:
-            yield
-        finally:
-            for module, calls in since:
-                module._eager_calls += calls
-            here.again()
 
     def _versions(self) -> list[tuple[Any, ...]]:
         tensors = [*self._layer.parameters(), *self._given]

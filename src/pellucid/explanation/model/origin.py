@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,19 +46,18 @@ class ModelOrigin(Origin):
         with self._as_it_was():
             return self._report(row, call, self.explained.caught({layer: call})[layer], lang)
 
-    def layers(self, rows: Sequence[LayerRow], lang: str) -> Iterator[Report | str]:
+    def layers(self, rows: Sequence[LayerRow], lang: str) -> list[Report | str]:
         """Explain the first call of several layers, after one run; of one that cannot be explained, say why."""
         layers = [self.explained.model.get_submodule(row.path) for row in rows]
+        reports: list[Report | str] = []
         with self._as_it_was():
             found = self.explained.caught(dict.fromkeys(layers, 1)) if layers else {}
-        for row, layer in zip(rows, layers, strict=True):
-            said: Report | str
-            try:
-                with self._as_it_was():
-                    said = self._report(row, 1, found[layer], lang)
-            except (TypeError, ValueError, RuntimeError) as error:  # called with what the explanation does not know
-                said = str(error)
-            yield said
+            for row, layer in zip(rows, layers, strict=True):
+                try:
+                    reports.append(self._report(row, 1, found[layer], lang))
+                except (TypeError, ValueError, RuntimeError) as error:  # called with what the explanation does not know
+                    reports.append(str(error))
+        return reports
 
     def _report(self, row: LayerRow, call: int, caught: Caught, lang: str) -> Report:
         layer = self.explained.model.get_submodule(row.path)
