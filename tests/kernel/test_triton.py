@@ -522,6 +522,19 @@ def test_what_does_not_compile_runs_in_plain_torch(kind, part, monkeypatch):
     torch.testing.assert_close(again, expected)
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", ["cell", "formula"])
+def test_what_python_cannot_read_runs_in_plain_torch(kind, monkeypatch):
+    """Such as more parentheses, one in another, than it takes."""
+    layer, x = _fresh(kind)
+    monkeypatch.setattr(gpu, "load", lambda text, load=gpu.load: load(f"{text}\n{'(' * 300}{')' * 300}\n"))
+    with pellucid.backend("triton"), pytest.warns(pellucid.PellucidWarning, match="cannot read .*too many nested"):
+        found = layer(x)
+    assert layer.backend == "stepwise"
+    with pellucid.backend("stepwise"):
+        torch.testing.assert_close(found, layer(x))
+
+
 def _fresh(kind):
     """A layer whose kernels nobody has compiled yet, and an input."""
     if kind == "cell":

@@ -105,7 +105,7 @@ def load(text: str) -> Any:
     """Import a text as a module: Triton reads its functions from their file.
 
     Raises:
-        BuildError: there is no folder to write it to.
+        BuildError: there is no folder to write it to, or Python cannot read it.
     """
     name = f"pellucid_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     try:
@@ -119,7 +119,10 @@ def load(text: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, RecursionError, MemoryError) as error:  # nested more deeply than Python reads
+        raise BuildError(f"Python cannot read the text of its Triton kernel, {path} ({error})") from error
     return module
 
 
