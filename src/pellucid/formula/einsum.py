@@ -1,6 +1,7 @@
 """torch.einsum as sums of products, two operands at a time, rows first: torch's own puts another axis before the batch.
 
-A letter stands for an axis, as in the equation; those of an ellipsis are made up.
+A letter stands for an axis, as in the equation; those of an ellipsis are made up. A product of a matrix of each sample
+with a vector of each is such a sum too: what it is made of has a kernel.
 """
 
 from __future__ import annotations
@@ -15,11 +16,28 @@ from torch.overrides import TorchFunctionMode
 ELLIPSIS = "αβγδεζηθ"  # the axes that an ellipsis stands for
 
 
+MATRIX_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+
+
 class RowsFirst(TorchFunctionMode):
-    """Within it torch.einsum is the one of this module."""
+    """Within it torch.einsum is the one of this module, and so are products with a vector of each sample."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in MATRIX_PRODUCTS and not kwargs and _has_vector(*args):
+            return _with_vector(*args)
         return (einsum if func is torch.einsum else func)(*args, **(kwargs or {}))
+
+
+def _has_vector(left: Any, right: Any) -> bool:
+    """Whether a product is one of a vector and a matrix of each sample, or of two vectors."""
+    several = isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() == right.dim() > 2
+    return several and left.shape[-1] == right.shape[-2] and 1 in (left.shape[-2], right.shape[-1])
+
+
+def _with_vector(left: Tensor, right: Tensor) -> Tensor:
+    if left.shape[-2] == 1:
+        return (left.squeeze(-2).unsqueeze(-1) * right).sum(-2, keepdim=True)
+    return (left * right.squeeze(-1).unsqueeze(-2)).sum(-1, keepdim=True)
 
 
 def parse(equation: Any, axes: Sequence[int | None]) -> tuple[list[str], str] | None:

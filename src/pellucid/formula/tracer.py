@@ -124,8 +124,9 @@ class Tracer:
 
     def one_size(self, a: Dim, b: Dim, reason: Reason, operation: str, values: Sequence[Any]) -> Dim:
         """Unify two sizes of axes that go together; one goes with any."""
-        if Dim((), 1) in (a, b):
-            return b if a == Dim((), 1) else a
+        one = Dim((), 1)
+        if one in map(self.unifier.resolve, (a, b)):
+            return b if self.unifier.resolve(a) == one else a
         try:
             if (self.unifier.resolve(a) == ROWS) != (self.unifier.resolve(b) == ROWS):
                 raise Conflict

@@ -1,7 +1,8 @@
 """A stage in a few kinds of values that every emitter can write: columns of a row, and what crosses them.
 
 A row is a sample's vector. Arithmetic goes column by column; slices and concatenations only say where a column is
-read; products with a matrix and reductions need the whole row. `rules` says what each operation is made of.
+read; products with a matrix and reductions need the whole row. `rules` says what each operation is made of, `axes` how
+that is where a sample is a matrix, or has more axes still.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from pellucid.errors import Unsupported
 from pellucid.formula.program import Abstract, Stage
-from pellucid.kernel.language.rules import OPERATIONS, WITH_MATRIX
-from pellucid.kernel.language.values import Lowering, Value
+from pellucid.kernel.language import axes
+from pellucid.kernel.language.rules import OPERATIONS
+from pellucid.kernel.language.values import Value
 
 
 @dataclass(frozen=True)
@@ -55,38 +56,11 @@ def lowerable(node: fx.Node) -> bool:
         return isinstance(node.args[0], fx.Node) and lowerable(node.args[0])
     if node.target not in OPERATIONS:
         return False
-    axes = value if isinstance(value, (tuple, list)) else (value,)
-    return all(v is None or not v.rows or v.dim() <= 2 for v in axes)
+    results = value if isinstance(value, (tuple, list)) else (value,)
+    return axes.have_kernel(node.target, [*results, *(a.meta.get("val") for a in node.all_input_nodes)])
 
 
-class Nodes(Lowering):
-    """Values made of one node of a graph after the other."""
-
-    def fits(self, value: Abstract) -> bool:
-        """Whether a result can be a value, as far as its axes tell."""
-        raise NotImplementedError
-
-    def call(self, node: fx.Node) -> None:
-        """Make the result of an operation."""
-        self.node = node
-        if node.target is operator.getitem:
-            self.made[node] = self.value(node.args[0])[node.args[1]]
-            return
-        value: Any = node.meta.get("val")
-        rule = OPERATIONS.get(node.target)
-        if rule is None:
-            raise Unsupported(str(node.target))
-        if isinstance(value, Abstract) and not self.fits(value):
-            raise Unsupported(f"{node.target} with a result of {value.dim()} axes")
-        arguments = node.args if node.target in WITH_MATRIX else self.value(node.args)
-        made = self.made[node] = rule(self, *arguments, **{k: self.value(v) for k, v in node.kwargs.items()})
-        parts, metas = ([made], [value]) if isinstance(value, Abstract) else (made, value)
-        for part, meta in zip(parts, metas, strict=True):  # another width would write beside the memory
-            if isinstance(part, Value) and part.width != self.width_of(meta):
-                raise Unsupported(f"{node.target} of {part.width} columns instead of {self.width_of(meta)}")
-
-
-class _Rows(Nodes):
+class _Rows(axes.Axes):
     """The values of a stage."""
 
     def placeholder(self, name: str, node: fx.Node) -> None:
@@ -103,12 +77,16 @@ class _Rows(Nodes):
                 return
         if not (meta.dtype.is_floating_point or meta.dtype == torch.bool):
             raise Unsupported(f"a value of {meta.dtype}")
-        if meta.dim() > 2 or (rows and not _plain_rows(meta)):
+        if rows and not _plain_rows(meta):
             raise Unsupported(f"a value of {meta.dim()} axes, {name}")
-        width = self.width_of(meta)
-        kind = "draws" if name in self.draws else "memory"
-        made = Value(kind, name, width, mask=meta.dtype == torch.bool, rows=rows)
+        self.read(name, node, "draws" if name in self.draws else "memory")
+
+    def read(self, name: str, node: fx.Node, kind: str = "memory") -> Value:
+        """An input, or a matrix, as columns."""
+        meta = node.meta["val"]
+        made = Value(kind, name, self.width_of(meta), mask=meta.dtype == torch.bool, rows=meta.rows)
         self.made[node] = self.inputs[name] = made
+        return made
 
     def call(self, node: fx.Node) -> None:
         """Make the result of an operation; what is no tensor is the number of rows."""
@@ -119,7 +97,7 @@ class _Rows(Nodes):
 
     def fits(self, value: Abstract) -> bool:
         """One row of columns for each row of the batch, or a value without rows."""
-        return not value.rows or (value.dim() <= 2 and _plain_rows(value))
+        return not value.rows or _plain_rows(value)
 
 
 def _plain_rows(meta: Abstract) -> bool:

@@ -153,9 +153,9 @@ def _filled(number: float | None) -> Rule:
 
 
 def _split(low: Lowering, x: Value, sizes: list[int], dim: int = 0) -> list[Value]:
-    if not low.along_columns(dim):
-        raise Unsupported(f"{low.node.target} along axis {dim}")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    if not low.along_columns(dim):
+        return [low.cut(x, dim, slice(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     return [low.slice(x, start, size, f"part{i}") for i, (start, size) in enumerate(zip(starts, sizes, strict=True))]
 
 
@@ -170,14 +170,12 @@ def _slice(low: Lowering, x: Value, dim: int = 0, start: Any = None, end: Any = 
 
 def _select(low: Lowering, x: Value, dim: int, index: int) -> Value:
     if not low.along_columns(dim):
-        raise Unsupported(f"{low.node.target} along axis {dim}")
+        return low.cut(x, dim, slice(index, index + 1 or None))
     return low.slice(x, index % x.width, 1)
 
 
 def _cat(low: Lowering, parts: list[Value], dim: int = 0) -> Value:
-    if not low.along_columns(dim):
-        raise Unsupported(f"{low.node.target} along axis {dim}")
-    return low.cat(parts)
+    return low.cat(parts) if low.along_columns(dim) else low.joined(parts, dim)
 
 
 def _pad(low: Lowering, x: Value, amounts: list[int], value: float = 0) -> Value:
@@ -195,15 +193,14 @@ def _slice_scatter(
     if dim == 0 and not start and (end is None or not isinstance(end, int) or end > 1 << 60):
         return piece
     if not low.along_columns(dim) or step != 1:
-        raise Unsupported(f"{low.node.target} along axis {dim} with step {step}")
+        return low.replaced(x, piece, dim, slice(start, end, step))
     first, last, _ = slice(start, end).indices(x.width)
     before, behind = low.slice(x, 0, first, "before"), low.slice(x, last, x.width - last, "behind")
     return low.cat([before, piece, behind])
 
 
 def _select_scatter(low: Lowering, x: Value, piece: Value, dim: int, index: int) -> Value:
-    index %= x.width
-    return _slice_scatter(low, x, piece, dim, index, index + 1)
+    return _slice_scatter(low, x, piece, dim, index, index + 1 or None)
 
 
 def _repeat(low: Lowering, x: Value, times: list[Any]) -> Value:
@@ -287,9 +284,9 @@ def _layer_norm_backward(
 ) -> list[Any]:
     if mask[1] or mask[2]:
         raise Unsupported(f"{low.node.target} of weight and bias")
+    over = low.over(-1 if len(shape) == 1 else None)
     normalized = low.math("mul", low.math("sub", x, mean, name="centred"), rstd, name="normalized")
     g = gradient if weight is None else low.math("mul", gradient, weight, name="weighted")
-    over = low.over(-1 if len(shape) == 1 else None)
     along = low.mean(low.math("mul", g, normalized, name="along"), over, "along_mean")
     level = low.mean(g, over, "level")
     inner = low.math("sub", low.math("sub", g, level, name="level_free"), low.math("mul", normalized, along))

@@ -80,7 +80,9 @@ class Lowering:
 
     def math(self, operation: str, *operands: Any, name: str = "", mask: bool = False, width: int | None = None) -> Any:
         """Column by column an operation on values and numbers."""
-        widths = [o.width for o in operands if isinstance(o, Value)]
+        widths = {o.width for o in operands if isinstance(o, Value)} - {1}
+        if len(widths) > 1:  # one would be read beyond its columns
+            raise Unsupported(f"{self.node.target} of {' and '.join(map(str, sorted(widths)))} columns")
         return Value(
             "math", self.name(name), max(widths, default=1) if width is None else width, operands, operation, mask=mask
         )
@@ -124,6 +126,18 @@ class Lowering:
     def part(self, x: Value, dim: int, start: Any, end: Any, step: int) -> Value:
         """Some entries along another axis than the columns."""
         raise Unsupported(f"{self.node.target} along axis {dim} with step {step}")
+
+    def cut(self, x: Value, dim: int, entries: slice) -> Value:
+        """Some entries along another axis than the columns, in a result that may be without it."""
+        raise Unsupported(f"{self.node.target} along axis {dim}")
+
+    def joined(self, parts: list[Value], dim: int) -> Value:
+        """Values one behind the other along another axis than the columns."""
+        raise Unsupported(f"{self.node.target} along axis {dim}")
+
+    def replaced(self, x: Value, piece: Value, dim: int, entries: slice) -> Value:
+        """A value with others in place of some entries along another axis than the columns."""
+        raise Unsupported(f"{self.node.target} along axis {dim}")
 
     def total(self, x: Value) -> Value:
         """The sum over all rows."""

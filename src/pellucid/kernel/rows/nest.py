@@ -22,7 +22,7 @@ from pellucid.formula.capture import DependsOnRows, capture
 from pellucid.formula.graph import Graded, decompositions, in_plain_torch
 from pellucid.formula.program import Abstract
 from pellucid.kernel.language.layout import storage_name
-from pellucid.kernel.language.lower import Nodes
+from pellucid.kernel.language.nodes import Nodes
 from pellucid.kernel.language.values import Value
 
 aten = torch.ops.aten
