@@ -46,12 +46,13 @@ def refuse_others(module: torch.nn.Module, x: object, what: str = "input") -> No
         raise TypeError(f"{label(module)}: the {what} is a {type(x).__name__}, but the layer reads a torch.Tensor.")
 
 
-def mismatch(x: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """Say that input and weights differ in device or dtype; None if they do not."""
+def mismatch(x: torch.Tensor, weight: torch.Tensor, what: str = "weights") -> str | None:
+    """Say that input and weights, or ``what`` else, differ in device or dtype; None if they do not."""
+    verb, moved, like = ("are", "x", weight) if what == "weights" else ("is", what, x)
     if x.device != weight.device:
-        return f"on {x.device}, but the weights are on {weight.device}. Move one: x.to({str(weight.device)!r})."
+        return f"on {x.device}, but the {what} {verb} on {weight.device}. Move one: {moved}.to({str(like.device)!r})."
     if x.dtype != weight.dtype:
-        return f"of {x.dtype}, but the weights are of {weight.dtype}. Convert one: x.to({weight.dtype})."
+        return f"of {x.dtype}, but the {what} {verb} of {weight.dtype}. Convert one: {moved}.to({like.dtype})."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Formulas whose samples have several axes, a matrix say: linear attention, delta rule, selective scans, slots, heads."""
+"""Formulas whose samples have several axes, a matrix say: linear attention, delta rule, selective scans, slots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def columns_first(x, S: "15", *, K: "input 3", V: "input 5", Q: "input 5"):
 
 
 @pellucid.cell
-def mlstm(x, C: "15", n: "3", m: "1", *, K: "input 3", V: "input 5", Q: "input 3", G: "input 2", O: "input 5"):
+def mlstm(x, C: "15", n: "3", m: "1", *, K: "input 3", V: "input 5", Q: "input 3", G: "input 2", R: "input 5"):
     (i, f), q, k, v = (x @ G).chunk(2, -1), x @ Q, x @ K / 3**0.5, x @ V
     f = F.logsigmoid(f)
     new = torch.maximum(f + m, i)
@@ -42,7 +42,7 @@ def mlstm(x, C: "15", n: "3", m: "1", *, K: "input 3", V: "input 5", Q: "input 3
     M = f.unsqueeze(-1) * C.unflatten(-1, (3, 5)) + i.unsqueeze(-1) * k.unsqueeze(-1) * v.unsqueeze(-2)
     n = f * n + i * k
     size = torch.clamp((q * n).sum(-1, keepdim=True).abs(), min=1.0)
-    return torch.sigmoid(x @ O) * (q.unsqueeze(-2) @ M).squeeze(-2) / size, (M.flatten(-2), n, new)
+    return torch.sigmoid(x @ R) * (q.unsqueeze(-2) @ M).squeeze(-2) / size, (M.flatten(-2), n, new)
 
 
 @pellucid.cell

@@ -45,7 +45,12 @@ class RecurrentExplained:
         self.built_in = getattr(cells, self.source.name, None) is self.layer.cell
         with torch.enable_grad():
             every = [self.layer.symbol_values(*place) for place in self.reading.places]
-        self.learned_at = [{name for name, value in values.items() if value.requires_grad} for values in every]
+        self.learned_at, self.detached = [], 0  # names in every place; entries in all that the formula detaches
+        for values, (level, _) in zip(every, self.reading.places, strict=True):
+            names = {name for name, value in values.items() if value.requires_grad}
+            detached = set() if self.built_in else names - self.layer.trained(level)
+            self.learned_at.append(names - detached)
+            self.detached += sum(values[name].numel() for name in detached)
         self.learned = self.learned_at[0]
         self.left_out = () if getattr(self.layer, "bias", True) else ("b", "c")  # torch's biases
         self.twin = self.torch_twin() if self.built_in and self.source.name in TWINS else None
@@ -212,7 +217,7 @@ class RecurrentExplained:
         dtype = str(sequence.x.dtype).removeprefix("torch.")
         scope = self.texts("cost.recurrent_lengths" if ragged else "cost.recurrent", dtype=dtype, **facts)
         tally = self.reading.tally(sequence.lengths, sequence.x.dtype)
-        return shared.cost(tally, least, shared.trainable(self.layer), scope, self.texts)
+        return shared.cost(tally, least, shared.trainable(self.layer) - self.detached, scope, self.texts)
 
     # -- worked steps -------------------------------------------------------------------------------------------
 

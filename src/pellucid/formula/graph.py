@@ -37,6 +37,7 @@ class Joint:
     output and the gradients of the new states. Its results are: output, new states, and the gradients of the inputs,
     states and parameters. Rows × features everywhere; the number of rows is symbolic, features are numbers.
 
+    ``trained`` says of every parameter whether it has a gradient: not where the formula detaches it.
     ``own_gradient`` says that the gradient is not the one of forward's operations: the formula computes something under
     torch.no_grad, or by a torch.autograd.Function.
     """
@@ -47,6 +48,7 @@ class Joint:
     parameters: int
     sites: tuple[tuple[int, str | None], ...]
     own_gradient: bool
+    trained: tuple[bool, ...]
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -125,7 +127,7 @@ def trace(
     tracing = _Tracing(source, solution, hyperparameters, training, dtype, torch.device(device))
     with _told(source):
         tracing.check_rows()
-        graph, constants, own_gradient = tracing.joint()
+        graph, constants, own_gradient, trained = tracing.joint()
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise FormulaError(
@@ -139,7 +141,7 @@ def trace(
                 f"{tuple(constant.shape)}, which would never be trained. Make it a parameter of the formula (a keyword "
                 f"argument), or detach it.\n  in {source.where}"
             )
-    return Joint(graph, constants, len(source.states), len(source.parameters), tracing.sites, own_gradient)
+    return Joint(graph, constants, len(source.states), len(source.parameters), tracing.sites, own_gradient, trained)
 
 
 def trace_forward(
@@ -246,11 +248,12 @@ class _Tracing:
         given = [draw(rows, size) for size in self.row_sizes]
         return given, weights, [draw(rows, size, dtype=torch.float32) for size, _ in self.sites]
 
-    def joint(self) -> tuple[fx.Graph, dict[str, torch.Tensor], bool]:
-        """Trace the step together with the product of its Jacobian; say whether that is `Joint.own_gradient`."""
+    def joint(self) -> tuple[fx.Graph, dict[str, torch.Tensor], bool, tuple[bool, ...]]:
+        """Trace the step together with the product of its Jacobian; say what are `Joint.own_gradient` and `trained`."""
         results = (self.solution.output, *self.solution.state_sizes(self.source))
         primals, sites = len(self.row_sizes) + len(self.weight_shapes), len(self.sites)
         own: list[bool] = []
+        trained: list[bool] = []
 
         def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
             outcome = self.run(values[: primals + sites])
@@ -258,6 +261,7 @@ class _Tracing:
             of = values[:primals]
             graded = Graded.apply(*outcome, *values[primals + sites :])
             found = torch.autograd.grad(graded, of, allow_unused=True) if graded.requires_grad else [None] * primals
+            trained[:] = [g is not None for g in found[len(self.row_sizes) :]]
             return (*outcome, *(torch.zeros_like(v) if g is None else g for v, g in zip(of, found, strict=True)))
 
         def arguments(rows: int) -> list[torch.Tensor]:
@@ -267,7 +271,7 @@ class _Tracing:
 
         graph, constants = capture(joint, arguments, decompositions(), detached=True)
         _detach_in_forward_alone(graph, len(results))
-        return graph, constants, any(own)
+        return graph, constants, any(own), tuple(trained)
 
     def forward(self) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
         """Trace the result alone, of inputs that stand apart; operations stay whole, for theirs are the gradients."""

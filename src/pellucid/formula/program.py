@@ -117,6 +117,7 @@ class Program:
     draws: tuple[str, ...]
     sites: tuple[tuple[int, str | None], ...]
     own_gradient: bool
+    trained: tuple[bool, ...]  # of every parameter: whether it has a gradient
     constants: Mapping[str, torch.Tensor]
     once: Stage
     per_input: Stage

@@ -262,6 +262,7 @@ class _Scheduler:
             draws=tuple(n.name for n in self.draws),
             sites=self.joint.sites,
             own_gradient=self.joint.own_gradient,
+            trained=self.joint.trained,
             constants=self.joint.constants,
             once=self._stage(forward[ONCE], once),
             per_input=self._stage(forward[INPUT], per_input),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,9 +28,22 @@ REFLECTED = {
 POINTWISE_EXTRA = {
     *"rsub pow and or xor invert float double half bfloat16 to type_as detach clone contiguous".split(),
     *"zeros_like ones_like empty_like full_like softmin relu6 softsign tanhshrink log_sigmoid hardshrink".split(),
-    *"floordiv where masked_fill lerp requires_grad_ swiglu".split(),
+    *"floordiv where masked_fill lerp requires_grad_ swiglu view_as".split(),
     *"leaky_relu ldexp".split(),  # which torch tags since 2.12
 }
+
+
+# What torch calls an argument, and what the rules do; then the names of operands, by which they may be given too.
+KEYWORDS = {
+    **{"axis": "dim", "keepdims": "keepdim", "chunks": "parts", "sections": "parts", "indices": "parts"},
+    **{
+        "indices_or_sections": "parts",
+        "split_size": "sizes",
+        "split_size_or_sections": "sizes",
+        "split_sizes": "sizes",
+    },
+}
+FIRST, SECOND = ("input", "mat1", "tensors"), ("other", "mat2")
 
 
 @cache
@@ -53,7 +66,8 @@ def apply(tracer: Tracer, function: Callable[..., Any], args: tuple[Any, ...], k
     name = REFLECTED.get(name, name)
     rule = RULES.get(name)
     if rule is not None:
-        return rule(tracer, *args, **kwargs)
+        first, second = ([kwargs.pop(key) for key in keys if key in kwargs] for keys in (FIRST, SECOND))
+        return rule(tracer, *first, *args, *second, **{KEYWORDS.get(key, key): v for key, v in kwargs.items()})
     if is_pointwise(name):
         return pointwise(tracer, name, args, kwargs)
     return tracer.by_torch(function, args, kwargs)
@@ -158,9 +172,7 @@ def _permute(tracer: Tracer, value: Any, *order: Any, dims: Sequence[int] = ()) 
     return Traced(tracer, Shape(turned))
 
 
-@rule(
-    *"softmax log_softmax gumbel_softmax cumsum cumprod layer_norm rms_norm normalize dropout flip roll prelu".split()
-)
+@rule(*"softmax log_softmax gumbel_softmax cumsum cumprod layer_norm rms_norm normalize dropout flip prelu".split())
 def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced:
     dims = tracer.dims_of(value)
     if dims is None:
@@ -178,7 +190,37 @@ def _same_shape(tracer: Tracer, value: Any, *args: Any, **kwargs: Any) -> Traced
     return Traced(tracer, Shape(dims))
 
 
-@rule(*"sum mean amax amin prod std var logsumexp any all argmax argmin nansum".split())
+@rule("roll")
+def _roll(tracer: Tracer, value: Any, shifts: Any, dims: Any = ()) -> Traced:
+    own = tracer.dims_of(value) or ()
+    _feature_axes(tracer, own, (dims,) if isinstance(dims, int) else dims)
+    return Traced(tracer, Shape(own))
+
+
+@rule("one_hot")
+def _one_hot(tracer: Tracer, value: Any, num_classes: Any = "n") -> NoReturn:
+    tracer.fail(
+        "one_hot looks at values, of which a formula that is traced has none: write (index.unsqueeze(-1) == "
+        f"torch.arange({num_classes})).to(h.dtype)"
+    )
+
+
+@rule(*"bernoulli multinomial normal poisson rand_like randn_like randint_like".split())
+def _random(tracer: Tracer, *_: Any, **__: Any) -> NoReturn:
+    tracer.fail(
+        "this draws random numbers by torch, which could not be drawn again in backward. Use pellucid.dropout(x, p), "
+        "pellucid.zoneout(new, old, p) or pellucid.noise(x, sigma)"
+    )
+
+
+@rule("std", "var")
+def _spread(
+    tracer: Tracer, value: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, correction: Any = 1
+) -> Any:
+    return _reduce(tracer, value, None if isinstance(dim, bool) else dim, keepdim)
+
+
+@rule(*"sum mean amax amin prod logsumexp any all argmax argmin nansum".split())
 def _reduce(tracer: Tracer, value: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     dims = tracer.dims_of(value)
     if dims is None:
@@ -224,8 +266,11 @@ def _feature_axes(tracer: Tracer, dims: Sequence[Dim], axes: Sequence[int]) -> s
 
 
 @rule("chunk", "tensor_split")
-def _chunk(tracer: Tracer, value: Any, parts: int, dim: int = 0) -> tuple[Traced, ...]:
+def _chunk(tracer: Tracer, value: Any, parts: Any, dim: int = 0) -> tuple[Traced, ...]:
     dims, axis = _split_axis(tracer, value, dim)
+    if not isinstance(parts, int):
+        ends = [*parts, tracer.size_of(dims[axis])]
+        return _split(tracer, value, [end - start for start, end in zip([0, *parts], ends, strict=True)], dim)
     whole, part = dims[axis], tracer.unifier.fresh()
     facts = {"expression": tracer.expression(), "parts": str(parts)}
     try:
@@ -259,7 +304,12 @@ def _split_axis(tracer: Tracer, value: Any, dim: int) -> tuple[tuple[Dim, ...], 
     return dims, next(iter(_feature_axes(tracer, dims, (dim,))))
 
 
-@rule("cat", "concat", "concatenate", "hstack")
+@rule("hstack")
+def _hstack(tracer: Tracer, values: Sequence[Any]) -> Traced:
+    return _cat(tracer, values, 1)
+
+
+@rule("cat", "concat", "concatenate")
 def _cat(tracer: Tracer, values: Sequence[Any], dim: int = 0, **_: Any) -> Traced:
     shapes = [tracer.dims_of(v) for v in values]
     if any(s is None for s in shapes):

@@ -73,7 +73,7 @@ def split_result(source: Source, result: Any) -> tuple[Any, tuple[Any, ...]]:
             )
         return result, ()
     expected = names[0] if len(names) == 1 else ", ".join(names)
-    values = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    values = tuple(result) if isinstance(result, (tuple, list)) else () if result is None else (result,)
     if len(values) == 2 and isinstance(values[1], (tuple, list)):
         output, states = values[0], tuple(values[1])
     elif len(names) == 1 and len(values) == 2:
@@ -83,6 +83,7 @@ def split_result(source: Source, result: Any) -> tuple[Any, tuple[Any, ...]]:
     if len(states) != len(names) or any(value is None for value in (output, *states)):
         missing = names[len(states) :]
         what = f"{', '.join(missing)} is not returned" if missing else f"{len(states)} values came back"
+        what = what if values else "nothing came back"
         raise FormulaError(
             f"{source.title}: the state is ({', '.join(names)}), and every entry must be returned in that order, "
             f"but {what}. Write return {expected}, or return y, ({', '.join(names)},) with an output of its own.\n"
@@ -156,6 +157,14 @@ class _Solver(Tracer):
         return Traced(self, Shape(dims))
 
     def _start(self, symbol: Any) -> Traced:
+        if symbol.role in ("input", "state") and symbol.dims is not None and len(symbol.dims) != 1:
+            whole = "*".join(symbol.dims) or "1"
+            raise FormulaError(
+                f"{self.source.title}: the {symbol.role} {symbol.name} is annotated with {len(symbol.dims)} axes, but "
+                f'it is a row of features: {symbol.name}: "{whole}". A matrix of each sample is made of such a row by '
+                f"{symbol.name}.unflatten(-1, (rows, columns)), and returned by .flatten(1).\n"
+                + self.source.caret_at_name(symbol.name)
+            )
         if symbol.dims is not None:
             reason = Reason("annotated", {"name": symbol.name, "dims": " ".join(symbol.dims) or "scalar"})
             dims = [self._annotated(symbol, text) for text in symbol.dims]
@@ -175,26 +184,30 @@ class _Solver(Tracer):
         return Traced(self, shape)
 
     def _annotated(self, symbol: Any, text: str) -> Dim:
-        """Read one axis of an annotation: ``hidden``, ``4*hidden``, ``16``, ``input+hidden``."""
+        """Read one axis of an annotation: ``hidden``, ``4*hidden``, ``16``, ``input+hidden``, ``key*hidden``."""
         total = Dim()
         for part in text.split("+"):
-            *factors, last = part.split("*")
-            if not all(f.isdigit() for f in factors) or not (last.isdigit() or last.isidentifier()):
+            factors = part.split("*")
+            numbers, names = [f for f in factors if f.isdigit()], sorted(f for f in factors if f.isidentifier())
+            if len(numbers) + len(names) < len(factors):
                 raise FormulaError(
                     f"{self.source.title}: the annotation of {symbol.name} has the axis {text!r}; an axis is a "
-                    f"name, a number, or a sum of multiples such as 4*hidden.\n"
+                    f"name, a number, or a sum of products such as 4*hidden.\n" + self.source.caret_at_name(symbol.name)
+                )
+            count = math.prod(map(int, numbers))
+            if names == ["output"] and self.source.kind == "layer":
+                total = total + self.output.times(count)
+                continue
+            unknown = [name for name in names if name not in self.sizes]
+            if unknown:
+                raise FormulaError(
+                    f"{self.source.title}: the annotation of {symbol.name} names the size {unknown[0]!r}; give it to "
+                    f"the constructor: {self.source.name}(..., {unknown[0]}=16)\n"
                     + self.source.caret_at_name(symbol.name)
                 )
-            if last == "output" and self.source.kind == "layer":
-                total = total + self.output.times(math.prod(map(int, factors)))
-                continue
-            if last.isidentifier() and last not in self.sizes:
-                raise FormulaError(
-                    f"{self.source.title}: the annotation of {symbol.name} names the size {last!r}; give it to the "
-                    f"constructor: {self.source.name}(..., {last}=16)\n" + self.source.caret_at_name(symbol.name)
-                )
-            unit = Dim((), int(last)) if last.isdigit() else Dim.named(last)
-            total = total + unit.times(math.prod(map(int, factors)))
+            unit = "*".join(names)
+            self.unifier.sizes.setdefault(unit, math.prod(self.sizes[name] for name in names))
+            total = total + (Dim.named(unit).times(count) if names else Dim((), count))
         return total
 
     def _return(self, name: str, old: Traced, new: Any) -> None:

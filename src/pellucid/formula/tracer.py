@@ -73,7 +73,7 @@ class Tracer:
         if isinstance(value, Traced):
             return value.shape_.dims
         if isinstance(value, torch.Tensor):
-            return tuple(Dim((), n) for n in value.shape)
+            return tuple(ROWS if n == ROWS_VALUE else Dim((), n) for n in value.shape)
         return ()
 
     def text(self, value: Any) -> str:
@@ -133,14 +133,18 @@ class Tracer:
             return self.unifier.unify(a, b, reason)
         except Conflict:
             shapes = " and ".join(self.text(v) for v in values if self.dims_of(v) != ())
-            self.fail(f"{operation}: {shapes} cannot agree: {self._size(a)} against {self._size(b)}")
+            lost = ROWS in map(self.unifier.resolve, (a, b))
+            cure = ". What has one number for each sample keeps an axis for it: .unsqueeze(-1)" if lost else ""
+            self.fail(f"{operation}: {shapes} cannot agree: {self._size(a)} against {self._size(b)}{cure}")
 
     def _size(self, dim: Dim) -> str:
         value = self.unifier.value(dim)
         name = str(self.unifier.resolve(dim))
         if name == str(ROWS):
             return "the batch"
-        return name if value is None or name == str(value) else f"{name} {value}"
+        if value is None:
+            return "an open size" if "?" in name else name
+        return name if name == str(value) else f"{name} {value}"
 
     def _why_not_right(self, left: tuple[Dim, ...]) -> str:
         """Say why what is right of a product, rows, cannot stand there: it may have been meant for a matrix."""
@@ -271,7 +275,19 @@ class Traced:
             "all values: use torch.where(condition, a, b) instead of if, and torch operations instead of float()"
         )
 
-    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = _no_value
+    def __iter__(self) -> NoReturn:
+        source = self.tracer.source
+        several = ", ".join(s.name for s in source.inputs) + ", h, c" if source.kind == "cell" else "x, y"
+        self.tracer.fail(
+            f"a tensor is unpacked, or gone through, here. What comes as several values has an argument for each, def "
+            f"{source.name}({several}, *, U, W); columns come apart by z.chunk(2, -1)"
+        )
+
+    def __array_ufunc__(self, function: Any, *_: Any, **__: Any) -> NoReturn:
+        name = getattr(function, "__name__", function)
+        self.tracer.fail(f"numpy's {name} takes no tensors that have a gradient: use torch.{name}")
+
+    __bool__ = __float__ = __int__ = __index__ = __len__ = _no_value
     item = tolist = numpy = _no_value
 
 

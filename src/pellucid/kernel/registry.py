@@ -39,6 +39,12 @@ def register(name: str, source: Source) -> str:
     return unique
 
 
+def renew(name: str, version: int) -> str:
+    """The name of a formula that reads something else from outside than it did, and so is another one."""
+    _sources[renewed := f"{name}@{version}"] = _sources[name]
+    return renewed
+
+
 def key(name: str, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> str:
     """Write what determines a program as text: it stands in compiled and exported graphs."""
     return json.dumps([name, dict(sizes), dict(hyperparameters), []], sort_keys=True)
@@ -71,6 +77,12 @@ def program(
         return in_plain_torch(build)
 
 
+def trained(text: str) -> set[str]:
+    """The parameters of a formula that have a gradient: not those that it detaches."""
+    source, parts = _solved(text)[0], program(text, True, torch.float32, "cpu").trained
+    return {symbol.name for symbol, part in zip(source.parameters, parts, strict=True) if part}
+
+
 def definition(
     text: str, training: bool
 ) -> tuple[Source, dict[str, Any], Sequence[tuple[int, str | None]], Sequence[int]]:
@@ -93,6 +105,7 @@ def _solved(text: str) -> tuple[Source, dict[str, Any], Solution]:
 
 def _find(name: str) -> Source:
     """Find a formula, importing its module where an exported graph is loaded into a new process."""
+    name = name if name in _sources else name.partition("@")[0]  # another process has its own versions
     if name not in _sources:
         importlib.import_module(name.split(":")[0])
     if name not in _sources:

@@ -10,9 +10,13 @@ from typing import Any, ClassVar
 import torch
 
 from pellucid.errors import FormulaError, label, shape_text
+from pellucid.formula import outside
 from pellucid.formula.shapes import Solution, solve
-from pellucid.formula.source import read
+from pellucid.formula.source import Symbol, read
 from pellucid.kernel import registry
+from pellucid.kernel.backends import warn_once
+
+MANY_VERSIONS = 8  # after which a warning says what each costs
 
 
 class Factory:
@@ -30,6 +34,8 @@ class Factory:
         self.function = function
         self.source = read(function, self.kind)
         self.name = registry.register(f"{function.__module__}:{function.__qualname__}", self.source)
+        self.version = 0  # see `look_outside`
+        self._seen: list[Any] | None = None
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
         self._refuse_taken(layer)
 
@@ -43,11 +49,41 @@ class Factory:
     def __deepcopy__(self, memo: Any) -> Factory:
         return self
 
+    @functools.cached_property
+    def _outside(self) -> list[outside.Outside]:
+        return outside.read_by(self.function)
+
+    def look_outside(self) -> int:
+        """The version of the formula: another one whenever what it reads from outside is not what it was."""
+        if not self._outside:
+            return 0
+        values = [found.value() for found in self._outside]
+        if self._seen is None:
+            self._seen = values
+        elif not all(map(outside.same, values, self._seen)):
+            changed = next(
+                o.name for o, a, b in zip(self._outside, values, self._seen, strict=True) if not outside.same(a, b)
+            )
+            self._seen, self.version = values, self.version + 1
+            self.name = registry.renew(self.name.partition("@")[0], self.version)
+            self._forget()
+            if self.version == MANY_VERSIONS:
+                warn_once(
+                    f"{self.source.title}: {changed}, which it reads from outside, has changed {MANY_VERSIONS} times, "
+                    "and every time its kernels were made anew, about a second each. What changes often is better an "
+                    "input of the formula, or a tensor that is written to in place."
+                )
+        return self.version
+
+    def _forget(self) -> None:
+        """Forget what was made of the formula as it was."""
+        self.solve.cache_clear()
+
     @property
     def size_names(self) -> tuple[str, ...]:
         """The sizes that the annotations name beside those always given: keyword arguments of the constructor."""
         axes = [dim for symbol in self.source.symbols for dim in symbol.dims or ()]
-        names = [unit.split("*")[-1] for axis in axes for unit in axis.split("+")]
+        names = [name for axis in axes for unit in axis.split("+") for name in unit.split("*")]
         return tuple(dict.fromkeys(n for n in names if n.isidentifier() and n not in self.source.always_given))
 
     def _refuse_taken(self, layer: type[Authored]) -> None:
@@ -128,6 +164,7 @@ class Authored:
     """
 
     _sizes: dict[str, int]  # those that the annotations name
+    _version: int  # of the formula, see `Factory.look_outside`
     forward: Callable[..., Any]
 
     @property
@@ -138,6 +175,34 @@ class Authored:
         """Solve the shapes of the formula with the sizes and hyperparameters as they are."""
         raise NotImplementedError
 
+    def _look_outside(self) -> None:
+        """Take the formula as it is now, with what it reads from outside; in a compiled graph it is as it was."""
+        if not torch.compiler.is_compiling() and self._factory.look_outside() != self.__dict__.get("_version", 0):
+            self._version = self._factory.version
+            self._prepare()
+
+    def _start(self, symbol: Symbol, value: torch.Tensor) -> None:
+        """Give a parameter what its initialiser fills it with, or returns.
+
+        Raises:
+            FormulaError: it can do neither.
+        """
+        assert symbol.initializer is not None
+        told = f"{self._factory.source.title}: the initialiser of {symbol.name}, {shape_text(value.shape)},"
+        cure = "It fills the tensor that it is given, as pellucid.zeros and torch.nn.init.orthogonal_ do"
+        try:
+            made = symbol.initializer(value)
+        except Exception as error:
+            where = self._factory.source.caret_at_name(symbol.name)
+            raise FormulaError(f"{told} raised {type(error).__name__}: {error}\n{cure}.\n{where}") from error
+        if isinstance(made, torch.Tensor) and made is not value:
+            if made.shape != value.shape:
+                where = self._factory.source.caret_at_name(symbol.name)
+                raise FormulaError(
+                    f"{told} returned {shape_text(made.shape)}. {cure}, or returns one like it.\n{where}"
+                )
+            value.copy_(made)
+
     def _expected(self) -> Iterable[tuple[str, tuple[int, ...]]]:
         """The names of the parameters, and the shapes that were solved for them."""
         raise NotImplementedError
@@ -146,6 +211,7 @@ class Authored:
         """Take the constructor's keyword arguments."""
         self._sizes, hyperparameters = self._factory.sort_options(options)
         self.__dict__.update(hyperparameters)
+        self._version = self._factory.look_outside()
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Samples of several axes beside the batch, a matrix say, as the columns of a row: all entries, the last axis first.
 
-What is broadcast along one of the axes, or reduced over one, is made part by part: a part is all that differs in nothing
-but the last axis, and stands in the columns side by side.
+What is broadcast along one of the axes, or reduced over one, is made part by part: a part is all that differs in
+nothing but the last axis, and stands in the columns side by side.
 """
 
 from __future__ import annotations

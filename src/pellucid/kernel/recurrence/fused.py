@@ -121,7 +121,7 @@ class Fused:
         """The same of several calls, side by side."""
         time, batch = given[0].call.time, given[0].call.batch
         if time == 0:
-            return [no_gradients(back.call, back.state_gradients) for back in given]
+            return [no_gradients(self.program, back.call, back.state_gradients) for back in given]
         program, loop = self.program, self.loops(True)["backward"]
         values = [self._before_backward(back) for back in given]
         before = run([self._before] * len(given), time * batch, values, self._by_step)

@@ -62,7 +62,7 @@ class Stepwise(OneByOne):
         """Return the gradients of input, initial state and parameters, None where ``needed`` (input first) is False."""
         program, rows = self.program, call.time * call.batch
         if call.time == 0:
-            return no_gradients(call, state_gradients)
+            return no_gradients(program, call, state_gradients)
         values = given_values(program, call, program.before, program.back_step, program.after)
         for name, value in zip((*program.saved_folded, *program.saved_steps), saved, strict=True):
             values[name] = value if name in program.saved_folded else value.flatten(0, 1)
@@ -79,9 +79,14 @@ class Stepwise(OneByOne):
         return of_input, last, of_parameters
 
 
-def no_gradients(call: Call, state_gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+def no_gradients(
+    program: Program, call: Call, state_gradients: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """The gradients of a sequence of no steps."""
-    return torch.zeros_like(call.x), list(state_gradients), [torch.zeros_like(p) for p in call.parameters]
+    of_parameters = [
+        torch.zeros_like(p) if trained else None for p, trained in zip(call.parameters, program.trained, strict=True)
+    ]
+    return torch.zeros_like(call.x), list(state_gradients), of_parameters
 
 
 def at_real_steps(output: Tensor, lengths: Tensor | None) -> Tensor:
@@ -93,19 +98,25 @@ def at_real_steps(output: Tensor, lengths: Tensor | None) -> Tensor:
 
 def after_loop(program: Program, call: Call, needed: Sequence[bool]) -> Stage:
     """What is done behind backward's loop, as far as it is needed."""
-    names = (program.input_gradient, *program.parameter_gradients)
-    wanted = tuple(dict.fromkeys(n for n, need in zip(names, needed, strict=True) if need))
+    names = _gradient_names(program, needed)
+    wanted = tuple(dict.fromkeys(filter(None, names)))
     # The gradient of a parameter that is a transposed view (torch's weights) gets its layout: nobody has to copy it.
-    turned = tuple(n for n, p in zip(names[1:], call.parameters, strict=True) if _is_transposed(p))
+    turned = tuple(n for n, p in zip(names[1:], call.parameters, strict=True) if n and _is_transposed(p))
     return program.after.only(wanted, turned)
+
+
+def _gradient_names(program: Program, needed: Sequence[bool]) -> list[str | None]:
+    """The names of the gradients of input and parameters; None where nobody needs it, or there is none."""
+    names = (program.input_gradient, *program.parameter_gradients)
+    wanted = zip(names, needed, (True, *program.trained), strict=True)
+    return [name if need and there else None for name, need, there in wanted]
 
 
 def gradients(
     program: Program, results: Values, needed: Sequence[bool], call: Call
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of input and parameters, of the values behind the loop."""
-    names = (program.input_gradient, *program.parameter_gradients)
-    of_input, *of_parameters = (results[name] if need else None for name, need in zip(names, needed, strict=True))
+    of_input, *of_parameters = (results[name] if name else None for name in _gradient_names(program, needed))
     return None if of_input is None else of_input.reshape(call.x.shape), of_parameters
 
 

@@ -86,7 +86,7 @@ class Recurrent(Authored, SequenceLayer):
                 if symbol.initializer is None:
                     init.uniform_(value, -bound, bound)
                 else:
-                    symbol.initializer(value)
+                    self._start(symbol, value)
 
     def symbol_values(self, level: int = 0, reverse: bool = False) -> dict[str, Tensor]:
         """Return the parameters of one level and direction by the author's names."""
@@ -130,6 +130,7 @@ class Recurrent(Authored, SequenceLayer):
             RuntimeError: sizes that do not fit. ValueError: wrong number of axes, or another dtype. TypeError: an input
             of the formula is missing, or unknown.
         """
+        self._look_outside()
         return self.run(x, state, lengths, record, checkpoint_every, truncate, further)
 
     def _get_name(self) -> str:

@@ -82,6 +82,10 @@ class SequenceLayer(Running, torch.nn.Module):
                 "with: make another one."
             ) from None
 
+    def trained(self, level: int = 0) -> set[str]:
+        """The formula's parameters that have a gradient in a level."""
+        return registry.trained(self._keys[min(level, 1)])
+
     def solution(self, level: int = 0) -> Solution:
         """The solved shapes of a level, with their reasons."""
         return self._solutions[min(level, 1)]
@@ -95,8 +99,16 @@ class SequenceLayer(Running, torch.nn.Module):
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
         self._solutions, self._keys, self._parameter_shapes = [], [], []
         inner = dict(sizes)
-        for _ in range(min(self.num_layers, 2)):
-            solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
+        for level in range(min(self.num_layers, 2)):
+            try:
+                solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
+            except FormulaError as error:
+                if level == 0:
+                    raise
+                of = "both directions of the level below return" if self.bidirectional else "the level below returns"
+                raise FormulaError(
+                    f"{error}\n  This is of the levels above the first: they read {inner['input']} features, what {of}."
+                ) from error
             self._solutions.append(solution)
             self._check_levels(inner)
             self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
@@ -288,6 +300,7 @@ class SequenceLayer(Running, torch.nn.Module):
         values = [x]
         for name, size in zip(names, self.solution().input_sizes(source)[1:], strict=True):
             value, expected = further[name], (*x.shape[:-1], size)
+            refuse_others(self, value, f"input {name}")
             whole = value.unsqueeze(-1) if size == 1 and value.dim() == x.dim() - 1 else value
             if tuple(whole.shape) != expected:
                 short = f", or without the last axis {shape_text(expected[:-1], axes[:-1])}" if size == 1 else ""
@@ -348,9 +361,10 @@ class SequenceLayer(Running, torch.nn.Module):
                 f"want {shape_text(solved)}. Make another layer of these sizes."
             )
         device, dtype = x.device, x.dtype
-        for tensor in (*states, *parameters):
-            if tensor.dtype != dtype or tensor.device != device:
-                raise RuntimeError(f"{label(self)}: the input is {mismatch(x, tensor)}")
+        for tensors, what in ((states, "state"), (parameters, "weights")):
+            for tensor in tensors:
+                if tensor.dtype != dtype or tensor.device != device:
+                    raise RuntimeError(f"{label(self)}: the input is {mismatch(x, tensor, what)}")
 
     def _axes_text(self) -> str:
         return "(batch, time, features)" if self.batch_first else "(time, batch, features)"

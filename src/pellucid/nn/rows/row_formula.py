@@ -44,6 +44,11 @@ class Layer(Factory):
     ) -> RowProgram:
         return RowProgram(self.source, self.solve(sizes, hyperparameters), dict(hyperparameters), training, dtype)
 
+    def _forget(self) -> None:
+        super()._forget()
+        self.check_rows.cache_clear()
+        self.program.cache_clear()
+
     def _check_rows(self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...]) -> None:
         solution = self.solve(sizes, hyperparameters)
         graph.in_plain_torch(lambda: graph.check_rows(self.source, solution, dict(hyperparameters)))

@@ -94,7 +94,7 @@ class RowWise(Authored, Running, Component, Drawing):
                     bound = 1 / math.sqrt(value.shape[0] if value.dim() > 1 else self.input_size)
                     init.uniform_(value, -bound, bound)
                 else:
-                    symbol.initializer(value)
+                    self._start(symbol, value)
 
     @property
     def _factory(self) -> Layer:
@@ -138,6 +138,7 @@ class RowWise(Authored, Running, Component, Drawing):
         Raises:
             RuntimeError: shapes or types that do not fit. TypeError: an input is missing, unknown, or no tensor.
         """
+        self._look_outside()
         given = self._checked(inputs, named)
         y = self._rows(_flat(given))
         return y if given[0].ndim == 2 else y.reshape(*given[0].shape[:-1], y.shape[-1])
