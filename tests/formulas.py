@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -257,7 +258,7 @@ def remembering(x, h, before: "input", *, U, V):
     return torch.tanh(x @ U + before @ V), x
 
 
-WITHOUT_KERNEL = {multi_head, fast_weights, best_of_two, neighbours}  # values of three axes
+WITHOUT_KERNEL = {best_of_two, neighbours}
 
 # cell, extra sizes; hidden is 4, input 3
 WORKING = [
@@ -392,6 +393,43 @@ def einsum_disagrees(x, h, *, U, W):
     return torch.einsum("bi,ij->bj", x, U) + torch.einsum("bi,ij->bj", h, W) + torch.einsum("bi,ij->bj", x, W)
 
 
+def state_of_several(x, state, *, U, W):
+    h, c = state
+    return torch.tanh(x @ U + h @ W), c
+
+
+def nothing_returned(x, h, *, U, W):
+    h = torch.tanh(x @ U + h @ W)
+
+
+def draws_by_torch(x, h, *, U, W):
+    return torch.bernoulli(torch.sigmoid(x @ U + h @ W))
+
+
+def by_numpy(x, h, *, U, W):
+    return np.tanh(x @ U + h @ W)
+
+
+def axis_lost(x, h, *, U, W, v: "hidden"):
+    return torch.tanh(x @ U + h @ W) * (h @ v)
+
+
+def state_of_two_axes(x, h, M: "hidden hidden", *, U):
+    return torch.tanh(x @ U + (M @ h.unsqueeze(-1)).squeeze(-1)), 0.9 * M
+
+
+def state_of_no_axis(x, h, n: "", *, U, W):
+    return torch.tanh(x @ U + h @ W) * n, n
+
+
+def chosen(x, h, *, U, W):
+    return x @ U + F.one_hot((h @ W).argmax(-1), 4)
+
+
+def rolls_the_batch(x, h, *, U):
+    return x @ U + h.roll(1, 0)
+
+
 # function, extra sizes, words of the message, the part of the line under which the carets stand
 BROKEN = [
     (unknown_name, {}, ("'V' is not defined",), "V"),
@@ -414,6 +452,15 @@ BROKEN = [
     (einsum_over_the_batch, {}, ("samples would be mixed", "bi,ij->j"), 'torch.einsum("bi,ij->j", h, W)'),
     (einsum_disagrees, {}, ("input 3 against hidden 4",), 'torch.einsum("bi,ij->bj", x, W)'),
     (open_state, {}, ("still open", 'c: "hidden"'), "c[:, 1:]"),
+    (state_of_several, {}, ("an argument for each, def state_of_several(x, h, c, *, U, W)",), "h, c"),
+    (nothing_returned, {}, ("nothing came back", "Write return h"), "x"),
+    (draws_by_torch, {}, ("random numbers", "pellucid.noise"), "torch.bernoulli(torch.sigmoid(x @ U + h @ W))"),
+    (by_numpy, {}, ("numpy's tanh", "use torch.tanh"), "np.tanh(x @ U + h @ W)"),
+    (axis_lost, {}, ("against the batch", ".unsqueeze(-1)"), "torch.tanh(x @ U + h @ W) * (h @ v)"),
+    (state_of_two_axes, {}, ("2 axes", 'M: "hidden*hidden"', "M.unflatten(-1, (rows, columns))"), 'M: "hidden hidden"'),
+    (state_of_no_axis, {}, ("0 axes", 'n: "1"'), 'n: ""'),
+    (chosen, {}, ("(index.unsqueeze(-1) == torch.arange(4)).to(h.dtype)",), "F.one_hot((h @ W).argmax(-1), 4)"),
+    (rolls_the_batch, {}, ("dim=0 is the batch",), "h.roll(1, 0)"),
     (uneven_chunk, {}, ("1×5 cannot be split into 2 equal parts",), "(x @ U).chunk(2, -1)"),
 ]
 
@@ -480,6 +527,17 @@ FURTHER = [
     "torch.einsum('bi,bi,ij->bj', {}, h, W) + torch.einsum('bi,i->b', {}, g).unsqueeze(-1)",
     "torch.einsum('ij,jk,bi->bk', W, W, {}) + torch.tensordot({}, W, dims=1) + torch.inner({}, W)",
     "({}).norm(1, -1, True) + h",
+    "({}).chunk(2, -1)[1].repeat(1, 2)",
+    "({}).unflatten(-1, (2, 2)).mT.flatten(-2)",
+]
+FURTHER += [  # what torch calls arguments, and where else it takes them
+    "torch.cat(torch.chunk({}, chunks=2, dim=-1)[::-1], axis=-1) + torch.cat(tensors=[{}], dim=1)",
+    "torch.softmax(input={}, dim=-1) + F.linear(input={}, weight=W)",
+    "torch.hstack([({})[:, :2], torch.split(({}), split_size_or_sections=2, dim=-1)[0]])",
+    "({}) / (1 + ({}).std(-1, False, True)) - ({}).var(-1, keepdim=True, correction=0)",
+    "({}).mean(axis=-1, keepdims=True) + torch.matmul(input={}, other=W) + torch.mm({}, mat2=W)",
+    "torch.cat(torch.tensor_split({}, (1,), dim=-1)[::-1], -1) + (h @ W).view_as({})",
+    "({}) + torch.zeros(h.shape[0], 4, dtype=h.dtype)",
 ]
 NO_KERNEL = [  # in the formula or in its gradient
     "torch.cumsum({}, -1)",
@@ -487,7 +545,6 @@ NO_KERNEL = [  # in the formula or in its gradient
     "torch.roll({}, 1, -1)",
     "torch.sort({}, -1).values",
     "({}).unflatten(-1, (2, 2)).flip(-2).flatten(-2)",
-    "({}).chunk(2, -1)[1].repeat(1, 2)",
 ]
 TWO = ["({}) + ({})", "({}) - ({})", "({}) * ({})", "({}) / (1 + ({}) ** 2)", "torch.maximum({}, {})"]
 TWO += ["torch.where(({}) > 0, {}, g * c)", "pellucid.zoneout({}, {}, 0.3)"]

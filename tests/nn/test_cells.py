@@ -241,11 +241,57 @@ def test_a_norm_of_nearly_equal_features_is_not_taken_for_one_that_mixes_rows(ce
     assert layer(torch.randn(2, 1, features, dtype=dtype))[0].isfinite().all()
 
 
+def test_an_initialiser_may_return_what_it_makes():
+    def own(x, h, *, U, W=lambda t: torch.eye(len(t)), b=pellucid.zeros):
+        return torch.relu(x @ U + h @ W + b)
+
+    assert torch.equal(pellucid.cell(own)(3, 4).W_l0, torch.eye(4))
+
+
+@pytest.mark.parametrize("make_layer", [pellucid.cell, pellucid.layer])
+@pytest.mark.parametrize(
+    ("initialiser", "said"),
+    [(torch.zeros, r"raised TypeError: zeros\(\)"), (lambda t: torch.eye(7), r"returned \(7, 7\)")],
+    ids=["raises", "another_shape"],
+)
+def test_an_initialiser_that_cannot_fill_is_told_of(make_layer, initialiser, said):
+    def recurrent(x, h, *, U, W, b=initialiser):
+        return torch.tanh(x @ U + h @ W + b)
+
+    def alone(x, *, b=initialiser):
+        return x + b
+
+    formula = recurrent if make_layer is pellucid.cell else alone
+    with pytest.raises(pellucid.FormulaError, match=rf"the initialiser of b, \(4\), {said}(.|\n)*pellucid.zeros"):
+        make_layer(formula)(4, 4)
+
+
+@pytest.mark.parametrize("backend", ["c", "stepwise", "naive"])
+def test_what_the_formula_detaches_has_no_gradient(backend):
+    def reservoir(x, h, *, U, W, b=pellucid.zeros):
+        return torch.tanh(x @ U.detach() + h @ W.detach() + b)
+
+    layer = pellucid.cell(reservoir)(3, 4, 2)
+    with pellucid.backend(backend):
+        layer(torch.randn(12, 2, 3))[0].sum().backward()
+    assert {name for name, p in layer.named_parameters() if p.grad is not None} == {"b_l0", "b_l1"}
+    assert layer.trained() == {"b"}
+
+
+def test_an_error_of_the_upper_levels_says_so():
+    def sru(x, c, *, W, V):
+        f = torch.sigmoid(x @ V)
+        return f * c + (1 - f) * (x @ W) + x
+
+    with pytest.raises(pellucid.FormulaError, match="they read 12 features, what both directions"):
+        pellucid.cell(sru)(6, 6, 2, bidirectional=True)
+
+
 def test_rows_that_are_mixed_a_little_are_found():
     def drifts(x, h, *, U):
-        return torch.tanh(x @ U) + 1e-4 * h.roll(1, 0)
+        return torch.tanh(x @ U) + 1e-4 * h.roll(1)  # of all rows as one
 
-    with pytest.raises(pellucid.FormulaError, match=r"other samples of the batch(.|\n)*h\.roll\(1, 0\)"):
+    with pytest.raises(pellucid.FormulaError, match=r"other samples of the batch(.|\n)*h\.roll\(1\)"):
         pellucid.cell(drifts)(3, 4)(torch.randn(5, 2, 3))
 
 

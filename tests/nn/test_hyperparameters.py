@@ -74,7 +74,7 @@ def test_what_the_formula_cannot_be_leaves_the_layer_as_it_was():
 
 def test_rows_that_a_hyperparameter_mixes_are_refused():
     layer = shifted(8)
-    with pytest.raises(pellucid.FormulaError, match="other samples"):
+    with pytest.raises(pellucid.FormulaError, match="dim=0 is the batch"):
         layer.across = 1
     assert layer.across == 0
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import formulas
 import pellucid
@@ -96,6 +97,31 @@ def test_autocast_runs_the_layer_in_its_type():
     torch.testing.assert_close(output.float(), theirs(x)[0], rtol=0, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16):
         assert ours.double()(x.double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")), ("LSTM", {"proj_size": 4})],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_autocast_gives_the_types_of_torch(name, options):
+    x = torch.randn(*((4, 8) if name.endswith("Cell") else (70, 4, 8)))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (getattr(module, name)(8, 8, **options)(x) for module in (nn, torch.nn))
+    types = [[t.dtype for t in torch.utils._pytree.tree_leaves(result)] for result in (ours, theirs)]
+    assert types[0] == types[1]
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "GRUCell", "LSTMCell"])
+def test_torch_counts_the_operations(name):
+    def counted(layer):
+        x = torch.randn(*((4, 8) if name.endswith("Cell") else (70, 4, 8)), requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            y = layer(x)
+            (y[0] if isinstance(y, tuple) else y).sum().backward()
+        return counter.get_total_flops()
+
+    assert counted(getattr(nn, name)(8, 6)) == counted(getattr(torch.nn, name)(8, 6)) > 0
 
 
 def test_autocast_of_a_norm_inside_a_cell():
@@ -449,6 +475,20 @@ def test_results_may_be_changed_in_place(name, lengths):
     torch.testing.assert_close(list(gradients(True)), list(gradients(False)))
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_an_input_of_batches_first_may_be_written_to(name):
+    """``x += rnn(x)[0]``: what is kept for backward is a copy, as in torch.nn."""
+    ours, theirs = pair(name, 3, 3, batch_first=True, dtype=torch.float64)
+    x = torch.randn(4, 70, 3, dtype=torch.float64)
+
+    def gradients(layer):
+        y = x.clone().requires_grad_() * 1.0
+        y += layer(y)[0]
+        return torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+
+    torch.testing.assert_close(gradients(ours), gradients(theirs))
+
+
 @pytest.mark.parametrize("name", ["GRU", "LSTM", "GRUCell", "LSTMCell"])
 @pytest.mark.parametrize("wrong", [[[1.0, 2.0, 3.0]], None], ids=str)
 def test_what_is_no_tensor_is_refused(name, wrong):
@@ -554,7 +594,8 @@ def test_autocast_decides_the_type_after_calls_that_were_left_to_torch(name):
     for _ in range(2):
         layer(x)
     assert layer.backend == "torch"
-    assert called().dtype == alone.dtype == torch.bfloat16
+    types = {"RNN": torch.bfloat16, "RNNCell": torch.bfloat16, "LSTM": torch.bfloat16}
+    assert called().dtype == alone.dtype == types.get(name, torch.float32)
     assert layer.backend == "c"
 
 

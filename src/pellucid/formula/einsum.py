@@ -31,10 +31,12 @@ class RowsFirst(TorchFunctionMode):
 def _has_vector(left: Any, right: Any) -> bool:
     """Whether a product is one of a vector and a matrix of each sample, or of two vectors."""
     several = isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() == right.dim() > 2
-    return several and left.shape[-1] == right.shape[-2] and 1 in (left.shape[-2], right.shape[-1])
+    return several and left.shape[-1] == right.shape[-2] and 1 in (*left.shape[-2:], right.shape[-1])
 
 
 def _with_vector(left: Tensor, right: Tensor) -> Tensor:
+    if left.shape[-1] == 1:
+        return left * right
     if left.shape[-2] == 1:
         return (left.squeeze(-2).unsqueeze(-1) * right).sum(-2, keepdim=True)
     return (left * right.squeeze(-1).unsqueeze(-2)).sum(-1, keepdim=True)

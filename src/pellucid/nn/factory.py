@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from pellucid.errors import FormulaError, label, shape_text
+from pellucid.errors import FormulaError, PellucidWarning, label, shape_text
 from pellucid.formula import outside
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Symbol, read
 from pellucid.kernel import registry
-from pellucid.kernel.backends import warn_once
 
 MANY_VERSIONS = 8  # after which a warning says what each costs
 
@@ -68,10 +68,12 @@ class Factory:
             self.name = registry.renew(self.name.partition("@")[0], self.version)
             self._forget()
             if self.version == MANY_VERSIONS:
-                warn_once(
+                warnings.warn(
                     f"{self.source.title}: {changed}, which it reads from outside, has changed {MANY_VERSIONS} times, "
                     "and every time its kernels were made anew, about a second each. What changes often is better an "
-                    "input of the formula, or a tensor that is written to in place."
+                    "input of the formula, or a tensor that is written to in place.",
+                    PellucidWarning,
+                    stacklevel=2,
                 )
         return self.version
 

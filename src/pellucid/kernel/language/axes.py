@@ -30,8 +30,9 @@ PART_BY_PART = {
     *(aten.full.default, aten.full_like.default, aten.zeros.default, aten.zeros_like.default, aten.ones_like.default),
     *(aten.new_zeros.default, aten.empty_like.default, aten.detach.default, aten.linalg_vector_norm.default),
     *(aten._softmax.default, aten._log_softmax.default, aten.var.correction, *NORMS),
-    *(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default, aten.split_with_sizes.default),
-    *(aten.slice.Tensor, aten.select.int, aten.cat.default, aten.slice_scatter.default, aten.select_scatter.default),
+    *(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default),
+    *(aten.split_with_sizes.default, aten.slice.Tensor, aten.select.int, aten.cat.default, aten.permute.default),
+    *(aten.slice_scatter.default, aten.select_scatter.default),
 }
 
 
@@ -47,8 +48,13 @@ def _of_samples(values: Iterable[Any]) -> list[tuple[int, ...]]:
 def have_kernel(target: Any, values: Iterable[Any]) -> bool:
     """Whether an operation has a kernel for arguments and results of these axes."""
     axes = _of_samples(values)
-    few = all(math.prod(a[:-1]) <= MOST_PARTS for a in axes)
+    few = all(_parts(target, a) <= MOST_PARTS for a in axes)
     return all(len(a) <= 1 for a in axes) or (few and _goes_part_by_part(target))
+
+
+def _parts(target: Any, axes: Sequence[int]) -> int:
+    """In how many parts a sample is written; of one that is transposed every entry is one."""
+    return math.prod(axes if target is aten.permute.default else axes[:-1])
 
 
 def _has_rows(node: fx.Node) -> bool:
@@ -81,7 +87,7 @@ class Axes(Nodes):
             return self.value(node.args)
         if not _goes_part_by_part(target):
             raise Unsupported(f"{target} of samples of {max(map(len, axes))} axes")
-        parts = max(math.prod(a[:-1]) for a in axes)
+        parts = max(_parts(target, a) for a in axes)
         if parts > MOST_PARTS:
             raise Unsupported(
                 f"a sample in {parts} parts (up to {MOST_PARTS} can be; let the longest axis be the last)"
@@ -151,6 +157,14 @@ class Axes(Nodes):
         """What a value has at each place along its first axes: of an axis of a size the entries from first to last."""
         width, unit = x.width // outer, x.width // outer // size
         return [self.slice(x, i * width + first * unit, (last - first) * unit, f"part{i}") for i in range(outer)]
+
+    def turned(self, x: Value, order: list[int]) -> Value:
+        """The axes of a sample in another order, entry by entry."""
+        axes = self._axes()
+        if order[0] != 0 or len(axes) < 2:
+            return super().turned(x, order)
+        places = torch.arange(x.width).view(axes).permute([axis - 1 for axis in order[1:]]).flatten().tolist()
+        return self.cat([self.slice(x, place, 1, "entry") for place in places])
 
     def cut(self, x: Value, dim: int, entries: slice) -> Value:
         """Some entries along an axis of a sample."""

@@ -214,9 +214,8 @@ def _expand(low: Lowering, x: Any, *_: Any, **__: Any) -> Value:
 
 
 def _permute(low: Lowering, x: Value, axes: list[int]) -> Value:
-    if [axis % len(axes) for axis in axes] != list(range(len(axes))):
-        raise Unsupported(f"{low.node.target} to {axes}")
-    return x
+    order = [axis % len(axes) for axis in axes]
+    return x if order == list(range(len(axes))) else low.turned(x, order)
 
 
 def _reshape(low: Lowering, x: Value, *_: Any) -> Value:

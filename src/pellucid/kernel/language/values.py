@@ -127,6 +127,10 @@ class Lowering:
         """Some entries along another axis than the columns."""
         raise Unsupported(f"{self.node.target} along axis {dim} with step {step}")
 
+    def turned(self, x: Value, order: list[int]) -> Value:
+        """The axes in another order."""
+        raise Unsupported(f"{self.node.target} to {order}")
+
     def cut(self, x: Value, dim: int, entries: slice) -> Value:
         """Some entries along another axis than the columns, in a result that may be without it."""
         raise Unsupported(f"{self.node.target} along axis {dim}")

@@ -13,6 +13,7 @@ import torch
 from torch._C import _TorchDispatchModeKey as _ModeKey
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from pellucid.kernel.autocast import no_autocast
 from pellucid.kernel.backends import chosen_backend
@@ -63,8 +64,8 @@ def recurrence(
     with no_autocast(x):
         if chosen_backend() == "naive" or x.is_complex():
             return [_defined(*given) for given in each], "naive"
-        # These differentiate, map, dualise or answer plain operations.
-        if not plain and (_transformed() or not in_memory(*tensors)):
+        # These differentiate, map, dualise, count or answer plain operations.
+        if not plain and (_transformed() or _counted() or not in_memory(*tensors)):
             return [_differentiable(*given) for given in each], _reference(text, training, calls[0]).name
         wanted = tuple([t.requires_grad for t in tensors]) if differentiable else ()
         if plain and division == WHOLE and by_definition(text, training, calls, states, wanted, recurrence):
@@ -191,6 +192,12 @@ def _unrolled(x, states, parameters, lengths, seed, text, training, reverse, che
 def _transformed() -> bool:
     """Whether torch.func or forward-mode differentiation surrounds the call."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _counted() -> bool:
+    """Whether torch counts the operations of the call (torch.utils.flop_counter), which no kernel shows it."""
+    modes = _get_current_dispatch_mode_stack()
+    return any(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
 
 
 class _Way(NamedTuple):

@@ -184,6 +184,8 @@ class GRU(_TorchLayer, RNNBase):
         shape = (input_size, hidden_size, num_layers)
         super().__init__("GRU", *shape, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype)
 
+    _keeps_types = (True, True)  # as in torch.nn
+
     def _cell(self) -> Cell:
         return cells.gru
 
@@ -213,6 +215,10 @@ class LSTM(_TorchLayer, RNNBase):
     check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
     permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    @property
+    def _keeps_types(self) -> tuple[bool, ...]:
+        return (False, False, True) if self.proj_size else ()
 
     def _cell(self) -> Cell:
         return cells.lstm_projected if self.proj_size else cells.lstm
@@ -319,6 +325,7 @@ class GRUCell(_GatedCell, torch.nn.GRUCell):  # type: ignore[misc]
     """One step of gated recurrent units: ``torch.nn.GRUCell``."""
 
     mode = "gru_cell"
+    _keeps_types = (True, True)
 
     def _cell(self) -> Cell:
         return cells.gru
@@ -328,6 +335,7 @@ class LSTMCell(_GatedCell, torch.nn.LSTMCell):  # type: ignore[misc]
     """One step of long short-term memory: ``torch.nn.LSTMCell``."""
 
     mode = "lstm_cell"
+    _keeps_types = (True, True, True)
 
     def _cell(self) -> Cell:
         return cells.lstm

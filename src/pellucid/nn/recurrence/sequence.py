@@ -86,6 +86,11 @@ class SequenceLayer(Running, torch.nn.Module):
         """The formula's parameters that have a gradient in a level."""
         return registry.trained(self._keys[min(level, 1)])
 
+    @property
+    def _keeps_types(self) -> tuple[bool, ...]:
+        """Of the output and every state entry whether it is of the given state's type under autocast on the CPU."""
+        return ()
+
     def solution(self, level: int = 0) -> Solution:
         """The solved shapes of a level, with their reasons."""
         return self._solutions[min(level, 1)]
@@ -164,7 +169,7 @@ class SequenceLayer(Running, torch.nn.Module):
         if not batched:
             x = x.unsqueeze(1)
         elif self.batch_first:
-            x = x.transpose(0, 1)
+            x = x.transpose(0, 1).contiguous()  # kept for backward: what came may be written to, as in torch.nn
         states = self._states(x, state, batched)
         if lengths is not None:
             lengths = real.check(lengths, x.shape[1], x.shape[0], self, x.device)
@@ -210,6 +215,7 @@ class SequenceLayer(Running, torch.nn.Module):
         self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """All levels and directions; x is (time, batch, features), the inputs side by side."""
+        types = [s.dtype for s in states]
         x, states, cast = self._autocast(x, states)
         further = x[..., self.input_size :] if x.shape[-1] > self.input_size else None
         last: list[list[Tensor]] = [[] for _ in states]
@@ -231,7 +237,11 @@ class SequenceLayer(Running, torch.nn.Module):
             if level + 1 < self.num_layers and further is not None:
                 x = torch.cat([x, further], -1)
         top = {name: self._together(name, values) for name, values in recorded.items()}
-        return x, tuple(torch.stack(e) if len(e) > 1 else e[0].unsqueeze(0) for e in last), top
+        ends = [torch.stack(e) if len(e) > 1 else e[0].unsqueeze(0) for e in last]
+        if cast is not None and x.is_cpu and self._keeps_types:
+            results = zip((x, *ends), (types[0], *types), self._keeps_types, strict=True)
+            x, *ends = [value.to(dtype) if kept else value for value, dtype, kept in results]
+        return x, tuple(ends), top
 
     def _together(self, name: str, values: Sequence[Tensor]) -> Tensor:
         """What was recorded of all levels and directions, (levels · directions, time, batch, features)."""
