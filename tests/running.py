@@ -14,10 +14,18 @@ HALF = (torch.bfloat16, torch.float16)
 TIME = 3  # cells of normalized sums amplify rounding at every step
 
 
+SIZES = {"proj": 2, "key": 3}
+
+
+def sizes_of(cell):
+    """The sizes that a ready cell wants beside those of input and state."""
+    return {name: SIZES[name] for name in cell.size_names}
+
+
 def make(cell, input_size, hidden_size, dtype=torch.float64, **options):
     torch.manual_seed(0)
     sizes = {"proj": max(1, hidden_size // 2)} if cell is cells.lstm_projected else {}
-    layer = cell(input_size, hidden_size, dtype=dtype, **sizes, **options)
+    layer = cell(input_size, hidden_size, dtype=dtype, **{**sizes_of(cell), **sizes, **options})
     with torch.no_grad():  # initialisers of zeros and ones would hide mistakes
         for parameter in layer.parameters():
             scale = parameter.shape[0] ** -0.5 if parameter.dim() > 1 else 0.2  # sums of about 1: no unit is saturated

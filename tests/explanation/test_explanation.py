@@ -23,6 +23,7 @@ from pellucid.explanation import examples
 from pellucid.explanation.cost import count
 from pellucid.explanation.paper import letter
 from pellucid.nn import cells
+from running import sizes_of
 
 # -- every layer ----------------------------------------------------------------------------------------------------
 
@@ -63,8 +64,8 @@ def test_every_name_is_explained(name: str):
 @pytest.mark.parametrize("name", examples.known_cells())
 def test_every_cell_is_explained(name: str):
     torch.manual_seed(0)
-    options = {"proj": 2} if name == "lstm_projected" else {}
-    layer = getattr(cells, name)(3, 4, 2, bidirectional=True, **options).double()
+    cell = getattr(cells, name)
+    layer = cell(3, 4, 2, bidirectional=True, **sizes_of(cell)).double()
     report = quietly(layer, torch.randn(5, 2, 3, dtype=torch.float64))
     assert report.check.difference < 1e-12
     solution = layer.solution()

@@ -51,6 +51,24 @@ def scaled(x, *, gamma=pellucid.ones):
     return x * gamma * GAIN
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (1.0, 1.0, True),
+        (1.0, 1, False),
+        (float("nan"), float("nan"), True),
+        ((1, "a"), (1, "a"), True),
+        ((SIGNS, 1), (SIGNS, 1), True),
+        ((SIGNS, 1), (torch.ones(5), 1), False),
+        (torch.nn.ReLU.forward.__get__(SPACE), torch.nn.ReLU.forward.__get__(SPACE), True),
+        ([1], [1], False),
+    ],
+    ids=range(8),
+)
+def test_what_is_the_same(a, b, same):
+    assert outside.same(a, b) is same
+
+
 def test_what_is_read():
     assert {o.name for o in outside.read_by(everywhere.function)} == {
         *("bent", "TABLE['gain']", "SPACE.gain", "SIGNS", "BENT", "GAIN")

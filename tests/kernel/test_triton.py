@@ -87,7 +87,7 @@ def test_a_row_for_every_block(name, monkeypatch):
     layer = make(CELLS[name], size, hidden, dtype, bidirectional=turned)
     compare(layer, [TIME, 2][:batch] if number % 3 else None, batch, dtype, "triton")
     assert launched
-    assert all(launched) == (name != "indrnn")  # which has no matrix
+    assert all(launched) == (name not in ("indrnn", "mlstm", "delta_rule"))  # which have no matrix of the state
 
 
 @pytest.mark.interpreter

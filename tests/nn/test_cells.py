@@ -18,12 +18,9 @@ from pellucid import nn
 from pellucid.formula.drop import drop
 from pellucid.kernel import memory
 from pellucid.nn import cells
+from running import sizes_of
 
-BUILT_IN = [
-    (value, {"proj": 2} if value is cells.lstm_projected else {})
-    for value in vars(cells).values()
-    if isinstance(value, pellucid.Cell)
-]
+BUILT_IN = [(value, sizes_of(value)) for value in vars(cells).values() if isinstance(value, pellucid.Cell)]
 NO_KERNEL = pytest.mark.filterwarnings("ignore:cell .* runs stepwise")
 CELLS = [
     pytest.param(cell, sizes, id=cell.source.name, marks=[NO_KERNEL] if cell in formulas.WITHOUT_KERNEL else [])
@@ -457,7 +454,7 @@ def test_zoneout_keeps_with_probability_p_and_expects_in_eval():
 def test_drop_connect_masks_the_weights_of_any_cell_once_a_call(cell, sizes):
     layer = make(cell, sizes, num_layers=2, bidirectional=True)
     x, others = torch.randn(4, 2, 3, dtype=torch.float64), further(layer, 4, 2)
-    dropping = nn.DropConnect(layer, 0.5, seed=1)
+    dropping = nn.DropConnect(layer, 0.5, seed=2)
     draws = dropping.bind(x)["draws"]
     twin = copy.deepcopy(layer)
     with torch.no_grad():
@@ -492,6 +489,38 @@ def test_slstm_is_the_paper_without_its_stabilizer_and_stays_finite():
             output, last = layer(extreme)
         assert all(t.isfinite().all() for t in (output, *last, *torch.autograd.grad(output.sum(), extreme)))
         assert output.abs().max() <= 1
+
+
+def test_mlstm_is_the_paper_without_its_stabilizer_and_stays_finite():
+    layer = cells.mlstm(3, 4, key=2, dtype=torch.float64)
+    x = torch.randn(12, 2, 3, dtype=torch.float64)
+    C, n = torch.zeros(2, 2, 4, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+    for t in range(12):
+        q, k, v = x[t] @ layer.U_q_l0, x[t] @ layer.U_k_l0 / 2**0.5, x[t] @ layer.U_v_l0
+        i, f = (x[t] @ layer.U_g_l0 + layer.b_g_l0).chunk(2, -1)
+        C = torch.sigmoid(f)[..., None] * C + torch.exp(i)[..., None] * torch.einsum("bk,bv->bkv", k, v)
+        n = torch.sigmoid(f) * n + torch.exp(i) * k
+        read = torch.einsum("bk,bkv->bv", q, C) / (q * n).sum(-1, keepdim=True).abs().clamp(min=1)
+    output, (last, last_n, m) = layer(x)
+    assert layer.backend == "c"
+    torch.testing.assert_close(output[-1], torch.sigmoid(x[-1] @ layer.U_o_l0 + layer.b_o_l0) * read)
+    torch.testing.assert_close(last[0] * m[0].exp(), C.flatten(1))
+    torch.testing.assert_close(last_n[0] * m[0].exp(), n)
+    layer = layer.float()
+    extreme = torch.cat([torch.full((1, 2, 3), s) for s in (300.0, -300.0, 0.0)]).requires_grad_()
+    for backend in ("stepwise", "c"):
+        with pellucid.backend(backend):
+            output, last = layer(extreme)
+        assert all(t.isfinite().all() for t in (output, *last, *torch.autograd.grad(output.sum(), extreme)))
+
+
+def test_the_delta_rule_reads_what_it_has_written_last_under_a_key():
+    layer = cells.delta_rule(3, 4, key=2, dtype=torch.float64)
+    with torch.no_grad():
+        layer.U_k_l0.copy_(layer.U_q_l0)
+        layer.b_l0.fill_(50.0)  # every correction is whole
+    x = torch.randn(12, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(layer(x)[0], x @ layer.U_v_l0)
 
 
 def test_dale_keeps_every_units_sign_through_training():

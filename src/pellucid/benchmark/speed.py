@@ -152,4 +152,5 @@ RECURRENT = [
     _own("layernorm_lstm", layernorm_lstm, 1, 20),
     _own("layernorm_lstm", layernorm_lstm, 32, 5),
     _own("leaky", lambda: cells.leaky(256, 128), 32, None),
+    SpeedRow("delta_rule 16, 128, 256→64, key 64", lambda: cells.delta_rule(256, 64, key=64), None, 16, 128),
 ]

@@ -17,18 +17,8 @@ import torch
 
 FIXED = ("torch", "pellucid", "math", "numpy")  # modules of which nobody changes anything
 MISSING = object()
-COMPARED = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    tuple,
-    type(None),
-    torch.dtype,
-    types.MethodType,
-)  # others by identity
+# Of these types another value of the same numbers is the same; of any other only the object itself is.
+COMPARED = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, types.MethodType)
 
 
 class Outside:
@@ -56,14 +46,16 @@ def _gone(value: Any, step: tuple[str, Any]) -> Any:
 
 def same(a: Any, b: Any) -> bool:
     """Whether a value is what it was; of a tensor whether it is the same tensor."""
-    return a is b or (type(a) is type(b) and isinstance(a, COMPARED) and bool(a == b))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a is b or (type(a) is type(b) and isinstance(a, COMPARED) and bool(a == b or (a != a and b != b)))
 
 
 def read_by(function: Any) -> list[Outside]:
     """What a function reads, and the functions of Python that it calls by their names."""
     if _is_fixed(getattr(function, "__module__", None)):
         return []
-    found: dict[str, Outside] = {}
+    found: dict[tuple[str, int], Outside] = {}
     todo, known = [function], set()
     while todo:
         current = todo.pop()
@@ -74,7 +66,7 @@ def read_by(function: Any) -> list[Outside]:
             value = outside.value()
             todo += _functions_of(value)
             if not isinstance(value, types.ModuleType):
-                found[outside.name] = outside
+                found[outside.name, id(current.__globals__)] = outside
     return list(found.values())
 
 

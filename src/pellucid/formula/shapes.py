@@ -188,7 +188,7 @@ class _Solver(Tracer):
         total = Dim()
         for part in text.split("+"):
             factors = part.split("*")
-            numbers, names = [f for f in factors if f.isdigit()], sorted(f for f in factors if f.isidentifier())
+            numbers, names = [f for f in factors if f.isdigit()], [f for f in factors if f.isidentifier()]
             if len(numbers) + len(names) < len(factors):
                 raise FormulaError(
                     f"{self.source.title}: the annotation of {symbol.name} has the axis {text!r}; an axis is a "

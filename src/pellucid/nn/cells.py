@@ -148,6 +148,46 @@ def slstm(x, h, c, n, m, *, U, W, b=zeros):
 
 
 @cell
+def mlstm(
+    x, C: "key*hidden", n: "key", m: "1", *,  # type: ignore
+    U_q: "input key", U_k: "input key", U_v: "input hidden", U_g: "input 2", U_o: "input hidden",  # type: ignore
+    b_g=zeros, b_o=zeros,
+):  # fmt: skip
+    """LSTM whose memory is a matrix. Beck et al. 2024, xLSTM, arXiv:2405.04517, equations 19 to 27.
+
+    The value v is stored under the key k and read by the query q; ``key=`` is the size of both. The memory C and its
+    normalizer n are kept divided by exp(m), so that no gate overflows.
+    """
+    q, k, v = x @ U_q, x @ U_k / math.sqrt(n.shape[-1]), x @ U_v
+    i, f = (x @ U_g + b_g).chunk(2, -1)
+    kept = F.logsigmoid(f) + m
+    m = torch.maximum(kept, i)
+    f = torch.exp(kept - m)
+    i = torch.exp(i - m)
+    memory = f.unsqueeze(-1) * C.unflatten(-1, (-1, v.shape[-1])) + (i * k).unsqueeze(-1) * v.unsqueeze(-2)
+    n = f * n + i * k
+    read = (q.unsqueeze(-1) * memory).sum(-2)
+    size = torch.maximum((q * n).sum(-1, keepdim=True).abs(), torch.exp(-m))
+    return torch.sigmoid(x @ U_o + b_o) * read / size, (memory.flatten(-2), n, m)
+
+
+@cell
+def delta_rule(
+    x, S: "key*hidden", *,  # type: ignore
+    U_q: "input key", U_k: "input key", U_v: "input hidden", U_b: "input 1", b=zeros,  # type: ignore
+):  # fmt: skip
+    """Fast weights, corrected at each step where its key reads them. Schlag, Irie & Schmidhuber 2021, arXiv:2102.11174.
+
+    The keys k and queries q, of size ``key=``, have length 1, as in Yang et al. 2024, arXiv:2406.06484.
+    """
+    q, k, v = F.normalize(x @ U_q, dim=-1), F.normalize(x @ U_k, dim=-1), x @ U_v
+    weights = S.unflatten(-1, (-1, v.shape[-1]))
+    found = (k.unsqueeze(-1) * weights).sum(-2)
+    weights = weights + k.unsqueeze(-1) * (torch.sigmoid(x @ U_b + b) * (v - found)).unsqueeze(-2)
+    return (q.unsqueeze(-1) * weights).sum(-2), weights.flatten(-2)
+
+
+@cell
 def leaky(x, h, *, U, W, b=zeros, tau: float = 10.0):
     """Leaky unit: the state moves by 1/tau of the way. Jaeger et al. 2007, Leaky-integrator echo state networks."""
     return h + (torch.tanh(x @ U + h @ W + b) - h) / tau

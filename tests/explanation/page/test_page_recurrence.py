@@ -22,6 +22,7 @@ from pellucid.explanation.subject import characters
 from pellucid.formula.shapes import split_result
 from pellucid.nn import cells
 from pellucid.nn.recurrence.cell import Cell
+from running import sizes_of
 
 READY = {name: cell for name, cell in vars(cells).items() if isinstance(cell, Cell)}
 OPEN = "document.querySelectorAll('.exhibit details').forEach(part => (part.open = true))"
@@ -244,7 +245,7 @@ def test_random_settings(browser, write, name):
 @pytest.mark.parametrize("name", READY)
 def test_ready_cells(browser, write, name):
     torch.manual_seed(1)
-    layer = READY[name](4, 3, **({"proj": 2} if name == "lstm_projected" else {}))
+    layer = READY[name](4, 3, **sizes_of(READY[name]))
     x = torch.randn(4, 1, 4)
     path, report = write(layer, x, **({"dt": torch.rand(4, 1, 1)} if name == "cfc" else {}))
     chosen = [{}, {"step": 2, "factor": 1.5, "loss": "unit", "unit": 1}, {"swap_a": 1, "swap_b": 4, "zero": 2}]
@@ -687,7 +688,7 @@ def matrix(data, source):
 @pytest.mark.parametrize("cell", [*READY.values(), resonator, in_many_ways], ids=lambda cell: cell.source.name)
 def test_sums_and_valves_are_what_the_lines_compute(cell):
     torch.manual_seed(4)
-    layer = cell(4, 3, **({"proj": 2} if cell.source.name == "lstm_projected" else {}))
+    layer = cell(4, 3, **(sizes_of(cell) if cell.source.name in READY else {}))
     data = data_of(quietly(layer, torch.randn(4, 1, 4)))
     assert data["sums"]
     for step in range(4):

@@ -30,11 +30,12 @@ Bind = Callable[[dict[str, Tensor]], Mapping[str, Any]]
 KNOWN = frozenset(
     """abs acos add addmm alias amax amin any asin atan atan2 bitwise_and bitwise_not bitwise_or bmm cat ceil clamp
     clamp_max clamp_min clone constant_pad_nd copy cos cosh cumsum detach div elu eq erf exp expand expm1 floor full
-    full_like ge gelu gelu_backward gt hardtanh index_select le leaky_relu log log1p log2 log_softmax logical_and
-    logical_not logical_or lt max max_pool2d_with_indices maximum mean minimum mm mul native_layer_norm
-    native_layer_norm_backward ne neg ones_like permute pow prod reciprocal relu round rsqrt scalar_tensor select
-    select_scatter sgn sigmoid sign sin sinh slice slice_scatter softmax softplus split_with_sizes sqrt squeeze sub
-    sum tan tanh to_copy unbind unfold unsafe_view unsqueeze var view where zeros_like""".split()
+    full_like ge gelu gelu_backward gt hardtanh index_select le leaky_relu linalg_vector_norm log log1p log2
+    log_softmax logical_and logical_not logical_or lt max max_pool2d_with_indices maximum mean minimum mm mul
+    native_layer_norm native_layer_norm_backward ne neg ones_like permute pow prod reciprocal relu round rsqrt
+    scalar_tensor select select_scatter sgn sigmoid sign sin sinh slice slice_scatter softmax softplus
+    split_with_sizes sqrt squeeze sub sum tan tanh to_copy unbind unfold unsafe_view unsqueeze var view where
+    zeros_like""".split()
 )
 
 

@@ -196,6 +196,14 @@ function greatest(x, dim, keep = false) {
   return [values, places].map((found) => (keep ? same(found, x.shape.with(axis, 1)) : found));
 }
 
+function vectorNorm(x, order = 2, dims = null, keep = false) {
+  const sizes = OPERATIONS.abs(x);
+  if (order === 0) return sum(OPERATIONS.sign(sizes), dims, keep);
+  if (order === Infinity) return amax(sizes, dims, keep);
+  if (order === -Infinity) return OPERATIONS.amin(sizes, dims, keep);
+  return OPERATIONS.pow(sum(OPERATIONS.pow(sizes, order), dims, keep), 1 / order);
+}
+
 function variance(x, dims, keywords = {}) {
   const { correction = 1, keepdim = false } = keywords;
   const gaps = OPERATIONS.sub(x, mean(x, dims, true));
@@ -388,6 +396,7 @@ export const OPERATIONS = {
   mean: (x, dims, keep) => mean(x, dims, keep),
   prod: (x, dims, keep) => reduced(x, dims, keep ?? false, 1, (a, b) => a * b),
   amax,
+  linalg_vector_norm: vectorNorm,
   max: greatest,
   amin: (x, dims, keep = false) => reduced(x, dims, keep, Infinity, Math.min),
   any: (x, dims, keep = false) => reduced(x, dims, keep, 0, (a, b) => Number(a || b)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from math import prod
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from pellucid.errors import FormulaError, Unsupported
 from pellucid.explanation.page.arrays import blocks
 from pellucid.explanation.page.program import flat, gradient, program
 from pellucid.explanation.page.recurrence.backward import PATCH, WIDEST, Backward
-from pellucid.explanation.page.recurrence.structure import Shapes, Structure
+from pellucid.explanation.page.recurrence.structure import Shapes, Structure, one_row
 from pellucid.explanation.paper import letter
 from pellucid.explanation.reading import Provider
 from pellucid.explanation.reasons import by_axis
@@ -96,7 +95,7 @@ class Recurrence:
     @functools.cached_property
     def rows(self) -> list[bool]:
         """Of every recorded value, whether it is one row at each step."""
-        return [prod(value.shape[1:]) == value.shape[-1] or value.ndim == 1 for value in self.values]
+        return [one_row(value) for value in self.values]
 
     @functools.cached_property
     def once(self) -> list[bool]:

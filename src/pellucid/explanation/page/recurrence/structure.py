@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ ACTIVATIONS = frozenset(
 GATES = frozenset("sigmoid hardsigmoid softmax".split())
 CUTS = frozenset("chunk split tensor_split".split())
 NO_GATES = ACTIVATIONS - GATES - {"exp"}
+
+
+def one_row(value: Tensor) -> bool:
+    """Whether a recorded value, with the axis of the steps, is one row at each of them."""
+    return math.prod(value.shape[1:]) == value.shape[-1] or value.ndim == 1
 
 
 class Structure:
@@ -231,7 +237,7 @@ class Structure:
             if gate is not None:
                 rest = [(operator, n) for operator, n in factors if n is not gate]
                 others = [[operator, self.source(n, at), str(self.paper.expression(n))] for operator, n in rest]
-                if all(source is not None for _, source, _ in others):
+                if all(source is not None and self.is_row(source) for _, source, _ in others):
                     own = {
                         "gate": self.source(gate, at),
                         "gate_label": str(self.paper.expression(gate)),
@@ -240,10 +246,14 @@ class Structure:
                     return {"sign": sign, "label": label, "of": of or ["value", at], **own}
         return None if of is None else {"sign": sign, "label": label, "of": of}
 
+    def is_row(self, source: Source | Any) -> bool:
+        """Whether what is found there is one row, and no matrix of each sample."""
+        return source[0] != "value" or one_row(self.series(source[1]))
+
     def is_gate(self, node: ast.expr, at: int) -> bool:
         """Whether an expression was computed, and its values lie from 0 to 1 at all steps."""
         source = self.source(node, at)
-        if source is None or source[0] != "value" or self.function(node, at) in NO_GATES:
+        if source is None or source[0] != "value" or not self.is_row(source) or self.function(node, at) in NO_GATES:
             return False
         values = self.series(source[1])
         return bool(((values >= 0) & (values <= 1)).all())
