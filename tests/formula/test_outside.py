@@ -100,7 +100,13 @@ def test_another_value_decides_from_the_next_call_on(change, monkeypatch):
     assert not torch.allclose(after, before)
     torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x)[0], expected)
     monkeypatch.undo()
+    key = layer._keys
     torch.testing.assert_close(layer(x)[0], before, rtol=0, atol=0)
+    assert layer._keys != key
+    change(monkeypatch)
+    torch.testing.assert_close(layer(x)[0], expected)
+    assert (layer._keys == key) == (change is not CHANGES[3])  # what was there before is known, but another tensor
+    monkeypatch.undo()
     torch.testing.assert_close(layer.eval()(x)[0], before, rtol=0, atol=1e-6)
 
 

@@ -17,6 +17,7 @@ from pellucid.formula.source import Symbol, read
 from pellucid.kernel import registry
 
 MANY_VERSIONS = 8  # after which a warning says what each costs
+MOST_VERSIONS = 64  # that are remembered
 
 
 class Factory:
@@ -34,8 +35,7 @@ class Factory:
         self.function = function
         self.source = read(function, self.kind)
         self.name = registry.register(f"{function.__module__}:{function.__qualname__}", self.source)
-        self.version = 0  # see `look_outside`
-        self._seen: list[Any] | None = None
+        self._seen: dict[int, tuple[Any, ...]] = {}  # what it read from outside, in its last versions
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
         self._refuse_taken(layer)
 
@@ -54,32 +54,32 @@ class Factory:
         return outside.read_by(self.function)
 
     def look_outside(self) -> int:
-        """The version of the formula: another one whenever what it reads from outside is not what it was."""
+        """The version of the formula: another one whenever what it reads from outside is what it never was."""
         if not self._outside:
             return 0
-        values = [found.value() for found in self._outside]
-        if self._seen is None:
-            self._seen = values
-        elif not all(map(outside.same, values, self._seen)):
-            changed = next(
-                o.name for o, a, b in zip(self._outside, values, self._seen, strict=True) if not outside.same(a, b)
+        values = tuple([found.value() for found in self._outside])
+        known = next((version for version, seen in reversed(self._seen.items()) if outside.same(values, seen)), None)
+        if known is not None:
+            return known
+        version = next(reversed(self._seen), -1) + 1
+        if version == MANY_VERSIONS:
+            before = self._seen[version - 1]
+            changed = [o.name for o, a, b in zip(self._outside, values, before, strict=True) if not outside.same(a, b)]
+            warnings.warn(
+                f"{self.source.title}: {', '.join(changed)}, which it reads from outside, has changed {MANY_VERSIONS} "
+                "times, and every time its kernels were made anew, about a second each. What changes often is better "
+                "an input of the formula, or a tensor that is written to in place.",
+                PellucidWarning,
+                stacklevel=2,
             )
-            self._seen, self.version = values, self.version + 1
-            self.name = registry.renew(self.name.partition("@")[0], self.version)
-            self._forget()
-            if self.version == MANY_VERSIONS:
-                warnings.warn(
-                    f"{self.source.title}: {changed}, which it reads from outside, has changed {MANY_VERSIONS} times, "
-                    "and every time its kernels were made anew, about a second each. What changes often is better an "
-                    "input of the formula, or a tensor that is written to in place.",
-                    PellucidWarning,
-                    stacklevel=2,
-                )
-        return self.version
+        self._seen[version] = values
+        if len(self._seen) > MOST_VERSIONS:
+            del self._seen[next(iter(self._seen))]
+        return version
 
-    def _forget(self) -> None:
-        """Forget what was made of the formula as it was."""
-        self.solve.cache_clear()
+    def name_of(self, version: int) -> str:
+        """By what name the formula is known, as it reads from outside in a version."""
+        return registry.renew(self.name, version) if version else self.name
 
     @property
     def size_names(self) -> tuple[str, ...]:
@@ -153,7 +153,9 @@ class Factory:
         if value < 1:
             raise ValueError(f"{self.source.name}: {name} must be greater than zero, not {value}")
 
-    def _solve(self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...]) -> Solution:
+    def _solve(
+        self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...], version: int = 0
+    ) -> Solution:
         return solve(self.source, dict(sizes), dict(hyperparameters))
 
 
@@ -179,8 +181,11 @@ class Authored:
 
     def _look_outside(self) -> None:
         """Take the formula as it is now, with what it reads from outside; in a compiled graph it is as it was."""
-        if not torch.compiler.is_compiling() and self._factory.look_outside() != self.__dict__.get("_version", 0):
-            self._version = self._factory.version
+        if torch.compiler.is_compiling():
+            return
+        version = self._factory.look_outside()
+        if version != self.__dict__.get("_version", 0):
+            self._version = version
             self._prepare()
 
     def _start(self, symbol: Symbol, value: torch.Tensor) -> None:

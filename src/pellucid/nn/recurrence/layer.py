@@ -69,7 +69,8 @@ class Recurrent(Authored, SequenceLayer):
         return self.cell
 
     def _prepare(self) -> None:
-        self._solve({"input": self.input_size, "hidden": self.hidden_size, **self._sizes}, self.hyperparameters)
+        sizes = {"input": self.input_size, "hidden": self.hidden_size, **self._sizes}
+        self._solve(sizes, self.hyperparameters, self._version)
 
     def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for level in range(self.num_layers):

@@ -100,13 +100,13 @@ class SequenceLayer(Running, torch.nn.Module):
         """The numbers of the formula; torch.nn's have none."""
         return {}
 
-    def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any]) -> None:
+    def _solve(self, sizes: Mapping[str, int], hyperparameters: Mapping[str, Any], version: int = 0) -> None:
         """Solve the shapes of the first level and of those above, which read the output of the one below."""
         self._solutions, self._keys, self._parameter_shapes = [], [], []
         inner = dict(sizes)
         for level in range(min(self.num_layers, 2)):
             try:
-                solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()))
+                solution = self.cell.solve(tuple(inner.items()), tuple(hyperparameters.items()), version)
             except FormulaError as error:
                 if level == 0:
                     raise
@@ -116,7 +116,7 @@ class SequenceLayer(Running, torch.nn.Module):
                 ) from error
             self._solutions.append(solution)
             self._check_levels(inner)
-            self._keys.append(registry.key(self.cell.name, inner, hyperparameters))
+            self._keys.append(registry.key(self.cell.name_of(version), inner, hyperparameters))
             self._parameter_shapes.append([solution.symbols[p.name].shape for p in self.cell.source.parameters])
             inner = {**inner, "input": solution.output * self._directions}
         self._state_sizes = self._solutions[0].state_sizes(self.cell.source)

@@ -39,18 +39,17 @@ class Layer(Factory):
         self,
         sizes: tuple[tuple[str, int], ...],
         hyperparameters: tuple[tuple[str, Any], ...],
+        version: int,
         training: bool,
         dtype: torch.dtype,
     ) -> RowProgram:
-        return RowProgram(self.source, self.solve(sizes, hyperparameters), dict(hyperparameters), training, dtype)
+        solution = self.solve(sizes, hyperparameters, version)
+        return RowProgram(self.source, solution, dict(hyperparameters), training, dtype)
 
-    def _forget(self) -> None:
-        super()._forget()
-        self.check_rows.cache_clear()
-        self.program.cache_clear()
-
-    def _check_rows(self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...]) -> None:
-        solution = self.solve(sizes, hyperparameters)
+    def _check_rows(
+        self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...], version: int
+    ) -> None:
+        solution = self.solve(sizes, hyperparameters, version)
         graph.in_plain_torch(lambda: graph.check_rows(self.source, solution, dict(hyperparameters)))
 
 

@@ -101,7 +101,8 @@ class RowWise(Authored, Running, Component, Drawing):
         return self.layer
 
     def _prepare(self) -> None:
-        self._key = (tuple((self._main | self._sizes).items()), tuple(self.hyperparameters.items()))
+        sizes = tuple((self._main | self._sizes).items())
+        self._key = (sizes, tuple(self.hyperparameters.items()), self._version)
         self._solution = self.layer.solve(*self._key)
         self.output_size = self._solution.output
 
