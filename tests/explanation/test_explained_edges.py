@@ -250,6 +250,27 @@ def test_what_is_said_of_groups_and_paddings_is_so():
     assert report.symbols[0].axes == ("批", "特征轴 1", "特征轴 2")
 
 
+def test_an_average_over_groups_says_what_a_group_is():
+    layer, x = nn.GroupNorm(2, 4), torch.randn(2, 4, 3)
+    for lang, over, average, drawn in (
+        (
+            "en",
+            "channels of a group × length",
+            "average is the mean over {}.",
+            "One mean is taken over {}: 6 of the 24",
+        ),
+        ("zh", "同组通道 × 长", "average 是跨{}的平均。", "一个均值取自{}：24 个数中的 6 个。"),
+    ):
+        report = quietly(layer, x, lang=lang)
+        assert report.notation[-1] == average.format(over)
+        assert report.steps[0].parts[0].title.startswith(drawn.format(over))
+        mean = report.symbol("μ")
+        assert mean.shape == (2, 4, 1)
+        assert over in mean.reasons[0]
+        assert "2×2" in mean.reasons[0]  # the shape in the page, which has a row for every group
+        assert "2×4×1" in mean.reasons[0]
+
+
 def test_one_length_serves_all_sentences():
     layer, x = nn.TextConv(4, 3), torch.randn(2, 9, 4)
     assert str(quietly(layer, x, lengths=5).steps) == str(quietly(layer, x, lengths=[5, 5]).steps)

@@ -51,8 +51,9 @@ class NormalizationExplained(ComponentExplained):
 
     def direction(self) -> str:
         """Name the axes that are averaged."""
-        names = [self.texts.axis(name) for _, name in self.layer.averaged_axes(self.request.inputs[0])]
-        return " × ".join(names)
+        symbols = self.layer.symbols(self.request.inputs[0])
+        averaged = next(symbol.facts["averaged"] for symbol in symbols if "averaged" in symbol.facts)
+        return " × ".join(self.texts.axis(name) for name in averaged)
 
     def notes(self) -> Iterator[str]:
         """What training keeps for eval."""
