@@ -250,6 +250,39 @@ def test_what_is_said_of_groups_and_paddings_is_so():
     assert report.symbols[0].axes == ("批", "特征轴 1", "特征轴 2")
 
 
+def test_a_norm_s_idea_is_that_of_its_own_formula():
+    def idea(layer, lang):
+        return " ".join(quietly(layer, torch.randn(2, 6, 6), lang=lang).idea)
+
+    for lang, four, two, learned in (
+        ("en", "Four formulas", "Two formulas", "usually learned"),
+        ("zh", "四个公式", "两个公式", "一般是学出来的"),
+    ):
+        for layer in (nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6), nn.InstanceNorm1d(6)):
+            said = idea(layer, lang)
+            assert four in said
+            assert f"γ and β are {learned}" in said or f"γ 和 β {learned}" in said
+        root, neighbours = idea(nn.RMSNorm(6), lang), idea(nn.LocalResponseNorm(3), lang)
+        assert two in root
+        assert two in neighbours
+        for said in (root, neighbours):
+            assert four not in said
+            assert "variance" not in said
+            assert "方差" not in said
+        assert f"γ is {learned}" in root or f"γ {learned}" in root
+        assert "there is no β" in root or "也没有 β" in root
+        assert "γ" not in neighbours
+        assert learned not in neighbours
+        assert "the exponent β" in neighbours or "指数 β" in neighbours
+
+
+def test_the_mean_square_of_neighbours_is_one_for_every_entry():
+    report = quietly(nn.LocalResponseNorm(3), torch.randn(1, 4, 2, 2))
+    (reason,) = report.symbol("mean_square").reasons
+    assert reason == "One mean of squares for every entry of x, over the 3 channels around it, its own among them."
+    assert report.steps[0].parts[0].title == "One mean is taken over neighbouring channels: 2 of the 16 numbers."
+
+
 def test_an_average_over_groups_says_what_a_group_is():
     layer, x = nn.GroupNorm(2, 4), torch.randn(2, 4, 3)
     for lang, over, average, drawn in (

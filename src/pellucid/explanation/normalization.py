@@ -35,11 +35,11 @@ class NormalizationExplained(ComponentExplained):
         self.remembered = isinstance(self.average, Remembered)
 
     def idea(self) -> tuple[str, ...]:
-        """Normalization in general, and in which direction this one averages."""
+        """Normalization in general, the formulas that take a mean away if these do, and what this kind does."""
         kind = "".join(c for c in self.kind.lower() if not c.isdigit()).removesuffix("d")
-        key = f"idea.normalization_{kind}"
-        own = self.texts.paragraphs(key) if key in self.texts else ()
-        return (*self.texts.paragraphs("idea.normalization"), *own)
+        keys = ["idea.normalization", *(["idea.normalization_centred"] * self.layer.centred)]
+        keys.append(f"idea.normalization_{kind}")
+        return tuple(part for key in keys if key in self.texts for part in self.texts.paragraphs(key))
 
     def notation(self) -> Iterator[str]:
         """What ``average`` stands for."""

@@ -238,7 +238,10 @@ class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
         return tuple(x.shape)
 
     def _facts(self, x: Tensor) -> dict[str, Any]:
-        return super()._facts(x) | {"window": self.size}
+        return {"averaged": ["neighbouring channels"], "window": self.size}
+
+    def _reason(self, name: str) -> str:
+        return "norm.mean_square.window"
 
     def _averages(self) -> tuple[str, ...]:
         return ("mean_square",)
