@@ -206,6 +206,45 @@ def test_a_number_without_axes_has_a_reason():
     assert rows["a"].reasons == ("The author of the formula gave a no axes: it is one number.",)
 
 
+@pellucid.layer
+def gated(x, *, W, V):
+    y = torch.tanh(x @ W)
+    return y * (x @ V)
+
+
+@pellucid.layer
+def on_the_way(x, *, W):
+    y = x @ W
+    return y
+
+
+@pellucid.layer
+def of_two(x, y, *, W):
+    return (x + y) @ W
+
+
+@pellucid.cell
+def read_out(x, h, *, U, W, V: "hidden 2"):  # noqa: F722
+    y = torch.tanh(x @ U + h @ W)
+    return y @ V, y
+
+
+def test_a_result_has_a_name_of_its_own():
+    report = quietly(gated(3, 2), torch.randn(2, 3))
+    assert report.formula == ("y = tanh(x W)", "result = y ⊙ x V")
+    assert [row.name for row in report.symbols] == ["x", "W", "V", "result"]
+    named = list(report.steps[0].values)
+    assert [name for name in named if "=" in name] == ["y = tanh(x W)", "result = y ⊙ x V"]
+    assert quietly(on_the_way(3, 2), torch.randn(2, 3)).formula == ("y = x W",)
+    report = quietly(of_two(3, 2), torch.randn(2, 3), torch.randn(2, 3))
+    assert report.formula == ("result = (x + y) W",)
+    assert [row.name for row in report.symbols] == ["x", "y", "W", "result"]
+    report = quietly(read_out(3, 2), torch.randn(4, 1, 3))
+    assert report.formula == ("yₜ = tanh(xₜ U + hₜ₋₁ W)", "resultₜ = yₜ V", "hₜ = yₜ")
+    assert report.figures[0].moments[0].output == "result₁"
+    assert exhibits_of(report)[0].data["output"]["name"] == "result"
+
+
 def test_dropout_in_eval_keeps_its_own_p():
     for layer, x in (
         (nn.Dropout(0.3), torch.ones(3)),
