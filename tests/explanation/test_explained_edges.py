@@ -289,6 +289,26 @@ def test_what_is_said_of_groups_and_paddings_is_so():
     assert report.symbols[0].axes == ("批", "特征轴 1", "特征轴 2")
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, affine=False)])
+def test_padding_is_a_step_of_its_own(layer):
+    report = quietly(layer, torch.randn(2, 3, 4), lengths=torch.tensor([4, 2]))
+    assert report.check.agrees
+    learned = [value for step in report.steps for name, value in step.values.items() if name in ("γ", "β")]
+    assert [value.numbers.size for value in learned] == ([3, 3] if layer.affine else [])
+    title, (mark, masked) = report.steps[-1].title, report.steps[-1].values.values()
+    assert title == "Padding comes out as 0"
+    assert mark.name == "m"
+    assert mark.numbers.squeeze().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert masked.name == "y ⊙ m"
+    assert not masked.numbers[1, :, 2:].any()
+    assert any(said.startswith("m is 1 at real entries and 0 at padding") for said in report.notation)
+    assert ("average leaves padding out." in report.notation) == layer.training
+    (drawn, other) = (part for part in report.steps[0].parts if isinstance(part, Picture))
+    assert drawn.blocks[1][0] == ("averaged", "averaged", "padding", "padding")
+    assert other.blocks[1][0] == ("other", "other", "padding", "padding")
+    assert "padding" not in quietly(layer, torch.randn(2, 3, 4)).steps[0].parts[-1].meanings
+
+
 def test_a_norm_s_idea_is_that_of_its_own_formula():
     def idea(layer, lang):
         return " ".join(quietly(layer, torch.randn(2, 6, 6), lang=lang).idea)

@@ -41,10 +41,14 @@ class ComponentExplained:
         self.request, self.texts, self.layer = request, request.texts, request.layer
         self.kind = runs_as(kind_of(request.layer)).__name__
         with torch.no_grad():
-            self.bound = self.layer.bind(*request.inputs, **request.options)
+            self.bound = self.bind()
         self.lines = self.read_lines()
         self.tracer = Tracer(self.lines)
         self.paper = self.lines.paper()
+
+    def bind(self) -> dict[str, Any]:
+        """What the formula's symbols stand for."""
+        return self.layer.bind(*self.request.inputs, **self.request.options)
 
     def read_lines(self) -> Lines:
         """The formula's lines."""
