@@ -388,6 +388,16 @@ def test_what_is_said_of_an_output_agrees_with_it():
 
     shape, _ = said(nn.ConvTranspose1d(2, 3, 3, stride=2, padding=1), torch.zeros(2, 2, 5), output_size=[10])
     assert shape == (2, 3, 10)
+    layer = nn.ConvTranspose1d(2, 2, 3, stride=2, padding=1, output_padding=1)
+    row = quietly(layer, torch.zeros(1, 2, 4)).symbols[-1]
+    assert row.shape == (1, 2, 8)
+    assert row.reasons[1] == "output_padding, here 1, adds as many places at the end."
+    row = quietly(layer, torch.zeros(1, 2, 4), output_size=[7], lang="zh").symbols[-1]
+    assert row.shape == (1, 2, 7)
+    assert row.reasons[1] == "output_size（这里是 7）决定留下多少个。"
+    layer = nn.ConvTranspose2d(1, 1, 3, stride=2, output_padding=(1, 0))
+    assert "output_padding, here (1, 0)," in quietly(layer, torch.zeros(1, 1, 2, 2)).symbols[-1].reasons[1]
+    assert len(quietly(nn.ConvTranspose1d(2, 2, 3), torch.zeros(1, 2, 4)).symbols[-1].reasons) == 1
     shape, text = said(nn.AdaptiveAvgPool2d((3, None)), torch.zeros(2, 2, 5, 7))
     assert shape == (2, 2, 3, 7)
     assert text == "The input is shared out among 3×7 windows, as evenly as it goes."

@@ -28,7 +28,7 @@ from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 DRAWN_STEPS = 2  # steps whose pictures stand for the layer
-EACH = ("stride", "padding", "dilation", "pool_stride")
+EACH = ("stride", "padding", "output_padding", "dilation", "pool_stride")
 
 
 class ComponentExplained:

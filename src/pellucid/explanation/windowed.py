@@ -92,7 +92,14 @@ class WindowedExplained(ComponentExplained):
 
     def row(self, symbol: SymbolShape) -> SymbolRow:
         """Translate one symbol; the size of the output may be decided by the call."""
-        return super().row(replace(symbol, shape=tuple(self.output.shape)) if symbol.name == "y" else symbol)
+        if symbol.name != "y":
+            return super().row(symbol)
+        row = super().row(replace(symbol, shape=tuple(self.output.shape)))
+        return replace(row, reasons=(*row.reasons, *self.sized()))
+
+    def sized(self) -> Iterator[str]:
+        """What else decides the size of the output."""
+        return iter(())
 
     def facts(self, symbol: SymbolShape) -> dict[str, Any]:
         """A size of the window that is one number holds along every axis."""
@@ -278,6 +285,18 @@ class ConvolutionExplained(WindowedExplained):
             "stride": fact_text("stride", layer.stride, self.texts),
         }
         return [part for key in keys for part in self.texts.paragraphs(f"idea.convolution_{key}", **facts)]
+
+    def sized(self) -> Iterator[str]:
+        """What picks one of the sizes that a transposed convolution may give."""
+        if not getattr(self.layer, "transposed", False):
+            return
+        wanted, more = self.request.options.get("output_size"), self.layer.output_padding
+        if wanted is not None:
+            size = fact_text("output_size", tuple(wanted)[-self.layer.spatial :], self.texts)
+            yield self.texts("why.conv.output.wanted", output_size=size)
+        elif any(more):
+            size = fact_text("output_padding", more, self.texts)
+            yield self.texts("why.conv.output.more", output_padding=size)
 
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The sum written out."""
