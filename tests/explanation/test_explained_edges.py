@@ -405,6 +405,25 @@ def test_what_is_said_of_an_output_agrees_with_it():
     assert "reaches over 3 places and" in said(nn.Conv1d(2, 2, 2, dilation=2), torch.zeros(1, 2, 4))[1]
 
 
+def test_a_mean_says_what_it_counts_and_where_its_windows_end():
+    layer, x = nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False), torch.rand(1, 1, 6, 6)
+    report = quietly(layer, x)
+    assert report.subject == ("AvgPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True, count_include_pad=False)")
+    assert report.symbols[-1].reasons[1].startswith("As ceil_mode is on, the last window may go on beyond the end")
+    assert report.notation[-1] == "reduce takes the mean of what the window reads; padding does not count."
+    report = quietly(nn.AvgPool2d(3, padding=1), x, lang="zh")
+    assert report.subject == "AvgPool2d(kernel_size=3, stride=3, padding=1)"
+    assert len(report.symbols[-1].reasons) == 1
+    assert report.notation[-1] == "reduce 取窗口读到的数的平均；填充当作 0，也算在内。"
+    report = quietly(nn.AvgPool2d(2, divisor_override=3), x)
+    assert report.subject.endswith("padding=0, divisor_override=3)")
+    assert report.notation[-1] == "reduce divides the sum of what the window reads by 3."
+    assert quietly(nn.AvgPool1d(2), x[0]).notation[-1] == "reduce takes the mean of what the window reads."
+    report = quietly(nn.MaxPool1d(2, ceil_mode=True), torch.rand(1, 1, 5))
+    assert report.subject.count("ceil_mode") == 1
+    assert len(report.symbols[-1].reasons) == 2
+
+
 SIGNS = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
 
 

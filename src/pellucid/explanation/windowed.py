@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, fact_text
@@ -28,6 +29,8 @@ LISTED = 9  # numbers that stand in a sentence at most
 DRAWN = 12  # places of an axis that are drawn at most, beside those that a window touches
 Marks = dict[tuple[int, ...], str]
 WHOLE = 10**7  # entries under all windows up to which the whole formula is run for the check
+
+LEFT_OUT = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}  # of an average pooling's text
 
 
 class WindowedExplained(ComponentExplained):
@@ -402,6 +405,13 @@ class PoolingExplained(WindowedExplained):
 
     family = "pooling"
 
+    def subject(self) -> str:
+        """The layer with what torch's own text of it leaves out."""
+        text = super().subject()
+        given = {name: getattr(self.layer, name, usual) for name, usual in LEFT_OUT.items()}
+        more = [f", {n}={v}" for n, v in given.items() if v != LEFT_OUT[n] and f"{n}=" not in text]
+        return "".join((text[:-1], *more, ")"))
+
     def idea(self) -> tuple[str, ...]:
         """Pooling in general, and by what this one reduces."""
         kind = "average" if isinstance(self.layer, Average) else "greatest"
@@ -410,7 +420,23 @@ class PoolingExplained(WindowedExplained):
     def notation(self) -> Iterator[str]:
         """What ``reduce`` stands for."""
         yield from super().notation()
-        yield self.texts(f"notation.{'mean' if isinstance(self.layer, Average) else 'greatest'}")
+        yield self.texts(f"notation.{self.reduction()}", divisor=getattr(self.layer, "divisor_override", None))
+
+    def reduction(self) -> str:
+        """How one number is made of a window."""
+        layer = self.layer
+        if not isinstance(layer, Average):
+            return "greatest"
+        if getattr(layer, "divisor_override", None) is not None:
+            return "mean_divided"
+        if not any(pytree.tree_leaves(getattr(layer, "padding", 0))):
+            return "mean"
+        return "mean_padded" if layer.count_include_pad else "mean_unpadded"
+
+    def sized(self) -> Iterator[str]:
+        """Where the last window may lie."""
+        if getattr(self.layer, "ceil_mode", False):
+            yield self.texts("why.pool.output.ceil")
 
     def entries(self, view: WindowView, bound: dict[str, Any]) -> Iterator[Values]:
         """The lines show the window themselves."""
