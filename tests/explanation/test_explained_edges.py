@@ -424,6 +424,32 @@ def test_a_mean_says_what_it_counts_and_where_its_windows_end():
     assert len(report.symbols[-1].reasons) == 2
 
 
+def test_what_stands_for_the_sequence_where_there_are_levels_and_directions():
+    def last(lang, **options):
+        report = quietly(nn.GRU(3, 2, **options), torch.randn(4, 2, 3), lang=lang)
+        return report.steps[-1].parts[0], " ".join(total.label for total in report.totals)
+
+    for lang, whole, level, forward, beside, each in (
+        ("en", "it stands for", "first level", "forward", "side by side", "for each level and direction,"),
+        ("zh", "步，代表整个序列", "第一级", "正向", "并排放在一起", "每级每个方向"),
+    ):
+        text, totals = last(lang)
+        assert whole in text
+        assert each not in totals
+        text, totals = last(lang, num_layers=2)
+        assert level in text
+        assert not any(words in text for words in (whole, forward, beside))
+        assert each not in totals
+        text, totals = last(lang, bidirectional=True)
+        assert forward in text
+        assert beside in text
+        assert level not in text
+        assert each in totals
+        text, totals = last(lang, num_layers=2, bidirectional=True)
+        assert all(words in text for words in (level, forward, beside))
+        assert each in totals
+
+
 SIGNS = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
 
 
