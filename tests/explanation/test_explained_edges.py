@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -268,6 +269,33 @@ def test_what_averages_and_draws_are_of():
 def test_drop_connect_reads_its_layer():
     cost = quietly(nn.DropConnect(nn.Linear(3, 2)), torch.ones(1, 3)).cost
     assert cost.bytes_least == 4 * (3 + 2 * 6 + 2 + 2)  # input, weight and its draws, bias, output
+
+
+@pytest.mark.parametrize("source", [torch.nn, nn], ids=["torch", "pellucid"])
+def test_drop_connect_shows_the_mask_of_every_weight(source):
+    layer = nn.DropConnect(source.RNN(3, 2))
+    report = quietly(layer, torch.randn(4, 1, 3), lang="zh")
+    assert report.check.agrees
+    assert report.formula == ("mask = draws ≥ p", "y = x ⊙ mask / (1 − p)")
+    first, second, whole = report.steps
+    assert [first.title, second.title] == ["weight_ih_l0 的掩码", "weight_hh_l0 的掩码"]
+    for step, weight in ((first, layer.module.weight_ih_l0), (second, layer.module.weight_hh_l0)):
+        kept, (mask, *_, dropped) = step.values, (v for name, v in step.values.items() if name[0] in "my")
+        assert f"x = {step.title.split()[0]}" in kept
+        weights = torch.as_tensor(mask.numbers).double() * weight.detach().double() * 2
+        torch.testing.assert_close(torch.as_tensor(dropped.numbers).double(), weights)
+    assert len(whole.values) == 1
+    assert report.cost.macs == 4 * (3 * 2 + 2 * 2)
+    assert not report.cost.uncounted
+    assert report.totals[1].count == 14
+
+
+def test_operations_that_are_not_counted_are_named_with_the_language_s_punctuation(tmp_path):
+    layer = nn.DropConnect(torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.GLU(1), torch.nn.LogSigmoid()))
+    report = quietly(layer, torch.randn(1, 2, 3), lang="zh")
+    report = replace(report, cost=replace(report.cost, uncounted=("a", "b")))
+    markdown = report.save(tmp_path / "x.md").read_text(encoding="utf-8")
+    assert all("未计入的运算：a，b" in text for text in (report.text(), markdown))
 
 
 def test_every_norm_s_last_formula_has_its_own_title():

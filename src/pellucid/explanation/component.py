@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from pellucid.explanation import request as shared
-from pellucid.explanation.cost import bytes_of, count
+from pellucid.explanation.cost import Tally, bytes_of, count
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
@@ -170,13 +170,17 @@ class ComponentExplained:
             if isinstance(layer, torch.nn.Module):
                 tensors |= {id(held): held for held in layer.parameters()}
         result = self.real[0] if isinstance(self.real, tuple) else self.real
-        tally = count(self.layer.formula, (), self.bound)
+        tally = self.tally()
         x = self.request.inputs[0]
         facts = {"shape": sizes_of(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
         scope = self.texts("cost.component", **facts)
         return shared.cost(
             tally, bytes_of(list(tensors.values())) + bytes_of(result), shared.trainable(self.layer), scope, self.texts
         )
+
+    def tally(self) -> Tally:
+        """What the formula's operations cost."""
+        return count(self.layer.formula, (), self.bound)
 
     # -- running ------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from pellucid import nn
 from pellucid.errors import label, shape_text
 from pellucid.explanation import examples as known
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.dropout import DropoutExplained
+from pellucid.explanation.dropout import DropConnectExplained, DropoutExplained
 from pellucid.explanation.normalization import NormalizationExplained
 from pellucid.explanation.origin import Origin
 from pellucid.explanation.recurrent import RecurrentExplained
@@ -109,7 +109,7 @@ FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
     (SeparableConvolution, SeparableExplained),
     (ConvPooling, ConvPoolingExplained),
     (Windowed, PoolingExplained),
-    (DropConnect, ComponentExplained),
+    (DropConnect, DropConnectExplained),
     (DropoutFamily, DropoutExplained),
     (NormalizationFamily, NormalizationExplained),
     (RowWise, RowWiseExplained),
