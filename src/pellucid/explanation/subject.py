@@ -27,7 +27,7 @@ from pellucid.explanation.row_wise import RowWiseExplained
 from pellucid.explanation.tcn import TCNExplained
 from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.texts import Texts
-from pellucid.explanation.typesetting import unturned
+from pellucid.explanation.typesetting import unbroken
 from pellucid.explanation.windowed import (
     ConvolutionExplained,
     ConvPoolingExplained,
@@ -88,7 +88,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
     if request.tokens is not None:
-        request.tokens = [unturned(str(token)) for token in request.tokens]
+        request.tokens = [unbroken(str(token)) for token in request.tokens]
     _refuse_wrong_call(request)
     _refuse_no_real_numbers(request)
     with left_alone(request.layer):
