@@ -576,6 +576,18 @@ def test_both_languages(convolutional):
         quietly(Convolutional(), torch.ones(1, 3, 4, 4), lang="fr")
 
 
+def test_chinese_punctuation(convolutional, tmp_path):
+    report = quietly(Tied(), torch.zeros(2, 7, dtype=torch.int64), lang="zh")
+    assert report.row("embed").inputs[0].text == "2 × 7（int64）"
+    assert "权重：frozen 3（固定）" in report.text(140)
+    attention = quietly(nn.TransformerEncoderLayer(4, 2, 4), torch.zeros(3, 2, 4), lang="zh").text(140)
+    assert "query 时间 3 × 批 2 × 特征 4；key 时间 3" in attention
+    chinese = convolutional.translations()[1]
+    for text in (chinese.text(140), chinese.save(tmp_path / "x.md").read_text(encoding="utf-8")):
+        assert "weight 8×3×3×3、bias 8" in text
+    assert "2 次：批 2 ×" in chinese.text(140)
+
+
 def test_files(convolutional, tmp_path):
     for ending in (".txt", ".md", ".json"):
         path = convolutional.save(tmp_path / f"x{ending}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,45 @@ def test_a_number_without_axes_has_a_reason():
     assert rows["a"].reasons == ("The author of the formula gave a no axes: it is one number.",)
 
 
+@pellucid.layer
+def gated(x, *, W, V):
+    y = torch.tanh(x @ W)
+    return y * (x @ V)
+
+
+@pellucid.layer
+def on_the_way(x, *, W):
+    y = x @ W
+    return y
+
+
+@pellucid.layer
+def of_two(x, y, *, W):
+    return (x + y) @ W
+
+
+@pellucid.cell
+def read_out(x, h, *, U, W, V: "hidden 2"):  # noqa: F722
+    y = torch.tanh(x @ U + h @ W)
+    return y @ V, y
+
+
+def test_a_result_has_a_name_of_its_own():
+    report = quietly(gated(3, 2), torch.randn(2, 3))
+    assert report.formula == ("y = tanh(x W)", "result = y ⊙ x V")
+    assert [row.name for row in report.symbols] == ["x", "W", "V", "result"]
+    named = list(report.steps[0].values)
+    assert [name for name in named if "=" in name] == ["y = tanh(x W)", "result = y ⊙ x V"]
+    assert quietly(on_the_way(3, 2), torch.randn(2, 3)).formula == ("y = x W",)
+    report = quietly(of_two(3, 2), torch.randn(2, 3), torch.randn(2, 3))
+    assert report.formula == ("result = (x + y) W",)
+    assert [row.name for row in report.symbols] == ["x", "y", "W", "result"]
+    report = quietly(read_out(3, 2), torch.randn(4, 1, 3))
+    assert report.formula == ("yₜ = tanh(xₜ U + hₜ₋₁ W)", "resultₜ = yₜ V", "hₜ = yₜ")
+    assert report.figures[0].moments[0].output == "result₁"
+    assert exhibits_of(report)[0].data["output"]["name"] == "result"
+
+
 def test_dropout_in_eval_keeps_its_own_p():
     for layer, x in (
         (nn.Dropout(0.3), torch.ones(3)),
@@ -231,6 +271,33 @@ def test_drop_connect_reads_its_layer():
     assert cost.bytes_least == 4 * (3 + 2 * 6 + 2 + 2)  # input, weight and its draws, bias, output
 
 
+@pytest.mark.parametrize("source", [torch.nn, nn], ids=["torch", "pellucid"])
+def test_drop_connect_shows_the_mask_of_every_weight(source):
+    layer = nn.DropConnect(source.RNN(3, 2))
+    report = quietly(layer, torch.randn(4, 1, 3), lang="zh")
+    assert report.check.agrees
+    assert report.formula == ("mask = draws ≥ p", "y = x ⊙ mask / (1 − p)")
+    first, second, whole = report.steps
+    assert [first.title, second.title] == ["weight_ih_l0 的掩码", "weight_hh_l0 的掩码"]
+    for step, weight in ((first, layer.module.weight_ih_l0), (second, layer.module.weight_hh_l0)):
+        kept, (mask, *_, dropped) = step.values, (v for name, v in step.values.items() if name[0] in "my")
+        assert f"x = {step.title.split()[0]}" in kept
+        weights = torch.as_tensor(mask.numbers).double() * weight.detach().double() * 2
+        torch.testing.assert_close(torch.as_tensor(dropped.numbers).double(), weights)
+    assert len(whole.values) == 1
+    assert report.cost.macs == 4 * (3 * 2 + 2 * 2)
+    assert not report.cost.uncounted
+    assert report.totals[1].count == 14
+
+
+def test_operations_that_are_not_counted_are_named_with_the_language_s_punctuation(tmp_path):
+    layer = nn.DropConnect(torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.GLU(1), torch.nn.LogSigmoid()))
+    report = quietly(layer, torch.randn(1, 2, 3), lang="zh")
+    report = replace(report, cost=replace(report.cost, uncounted=("a", "b")))
+    markdown = report.save(tmp_path / "x.md").read_text(encoding="utf-8")
+    assert all("未计入的运算：a，b" in text for text in (report.text(), markdown))
+
+
 def test_every_norm_s_last_formula_has_its_own_title():
     titles = {kind: quietly(kind).steps[-1].title for kind in ("layernorm", "rmsnorm", "localresponsenorm")}
     assert titles["layernorm"] == "Formula 4: times γ, plus β"
@@ -248,6 +315,80 @@ def test_what_is_said_of_groups_and_paddings_is_so():
     assert "填充 “causal”（只填在开头之前" in report.symbols[-1].reasons[0]
     report = quietly(nn.LayerNorm((2, 3)), torch.zeros(2, 2, 3), lang="zh")
     assert report.symbols[0].axes == ("批", "特征轴 1", "特征轴 2")
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, affine=False)])
+def test_padding_is_a_step_of_its_own(layer):
+    report = quietly(layer, torch.randn(2, 3, 4), lengths=torch.tensor([4, 2]))
+    assert report.check.agrees
+    learned = [value for step in report.steps for name, value in step.values.items() if name in ("γ", "β")]
+    assert [value.numbers.size for value in learned] == ([3, 3] if layer.affine else [])
+    title, (mark, masked) = report.steps[-1].title, report.steps[-1].values.values()
+    assert title == "Padding comes out as 0"
+    assert mark.name == "m"
+    assert mark.numbers.squeeze().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert masked.name == "y ⊙ m"
+    assert not masked.numbers[1, :, 2:].any()
+    assert any(said.startswith("m is 1 at real entries and 0 at padding") for said in report.notation)
+    assert ("average leaves padding out." in report.notation) == layer.training
+    (drawn, other) = (part for part in report.steps[0].parts if isinstance(part, Picture))
+    assert drawn.blocks[1][0] == ("averaged", "averaged", "padding", "padding")
+    assert other.blocks[1][0] == ("other", "other", "padding", "padding")
+    assert "padding" not in quietly(layer, torch.randn(2, 3, 4)).steps[0].parts[-1].meanings
+
+
+def test_a_norm_s_idea_is_that_of_its_own_formula():
+    def idea(layer, lang):
+        return " ".join(quietly(layer, torch.randn(2, 6, 6), lang=lang).idea)
+
+    for lang, four, two, learned in (
+        ("en", "Four formulas", "Two formulas", "usually learned"),
+        ("zh", "四个公式", "两个公式", "一般是学出来的"),
+    ):
+        for layer in (nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6), nn.InstanceNorm1d(6)):
+            said = idea(layer, lang)
+            assert four in said
+            assert f"γ and β are {learned}" in said or f"γ 和 β {learned}" in said
+        root, neighbours = idea(nn.RMSNorm(6), lang), idea(nn.LocalResponseNorm(3), lang)
+        assert two in root
+        assert two in neighbours
+        for said in (root, neighbours):
+            assert four not in said
+            assert "variance" not in said
+            assert "方差" not in said
+        assert f"γ is {learned}" in root or f"γ {learned}" in root
+        assert "there is no β" in root or "也没有 β" in root
+        assert "γ" not in neighbours
+        assert learned not in neighbours
+        assert "the exponent β" in neighbours or "指数 β" in neighbours
+
+
+def test_the_mean_square_of_neighbours_is_one_for_every_entry():
+    report = quietly(nn.LocalResponseNorm(3), torch.randn(1, 4, 2, 2))
+    (reason,) = report.symbol("mean_square").reasons
+    assert reason == "One mean of squares for every entry of x, over the 3 channels around it, its own among them."
+    assert report.steps[0].parts[0].title == "One mean is taken over neighbouring channels: 2 of the 16 numbers."
+
+
+def test_an_average_over_groups_says_what_a_group_is():
+    layer, x = nn.GroupNorm(2, 4), torch.randn(2, 4, 3)
+    for lang, over, average, drawn in (
+        (
+            "en",
+            "channels of a group × length",
+            "average is the mean over {}.",
+            "One mean is taken over {}: 6 of the 24",
+        ),
+        ("zh", "同组通道 × 长", "average 是跨{}的平均。", "一个均值取自{}：24 个数中的 6 个。"),
+    ):
+        report = quietly(layer, x, lang=lang)
+        assert report.notation[-1] == average.format(over)
+        assert report.steps[0].parts[0].title.startswith(drawn.format(over))
+        mean = report.symbol("μ")
+        assert mean.shape == (2, 4, 1)
+        assert over in mean.reasons[0]
+        assert "2×2" in mean.reasons[0]  # the shape in the page, which has a row for every group
+        assert "2×4×1" in mean.reasons[0]
 
 
 def test_one_length_serves_all_sentences():
@@ -275,11 +416,66 @@ def test_what_is_said_of_an_output_agrees_with_it():
 
     shape, _ = said(nn.ConvTranspose1d(2, 3, 3, stride=2, padding=1), torch.zeros(2, 2, 5), output_size=[10])
     assert shape == (2, 3, 10)
+    layer = nn.ConvTranspose1d(2, 2, 3, stride=2, padding=1, output_padding=1)
+    row = quietly(layer, torch.zeros(1, 2, 4)).symbols[-1]
+    assert row.shape == (1, 2, 8)
+    assert row.reasons[1] == "output_padding, here 1, adds as many places at the end."
+    row = quietly(layer, torch.zeros(1, 2, 4), output_size=[7], lang="zh").symbols[-1]
+    assert row.shape == (1, 2, 7)
+    assert row.reasons[1] == "output_size（这里是 7）决定留下多少个。"
+    layer = nn.ConvTranspose2d(1, 1, 3, stride=2, output_padding=(1, 0))
+    assert "output_padding, here (1, 0)," in quietly(layer, torch.zeros(1, 1, 2, 2)).symbols[-1].reasons[1]
+    assert len(quietly(nn.ConvTranspose1d(2, 2, 3), torch.zeros(1, 2, 4)).symbols[-1].reasons) == 1
     shape, text = said(nn.AdaptiveAvgPool2d((3, None)), torch.zeros(2, 2, 5, 7))
     assert shape == (2, 2, 3, 7)
     assert text == "The input is shared out among 3×7 windows, as evenly as it goes."
     assert "reaches over 1 place and" in said(nn.Conv1d(2, 2, 1), torch.zeros(1, 2, 4))[1]
     assert "reaches over 3 places and" in said(nn.Conv1d(2, 2, 2, dilation=2), torch.zeros(1, 2, 4))[1]
+
+
+def test_a_mean_says_what_it_counts_and_where_its_windows_end():
+    layer, x = nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False), torch.rand(1, 1, 6, 6)
+    report = quietly(layer, x)
+    assert report.subject == ("AvgPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True, count_include_pad=False)")
+    assert report.symbols[-1].reasons[1].startswith("As ceil_mode is on, the last window may go on beyond the end")
+    assert report.notation[-1] == "reduce takes the mean of what the window reads; padding does not count."
+    report = quietly(nn.AvgPool2d(3, padding=1), x, lang="zh")
+    assert report.subject == "AvgPool2d(kernel_size=3, stride=3, padding=1)"
+    assert len(report.symbols[-1].reasons) == 1
+    assert report.notation[-1] == "reduce 取窗口读到的数的平均；填充当作 0，也算在内。"
+    report = quietly(nn.AvgPool2d(2, divisor_override=3), x)
+    assert report.subject.endswith("padding=0, divisor_override=3)")
+    assert report.notation[-1] == "reduce divides the sum of what the window reads by 3."
+    assert quietly(nn.AvgPool1d(2), x[0]).notation[-1] == "reduce takes the mean of what the window reads."
+    report = quietly(nn.MaxPool1d(2, ceil_mode=True), torch.rand(1, 1, 5))
+    assert report.subject.count("ceil_mode") == 1
+    assert len(report.symbols[-1].reasons) == 2
+
+
+def test_what_stands_for_the_sequence_where_there_are_levels_and_directions():
+    def last(lang, **options):
+        report = quietly(nn.GRU(3, 2, **options), torch.randn(4, 2, 3), lang=lang)
+        return report.steps[-1].parts[0], " ".join(total.label for total in report.totals)
+
+    for lang, whole, level, forward, beside, each in (
+        ("en", "it stands for", "first level", "forward", "side by side", "for each level and direction,"),
+        ("zh", "步，代表整个序列", "第一级", "正向", "并排放在一起", "每级每个方向"),
+    ):
+        text, totals = last(lang)
+        assert whole in text
+        assert each not in totals
+        text, totals = last(lang, num_layers=2)
+        assert level in text
+        assert not any(words in text for words in (whole, forward, beside))
+        assert each not in totals
+        text, totals = last(lang, bidirectional=True)
+        assert forward in text
+        assert beside in text
+        assert level not in text
+        assert each in totals
+        text, totals = last(lang, num_layers=2, bidirectional=True)
+        assert all(words in text for words in (level, forward, beside))
+        assert each in totals
 
 
 SIGNS = torch.tensor([[1.0, 0.0], [0.0, -1.0]])

@@ -115,6 +115,17 @@ def test_slices_say_what_they_show():
     assert "showing 8 of 128" in text
 
 
+@pytest.mark.parametrize(("lang", "enters"), [("en", "“{}” enters as its vector"), ("zh", "“{}”以向量")])
+def test_a_sentence_breaks_no_line(lang, enters):
+    report = quietly("rnn", "a\nb\t\u2028", lang=lang)
+    text = report.text()
+    for step, token in enumerate(("a", "␊", "b", "␉", "U+2028")):
+        assert report.steps[step].title.endswith(token)
+        assert enters.format(token) in text
+    assert not set("\t\u2028") & set(text)
+    assert [moment.token for moment in report.figures[0].moments] == ["a", "␊", "b", "␉", "U+2028"]
+
+
 def test_a_sentence_turns_no_line_of_the_terminal():
     written = quietly(nn.RNN(3, 2), ["\u202eabc", "\x1b[31m"]).text()
     assert "\u202e" not in written

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from pellucid.explanation import request as shared
-from pellucid.explanation.cost import bytes_of, count
+from pellucid.explanation.cost import Tally, bytes_of, count
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.mathml import block
 from pellucid.explanation.paper import letter
@@ -28,7 +28,7 @@ from pellucid.nn.component import Component, SymbolShape
 from pellucid.nn.swapped.exchange import kind_of, runs_as
 
 DRAWN_STEPS = 2  # steps whose pictures stand for the layer
-EACH = ("stride", "padding", "dilation", "pool_stride")
+EACH = ("stride", "padding", "output_padding", "dilation", "pool_stride")
 
 
 class ComponentExplained:
@@ -41,10 +41,14 @@ class ComponentExplained:
         self.request, self.texts, self.layer = request, request.texts, request.layer
         self.kind = runs_as(kind_of(request.layer)).__name__
         with torch.no_grad():
-            self.bound = self.layer.bind(*request.inputs, **request.options)
+            self.bound = self.bind()
         self.lines = self.read_lines()
         self.tracer = Tracer(self.lines)
         self.paper = self.lines.paper()
+
+    def bind(self) -> dict[str, Any]:
+        """What the formula's symbols stand for."""
+        return self.layer.bind(*self.request.inputs, **self.request.options)
 
     def read_lines(self) -> Lines:
         """The formula's lines."""
@@ -166,13 +170,17 @@ class ComponentExplained:
             if isinstance(layer, torch.nn.Module):
                 tensors |= {id(held): held for held in layer.parameters()}
         result = self.real[0] if isinstance(self.real, tuple) else self.real
-        tally = count(self.layer.formula, (), self.bound)
+        tally = self.tally()
         x = self.request.inputs[0]
         facts = {"shape": sizes_of(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
         scope = self.texts("cost.component", **facts)
         return shared.cost(
             tally, bytes_of(list(tensors.values())) + bytes_of(result), shared.trainable(self.layer), scope, self.texts
         )
+
+    def tally(self) -> Tally:
+        """What the formula's operations cost."""
+        return count(self.layer.formula, (), self.bound)
 
     # -- running ------------------------------------------------------------------------------------------------
 

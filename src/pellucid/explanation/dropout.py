@@ -1,4 +1,7 @@
-"""Explains dropout: the draws, the mask, the scaled values, and the crowd of networks that the masks make."""
+"""Explains dropout: the draws, the mask, the scaled values, and the crowd of networks that the masks make.
+
+Of weights that are dropped, every one's mask.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,15 @@ from torch import Tensor
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.report import Rows, Step, Values
+from pellucid.explanation.cost import Tally, count
+from pellucid.explanation.lines import Lines
+from pellucid.explanation.model.counts import Counts
+from pellucid.explanation.paper import joined
+from pellucid.explanation.pieces import Name
+from pellucid.explanation.report import Rows, Step, Total, Values
 from pellucid.explanation.request import Request
-from pellucid.formula.drop import drop
+from pellucid.explanation.trace import Trace
+from pellucid.formula.drop import drop, dropping
 
 CROWD = 4  # masks that are shown
 MANY = 1000  # masks that are averaged, fewer where that would draw more than MOST numbers
@@ -123,3 +132,56 @@ class DropoutExplained(ComponentExplained):
             parts.append(shared.values(self.paper.name("x"), x))
             parts.append(texts("step.crowd_mean"))
         return Step(texts("step.crowd_title"), tuple(parts))
+
+
+class DropConnectExplained(ComponentExplained):
+    """The parts of the report on a layer that drops weights: the formula runs on each of them, then the layer."""
+
+    layer: Any
+
+    def read_lines(self) -> Lines:
+        """The formula that every weight goes through."""
+        return Lines(dropping(self.bound["p"]), numbers=["p"])
+
+    def notation(self) -> Iterator[str]:
+        """What x and y stand for is said too."""
+        yield from super().notation()
+        names = self.texts("punctuation.list").join(self.bound["weights"])
+        yield self.texts("notation.drop_connect", names=names, layer=type(self.layer.module).__name__)
+
+    def notes(self) -> Iterator[str]:
+        """Whether the layer drops at all now."""
+        yield from super().notes()
+        if not self.layer.training:
+            yield self.texts("note.dropout_off")
+
+    def totals(self) -> Iterator[Total]:
+        """The weights that entries are dropped from; then with them what else the layer learns."""
+        first, *_ = super().totals()
+        yield first
+        learned = [(name, p.numel()) for name, p in self.layer.module.named_parameters() if p.requires_grad]
+        if sum(number for _, number in learned) != first.count:
+            terms = " + ".join(f"{name} {number:,}" for name, number in learned)
+            yield Total(self.texts("total.inside", terms=terms), sum(number for _, number in learned))
+
+    def steps(self) -> Iterator[Step]:
+        """The mask of every weight; then the layer with what the masks leave."""
+        for name, weight in self.bound["weights"].items():
+            x, draws = self.paper.name("x"), self.bound["draws"][name]
+            trace = self.tracer(weight, draws, self.bound["p"])
+            read = [shared.values(joined(" = ", (x, Name(name))), weight), shared.values("draws", draws)]
+            yield Step(self.texts("step.drop_connect", name=name), (*read, *self.recorded(trace)))
+        with torch.no_grad():
+            self.trace = Trace((), self.layer.formula(**self.bound))
+        result = self.trace.result[0] if isinstance(self.trace.result, tuple) else self.trace.result
+        given = shared.values(self.texts("step.drop_connect_result"), result)
+        yield Step(self.texts("step.drop_connect_layer", layer=type(self.layer.module).__name__), (given,))
+
+    def tally(self) -> Tally:
+        """What dropping costs, and what the layer costs that reads the weights."""
+        bound, inside = self.bound, self.layer.module
+        found = Counts().of(inside, bound["inputs"], bound["options"])
+        tally = count(inside, bound["inputs"], bound["options"]) if found is None else found
+        for name, weight in bound["weights"].items():
+            tally += count(self.lines.function, (weight, bound["draws"][name], bound["p"]))
+        return tally

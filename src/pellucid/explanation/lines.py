@@ -22,7 +22,7 @@ class Lines:
         function: a plain function.
         now: arguments that are new at this step (``xₜ``).
         before: arguments that come from the step before (``hₜ₋₁``), in the order in which they are returned.
-        result: the names of what is returned; by default those in ``before``, and ``y``.
+        result: the names of what is returned; by default those in ``before``, and `output`.
         numbers: arguments that are plain numbers.
     """
 
@@ -42,6 +42,7 @@ class Lines:
         self.tree = self.source.tree
         self.sites: list[Site] = []
         self.numbers = {*numbers, *_number_defaults(function)}
+        self.output = _output(self.tree)
         if self.tree is not None:
             self.numbers |= _numbers_in(self.tree, self.numbers)
             marker = Marker(self.now, self.before, self.named_results)
@@ -114,15 +115,31 @@ class Lines:
         states = list(self.before)
         if not states:
             names = list(self.result) if len(self.result) == len(nodes) else []
-            names = names or (["y"] if len(nodes) == 1 else [f"y{i}" for i in range(1, len(nodes) + 1)])
+            names = names or (
+                [self.output] if len(nodes) == 1 else [f"{self.output}{i}" for i in range(1, len(nodes) + 1)]
+            )
             return [(n, name, moment) for n, name in zip(nodes, names, strict=True)]
         if len(nodes) == 2 and isinstance(nodes[1], (ast.Tuple, ast.List)):
-            nodes, states = [nodes[0], *nodes[1].elts], ["y", *states]
+            nodes, states = [nodes[0], *nodes[1].elts], [self.output, *states]
         elif len(nodes) == len(states) + 1:
-            states = ["y", *states]
+            states = [self.output, *states]
         if len(nodes) != len(states):
             return [(value, "(" + ", ".join(states) + ")", "")]
         return [(n, name, moment) for n, name in zip(nodes, states, strict=True)]
+
+
+def _output(tree: ast.FunctionDef | None) -> str:
+    """What the result of a formula is called: y, unless that is a name of something else in it."""
+    nodes = list(ast.walk(tree)) if tree is not None else []
+    used = {node.id for node in nodes if isinstance(node, ast.Name)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    values = [node.value for node in nodes if isinstance(node, ast.Return)]
+    firsts = [value.elts[0] if isinstance(value, ast.Tuple) and value.elts else value for value in values]
+    if "y" not in used or all(isinstance(first, ast.Name) and first.id == "y" for first in firsts):
+        return "y"
+    name = "result"
+    while name in used:
+        name += "_"
+    return name
 
 
 def _number_defaults(function: Callable[..., Any]) -> set[str]:

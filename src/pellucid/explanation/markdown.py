@@ -72,7 +72,8 @@ def _blocks(report: Report) -> Iterator[str]:
         rows = [("", report.cost.scope), *cost_rows(report.cost, report.words)]
         yield table(rows, "rl")
         if report.cost.uncounted:
-            yield escaped(f"{report.words['uncounted']}: {', '.join(report.cost.uncounted)}")
+            names = report.words["comma"].join(report.cost.uncounted)
+            yield escaped(report.words["uncounted"] + report.words["colon"] + names)
         yield escaped(report.cost.convention)
     if report.steps:
         yield f"## {words['steps']}"

@@ -201,7 +201,8 @@ class RecurrentExplained:
         both = sum(numbers.values())
         one = both - sum(n for name, n in numbers.items() if name.startswith("bias_hh"))
         layer = f"torch.nn.{type(self.twin).__name__}"
-        for convention, number in (("one_bias", one), ("two_biases", both)):
+        one_bias = "one_bias" if self.reading.directions == 1 else "one_bias_directions"
+        for convention, number in ((one_bias, one), ("two_biases", both)):
             if number != total:
                 yield Total(texts(f"total.{convention}", layer=layer), number)
 
@@ -268,13 +269,19 @@ class RecurrentExplained:
             if str(name) not in named:
                 yield shared.values(name, state)
 
+    def stands(self) -> str:
+        """Which text says what the last state of the first level, forward, stands for."""
+        further = ["_level"] * (self.layer.num_layers > 1) + ["_forward"] * (self.reading.directions > 1)
+        return "".join(("stands", *further))
+
     def ending(self, steps: int, worked: int, last: list[Tensor]) -> Step:
         """What is left after the last step."""
         texts: Any = self.texts
         if not steps:
             return Step(texts("step.last_title"), (texts("step.empty"),))
         name = self.lines.paper(steps).name(self.source.states[0].name, "now")
-        parts: list[str | Values] = [texts("step.last" if steps > 1 else "step.last_of_one", h=name, steps=steps)]
+        key = "step.last" if steps > 1 else "step.last_of_one"
+        parts: list[str | Values] = [texts(key, h=name, steps=steps, stands=texts(f"step.{self.stands()}"))]
         if worked < steps:
             key = "step.rest" if worked + 1 < steps else "step.rest_one"
             parts = [texts(key, first=worked + 1, last=steps), *parts, shared.values(name, last[0])]

@@ -63,7 +63,7 @@ class RowWiseExplained(ComponentExplained):
         """Translate one symbol, with the reasons that the solver kept."""
         row, texts, solution = super().row(symbol), self.texts, self.layer.solution()
         if symbol.reason == "rows.output":
-            return replace(row, role=texts("role.output"))
+            return replace(row, name=letter(self.lines.output), role=texts("role.output"))
         role = next(known.role for known in self.source.symbols if known.name == symbol.name)
         solved = solution.symbols[symbol.name]
         reasons = (*row.reasons, *sentences(solved, solution, role, texts))

@@ -17,7 +17,7 @@ from pellucid import nn
 from pellucid.errors import label, shape_text
 from pellucid.explanation import examples as known
 from pellucid.explanation.component import ComponentExplained
-from pellucid.explanation.dropout import DropoutExplained
+from pellucid.explanation.dropout import DropConnectExplained, DropoutExplained
 from pellucid.explanation.normalization import NormalizationExplained
 from pellucid.explanation.origin import Origin
 from pellucid.explanation.recurrent import RecurrentExplained
@@ -27,7 +27,7 @@ from pellucid.explanation.row_wise import RowWiseExplained
 from pellucid.explanation.tcn import TCNExplained
 from pellucid.explanation.text_convolution import TextConvExplained
 from pellucid.explanation.texts import Texts
-from pellucid.explanation.typesetting import unturned
+from pellucid.explanation.typesetting import unbroken
 from pellucid.explanation.windowed import (
     ConvolutionExplained,
     ConvPoolingExplained,
@@ -88,7 +88,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         inputs = request.inputs  # the same sentence in every language
     _read_sentence(request)
     if request.tokens is not None:
-        request.tokens = [unturned(str(token)) for token in request.tokens]
+        request.tokens = [unbroken(str(token)) for token in request.tokens]
     _refuse_wrong_call(request)
     _refuse_no_real_numbers(request)
     with left_alone(request.layer):
@@ -109,7 +109,7 @@ FAMILIES: tuple[tuple[type, Callable[[Request], Any]], ...] = (
     (SeparableConvolution, SeparableExplained),
     (ConvPooling, ConvPoolingExplained),
     (Windowed, PoolingExplained),
-    (DropConnect, ComponentExplained),
+    (DropConnect, DropConnectExplained),
     (DropoutFamily, DropoutExplained),
     (NormalizationFamily, NormalizationExplained),
     (RowWise, RowWiseExplained),

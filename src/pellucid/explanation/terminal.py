@@ -189,7 +189,8 @@ class _Page(Sheet):
         for number, word in table:
             self.paragraph(word, "  " + number.rjust(longest) + "  ", " " * (longest + 4))
         if cost.uncounted:
-            self.paragraph(f"{self.words['uncounted']}: {', '.join(cost.uncounted)}", "  ", "  ")
+            names = self.words["comma"].join(cost.uncounted)
+            self.paragraph(self.words["uncounted"] + self.words["colon"] + names, "  ", "  ")
         self.paragraph(cost.convention, "  ", "  ")
 
     # -- worked steps -------------------------------------------------------------------------------------------

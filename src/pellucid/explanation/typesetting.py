@@ -17,6 +17,7 @@ ROWS = 8
 SLACK = 2
 CLOSING = "，。；：！？、）】》」』”’…"
 OPENING = "（【《「『“‘"
+CONTROLS = {code: 0x2400 + code for code in range(32)}  # U+2400 and on are their pictures
 WIDE = r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # characters between which a line may break
 
 
@@ -171,4 +172,14 @@ def upright(content: str) -> str:
 
 def unturned(content: str) -> str:
     """Write the names of marks that turn the direction of the text behind them in their place: U+202E."""
-    return re.sub("[\u202a-\u202e\u2066-\u2069]", lambda mark: f"U+{ord(mark[0]):04X}", content)
+    return re.sub("[\u202a-\u202e\u2066-\u2069]", _name, content)
+
+
+def unbroken(content: str) -> str:
+    """Write also what breaks a line or jumps along it as a picture or by its name: ␊, U+2028."""
+    drawn = re.sub("[\t-\r\x1c-\x1e]", lambda mark: mark[0].translate(CONTROLS), unturned(content))
+    return re.sub("[\x85\u2028\u2029]", _name, drawn)
+
+
+def _name(mark: re.Match[str]) -> str:
+    return f"U+{ord(mark[0]):04X}"

@@ -31,7 +31,7 @@ def unrolled(reading: Reading, steps: int, token: Callable[[int], str | None], t
     def moment(t: int) -> Moment:
         paper = lines.paper(t)
         before, after = ([str(paper.name(name, when)) for name in states] for when in ("before", "now"))
-        output = str(paper.name("y", "now")) if apart else after[0]
+        output = str(paper.name(lines.output, "now")) if apart else after[0]
         now = tuple(str(paper.name(name, "now")) for name in inputs)
         return Moment(t, token(t) or "", now, tuple(before), tuple(after), output)
 
@@ -78,4 +78,4 @@ def _returns_output(lines: Lines, states: list[str]) -> bool:
     """Whether the formula returns an output beside the new state."""
     returns = [n for n in ast.walk(lines.tree) if isinstance(n, ast.Return)] if lines.tree is not None else []
     names = {name for statement in returns for _, name, _ in lines.named_results(statement.value)}
-    return "y" in names - set(states)
+    return lines.output in names - set(states)

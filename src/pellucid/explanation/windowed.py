@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pellucid.explanation import request as shared
 from pellucid.explanation.component import ComponentExplained, fact_text
@@ -28,6 +29,8 @@ LISTED = 9  # numbers that stand in a sentence at most
 DRAWN = 12  # places of an axis that are drawn at most, beside those that a window touches
 Marks = dict[tuple[int, ...], str]
 WHOLE = 10**7  # entries under all windows up to which the whole formula is run for the check
+
+LEFT_OUT = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}  # of an average pooling's text
 
 
 class WindowedExplained(ComponentExplained):
@@ -92,7 +95,14 @@ class WindowedExplained(ComponentExplained):
 
     def row(self, symbol: SymbolShape) -> SymbolRow:
         """Translate one symbol; the size of the output may be decided by the call."""
-        return super().row(replace(symbol, shape=tuple(self.output.shape)) if symbol.name == "y" else symbol)
+        if symbol.name != "y":
+            return super().row(symbol)
+        row = super().row(replace(symbol, shape=tuple(self.output.shape)))
+        return replace(row, reasons=(*row.reasons, *self.sized()))
+
+    def sized(self) -> Iterator[str]:
+        """What else decides the size of the output."""
+        return iter(())
 
     def facts(self, symbol: SymbolShape) -> dict[str, Any]:
         """A size of the window that is one number holds along every axis."""
@@ -279,6 +289,18 @@ class ConvolutionExplained(WindowedExplained):
         }
         return [part for key in keys for part in self.texts.paragraphs(f"idea.convolution_{key}", **facts)]
 
+    def sized(self) -> Iterator[str]:
+        """What picks one of the sizes that a transposed convolution may give."""
+        if not getattr(self.layer, "transposed", False):
+            return
+        wanted, more = self.request.options.get("output_size"), self.layer.output_padding
+        if wanted is not None:
+            size = fact_text("output_size", tuple(wanted)[-self.layer.spatial :], self.texts)
+            yield self.texts("why.conv.output.wanted", output_size=size)
+        elif any(more):
+            size = fact_text("output_padding", more, self.texts)
+            yield self.texts("why.conv.output.more", output_padding=size)
+
     def said(self, view: WindowView, trace: Trace) -> Iterator[str]:
         """The sum written out."""
         assert view.kernel is not None
@@ -383,6 +405,13 @@ class PoolingExplained(WindowedExplained):
 
     family = "pooling"
 
+    def subject(self) -> str:
+        """The layer with what torch's own text of it leaves out."""
+        text = super().subject()
+        given = {name: getattr(self.layer, name, usual) for name, usual in LEFT_OUT.items()}
+        more = [f", {n}={v}" for n, v in given.items() if v != LEFT_OUT[n] and f"{n}=" not in text]
+        return "".join((text[:-1], *more, ")"))
+
     def idea(self) -> tuple[str, ...]:
         """Pooling in general, and by what this one reduces."""
         kind = "average" if isinstance(self.layer, Average) else "greatest"
@@ -391,7 +420,23 @@ class PoolingExplained(WindowedExplained):
     def notation(self) -> Iterator[str]:
         """What ``reduce`` stands for."""
         yield from super().notation()
-        yield self.texts(f"notation.{'mean' if isinstance(self.layer, Average) else 'greatest'}")
+        yield self.texts(f"notation.{self.reduction()}", divisor=getattr(self.layer, "divisor_override", None))
+
+    def reduction(self) -> str:
+        """How one number is made of a window."""
+        layer = self.layer
+        if not isinstance(layer, Average):
+            return "greatest"
+        if getattr(layer, "divisor_override", None) is not None:
+            return "mean_divided"
+        if not any(pytree.tree_leaves(getattr(layer, "padding", 0))):
+            return "mean"
+        return "mean_padded" if layer.count_include_pad else "mean_unpadded"
+
+    def sized(self) -> Iterator[str]:
+        """Where the last window may lie."""
+        if getattr(self.layer, "ceil_mode", False):
+            yield self.texts("why.pool.output.ceil")
 
     def entries(self, view: WindowView, bound: dict[str, Any]) -> Iterator[Values]:
         """The lines show the window themselves."""

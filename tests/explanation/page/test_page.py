@@ -199,6 +199,16 @@ def blanks(text):
     return sorted(re.findall(r"\{(\w+)", text))
 
 
+def test_eval_has_one_name_in_chinese():
+    for kind in ("recurrence", "convolution", "normalization", "dropout"):
+        assert "推理" not in str(words(kind, "zh")), kind
+
+
+def test_what_happens_in_some_ways_does_not_happen_on_them():
+    english = " ".join(str(words(kind, "en")) for kind in ("recurrence", "convolution", "normalization", "dropout"))
+    assert not re.search(r"\bon (\w+ ){1,3}ways\b", english)
+
+
 @pytest.mark.parametrize("kind", ["core", "recurrence", "convolution", "normalization", "dropout"])
 def test_words_are_the_same_in_both_languages(kind):
     english, chinese = words(kind, "en"), words(kind, "zh")

@@ -458,6 +458,17 @@ def test_what_falls_next_as_p_grows(tmp_path, browser):
     assert [row["mask"][0][index] for row in shown] == ["1", "0"]
 
 
+def test_an_average_that_does_not_return_to_x_is_not_called_so(tmp_path, browser):
+    settings = [(0, 0.0), (1, 0.5), (2, 1.0)]
+    hashes, crowd = [hash_of(i, p=p, entry=0) for i, p in settings], '[data-part="crowd"]'
+    with opened(browser, written(tmp_path, nn.Dropout(0.3, seed=SEED), torch.arange(1.0, 7.0))) as page:
+        shown = page.evaluate(THROUGH, [hashes, [], [f"{crowd} .goal-text", crowd], ["crowd"]])
+    goals, texts = ([row[key][0] for row in shown] for key in (f"{crowd} .goal-text", crowd))
+    assert goals == ["x[0] = 1", "x[0] = 1", "expected = 0"]
+    assert ["A hundred times as many masks" in text for text in texts] == [False, True, False]
+    assert ["distance from what is expected" in text for text in texts] == [False, False, True]
+
+
 # -- what is unusual --------------------------------------------------------------------------------------------------
 
 

@@ -310,6 +310,17 @@ def test_two_divisors(browser, tmp_path):
         assert read["source"] == "page"
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_what_is_said_of_the_mean_square_is_so(lang):
+    x = torch.tensor([[1.0, 2.0, 4.0, 7.0], [3.0, 3.0, 3.0, 3.0]], dtype=torch.float64)
+    variance, eps = x.var(-1, correction=0), 0.5
+    square = torch.nn.functional.layer_norm(x, (4,), eps=eps).square().mean(-1)
+    torch.testing.assert_close(square, variance / (variance + eps))
+    said = words("normalization", lang)["divisor_main"]
+    assert "σ²/(σ² + ε)" in said
+    assert not any(wrong in said for wrong in ("exactly", "恰好"))
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 2)])
 def test_a_batch_of_one(browser, tmp_path, shape):
     layer = nn.BatchNorm1d(4) if len(shape) == 2 else nn.BatchNorm2d(4)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from pellucid.explanation.typesetting import WIDE, unturned, wrapped
+from pellucid.explanation.typesetting import CONTROLS, WIDE, unturned, wrapped
 
 MONO = 0.63  # of the size, for every column
 NARROW, BROAD = set("iIjltfr.,;:'|!()[]/ "), set("mwMW@%—…⊙√−≥≤×→↓")
 ELLIPSIS = "…"
 FORBIDDEN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-CONTROLS = {code: 0x2400 + code for code in range(32)}  # U+2400 and on are their pictures
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Composer:
             totals=tuple(self.totals()),
             counted=tuple(self.counted()),
             notes=tuple(self.notes(root)),
-            words=texts.group("model_word"),
+            words=texts.group("punctuation") | texts.group("model_word"),
         )
 
     # -- layers -------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Composer:
         named = [(texts.axis(name) if name else "", size) for name, size in sizes(seen.shape, known)]
         text = " × ".join(f"{name} {size}" if name else str(size) for name, size in named) or texts("model.scalar")
         if not (seen.dtype.is_floating_point or seen.dtype.is_complex):
-            text += f" ({_type(seen.dtype)})"
+            text += texts("model.type", type=_type(seen.dtype))
         if seen.sequences:
             text += texts("model.packed", sequences=seen.sequences)
         return TensorRow(seen.name, seen.shape, tuple(name for name, _ in named), _type(seen.dtype), text)

@@ -35,7 +35,7 @@ def _rows(report: ModelReport, row: LayerRow, depth: int) -> Iterator[tuple[str,
     """Write a layer and those inside it; a note takes the place of what goes in."""
     reads, gives = flow(row, report.words)
     note = reads or row.note
-    weights = ", ".join(weight_text(weight, report.words) for weight in row.weights)
+    weights = report.words["list"].join(weight_text(weight, report.words) for weight in row.weights)
     yield ("\N{EM SPACE}" * depth + label(row), note, gives, weights, *numbers(row))
     for layer in row.layers:
         yield from _rows(report, layer, depth + 1)

@@ -94,7 +94,7 @@ def flow(row: LayerRow, words: Mapping[str, str]) -> tuple[str, str]:
         alone = len(tensors) == 1
         parts = [printable(t.text) if alone and not t.name.count(".") else tensor_text(t) for t in tensors[:LISTED]]
         more = [words["more_tensors"].format(n=len(tensors) - LISTED)] if len(tensors) > LISTED else []
-        return "; ".join([*parts, *more])
+        return words["semicolon"].join([*parts, *more])
 
     return listed(row.inputs), listed(row.outputs)
 
@@ -103,7 +103,7 @@ def weight_text(weight: Weight, words: Mapping[str, str]) -> str:
     """Write a parameter: its name, shape, whether it is fixed, and whose it is."""
     text = f"{weight.name} {weight.shape_text}"
     if not weight.trainable:
-        text += f" ({words['fixed']})"
+        text += words["fixed"]
     return printable(f"{text} {words['same'].format(path=weight.shared)}" if weight.shared else text)
 
 
@@ -164,12 +164,12 @@ class _Page(Sheet):
         """What stands under a layer's line."""
         reads, gives = flow(row, self.words)
         if row.calls:
-            calls = f"{self.words['calls'].format(n=row.calls)}: " if row.calls > 1 else ""
+            calls = self.words["calls"].format(n=row.calls) + self.words["colon"] if row.calls > 1 else ""
             yield f"{calls}{reads} → {gives}"
         weights = [weight_text(weight, self.words) for weight in row.weights]
         if weights:
             more = [self.words["more_tensors"].format(n=len(weights) - LISTED)] if len(weights) > LISTED else []
-            yield f"{self.words['weights']}: {', '.join([*weights[:LISTED], *more])}"
+            yield self.words["weights"] + self.words["colon"] + self.words["list"].join([*weights[:LISTED], *more])
         if row.formula and row.calls:
             yield row.formula
         if row.note:

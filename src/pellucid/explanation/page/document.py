@@ -117,7 +117,7 @@ def _cost(report: Report) -> str:
     )
     said = [cost.convention]
     if cost.uncounted:
-        said.insert(0, f"{words['uncounted']}: {', '.join(cost.uncounted)}")
+        said.insert(0, words["uncounted"] + words["colon"] + words["comma"].join(cost.uncounted))
     return f'{paragraphs([cost.scope])}<table class="facts plain">{rows}</table>{paragraphs(said, "muted")}'
 
 

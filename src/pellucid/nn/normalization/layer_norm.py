@@ -190,7 +190,12 @@ class GroupNorm(ChannelFirst, torch.nn.GroupNorm):
         return (x.shape[0], x.shape[1], *(1,) * (x.ndim - 2))
 
     def _facts(self, x: Tensor) -> dict[str, Any]:
-        return super()._facts(x) | {"groups": self.num_groups, "channels_of_a_group": x.shape[1] // self.num_groups}
+        _, *space = super()._facts(x)["averaged"]
+        averages = (x.shape[0], self.num_groups)
+        return {"averaged": ["channels of a group", *space], "groups": self.num_groups, "averages": averages}
+
+    def _reason(self, name: str) -> str:
+        return "norm.mu.grouped" if name == "mu" else super()._reason(name)
 
 
 class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
@@ -233,7 +238,10 @@ class LocalResponseNorm(ChannelFirst, torch.nn.LocalResponseNorm):
         return tuple(x.shape)
 
     def _facts(self, x: Tensor) -> dict[str, Any]:
-        return super()._facts(x) | {"window": self.size}
+        return {"averaged": ["neighbouring channels"], "window": self.size}
+
+    def _reason(self, name: str) -> str:
+        return "norm.mean_square.window"
 
     def _averages(self) -> tuple[str, ...]:
         return ("mean_square",)

@@ -112,7 +112,7 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
             (x,) = inputs
             axes, averaged, facts = self.axes(x), self._average_shape(x), self._facts(x)
             shapes = [SymbolShape("x", tuple(x.shape), axes, "norm.x", False)]
-            shapes += [SymbolShape(name, averaged, axes, f"norm.{name}", False, facts) for name in self._averages()]
+            shapes += [SymbolShape(n, averaged, axes, self._reason(n), False, facts) for n in self._averages()]
         for name, parameter, title in (("gamma", self.weight, "weight"), ("beta", self.bias, "bias")):
             if parameter is not None:
                 axes = self._affine_axes()
@@ -137,6 +137,10 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
     def _facts(self, x: Tensor) -> dict[str, Any]:
         """What may be said of the averages."""
         return {"averaged": [name for _, name in self.averaged_axes(x)]}
+
+    def _reason(self, name: str) -> str:
+        """Key of why an average has its shape."""
+        return f"norm.{name}"
 
     def _affine_axes(self) -> tuple[str, ...]:
         """Meaning of the axes of γ and β."""

@@ -26,16 +26,17 @@ export function crowd(exhibit, state, width) {
     : untouched
       ? { mean: own(data.crowd.expected), variance: own(data.crowd.variance) }
       : state.expected(entry);
+  const returns = state.block || (data.kind === "plain" && state.values.p < 1); // the average returns to x
   const now = Math.min(call + 1, masks);
   const chart = curveChart({
     width, curve, target: exact.mean, deviation: Math.sqrt(exact.variance), now,
     label: words("curve_label", { ...facts, target: short(exact.mean), last: short(curve.at(-1)) }),
-    targetText: `${data.kind === "plain" || state.block ? facts.name : words("expected")} = ${short(exact.mean)}`,
+    targetText: `${returns ? facts.name : words("expected")} = ${short(exact.mean)}`,
   });
   const columns = now > 1 && !counts.includes(now) ? [...counts, now].sort((a, b) => a - b) : counts;
   const mean = (n) => means[counts.indexOf(n)] ?? curve[n - 1];
   const numbers = [columns.map(mean), columns.map((n) => Math.abs(mean(n) - exact.mean)), columns.map((n) => Math.sqrt(exact.variance / n))];
-  const heads = ["row_mean", state.block || data.kind === "plain" ? "row_gap" : "row_gap_expected", "row_error"];
+  const heads = ["row_mean", returns ? "row_gap" : "row_gap_expected", "row_error"];
   return [
     why(state, words, facts),
     el("figure", {}, chart, el("figcaption", {}, words("axis_masks"))),
@@ -69,7 +70,8 @@ function spread(state, words, variance, measured, masks) {
   const formula = state.data.kind !== "plain" || p === 1
     ? [words("variance_outcomes"), words("gap")]
     : [words("variance_formula"), words("gap"), number(`${short(p)}/(1 − ${short(p)}) × ${term(x)}² = `)];
-  return el("p", {}, measuredText, formula, strong("variance-exact", variance), words("stop"), words("error_shrinks"));
+  return el("p", {}, measuredText, formula, strong("variance-exact", variance), words("stop"),
+    variance > 0 ? words("error_shrinks") : "");
 }
 
 function runningMean(samples) {

@@ -72,11 +72,7 @@ class Layout:
 def layout_of(explained: Any) -> Layout:
     """Lay out what a layer of the family has read."""
     layer, x = explained.layer, explained.x.detach().cpu().double()
-    given = explained.request.inputs[0]
-    real = layer._real(  # of an input without batch the formula sees a batch of one
-        x, layer.axes(given if given.ndim == x.ndim else x), *map(explained.request.options.get, ("lengths", "mask"))
-    )
-    real = None if real is None else real.expand(x.shape)
+    real = None if explained.marked is None else explained.marked.cpu().expand(x.shape)
     if isinstance(layer, Normalization):
         return Layout(x, real, OTHERS[: x.ndim], None)
     shape, letters = _shape(layer, x)

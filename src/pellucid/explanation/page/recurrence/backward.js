@@ -32,8 +32,8 @@ export function backward(exhibit, run, found) {
   if (!found) return el("p", { class: "muted" }, words("loss_not_here"));
   const shown = data.backward.moments;
   const last = data.states[0].label;
-  const said = loss === "sum" ? words("loss_sum", { y: at(data.output.own ? "y" : last, data.steps) })
-    : words("loss_unit", { y: at(data.output.own ? "y" : last, data.steps), unit: unit + 1 });
+  const said = loss === "sum" ? words("loss_sum", { y: at(data.output.own ? data.output.name : last, data.steps) })
+    : words("loss_unit", { y: at(data.output.own ? data.output.name : last, data.steps), unit: unit + 1 });
   const grids = data.states.map(({ label, size }, which) => {
     const units = unitsShown(exhibit, size);
     return matrix({
@@ -132,7 +132,7 @@ export function effect(exhibit, model, run) {
   if (!run.recomputed) return el("p", { class: "muted" }, words("nothing_changed"));
   const plain = model.unchanged();
   const units = unitsShown(exhibit, data.output.size);
-  const name = at(data.output.own ? "y" : data.states[0].label, data.steps);
+  const name = at(data.output.own ? data.output.name : data.states[0].label, data.steps);
   const rows = [plain.last, run.last, run.last.map((value, j) => value - plain.last[j])];
   const distance = Math.sqrt(rows[2].reduce((sum, value) => sum + value * value, 0));
   const norm = Math.sqrt(plain.last.reduce((sum, value) => sum + value * value, 0));

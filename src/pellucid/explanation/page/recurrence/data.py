@@ -208,7 +208,11 @@ class Recurrence:
                 {"name": s.name, "label": letter(s.name), "size": value.shape[-1], "rows": value[self.times]}
                 for s, value in zip(self.source.states, self.trajectory, strict=True)
             ],
-            "output": {"size": self.output.shape[-1], "own": self.returned > len(self.sizes)},
+            "output": {
+                "name": letter(self.lines.output),
+                "size": self.output.shape[-1],
+                "own": self.returned > len(self.sizes),
+            },
             "last": self.output[-1],
             "parameters": [
                 {
