@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from explaining import SENTENCE
 from pellucid.explanation import load
-from pellucid.explanation.command import command, parse_arguments
+from pellucid.explanation.command import command
+from pellucid.explanation.options import parse_arguments
 from pellucid.explanation.texts import load as load_texts
 
 # -- the command ----------------------------------------------------------------------------------------------------
@@ -103,6 +104,50 @@ def test_arguments_of_a_layer():
     given = ["--kernel-size", "3,5", "--bias=false", "--p", "0.5", "--bidirectional", "--mode", "max", "--shift", "-2"]
     expected = {"kernel_size": (3, 5), "bias": False, "p": 0.5, "bidirectional": True, "mode": "max", "shift": -2}
     assert parse_arguments(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("dropout", "--p"), "--p"),
+        (("dropout", "--p", "--input", "1,2"), "--p"),
+        (("dropout", "--p="), "--p"),
+        (("conv2d", "--kernel-size", "--stride", "2"), "--kernel-size"),
+        (("conv2d", "--device"), "--device"),
+        (("batchnorm1d", "--eps"), "--eps"),
+        (("leaky", "--tau"), "--tau"),
+        (("RNN", "--nonlinearity"), "--nonlinearity"),
+    ],
+)
+def test_an_option_whose_argument_takes_a_value_needs_one(arguments, option):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 2
+    assert result.output == f"Error: {option} needs a value\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gru", "--bidirectional", "--hidden-size", "2"), "2 directions"),
+        (("conv2d", "--bias"), "bias"),
+        (("batchnorm1d", "--affine", "--num-features", "3"), "γ"),
+    ],
+)
+def test_an_option_that_is_true_or_false_may_stand_alone(arguments, words):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+
+
+def test_an_option_may_stand_alone_where_nothing_is_known_of_its_argument(tmp_path):
+    file = tmp_path / "open.py"
+    file.write_text(
+        "import torch\n\ndef make(deep, wide=4, **more):\n"
+        "    assert deep is True and more in ({}, {'other': True})\n    return torch.nn.Linear(wide, 2)\n"
+    )
+    result = run(f"{file}:make", "--deep", "--other", "--input", "2x4", "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert run(f"{file}:make", "--deep", "--wide").output == "Error: --wide needs a value\n"
 
 
 # -- files and the browser ------------------------------------------------------------------------------------------

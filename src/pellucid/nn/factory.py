@@ -37,6 +37,7 @@ class Factory:
         self.version = 0  # see `look_outside`
         self._seen: list[Any] | None = None
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
+        self.layer_class = layer
         self._refuse_taken(layer)
 
     def __repr__(self) -> str:
@@ -85,6 +86,19 @@ class Factory:
         axes = [dim for symbol in self.source.symbols for dim in symbol.dims or ()]
         names = [name for axis in axes for unit in axis.split("+") for name in unit.split("*")]
         return tuple(dict.fromkeys(n for n in names if n.isidentifier() and n not in self.source.always_given))
+
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The arguments of the constructor by name, with the sizes and the hyperparameters of the formula."""
+        of_layer = list(inspect.signature(self.layer_class.__init__).parameters.values())[2:]  # without self and cell
+        named = {p.name: p for p in of_layer if p.kind is not p.VAR_KEYWORD}
+        own: list[tuple[str, Any, Any]] = [(name, inspect.Parameter.empty, int) for name in self.size_names]
+        for symbol in self.source.hyperparameters:
+            number = float if isinstance(symbol.default, (int, float)) else float | str
+            own.append((symbol.name, symbol.default, bool if isinstance(symbol.default, bool) else number))
+        return named | {
+            name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, default, kind in own
+        }
 
     def _refuse_taken(self, layer: type[Authored]) -> None:
         """Refuse names under which a layer, its constructor or its call has something else.
