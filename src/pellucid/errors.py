@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -40,10 +41,18 @@ def shape_text(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
     return "(" + ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True)) + ")"
 
 
+def kind_text(value: object) -> str:
+    """Name what a value is: an int, a list, a function, None."""
+    if value is None:
+        return "None"
+    kind = "function" if isinstance(value, (types.BuiltinFunctionType, types.MethodType)) else type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
 def refuse_others(module: torch.nn.Module, x: object, what: str = "input") -> None:
     """Raise unless an input is a tensor."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{label(module)}: the {what} is a {type(x).__name__}, but the layer reads a torch.Tensor.")
+        raise TypeError(f"{label(module)}: the {what} is {kind_text(x)}, but the layer reads a torch.Tensor.")
 
 
 def mismatch(x: torch.Tensor, weight: torch.Tensor, what: str = "weights") -> str | None:

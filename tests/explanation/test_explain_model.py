@@ -769,7 +769,21 @@ def test_command_takes_inputs_by_name(models):
 
 def test_command_for_single_layers_knows_no_layers_inside():
     assert "names a layer of a model" in run("gru", "--layer", "x").output
-    assert "--eval is for models" in run("gru", "--eval").output
+
+
+def test_command_names_what_a_file_has(models):
+    result = run(models)
+    assert result.exit_code == 2
+    assert f"which cell or model of it? Write {models}:Net; its cells are none, its models Net, Ids" in result.output
+
+
+@pytest.mark.parametrize("given", ["2x7", "ids=2x7"])
+def test_command_says_how_to_draw_rows_of_a_table(models, given):
+    scale = "scale=2x7x4" if "=" in given else "2x7x4"
+    result = run(f"{models}:Ids", "--input", given, "--input", scale)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert f"write --input {given}:1000" in result.output
 
 
 def test_shapes_on_the_command_line():

@@ -66,7 +66,12 @@ def test_command_reads_a_cell_from_a_file(tmp_path):
     result = run(f"{file}:slow", "--tau", "4", "--hidden-size=2", "--lang", "en", "--steps", "1")
     assert result.exit_code == 0, result.output
     assert "τ = 4" in result.output
-    for name, words in ((f"{file}:fast", "its cells are slow"), (f"{file}", "which cell"), ("no.py:x", "no such file")):
+    for name, words in (
+        (f"{file}:fast", "its cells are slow"),
+        (f"{file}", f"which cell of it? Write {file}:slow; its cells are slow"),
+        ("no.py:x", "no such file"),
+        ("no.py", "which cell"),
+    ):
         result = run(name)
         assert result.exit_code != 0
         assert words in result.output
@@ -137,6 +142,71 @@ def test_an_option_that_is_true_or_false_may_stand_alone(arguments, words):
     result = run(*arguments, "--lang", "en")
     assert result.exit_code == 0, result.output
     assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("batchnorm2d", "--num-features", "0"), "--num-features: expected a whole number from 1, but received '0'"),
+        (("conv2d", "--padding=-1"), "--padding: expected 3 or 3,5, whole numbers from 0, but received '-1'"),
+        (("conv2d", "--groups", "1.5"), "--groups: expected a whole number from 1, but received '1.5'"),
+        (("conv2d", "--bias", "no"), "--bias: expected true or false, but received 'no'"),
+        (("leaky", "--tau", "x"), "--tau: expected a number, 0.5 say, but received 'x'"),
+        *(
+            (("dropout", "--p", p), f"--p: expected a number, 0.5 say, but received {p!r}")
+            for p in ("nan", "inf", "abc", "true", "1e999", "1,2")
+        ),
+        *(
+            (
+                ("conv2d", "--kernel-size", size),
+                f"--kernel-size: expected 3 or 3,5, whole numbers from 1, but received {size!r}",
+            )
+            for size in ("abc", "3x5", "0", "3,0", "none")
+        ),
+        (
+            ("rnn", "--bias", "false"),
+            "explain: rnn takes no 'bias'. It takes input_size, hidden_size, num_layers, batch_first, dropout, "
+            "bidirectional, device, dtype.",
+        ),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_in_one_line(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("conv2d", "--padding", "same"), "padding=same"),
+        (("conv2d", "--padding", "0,1"), "padding=(0, 1)"),
+        (("conv2d", "--bias", "0"), "weight"),
+        (("maxpool2d", "--stride", "none"), "kernel_size=2"),
+        (("batchnorm1d", "--momentum", "none"), "momentum=None"),
+        (("dropout", "--p", "0"), "p=0"),
+        (("dropout", "--seed", "-3"), "p=0.5"),
+        (("lstm", "--hidden-size", "4", "--dropout", "0.5", "--num-layers", "2"), "dropout=0.5"),
+    ],
+)
+def test_an_option_of_a_kind_that_goes_is_read(arguments, words):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+
+
+@pytest.mark.parametrize("name", ["dropout", "batchnorm", "drop_path"])
+def test_eval_of_a_single_layer(tmp_path, name):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import pellucid\n\n@pellucid.layer\ndef drop_path(x, *, p: float = 0.5):\n"
+        "    return pellucid.dropout(x, p) * 2\n"
+    )
+    name = f"{own}:drop_path" if name == "drop_path" else name
+    training, evaluated = (run(name, "--input", "1,2,3,4", "--lang", "en", *more).output for more in ((), ("--eval",)))
+    assert training != evaluated
+    known = {"dropout": "it drops nothing", "batchnorm": "average is what training has kept"}
+    assert known.get(name, "") in evaluated
 
 
 def test_an_option_may_stand_alone_where_nothing_is_known_of_its_argument(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pellucid.commandline import drawn, load, parse_inputs, told
+from pellucid.commandline import Refusal, drawn, load, looked_up, parse_inputs, told
 from pellucid.explanation import ModelReport, explain
 from pellucid.explanation.examples import build, parameters_of
 from pellucid.explanation.gallery import write_gallery
@@ -66,7 +66,9 @@ SHAPE = re.compile(r"\d+([x×]\d+)+(:.*)?|\d+:.*")
     "--layer", metavar="PATH", help="Of a model: explain this layer of it, encoder.rnn, with what reached it."
 )
 @click.option("--runs", type=click.IntRange(min=0), help="Of a model: how often it is run to take the time.")
-@click.option("--eval", "in_eval", is_flag=True, help="Of a model: call eval() first.")
+@click.option(
+    "--eval", "in_eval", is_flag=True, help="Call eval() first: no dropout, BatchNorm with its running averages."
+)
 @click.option("--width", type=click.IntRange(min=40), help="Columns of the text. Default: those of the terminal.")
 @click.option(
     "--open", "in_browser", is_flag=True, help="Open the interactive page in the browser; nothing is printed."
@@ -111,10 +113,10 @@ def command(
 
         found = load(name)
         maker = Maker.of(found)
-        subject, arguments = built(maker or found, context.args, seed)
-        if in_eval:
-            if not hasattr(subject, "eval"):
-                raise click.UsageError(f"--eval is for models; {name} is explained as it is made")
+        if maker is not None:
+            maker.training = not in_eval
+        subject, arguments = built(maker or found, context.args, seed, ready=isinstance(found, str))
+        if in_eval and isinstance(subject, torch.nn.Module):
             subject.eval()
         inputs, named = parse_inputs(numbers, lambda text, index: parse_numbers(text, seed + index))
         if named and not isinstance(subject, torch.nn.Module):
@@ -139,7 +141,8 @@ def command(
     except UnicodeEncodeError:
         raise  # of all commands, if the terminal cannot write something
     except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, OSError, ImportError) as error:
-        raise click.ClickException(told(error)) from error
+        wrong = isinstance(error, (ValueError, TypeError)) or looked_up(error, numbers)
+        raise (Refusal if wrong else click.ClickException)(told(error, numbers)) from error
 
 
 @click.command()
@@ -170,12 +173,12 @@ def destinations(files: Sequence[str]) -> list[Path]:
         raise click.BadParameter(str(error).removeprefix("save: ")) from error
 
 
-def built(subject: Any, rest: Sequence[str], seed: int) -> tuple[Any, dict[str, Any]]:
+def built(subject: Any, rest: Sequence[str], seed: int, ready: bool) -> tuple[Any, dict[str, Any]]:
     """Make a model of its class, or by a function, with these arguments; return what is left of them for others."""
     construct = getattr(subject, "construct", subject)  # of a layer that is given by name
     if isinstance(construct, torch.nn.Module) or not callable(construct):
         return subject, parse_arguments(rest)
-    arguments = parse_arguments(rest, parameters_of(construct))
+    arguments = parse_arguments(rest, parameters_of(construct), ready)
     if construct is not subject:
         return subject, arguments
     return build(subject, subject.__name__, arguments, seed), {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid import nn
-from pellucid.errors import label, shape_text
+from pellucid.errors import kind_text, label, shape_text
 from pellucid.explanation import examples as known
 from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.dropout import DropoutExplained
@@ -71,7 +71,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         )
     else:
         raise TypeError(
-            f"explain: a layer, a cell or a name is explained, not a {type(subject).__name__}. A function becomes a "
+            f"explain: a layer, a cell or a name is explained, not {kind_text(subject)}. A function becomes a "
             f"cell by @pellucid.cell, a layer by @pellucid.layer."
         )
     request = Request(subject if maker is None else torch.nn.Module(), inputs, texts, **about)
@@ -129,7 +129,9 @@ def family(layer: torch.nn.Module) -> Callable[[Request], Any]:
 
 
 class Maker:
-    """Builds a layer that is given by name, with what the input says of its sizes."""
+    """Builds a layer that is given by name, with what the input says of its sizes, in the mode ``training`` says."""
+
+    training = True
 
     def __init__(
         self, make: Callable[..., Any], name: str, arguments: Mapping[str, Any], example: known.Example | None = None
@@ -174,7 +176,7 @@ class Maker:
         seeded = isinstance(self.construct, type) and "seed" in known.parameters_of(self.construct)
         if seeded and "generator" not in options:
             arguments.setdefault("seed", request.seed)
-        request.layer = known.build(self.construct, self.name, arguments, request.seed)
+        request.layer = known.build(self.construct, self.name, arguments, request.seed).train(self.training)
         if self.example is not None:
             request.options = dict(self.example.options) if not request.inputs else {}
         if not request.inputs:
@@ -286,10 +288,9 @@ def _tensor(value: Any, name: str) -> Any:
     except ValueError:  # rows of different lengths
         numbers = np.asarray(None)
     if numbers.dtype.kind not in "biufc":
-        what = repr(value) if value is None else f"a {type(value).__name__}"
         raise TypeError(
-            f"explain: {name}: the input is {what}, which cannot be read as numbers. Give a tensor or an array, "
-            f"numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
+            f"explain: {name}: the input is {kind_text(value)}, which cannot be read as numbers. Give a tensor or an "
+            f"array, numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
         )
     return torch.tensor(numbers, dtype=None if numbers.dtype.kind == "c" else torch.float32)
 

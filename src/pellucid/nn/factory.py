@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pellucid.errors import FormulaError, label, shape_text
+from pellucid.errors import FormulaError, kind_text, label, shape_text
 from pellucid.formula import outside
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Symbol, read
@@ -137,9 +137,9 @@ class Factory:
         missing = [name for name, s in known.items() if s.required and name not in options]
         if unknown or missing:
             fault = f"unexpected argument {unknown[0]!r}" if unknown else f"missing argument {missing[0]!r}"
+            own = ", ".join((*self.size_names, *known))
             raise TypeError(
-                f"{self.source.name}: {fault}. Beside {self.beside} it takes: "
-                f"{', '.join((*self.size_names, *known)) or 'none'}"
+                f"{self.source.name}: {fault}. It takes {self.beside}" + (f"; of its formula {own}." if own else ".")
             )
         for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -148,7 +148,7 @@ class Factory:
             word = isinstance(value, str) and not isinstance(known[name].default, (int, float))
             if not isinstance(value, (int, float)) and not word:
                 raise FormulaError(
-                    f"{self.source.name}: the hyperparameter {name} is a number, not a {type(value).__name__}. A "
+                    f"{self.source.name}: the hyperparameter {name} is a number, not {kind_text(value)}. A "
                     f"tensor that does not change may stand in the formula as a variable of its module; one that is "
                     f"trained is a parameter (no number as default)."
                 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import kind_text, label, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
@@ -257,7 +257,7 @@ class RowWise(Authored, Running, Component, Drawing):
         given = [values[name] for name in names]
         for name, x, size in zip(names, given, self._solution.input_sizes(self.layer.source), strict=True):
             if not isinstance(x, Tensor):
-                raise TypeError(f"{label(self)}: the input {name} is a tensor, not a {type(x).__name__}")
+                raise TypeError(f"{label(self)}: the input {name} is a tensor, not {kind_text(x)}")
             self._check_shape(name, x, size, given[0])
             self._check_type(name, x, given[0])
         return given
