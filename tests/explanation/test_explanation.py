@@ -342,7 +342,7 @@ def test_a_layer_of_torch_is_explained_by_its_twin(layer, shape):
         ((nn.GRU,), {}, TypeError, ("GRU is a class", "explain(GRU(...), x)")),
         ((3,), {}, TypeError, ("is explained, not an int. A function",)),
         ((len,), {}, TypeError, ("is explained, not a function. A function",)),
-        ((None,), {}, TypeError, ("is explained, not None. A function",)),
+        ((None,), {}, TypeError, ("is explained, not a NoneType. A function",)),
         (("rnn",), {"steps": -1}, ValueError, ("steps is how many", "-1")),
         (("rnn",), {"steps": "2"}, ValueError, ("steps is how many", "'2'")),
         (

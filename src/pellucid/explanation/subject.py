@@ -288,8 +288,9 @@ def _tensor(value: Any, name: str) -> Any:
     except ValueError:  # rows of different lengths
         numbers = np.asarray(None)
     if numbers.dtype.kind not in "biufc":
+        what = "None" if value is None else kind_text(value)
         raise TypeError(
-            f"explain: {name}: the input is {kind_text(value)}, which cannot be read as numbers. Give a tensor or an "
+            f"explain: {name}: the input is {what}, which cannot be read as numbers. Give a tensor or an "
             f"array, numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
         )
     return torch.tensor(numbers, dtype=None if numbers.dtype.kind == "c" else torch.float32)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
-from pellucid.errors import kind_text, label, mismatch, shape_text
+from pellucid.errors import kind_text, label, mismatch, refuse_proxies, shape_text
 from pellucid.nn import lengths as real
 from pellucid.nn.axes import name_axes
 from pellucid.nn.component import Component, SymbolShape, ran_by, written
@@ -173,6 +173,7 @@ class TCN(Component, torch.nn.Module):
         Returns:
             The output; with ``state`` the pair of the output and the next state.
         """
+        refuse_proxies(self, input, lengths, state)
         if state is not None:
             self._refuse_misfit(input, piece=True)
             if lengths is not None:
