@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.cells import cell_len
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_sequence
@@ -680,6 +681,7 @@ def test_page_of_a_large_model_opens_a_few_layers(tmp_path):
 
 MODELS = """
 import torch
+from rich.cells import cell_len
 from torch import nn
 
 class Net(nn.Module):
@@ -769,6 +771,17 @@ def test_command_takes_inputs_by_name(models):
 
 def test_command_for_single_layers_knows_no_layers_inside():
     assert "names a layer of a model" in run("gru", "--layer", "x").output
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("width", [40, 60, 66, 80])
+def test_the_tree_keeps_to_the_width(lang, width):
+    model = nn.Sequential(nn.Sequential(nn.Linear(400, 300), nn.ReLU()))
+    report = pellucid.explain(model, torch.randn(64, 400), show=False, lang=lang)
+    text = report.text(width)
+    assert all(cell_len(line) <= width for line in text.splitlines()), text
+    assert "120,300" in text
+    assert (f"{report.words['parameters']} 120,300" in text) == (width < 66)
 
 
 def test_command_names_what_a_file_has(models):
