@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ DRAWN = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
 
+SHAPE = re.compile(r"(^|=)\s*\d+([x×]\d+)+\s*$")
+
 
 class Refusal(click.ClickException):
     """What cannot be used: one line, exit code 2 as for a wrong option."""
@@ -26,10 +29,23 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
-def told(error: BaseException) -> str:
-    """What an exception says, with what was added to it on its way."""
+def told(error: BaseException, inputs: Sequence[str] = ()) -> str:
+    """What an exception says, with what was added to it on its way; or the cure, where ``--input`` must be another."""
+    if cure := looked_up(error, inputs):
+        return cure
     said = error.args[0] if isinstance(error, KeyError) and error.args else error
     return "\n".join([str(said), *getattr(error, "__notes__", ())])
+
+
+def looked_up(error: BaseException, inputs: Sequence[str]) -> str | None:
+    """What to write instead where ``--input`` drew real numbers, and the model looks rows of a table up by them."""
+    wrong = next((text for text in inputs if ":" not in text and SHAPE.search(text)), None)
+    if wrong is None or "Expected tensor for argument #1 'indices'" not in str(error):
+        return None
+    return (
+        f"--input {wrong} draws real numbers, but the model looks rows of a table up (torch.nn.Embedding), by whole "
+        f"numbers below their number; with 1000 rows write --input {wrong}:1000"
+    )
 
 
 def console(plain_width: int = 100) -> Console:
@@ -78,15 +94,15 @@ def load(name: str) -> Any:
     """Return what ``path/file.py:cell`` or ``path/file.py:Model`` names; any other name as it is.
 
     Raises:
-        ValueError: there is no such file, or nothing of that name in it.
+        ValueError: there is no such file, nothing of that name in it, or no name.
     """
-    path, colon, attribute = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        if name.endswith(".py"):
-            raise ValueError(f"{name}: which cell of it? Write {name}:cell")
+    path, attribute = (name, "") if name.endswith(".py") else name.rpartition(":")[::2]
+    if not path.endswith(".py"):
         return name
     file = Path(path)
     if not file.is_file():
+        if not attribute:
+            raise ValueError(f"{path}: which cell of it? Write {path}:cell; and there is no such file")
         raise ValueError(f"{path}: there is no such file")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
@@ -94,10 +110,13 @@ def load(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(file.stem, module)
     spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
+    if not attribute or not hasattr(module, attribute):
         cells = [key for key, value in vars(module).items() if isinstance(value, Cell)]
         kinds = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == file.stem]
         models = [kind.__name__ for kind in kinds if issubclass(kind, torch.nn.Module)]
         known = f"its cells are {', '.join(cells) or 'none'}" + (f", its models {', '.join(models)}" if models else "")
-        raise ValueError(f"{path} has no {attribute!r}; {known}")
+        if attribute:
+            raise ValueError(f"{path} has no {attribute!r}; {known}")
+        what = "cell or model" if models else "cell"
+        raise ValueError(f"{path}: which {what} of it? Write {path}:{next(iter(cells + models), 'cell')}; {known}")
     return getattr(module, attribute)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.fx import Proxy
 
 
 class FormulaError(ValueError):
@@ -40,10 +42,32 @@ def shape_text(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
     return "(" + ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True)) + ")"
 
 
+def kind_text(value: object) -> str:
+    """Name what a value is: an int, a list, a function."""
+    kind = "function" if isinstance(value, (types.BuiltinFunctionType, types.MethodType)) else type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def unread(module: torch.nn.Module, reader: str) -> str:
+    """What a layer says to those who read the lines of its forward: that it is a formula, and what to do."""
+    return (
+        f"{label(module)}: {reader} cannot read it, for it is written as a formula. Use torch.export or "
+        "torch.jit.trace; where torch.nn has a layer of this name, pellucid.restore(model) puts that in its place."
+    )
+
+
+def refuse_proxies(module: torch.nn.Module, *given: object) -> None:
+    """Raise where torch.fx traces a layer: its values have no shape, by which a layer decides what runs."""
+    for value in given:
+        if isinstance(value, Proxy):
+            raise TypeError(unread(module, "torch.fx.symbolic_trace"))
+
+
 def refuse_others(module: torch.nn.Module, x: object, what: str = "input") -> None:
     """Raise unless an input is a tensor."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{label(module)}: the {what} is a {type(x).__name__}, but the layer reads a torch.Tensor.")
+        refuse_proxies(module, x)
+        raise TypeError(f"{label(module)}: the {what} is {kind_text(x)}, but the layer reads a torch.Tensor.")
 
 
 def mismatch(x: torch.Tensor, weight: torch.Tensor, what: str = "weights") -> str | None:

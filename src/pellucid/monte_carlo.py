@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from pellucid.errors import kind_text
 from pellucid.nn.dropout.drawing import Drawing
 from pellucid.nn.recurrence.sequence import SequenceLayer
 from pellucid.nn.rows.row_wise import RowWise
@@ -104,7 +105,7 @@ def _moments(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         return None, None, None
     if not isinstance(values[0], torch.Tensor | float | int):
         raise TypeError(
-            f"monte_carlo: the model returns a {type(values[0]).__name__}, which has no mean. Let it return tensors, "
+            f"monte_carlo: the model returns {kind_text(values[0])}, which has no mean. Let it return tensors, "
             f"numbers, or tuples, lists and dictionaries of them."
         )
     stacked = torch.stack([torch.as_tensor(value) for value in values])

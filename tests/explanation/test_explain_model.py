@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.cells import cell_len
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_sequence
@@ -692,6 +693,7 @@ def test_page_of_a_large_model_opens_a_few_layers(tmp_path):
 
 MODELS = """
 import torch
+from rich.cells import cell_len
 from torch import nn
 
 class Net(nn.Module):
@@ -781,7 +783,32 @@ def test_command_takes_inputs_by_name(models):
 
 def test_command_for_single_layers_knows_no_layers_inside():
     assert "names a layer of a model" in run("gru", "--layer", "x").output
-    assert "--eval is for models" in run("gru", "--eval").output
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("width", [40, 60, 66, 80])
+def test_the_tree_keeps_to_the_width(lang, width):
+    model = nn.Sequential(nn.Sequential(nn.Linear(400, 300), nn.ReLU()))
+    report = pellucid.explain(model, torch.randn(64, 400), show=False, lang=lang)
+    text = report.text(width)
+    assert all(cell_len(line) <= width for line in text.splitlines()), text
+    assert "120,300" in text
+    assert (f"{report.words['parameters']} 120,300" in text) == (width < 66)
+
+
+def test_command_names_what_a_file_has(models):
+    result = run(models)
+    assert result.exit_code == 2
+    assert f"which cell or model of it? Write {models}:Net; its cells are none, its models Net, Ids" in result.output
+
+
+@pytest.mark.parametrize("given", ["2x7", "ids=2x7"])
+def test_command_says_how_to_draw_rows_of_a_table(models, given):
+    scale = "scale=2x7x4" if "=" in given else "2x7x4"
+    result = run(f"{models}:Ids", "--input", given, "--input", scale)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert f"write --input {given}:1000" in result.output
 
 
 def test_shapes_on_the_command_line():

@@ -341,6 +341,9 @@ def test_a_layer_of_torch_is_explained_by_its_twin(layer, shape):
         ((nn.GRU(3, 4), {"x": 1}), {}, TypeError, ("nn.GRU", "a dict", "a tensor or an array")),
         ((nn.GRU(3, 4), None), {}, TypeError, ("nn.GRU", "None", "a tensor or an array")),
         ((nn.GRU,), {}, TypeError, ("GRU is a class", "explain(GRU(...), x)")),
+        ((3,), {}, TypeError, ("is explained, not an int. A function",)),
+        ((len,), {}, TypeError, ("is explained, not a function. A function",)),
+        ((None,), {}, TypeError, ("is explained, not a NoneType. A function",)),
         (("rnn",), {"steps": -1}, ValueError, ("steps is how many", "-1")),
         (("rnn",), {"steps": "2"}, ValueError, ("steps is how many", "'2'")),
         (

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from explaining import SENTENCE
 from pellucid.explanation import load
-from pellucid.explanation.command import command, parse_arguments
+from pellucid.explanation.command import command
+from pellucid.explanation.options import parse_arguments
 from pellucid.explanation.texts import load as load_texts
 
 # -- the command ----------------------------------------------------------------------------------------------------
@@ -65,7 +66,12 @@ def test_command_reads_a_cell_from_a_file(tmp_path):
     result = run(f"{file}:slow", "--tau", "4", "--hidden-size=2", "--lang", "en", "--steps", "1")
     assert result.exit_code == 0, result.output
     assert "τ = 4" in result.output
-    for name, words in ((f"{file}:fast", "its cells are slow"), (f"{file}", "which cell"), ("no.py:x", "no such file")):
+    for name, words in (
+        (f"{file}:fast", "its cells are slow"),
+        (f"{file}", f"which cell of it? Write {file}:slow; its cells are slow"),
+        ("no.py:x", "no such file"),
+        ("no.py", "which cell"),
+    ):
         result = run(name)
         assert result.exit_code != 0
         assert words in result.output
@@ -103,6 +109,115 @@ def test_arguments_of_a_layer():
     given = ["--kernel-size", "3,5", "--bias=false", "--p", "0.5", "--bidirectional", "--mode", "max", "--shift", "-2"]
     expected = {"kernel_size": (3, 5), "bias": False, "p": 0.5, "bidirectional": True, "mode": "max", "shift": -2}
     assert parse_arguments(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("dropout", "--p"), "--p"),
+        (("dropout", "--p", "--input", "1,2"), "--p"),
+        (("dropout", "--p="), "--p"),
+        (("conv2d", "--kernel-size", "--stride", "2"), "--kernel-size"),
+        (("conv2d", "--device"), "--device"),
+        (("batchnorm1d", "--eps"), "--eps"),
+        (("leaky", "--tau"), "--tau"),
+        (("RNN", "--nonlinearity"), "--nonlinearity"),
+    ],
+)
+def test_an_option_whose_argument_takes_a_value_needs_one(arguments, option):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 2
+    assert result.output == f"Error: {option} needs a value\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gru", "--bidirectional", "--hidden-size", "2"), "2 directions"),
+        (("conv2d", "--bias"), "bias"),
+        (("batchnorm1d", "--affine", "--num-features", "3"), "γ"),
+    ],
+)
+def test_an_option_that_is_true_or_false_may_stand_alone(arguments, words):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("batchnorm2d", "--num-features", "0"), "--num-features: expected a whole number from 1, but received '0'"),
+        (("conv2d", "--padding=-1"), "--padding: expected 3 or 3,5, whole numbers from 0, but received '-1'"),
+        (("conv2d", "--groups", "1.5"), "--groups: expected a whole number from 1, but received '1.5'"),
+        (("conv2d", "--bias", "no"), "--bias: expected true or false, but received 'no'"),
+        (("leaky", "--tau", "x"), "--tau: expected a number, 0.5 say, but received 'x'"),
+        *(
+            (("dropout", "--p", p), f"--p: expected a number, 0.5 say, but received {p!r}")
+            for p in ("nan", "inf", "abc", "true", "1e999", "1,2")
+        ),
+        *(
+            (
+                ("conv2d", "--kernel-size", size),
+                f"--kernel-size: expected 3 or 3,5, whole numbers from 1, but received {size!r}",
+            )
+            for size in ("abc", "3x5", "0", "3,0", "none")
+        ),
+        (
+            ("rnn", "--bias", "false"),
+            "explain: rnn takes no 'bias'. It takes input_size, hidden_size, num_layers, batch_first, dropout, "
+            "bidirectional, device, dtype.",
+        ),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_in_one_line(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("conv2d", "--padding", "same"), "padding=same"),
+        (("conv2d", "--padding", "0,1"), "padding=(0, 1)"),
+        (("conv2d", "--bias", "0"), "weight"),
+        (("maxpool2d", "--stride", "none"), "kernel_size=2"),
+        (("batchnorm1d", "--momentum", "none"), "momentum=None"),
+        (("dropout", "--p", "0"), "p=0"),
+        (("dropout", "--seed", "-3"), "p=0.5"),
+        (("lstm", "--hidden-size", "4", "--dropout", "0.5", "--num-layers", "2"), "dropout=0.5"),
+    ],
+)
+def test_an_option_of_a_kind_that_goes_is_read(arguments, words):
+    result = run(*arguments, "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+
+
+@pytest.mark.parametrize("name", ["dropout", "batchnorm", "drop_path"])
+def test_eval_of_a_single_layer(tmp_path, name):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import pellucid\n\n@pellucid.layer\ndef drop_path(x, *, p: float = 0.5):\n"
+        "    return pellucid.dropout(x, p) * 2\n"
+    )
+    name = f"{own}:drop_path" if name == "drop_path" else name
+    training, evaluated = (run(name, "--input", "1,2,3,4", "--lang", "en", *more).output for more in ((), ("--eval",)))
+    assert training != evaluated
+    known = {"dropout": "it drops nothing", "batchnorm": "average is what training has kept"}
+    assert known.get(name, "") in evaluated
+
+
+def test_an_option_may_stand_alone_where_nothing_is_known_of_its_argument(tmp_path):
+    file = tmp_path / "open.py"
+    file.write_text(
+        "import torch\n\ndef make(deep, wide=4, **more):\n"
+        "    assert deep is True and more in ({}, {'other': True})\n    return torch.nn.Linear(wide, 2)\n"
+    )
+    result = run(f"{file}:make", "--deep", "--other", "--input", "2x4", "--lang", "en")
+    assert result.exit_code == 0, result.output
+    assert run(f"{file}:make", "--deep", "--wide").output == "Error: --wide needs a value\n"
 
 
 # -- files and the browser ------------------------------------------------------------------------------------------

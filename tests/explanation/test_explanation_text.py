@@ -88,6 +88,19 @@ def test_lines_keep_to_the_width(lang: str, width: int):
             assert line == line.rstrip()
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_code_that_is_too_long_is_folded(lang: str):
+    report = quietly("dropblock2d", lang=lang)
+    assert max(map(cell_len, report.code)) > 90
+    for width in (60, 80):
+        lines = report.text(width).splitlines()
+        assert all(cell_len(line) <= width for line in lines)
+        assert "".join(report.code).replace(" ", "") in "".join(lines).replace(" ", "")
+    folded = next(line for line in lines if line.startswith("            ") and line.strip())
+    assert folded not in [f"    {line}" for line in report.code]
+    assert all(f"    {line}" in report.text(120).splitlines() for line in report.code)
+
+
 def test_chinese_lines_break_where_they_may():
     report = quietly("lstm", lang="zh")
     lines = report.text(60).splitlines()

@@ -191,7 +191,7 @@ def test_json_knows_numbers_that_are_none(report, tmp_path):
             lambda text: '{"pellucid": "1", "report": {"kind": "Total", "label": "", "count": 1}}',
             "a Total, not a report",
         ),
-        (lambda text: '{"pellucid": "1", "report": 3}', "a int, not a report"),
+        (lambda text: '{"pellucid": "1", "report": 3}', "an int, not a report"),
     ],
 )
 def test_json_of_something_else(report, tmp_path, change, words):

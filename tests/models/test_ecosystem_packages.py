@@ -101,6 +101,16 @@ def test_a_cell_of_ones_own_is_written_out(onnx):
     assert farthest(run(other), outputs(layer, other)) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layer", [nn.RNN(3, 4), nn.GRU(3, 4, 2), nn.LSTM(3, 4), integrator(3, 4)], ids=repr)
+def test_a_recurrent_layer_by_itself_goes_into_an_older_onnx_file(onnx, layer):
+    runtime, file, x = pytest.importorskip("onnxruntime"), io.BytesIO(), torch.randn(5, 2, 3)
+    torch.onnx.export(layer, (x,), file, dynamo=False)
+    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    y = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(y), layer(x)[0].detach(), rtol=1e-5, atol=1e-5)
+
+
 # -- quantisation -----------------------------------------------------------------------------------------------------
 
 

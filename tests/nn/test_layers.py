@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -155,6 +157,33 @@ def test_a_scripter_is_told_the_cure(case: Case):
     if isinstance(layer, Running):
         with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot read.*pellucid.restore"):
             torch.jit.script(torch.nn.Sequential(layer))
+
+
+class Inside(torch.nn.Module):
+    """A model with one layer, which is called as the case calls it."""
+
+    def __init__(self, layer: torch.nn.Module, options: dict[str, Any]):
+        super().__init__()
+        self.layer, self.options = layer, options
+
+    def forward(self, x):
+        return self.layer(x, **self.options)
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL])
+def test_a_symbolic_tracer_is_told_the_cure_or_traces(case: Case, by_itself: bool):
+    layer, x = case.build(), case.input()
+    options = {} if by_itself else case.options()
+    told, traced = "", None
+    try:
+        traced = torch.fx.symbolic_trace(layer if by_itself else Inside(layer, options))
+    except TypeError as error:
+        told = str(error)
+    if traced is None:
+        assert re.search(r"torch\.fx\.symbolic_trace cannot read.*pellucid\.restore\(model\)", told)
+    else:
+        torch.testing.assert_close(traced(x), layer(x, **options))
 
 
 @pytest.mark.parametrize("case", TRAINED)

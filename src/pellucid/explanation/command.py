@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -14,15 +13,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pellucid.commandline import drawn, load, parse_inputs, told
+from pellucid.commandline import Refusal, drawn, load, looked_up, parse_inputs, told
 from pellucid.explanation import ModelReport, explain
-from pellucid.explanation.examples import build
+from pellucid.explanation.examples import build, parameters_of
 from pellucid.explanation.gallery import write_gallery
 from pellucid.explanation.notebook import explained
+from pellucid.explanation.options import parse_arguments
 from pellucid.explanation.saving import RENDERERS, destination, opened, rendered, write
 from pellucid.explanation.texts import Texts, lang_of_locale, languages
-from pellucid.nn.recurrence.cell import Cell
-from pellucid.nn.rows.row_formula import Layer
 
 EPILOG = """\b
 Examples
@@ -68,7 +66,9 @@ SHAPE = re.compile(r"\d+([x×]\d+)+(:.*)?|\d+:.*")
     "--layer", metavar="PATH", help="Of a model: explain this layer of it, encoder.rnn, with what reached it."
 )
 @click.option("--runs", type=click.IntRange(min=0), help="Of a model: how often it is run to take the time.")
-@click.option("--eval", "in_eval", is_flag=True, help="Of a model: call eval() first.")
+@click.option(
+    "--eval", "in_eval", is_flag=True, help="Call eval() first: no dropout, BatchNorm with its running averages."
+)
 @click.option("--width", type=click.IntRange(min=40), help="Columns of the text. Default: those of the terminal.")
 @click.option(
     "--open", "in_browser", is_flag=True, help="Open the interactive page in the browser; nothing is printed."
@@ -109,10 +109,14 @@ def command(
     if numbers and sentence is not None:
         raise click.UsageError("--input and --sentence are both the input: give one of them")
     try:
-        subject, arguments = built(load(name), parse_arguments(context.args), seed)
-        if in_eval:
-            if not hasattr(subject, "eval"):
-                raise click.UsageError(f"--eval is for models; {name} is explained as it is made")
+        from pellucid.explanation.subject import Maker  # imports all of pellucid.nn
+
+        found = load(name)
+        maker = Maker.of(found)
+        if maker is not None:
+            maker.training = not in_eval
+        subject, arguments = built(maker or found, context.args, seed, ready=isinstance(found, str))
+        if in_eval and isinstance(subject, torch.nn.Module):
             subject.eval()
         inputs, named = parse_inputs(numbers, lambda text, index: parse_numbers(text, seed + index))
         if named and not isinstance(subject, torch.nn.Module):
@@ -137,7 +141,8 @@ def command(
     except UnicodeEncodeError:
         raise  # of all commands, if the terminal cannot write something
     except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, OSError, ImportError) as error:
-        raise click.ClickException(told(error)) from error
+        wrong = isinstance(error, (ValueError, TypeError)) or looked_up(error, numbers)
+        raise (Refusal if wrong else click.ClickException)(told(error, numbers)) from error
 
 
 @click.command()
@@ -168,9 +173,13 @@ def destinations(files: Sequence[str]) -> list[Path]:
         raise click.BadParameter(str(error).removeprefix("save: ")) from error
 
 
-def built(subject: Any, arguments: dict[str, Any], seed: int) -> tuple[Any, dict[str, Any]]:
+def built(subject: Any, rest: Sequence[str], seed: int, ready: bool) -> tuple[Any, dict[str, Any]]:
     """Make a model of its class, or by a function, with these arguments; return what is left of them for others."""
-    if isinstance(subject, (str, Cell, Layer, torch.nn.Module)) or not callable(subject):
+    construct = getattr(subject, "construct", subject)  # of a layer that is given by name
+    if isinstance(construct, torch.nn.Module) or not callable(construct):
+        return subject, parse_arguments(rest)
+    arguments = parse_arguments(rest, parameters_of(construct), ready)
+    if construct is not subject:
         return subject, arguments
     return build(subject, subject.__name__, arguments, seed), {}
 
@@ -190,28 +199,3 @@ def parse_numbers(text: str, seed: int = 0) -> Any:
     if not values or len({len(row) for row in values}) != 1:
         raise click.UsageError("--input: every row needs the same number of numbers, at least one: '1,2; 3,4'")
     return torch.tensor(values if ";" in text else values[0])
-
-
-def parse_arguments(rest: list[str]) -> dict[str, Any]:
-    """Read ``--kernel-size 3 --bias=false --bidirectional`` as arguments of a layer."""
-    found: dict[str, Any] = {}
-    waiting = list(rest)
-    while waiting:
-        option = waiting.pop(0)
-        if not option.startswith("--"):
-            raise click.UsageError(f"{option!r} belongs to no option; arguments of the layer are --name value")
-        key, equals, value = option[2:].partition("=")
-        if not equals:
-            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
-        found[key.replace("-", "_")] = parse_value(value)
-    return found
-
-
-def parse_value(text: str) -> Any:
-    """Read a number, a tuple of numbers, true, false or none; anything else is a word."""
-    if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

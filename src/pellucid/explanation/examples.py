@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pellucid import nn
 from pellucid.nn import cells
+from pellucid.nn.factory import Factory
 from pellucid.nn.recurrence.cell import Cell
 
 Shape = Callable[[Mapping[str, Any]], tuple[int, ...]]
@@ -216,24 +217,27 @@ def class_name(name: str) -> str | None:
     return next((example.layer for example in EXAMPLES if example.layer.lower() == wanted), None)
 
 
-def parameters_of(make: Callable[..., Any]) -> list[str]:
-    """Return the names of a constructor's arguments, also where a class passes them all on to its base."""
+def parameters_of(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return a constructor's arguments by name, also where a class passes them all on to its base."""
+    if isinstance(make, Factory):
+        return make.parameters()
     if not isinstance(make, type):
-        return list(inspect.signature(make).parameters)
+        return dict(inspect.signature(make).parameters)
     signatures = (inspect.signature(vars(base)["__init__"]) for base in make.__mro__ if "__init__" in vars(base))
     named = next(s for s in signatures if not any(p.kind is p.VAR_POSITIONAL for p in s.parameters.values()))
-    return list(named.parameters)[1:]
+    return dict(list(named.parameters.items())[1:])
 
 
 def build(make: Callable[..., Any], name: str, arguments: Mapping[str, Any], seed: int) -> torch.nn.Module:
     """Build a layer with weights drawn from a seed; an unknown argument is named, with those that there are."""
-    if isinstance(make, type):
-        accepted = parameters_of(make)
+    accepted = parameters_of(make)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         unknown = next((key for key in arguments if key not in accepted), None)
         if unknown is not None:
             near = difflib.get_close_matches(unknown, accepted, 1)
             guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"explain: {name} takes no {unknown!r}.{guess} It takes {', '.join(accepted)}.")
+            takes = f"It takes {', '.join(accepted)}." if accepted else "It takes none."
+            raise TypeError(f"explain: {name} takes no {unknown!r}.{guess} {takes}")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         try:

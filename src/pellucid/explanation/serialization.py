@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin
 
 import numpy as np
 
+from pellucid.errors import kind_text
 from pellucid.explanation import report as tree
 from pellucid.explanation.model import tree as model_tree
 from pellucid.explanation.model.tree import ModelReport
@@ -73,7 +74,7 @@ def loads(text: str | bytes, name: str = "the text") -> Any:
             f"save the report again with this version"
         ) from error
     if not isinstance(found, (Report, ModelReport)):
-        raise ValueError(f"load: {name} holds a {type(found).__name__}, not a report")
+        raise ValueError(f"load: {name} holds {kind_text(found)}, not a report")
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pellucid import nn
-from pellucid.errors import label, shape_text
+from pellucid.errors import kind_text, label, shape_text
 from pellucid.explanation import examples as known
 from pellucid.explanation.component import ComponentExplained
 from pellucid.explanation.dropout import DropConnectExplained, DropoutExplained
@@ -61,14 +61,9 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
     steps = about["steps"]
     if steps is not None and (not isinstance(steps, int) or steps < 0):
         raise ValueError(f"explain: steps is how many steps or positions are worked out, from 0, not {steps!r}")
-    if isinstance(subject, Cell):
-        maker: _Maker | None = _Maker.of_cell(subject)
-    elif isinstance(subject, Layer):
-        maker = _Maker.of_layer(subject)
-    elif isinstance(subject, str):
-        maker = _Maker.of_name(subject)
-    elif isinstance(subject, torch.nn.Module):
-        maker = None
+    maker = Maker.of(subject)
+    if maker is not None or isinstance(subject, torch.nn.Module):
+        pass
     elif isinstance(subject, type) and issubclass(subject, torch.nn.Module):
         raise TypeError(
             f"explain: {subject.__name__} is a class; what is made of it is explained, "
@@ -76,7 +71,7 @@ def report_on(subject: Any, inputs: tuple[Any, ...], options: Mapping[str, Any],
         )
     else:
         raise TypeError(
-            f"explain: a layer, a cell or a name is explained, not a {type(subject).__name__}. A function becomes a "
+            f"explain: a layer, a cell or a name is explained, not {kind_text(subject)}. A function becomes a "
             f"cell by @pellucid.cell, a layer by @pellucid.layer."
         )
     request = Request(subject if maker is None else torch.nn.Module(), inputs, texts, **about)
@@ -133,8 +128,10 @@ def family(layer: torch.nn.Module) -> Callable[[Request], Any]:
     return next(explained for kind, explained in FAMILIES if isinstance(layer, kind))
 
 
-class _Maker:
-    """Builds a layer that is given by name, with what the input says of its sizes."""
+class Maker:
+    """Builds a layer that is given by name, with what the input says of its sizes, in the mode ``training`` says."""
+
+    training = True
 
     def __init__(
         self, make: Callable[..., Any], name: str, arguments: Mapping[str, Any], example: known.Example | None = None
@@ -142,25 +139,28 @@ class _Maker:
         self.construct, self.name, self.arguments, self.example = make, name, dict(arguments), example
 
     @staticmethod
-    def of_cell(cell: Cell) -> _Maker:
-        return _Maker(cell, cell.source.name, SIZES | dict.fromkeys(cell.size_names, 2))
+    def of(subject: Any) -> Maker | None:
+        """What makes the layer that a cell, a layer of one's own or a name stands for; None for anything else."""
+        if isinstance(subject, str) and subject in known.known_cells():
+            subject = known.known_cells()[subject]
+        if isinstance(subject, Cell):
+            return Maker(subject, subject.source.name, SIZES | dict.fromkeys(subject.size_names, 2))
+        if isinstance(subject, Layer):
+            example = known.of_rows(subject.source.name, "input_size")
+            sizes = dict.fromkeys(subject.size_names, 2)
+            return Maker(subject, subject.source.name, dict(example.arguments) | sizes, example)
+        if isinstance(subject, str):
+            return Maker._of_name(subject)
+        return subject if isinstance(subject, Maker) else None
 
     @staticmethod
-    def of_layer(layer: Layer) -> _Maker:
-        example = known.of_rows(layer.source.name, "input_size")
-        return _Maker(layer, layer.source.name, dict(example.arguments) | dict.fromkeys(layer.size_names, 2), example)
-
-    @staticmethod
-    def of_name(name: str) -> _Maker:
-        cell = known.known_cells().get(name)
-        if cell is not None:
-            return _Maker.of_cell(cell)
+    def _of_name(name: str) -> Maker:
         layer = known.class_name(name)
         if layer is None or layer not in vars(nn):
             raise known.unknown_name(name)
         example = known.example_of(layer)
         arguments = dict(SIZES) if example is None else dict(example.arguments)
-        return _Maker(getattr(nn, layer), name, arguments, example)
+        return Maker(getattr(nn, layer), name, arguments, example)
 
     def make(self, request: Request, options: Mapping[str, Any]) -> None:
         """Put the layer and its input into the request."""
@@ -173,9 +173,10 @@ class _Maker:
                 arguments[size[0]] = x.shape[size[1]]
         elif request.inputs and "in_channels" in arguments:
             arguments = {**arguments, "in_channels": LETTER, **options}
-        if "seed" in known.parameters_of(self.construct) and "generator" not in options:
+        seeded = isinstance(self.construct, type) and "seed" in known.parameters_of(self.construct)
+        if seeded and "generator" not in options:
             arguments.setdefault("seed", request.seed)
-        request.layer = known.build(self.construct, self.name, arguments, request.seed)
+        request.layer = known.build(self.construct, self.name, arguments, request.seed).train(self.training)
         if self.example is not None:
             request.options = dict(self.example.options) if not request.inputs else {}
         if not request.inputs:
@@ -287,10 +288,10 @@ def _tensor(value: Any, name: str) -> Any:
     except ValueError:  # rows of different lengths
         numbers = np.asarray(None)
     if numbers.dtype.kind not in "biufc":
-        what = repr(value) if value is None else f"a {type(value).__name__}"
+        what = "None" if value is None else kind_text(value)
         raise TypeError(
-            f"explain: {name}: the input is {what}, which cannot be read as numbers. Give a tensor or an array, "
-            f"numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
+            f"explain: {name}: the input is {what}, which cannot be read as numbers. Give a tensor or an "
+            f"array, numbers in rows of one length, [[1, 2], [3, 4]], or a sentence, 'a quick brown fox'."
         )
     return torch.tensor(numbers, dtype=None if numbers.dtype.kind == "c" else torch.float32)
 

@@ -15,6 +15,7 @@ from pellucid.explanation.report import Moment, Picture, Report, Step, Total, Un
 from pellucid.explanation.typesetting import (
     columns,
     cost_rows,
+    folded,
     numbers_of,
     pad,
     portion,
@@ -153,7 +154,8 @@ class _Page(Sheet):
         self.line()
         self.line("  " + self.words["code"])
         for line in self.report.code:
-            self.line("    " + line)
+            for part in folded("    " + line, self.width):
+                self.line(part)
 
     def symbols(self) -> None:
         rows = self.report.symbols

@@ -151,6 +151,21 @@ def wrapped(content: str, width: float, first: str, rest: str, measure: Callable
     return lines
 
 
+def folded(code: str, width: int) -> list[str]:
+    """Break a line of code behind spaces and opening brackets; what follows stands deeper by eight columns."""
+    indent = " " * (len(code) - len(code.lstrip()) + 8)
+    lines = []
+    while cell_len(code) > width:
+        ends = [match.end() for match in re.finditer(r"(?<=\S) +|[(\[]", code) if match.end() < len(code)]
+        fitting = [end for end in ends if cell_len(code[:end].rstrip()) <= width]
+        if not ends:
+            break
+        end = fitting[-1] if fitting else ends[0]
+        lines.append(code[:end].rstrip())
+        code = indent + code[end:]
+    return [*lines, code]
+
+
 def _pieces(content: str) -> Iterator[tuple[str, str]]:
     """Cut a text into (space before, unbreakable piece)."""
     opening, closing = re.escape(OPENING), re.escape(CLOSING)

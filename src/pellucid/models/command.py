@@ -86,7 +86,7 @@ def command(
             content = done.json() if report.suffix == ".json" else done.markdown()
             write(report, content.encode())
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise click.ClickException(told(error)) from error
+        raise click.ClickException(told(error, inputs)) from error
     console().print(done)
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pellucid.errors import label
+from pellucid.errors import unread
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.tensors import unseen
@@ -73,11 +73,7 @@ class Running:
 
     def __prepare_scriptable__(self) -> Any:
         """Say, when torch.jit.script asks, that it cannot read a layer that is a formula."""
-        raise NotImplementedError(
-            f"{label(self)}: torch.jit.script cannot read it, for it is written as a formula. Use "  # type: ignore[arg-type]
-            "torch.export or torch.jit.trace; where torch.nn has a layer of this name, pellucid.restore(model) puts "
-            "that in its place."
-        )
+        raise NotImplementedError(unread(self, "torch.jit.script"))  # type: ignore[arg-type]
 
     def _was_run_by(self, backend: str) -> None:
         if not torch.compiler.is_compiling():  # nothing has run, and an exporter refuses attributes that are set

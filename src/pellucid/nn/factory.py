@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pellucid.errors import FormulaError, PellucidWarning, label, shape_text
+from pellucid.errors import FormulaError, PellucidWarning, kind_text, label, shape_text
 from pellucid.formula import outside
 from pellucid.formula.shapes import Solution, solve
 from pellucid.formula.source import Symbol, read
@@ -37,6 +37,7 @@ class Factory:
         self.name = registry.register(f"{function.__module__}:{function.__qualname__}", self.source)
         self._seen: dict[int, tuple[Any, ...]] = {}  # what it read from outside, in its last versions
         self.solve = functools.lru_cache(maxsize=64)(self._solve)
+        self.layer_class = layer
         self._refuse_taken(layer)
 
     def __repr__(self) -> str:
@@ -88,6 +89,19 @@ class Factory:
         names = [name for axis in axes for unit in axis.split("+") for name in unit.split("*")]
         return tuple(dict.fromkeys(n for n in names if n.isidentifier() and n not in self.source.always_given))
 
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The arguments of the constructor by name, with the sizes and the hyperparameters of the formula."""
+        of_layer = list(inspect.signature(self.layer_class.__init__).parameters.values())[2:]  # without self and cell
+        named = {p.name: p for p in of_layer if p.kind is not p.VAR_KEYWORD}
+        own: list[tuple[str, Any, Any]] = [(name, inspect.Parameter.empty, int) for name in self.size_names]
+        for symbol in self.source.hyperparameters:
+            number = float if isinstance(symbol.default, (int, float)) else float | str
+            own.append((symbol.name, symbol.default, bool if isinstance(symbol.default, bool) else number))
+        return named | {
+            name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, default, kind in own
+        }
+
     def _refuse_taken(self, layer: type[Authored]) -> None:
         """Refuse names under which a layer, its constructor or its call has something else.
 
@@ -125,9 +139,9 @@ class Factory:
         missing = [name for name, s in known.items() if s.required and name not in options]
         if unknown or missing:
             fault = f"unexpected argument {unknown[0]!r}" if unknown else f"missing argument {missing[0]!r}"
+            own = ", ".join((*self.size_names, *known))
             raise TypeError(
-                f"{self.source.name}: {fault}. Beside {self.beside} it takes: "
-                f"{', '.join((*self.size_names, *known)) or 'none'}"
+                f"{self.source.name}: {fault}. It takes {self.beside}" + (f"; of its formula {own}." if own else ".")
             )
         for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -136,7 +150,7 @@ class Factory:
             word = isinstance(value, str) and not isinstance(known[name].default, (int, float))
             if not isinstance(value, (int, float)) and not word:
                 raise FormulaError(
-                    f"{self.source.name}: the hyperparameter {name} is a number, not a {type(value).__name__}. A "
+                    f"{self.source.name}: the hyperparameter {name} is a number, not {kind_text(value)}. A "
                     f"tensor that does not change may stand in the formula as a variable of its module; one that is "
                     f"trained is a parameter (no number as default)."
                 )

@@ -567,6 +567,22 @@ def test_hostile_settings(browser, tmp_path):
         assert shown.query_selector(".exhibit script") is None
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_terms_of_the_way_back_stay_on_one_line_of_a_narrow_page(browser, tmp_path, lang):
+    path, _ = write(tmp_path, made(nn.LayerNorm, 4), drawn(2, 3, 4))
+    with opened(browser, path, f"lang={lang}&normalization.cell=7", NARROW) as shown:
+        shown.evaluate(OPEN)
+        shown.wait_for_selector("table.terms")
+        cells = shown.eval_on_selector_all(
+            "table.terms td:not([aria-hidden])",
+            """all => all.map(node =>
+                [node.textContent, node.scrollHeight / parseFloat(getComputedStyle(node).lineHeight)])""",
+        )
+        assert len(cells) == 6
+        assert all(lines < 2 for _, lines in cells), cells
+        assert shown.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+
 @pytest.mark.parametrize(("theme", "viewport"), [("light", WIDE), ("dark", NARROW)])
 def test_axe(browser, tmp_path, theme, viewport):
     path, _ = write(tmp_path, made(nn.BatchNorm1d, 4), drawn(3, 4, 3), lengths=torch.tensor([3, 2, 1]))

@@ -477,6 +477,43 @@ def test_keys_of_the_player(browser, write):
         assert "recurrence.unit=1" in shown.url
 
 
+def test_keys_need_no_focus_where_there_is_one_exhibit(browser, write):
+    path, _ = write(nn.RNN(4, 3), "ab cd")
+    with opened(browser, path, reduced_motion="reduce", viewport={"width": 700, "height": 300}) as shown:
+        shown.evaluate(OPEN)
+        assert shown.evaluate("document.activeElement === document.body")
+        shown.keyboard.press("ArrowRight")
+        assert "recurrence.step=2" in shown.url
+        shown.keyboard.press(" ")
+        shown.wait_for_function("location.hash.includes('step=3')")
+        shown.keyboard.press(" ")
+        assert shown.evaluate("scrollY") == 0
+        for _ in range(5):
+            shown.keyboard.press("ArrowLeft")
+        assert "recurrence.step=0" in shown.url
+        shown.focus('.exhibit input[type="number"], .exhibit input[inputmode="decimal"], .exhibit input[type="text"]')
+        shown.keyboard.press("ArrowRight")
+        shown.keyboard.press(" ")
+        shown.focus("header.top button")
+        shown.keyboard.press("ArrowRight")
+        assert "recurrence.step=0" in shown.url
+
+
+def test_the_focus_stays_on_the_button_at_the_last_step(browser, write):
+    path, _ = write(nn.RNN(4, 3), "abc")
+    with opened(browser, path) as shown:
+        on = shown.locator(".exhibit .player button").nth(2)
+        on.focus()
+        for _ in range(4):
+            shown.keyboard.press("Enter")
+        assert "recurrence.step=2" in shown.url
+        assert on.get_attribute("aria-disabled") == "true"
+        assert on.evaluate("node => node === document.activeElement")
+        shown.keyboard.press("ArrowLeft")
+        assert "recurrence.step" not in shown.url
+        assert on.get_attribute("aria-disabled") == "false"
+
+
 def test_the_step_stays_in_sight(browser, write):
     path, _ = write(nn.RNN(3, 2), "hello world")
     inside = """() => {

@@ -13,6 +13,7 @@ from pellucid.explanation.terminal import Sheet, written
 from pellucid.explanation.typesetting import columns, pad, printable, wrapped
 
 WIDEST = 140
+NAMES = 24  # columns of the names, at least, where numbers stand beside them
 LISTED = 4  # tensors of a call, weights of a layer
 UNITS = ("", " K", " M", " G", " T", " P")
 MARK = "▸"
@@ -136,7 +137,12 @@ class _Page(Sheet):
         heads = [self.words[key] for key in ("parameters", "macs", "flops", "bytes", "time")]
         table = columns([heads, *(numbers(row) for _, _, row in found)], "rrrrr")
         right = max(map(cell_len, table))
-        left = max(24, min(self.width - right - 2, max(cell_len(lead + label(row)) for lead, _, row in found)))
+        if NAMES + 2 + right > self.width:  # no room beside the names
+            for lead, rest, row in found:
+                under = [f"{head} {number}" for head, number in zip(heads, numbers(row), strict=True) if number]
+                self.layer(lead, rest, row, "", self.width, under)
+            return
+        left = max(NAMES, min(self.width - right - 2, max(cell_len(lead + label(row)) for lead, _, row in found)))
         self.line(pad(self.words["layer"], left + 2) + table[0], "bold")
         for (lead, rest, row), cells in zip(found, table[1:], strict=True):
             self.layer(lead, rest, row, cells, left)
@@ -149,14 +155,16 @@ class _Page(Sheet):
             last = index == len(inside) - 1
             yield from self.branches(layer, rest + ("└─" if last else "├─"), rest + ("  " if last else "│ "), depth - 1)
 
-    def layer(self, lead: str, rest: str, row: LayerRow, cells: str, left: int) -> None:
+    def layer(self, lead: str, rest: str, row: LayerRow, cells: str, left: int, under: Sequence[str] = ()) -> None:
         *above, name = wrapped(label(row), left, lead, rest)
         for line in above:
             self.line(line, "bold")
         if cell_len(name) > left:  # a word longer than the column
             self.line(name, "bold")
             name = rest
-        self.line(Text.assemble((pad(name, left), "bold"), f"  {cells}".rstrip()))
+        self.line(Text.assemble((pad(name, left) if cells else name, "bold"), f"  {cells}".rstrip()))
+        if under:
+            self.paragraph(", ".join(under), rest + "  ", rest + "    ", "dim")
         for sentence in self.said(row):
             self.paragraph(sentence, rest + "  ", rest + "    ", "dim")
 

@@ -64,7 +64,7 @@ def command(
         about = {"lengths": lengths, "batch_axis": batch_axis, "lang": lang or lang_of_locale()}
         found = check(model, *args, **{**about, **options})
     except (ValueError, TypeError, RuntimeError, LookupError, OSError, ImportError) as error:
-        raise Refusal(told(error)) from error  # exit code 1 says that something is wrong with the model
+        raise Refusal(told(error, inputs)) from error  # exit code 1 says that something is wrong with the model
     if as_json:
         click.echo(found.json(), nl=False)
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pellucid.errors import label, mismatch
+from pellucid.errors import label, mismatch, refuse_proxies
 from pellucid.nn import lengths as real
 from pellucid.nn.convolution import streaming
 from pellucid.nn.convolution.convolution import Convolution
@@ -56,9 +56,11 @@ class Conv1d(Convolution, torch.nn.Conv1d):
             The output; with ``state`` the pair of the output and the next state.
         """
         if state is not None:
+            refuse_proxies(self, state)
             return self._stream(input, state, lengths)
         if lengths is None:
             return super().forward(input)
+        refuse_proxies(self, input, lengths)
         self._refuse_misfit(input)
         size, kept = self._sizes(input, lengths)
         try:

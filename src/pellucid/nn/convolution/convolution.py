@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from pellucid.errors import label, mismatch
+from pellucid.errors import label, mismatch, refuse_proxies
 from pellucid.kernel.windows import convolve as kernel
 from pellucid.kernel.windows import pointwise, triton_depthwise
 from pellucid.kernel.windows.window import LEAST_ENTRIES, Geometry, worthwhile
@@ -247,6 +247,7 @@ class Convolution(Running, Windowed, _ConvNd):
         """Return by how many entries the input is continued before and after, along each axis."""
         if not isinstance(self.padding, str):
             return [(p, p) for p in self.padding]
+        refuse_proxies(self, size)
         margins = []
         for axis, entries in enumerate(size):
             before = self._placement(axis, entries)[0]

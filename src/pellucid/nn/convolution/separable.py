@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pellucid.errors import label, mismatch
+from pellucid.errors import label, mismatch, refuse_proxies
 from pellucid.nn import lengths as real
 from pellucid.nn.axes import AXES
 from pellucid.nn.component import SymbolShape, ran_by, written
@@ -194,6 +194,7 @@ class SeparableConvolution(Windowed, torch.nn.Module):
 
     def _checked(self, x: Tensor, call: Any) -> Any:
         """Run, and name this layer where the input does not fit it."""
+        refuse_proxies(self, x)
         self._refuse_misfit(x)
         try:
             return call()
@@ -277,6 +278,7 @@ class SeparableConv1d(SeparableConvolution):
         Returns:
             The output; with ``state`` the pair of the output and the next state.
         """
+        refuse_proxies(self, input, lengths, state)
         if state is not None:
             if input.shape[-1:] != (0,):  # a piece may be empty
                 self._refuse_misfit(input)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
-from pellucid.errors import label, mismatch, shape_text
+from pellucid.errors import kind_text, label, mismatch, refuse_proxies, shape_text
 from pellucid.nn import lengths as real
 from pellucid.nn.axes import name_axes
 from pellucid.nn.component import Component, SymbolShape, ran_by, written
@@ -173,6 +173,7 @@ class TCN(Component, torch.nn.Module):
         Returns:
             The output; with ``state`` the pair of the output and the next state.
         """
+        refuse_proxies(self, input, lengths, state)
         if state is not None:
             self._refuse_misfit(input, piece=True)
             if lengths is not None:
@@ -205,7 +206,7 @@ class TCN(Component, torch.nn.Module):
     def _stream(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         count = len(CAUSAL) * len(self.blocks)
         if not isinstance(state, (tuple, list)) or len(state) != count:
-            given = f"{len(state)} states" if isinstance(state, (tuple, list)) else f"a {type(state).__name__}"
+            given = f"{len(state)} states" if isinstance(state, (tuple, list)) else kind_text(state)
             raise RuntimeError(
                 f"{label(self)}: the state is {given}, but there are {count}, one for each causal convolution. "
                 f"Pass what the call on the piece before returned; the first is layer.initial_state()."

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.errors import label, mismatch, shape_text
+from pellucid.errors import label, mismatch, refuse_proxies, shape_text
 from pellucid.kernel.windows.best import greatest_over_time
 from pellucid.kernel.windows.window import worthwhile
 from pellucid.nn import lengths as real
@@ -195,6 +195,7 @@ class TextConv(Running, Component, torch.nn.Module):
             input: (batch, time, embedding) or (time, embedding).
             lengths: (batch,) integers: how many steps of each sentence are real.
         """
+        refuse_proxies(self, input, lengths)
         self._refuse_misfit(input)
         steps = None if lengths is None else self._steps(input, lengths).reshape(-1)
         x = input if input.ndim == 3 else input.unsqueeze(0)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import label, refuse_proxies, shape_text
 from pellucid.kernel.windows.steps import pool_steps
 from pellucid.kernel.windows.window import worthwhile
 from pellucid.nn import lengths as real
@@ -92,6 +92,7 @@ class LengthPool(Running, Component, torch.nn.Module):
             input: see the shapes of the class.
             lengths: (batch,) integers, on any device.
         """
+        refuse_proxies(self, input, lengths)
         y = self._by_kernel(input, lengths)
         self._was_run_by("torch" if y is None else "c")
         return self._by_formula(input, lengths) if y is None else y

@@ -98,8 +98,7 @@ class Recurrent(Authored, SequenceLayer):
         self,
         x: Tensor | PackedSequence,
         state: State | None = None,
-        lengths: Lengths | None = None,
-        *,
+        lengths: Lengths | None = None,  # and what follows by position too: so torch.onnx gives defaults (dynamo=False)
         record: Sequence[str] = (),
         checkpoint_every: int | None = None,
         truncate: int | None = None,

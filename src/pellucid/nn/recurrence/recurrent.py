@@ -51,8 +51,7 @@ class _TorchLayout(SequenceLayer):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        lengths: Lengths | None = None,
-        *,
+        lengths: Lengths | None = None,  # and what follows by position too: so torch.onnx gives defaults (dynamo=False)
         record: Sequence[str] = (),
         checkpoint_every: int | None = None,
         truncate: int | None = None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pellucid.errors import FormulaError, label, mismatch, refuse_others, shape_text
+from pellucid.errors import FormulaError, label, mismatch, refuse_others, refuse_proxies, shape_text
 from pellucid.formula.drop import dropping
 from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
@@ -152,6 +152,7 @@ class SequenceLayer(Running, torch.nn.Module):
         further: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the layer; the forward of every subclass. ``further`` are the inputs after the first, by name."""
+        refuse_proxies(self, x, state, lengths)
         options = Options(self._recorded(record), self._division(checkpoint_every, truncate))
         if isinstance(x, PackedSequence):
             return self._run_packed(x, state, lengths, options, further or {})

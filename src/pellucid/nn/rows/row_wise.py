@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from pellucid.errors import label, shape_text
+from pellucid.errors import kind_text, label, refuse_proxies, shape_text
 from pellucid.formula.graph import step
 from pellucid.formula.shapes import Solution
 from pellucid.kernel.autocast import autocast_dtype
@@ -139,6 +139,7 @@ class RowWise(Authored, Running, Component, Drawing):
         Raises:
             RuntimeError: shapes or types that do not fit. TypeError: an input is missing, unknown, or no tensor.
         """
+        refuse_proxies(self, inputs, named)
         self._look_outside()
         given = self._checked(inputs, named)
         y = self._rows(_flat(given))
@@ -258,7 +259,8 @@ class RowWise(Authored, Running, Component, Drawing):
         given = [values[name] for name in names]
         for name, x, size in zip(names, given, self._solution.input_sizes(self.layer.source), strict=True):
             if not isinstance(x, Tensor):
-                raise TypeError(f"{label(self)}: the input {name} is a tensor, not a {type(x).__name__}")
+                refuse_proxies(self, x)
+                raise TypeError(f"{label(self)}: the input {name} is a tensor, not {kind_text(x)}")
             self._check_shape(name, x, size, given[0])
             self._check_type(name, x, given[0])
         return given

@@ -94,8 +94,9 @@ export function player(exhibit, label, key, { count, text }) {
   const node = el("div", { class: "player", role: "group", "aria-label": label }, back, play, on, line);
   node.draw = () => {
     line.draw();
-    back.disabled = settings.values[key] <= 0;
-    on.disabled = settings.values[key] >= total() - 1;
+    // Not disabled: that would take the focus from under who steps to the end.
+    back.setAttribute("aria-disabled", String(settings.values[key] <= 0));
+    on.setAttribute("aria-disabled", String(settings.values[key] >= total() - 1));
   };
   exhibit.keys({
     ArrowLeft: () => go(-1),

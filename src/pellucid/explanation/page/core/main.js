@@ -69,6 +69,12 @@ watchSymbols();
 root.classList.add("scripted");
 fromHash();
 addEventListener("hashchange", fromHash);
+// The keys of the only exhibit work without it having the focus, unless what has it takes keys itself.
+if (exhibits.length === 1)
+  addEventListener("keydown", (event) => {
+    const taken = "a, button, summary, input, select, textarea, [tabindex='0'], [contenteditable]";
+    if (!exhibits[0].root.contains(event.target) && !event.target.closest?.(taken)) exhibits[0].pressed(event);
+  });
 addEventListener("resize", () => reachable(document));
 reachable(document);
 
