@@ -256,6 +256,22 @@ def test_ready_cells(browser, write, name):
             compare(report, settings, seen)
 
 
+@pytest.mark.parametrize("changed", [False, True], ids=["python", "page"])
+def test_a_matrix_of_the_sample_is_shown_entry_by_entry(browser, write, changed):
+    torch.manual_seed(2)
+    layer = cells.delta_rule(4, 3, key=2)
+    path, report = write(layer, torch.randn(4, 1, 4))
+    settings = {"step": 2, **({"swap_a": 1, "swap_b": 2} if changed else {})}
+    place = next(
+        i for i, site in enumerate(data_of(report)["sites"]) if site["label"].startswith("weightsₜ = weightsₜ")
+    )
+    with opened(browser, path) as shown:
+        (seen,) = shown.evaluate(SET, [hashed(settings)])
+    after = Reference(report, settings).moments[3][0][0].reshape(2, 3)  # what is flattened into the state
+    for texts, row in zip(seen[f"value-{place}"], after.tolist(), strict=True):
+        assert all(map(agree, texts, row))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_initial_numbers_are_the_layers_own(browser, write, name):
     torch.manual_seed(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from math import prod
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ class Recurrence:
         return list(zip(self.values, self.rows, self.once, strict=True))
 
     def carried(self, place: int) -> dict[str, Any]:
-        """A recorded value: of every carried step a row; of a matrix the only one, or its corner."""
+        """A recorded value: of every carried step a row, or a matrix; of what comes of parameters alone one."""
         value, row, once = self.values[place], self.rows[place], self.once[place]
         shape = list(value.shape[1:])
         kept = value[:1] if once else value[self.steps_kept]
@@ -160,6 +161,9 @@ class Recurrence:
             flat_rows = kept.reshape(len(kept), -1)
             chosen = self.columns(flat_rows.shape[-1])
             return {"shape": shape, "columns": self._listed(chosen, flat_rows.shape[-1]), "rows": flat_rows[:, chosen]}
+        if not once:  # a matrix of the sample
+            grid = [prod(shape[:-1]), shape[-1]]
+            return {"shape": shape, "grid": grid, **({"columns": None, "rows": kept.flatten(1)} if self.whole else {})}
         if once and value.ndim == 3:
             chosen = self.columns(shape[-1])
             return {"shape": shape, "columns": self._listed(chosen, shape[-1]), "matrix": kept[0][:, chosen]}

@@ -87,6 +87,9 @@ class Run {
   }
 }
 
+// Of a row, or of a matrix of the sample row by row.
+const entries = (shape) => shape.reduce((total, size) => total * size, 1);
+
 function pick(values, columns, r, c) {
   const width = values.shape.at(-1);
   const place = columns ? columns.indexOf(c) : c;
@@ -100,7 +103,7 @@ class Given extends Run {
     const { rows, columns, shape } = this.data.sites[which];
     if (!rows) return { width: shape.at(-1) ?? 1, get: () => null };
     const wide = rows.shape[1];
-    return reader(rows.data, (rows.shape[0] === 1 ? 0 : place) * wide, shape.at(-1) ?? 1, columns);
+    return reader(rows.data, (rows.shape[0] === 1 ? 0 : place) * wide, entries(shape), columns);
   }
 
   matrix(which, r, c) {
@@ -196,7 +199,7 @@ class Recomputed extends Run {
 
   value(which, place) {
     const { shape, data } = this.values[place][which];
-    return reader(data, 0, shape.at(-1) ?? 1, null);
+    return reader(data, 0, entries(shape), null);
   }
 
   matrix(which, r, c) {

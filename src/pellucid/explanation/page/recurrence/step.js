@@ -43,6 +43,19 @@ function rowGrid(exhibit, key, label, row, caption, cut = true) {
   });
 }
 
+// A matrix of the sample, or its first rows and columns.
+function sampleGrid(exhibit, key, label, values, [rows, columns]) {
+  const { words } = exhibit;
+  const [high, wide] = [rows, columns].map((size) => (size <= SHOWN + 2 ? size : SHOWN));
+  const few = high * wide < rows * columns;
+  return matrix({
+    key, label, rows: high, columns: wide,
+    caption: few ? words("showing", { shown: high * wide, total: rows * columns }) : null,
+    value: (r, c) => values.get(r * columns + c),
+    columnHeads: (c) => String(c + 1), rowHeads: (r) => String(r + 1),
+  });
+}
+
 // What enters, then every line of the author's: formula, shapes, numbers.
 export function lines(exhibit, run) {
   const { data, settings, words } = exhibit;
@@ -58,13 +71,17 @@ export function lines(exhibit, run) {
     rowGrid(exhibit, key, timed(say, t), row, null, cut)));
   const sites = data.sites.slice(0, line + 1).map((site, place) => {
     const label = timed(site.label, t);
-    const once = site.matrix || !site.rows;
+    const numbers = () => {
+      if (site.matrix || !(site.rows || site.grid)) return el("p", { class: "muted" }, words("matrix_once", { shape: site.result }));
+      if (!site.rows) return el("p", { class: "muted" }, words("matrix_each", { shape: site.result }));
+      const [key, value] = [`value-${place}`, run.value(place, step)];
+      return site.grid ? sampleGrid(exhibit, key, label, value, site.grid) : rowGrid(exhibit, key, label, value);
+    };
     return el("li", { class: place === line ? "newest" : "", "data-symbol": site.symbol },
       el("div", { class: "said" },
         el("p", { class: "line" }, el("code", {}, label)),
         el("p", { class: "shapes muted" }, site.shapes ? `${site.shapes} → ${site.result}` : site.result)),
-      once ? el("p", { class: "muted" }, words("matrix_once", { shape: site.result }))
-        : rowGrid(exhibit, `value-${place}`, label, run.value(place, step)));
+      numbers());
   });
   const rest = data.sites.length - sites.length;
   return [
