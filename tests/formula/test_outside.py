@@ -61,9 +61,10 @@ def scaled(x, *, gamma=pellucid.ones):
         ((SIGNS, 1), (SIGNS, 1), True),
         ((SIGNS, 1), (torch.ones(5), 1), False),
         (torch.nn.ReLU.forward.__get__(SPACE), torch.nn.ReLU.forward.__get__(SPACE), True),
+        (TABLE.get, TABLE.get, True),
         ([1], [1], False),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_is_the_same(a, b, same):
     assert outside.same(a, b) is same
@@ -140,6 +141,26 @@ def test_the_slope_of_a_spike_decides_in_backward(monkeypatch):
     with pellucid.backend("naive"):
         torch.testing.assert_close(after, gradient())
     assert not torch.allclose(after, before)
+
+
+def test_what_is_made_anew_at_every_access_is_not_looked_at():
+    class Space:
+        @property
+        def signs(self):
+            return torch.ones(4)
+
+    space, table = Space(), {"gain": 2.0}
+
+    @pellucid.cell
+    def fresh(x, h, *, U, W):
+        return torch.tanh(x @ U + h @ W) * space.signs * table.get("gain")
+
+    layer, x = fresh(3, 4), torch.randn(12, 2, 3)
+    layer(x)
+    key = layer._keys
+    layer(x)
+    assert layer._keys is key
+    assert [o.name for o in outside.read_by(fresh.function)] == ["table.get"]
 
 
 def test_rows_too(monkeypatch):

@@ -18,7 +18,8 @@ import torch
 FIXED = ("torch", "pellucid", "math", "numpy")  # modules of which nobody changes anything
 MISSING = object()
 # Of these types another value of the same numbers is the same; of any other only the object itself is.
-COMPARED = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, types.MethodType)
+METHODS = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
+COMPARED = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, *METHODS)
 
 
 class Outside:
@@ -52,7 +53,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def read_by(function: Any) -> list[Outside]:
-    """What a function reads, and the functions of Python that it calls by their names."""
+    """What a function reads, and the functions of Python that it calls by their names.
+
+    Not what is made anew whenever it is read, as by a property: nobody could tell whether it has changed.
+    """
     if _is_fixed(getattr(function, "__module__", None)):
         return []
     found: dict[tuple[str, int], Outside] = {}
@@ -67,7 +71,7 @@ def read_by(function: Any) -> list[Outside]:
             todo += _functions_of(value)
             if not isinstance(value, types.ModuleType):
                 found[outside.name, id(current.__globals__)] = outside
-    return list(found.values())
+    return [outside for outside in found.values() if same(outside.value(), outside.value())]
 
 
 def _is_fixed(module: str | None) -> bool:

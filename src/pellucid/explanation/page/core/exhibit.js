@@ -87,7 +87,8 @@ export class Exhibit {
       this.badge.append(" ", el("button", { type: "button", onclick: () => this.settings.reset() }, this.words("reset")));
   }
 
-  // What keys do while the exhibit has the focus, or nothing has and it is the only one: { ArrowLeft: act, … }; of one key the last that was given.
+  // What keys do while the exhibit has the focus, or nothing has and it is the only one: { ArrowLeft: act, … };
+  // of one key the last that was given.
   keys(acts) {
     Object.assign(this.bound, acts);
   }
