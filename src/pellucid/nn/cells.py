@@ -155,8 +155,8 @@ def mlstm(
 ):  # fmt: skip
     """LSTM whose memory is a matrix. Beck et al. 2024, xLSTM, arXiv:2405.04517, equations 19 to 27.
 
-    The value v is stored under the key k and read by the query q; ``key=`` is the size of both. The memory C and its
-    normalizer n are kept divided by exp(m), so that no gate overflows.
+    The value v is stored under the key k and read by the query q, both of the size key. The memory C and its normalizer
+    n are kept divided by exp(m), so that no gate overflows.
     """
     q, k, v = x @ U_q, x @ U_k / math.sqrt(n.shape[-1]), x @ U_v
     i, f = (x @ U_g + b_g).chunk(2, -1)
@@ -178,7 +178,7 @@ def delta_rule(
 ):  # fmt: skip
     """Fast weights, corrected at each step where its key reads them. Schlag, Irie & Schmidhuber 2021, arXiv:2102.11174.
 
-    The keys k and queries q, of size ``key=``, have length 1, as in Yang et al. 2024, arXiv:2406.06484.
+    The keys k and queries q, of the size key, have length 1, as in Yang et al. 2024, arXiv:2406.06484.
     """
     q, k, v = F.normalize(x @ U_q, dim=-1), F.normalize(x @ U_k, dim=-1), x @ U_v
     weights = S.unflatten(-1, (-1, v.shape[-1]))
