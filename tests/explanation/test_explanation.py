@@ -90,6 +90,13 @@ def test_every_name_in_a_formula_is_explained(lang):
         assert not missing, (name, missing)
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_functions_that_lay_out_a_matrix_are_explained(lang):
+    report = quietly(cells.delta_rule(4, 3, key=2), torch.randn(3, 1, 4), lang=lang)
+    said = " ".join(report.notation)
+    assert all(f"{name}(v" in said for name in ("normalize", "unflatten", "unsqueeze", "flatten"))
+
+
 def test_the_check_finds_a_layer_that_is_not_its_formula():
     class Wrong(nn.LayerNorm):
         def forward(self, x):

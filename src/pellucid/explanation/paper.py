@@ -63,7 +63,7 @@ def letter(name: str) -> str:
     return GREEK[stem] + subscript(digits) if stem in GREEK else name
 
 
-DRAWING = ("dropout", "zoneout", "noise")  # functions that draw inside a formula
+SAID = ("dropout", "zoneout", "noise", "normalize", "unsqueeze", "unflatten", "flatten")  # functions that are explained
 
 
 class Paper:
@@ -216,7 +216,7 @@ class Paper:
             written = writer(self, arguments, keywords)
             if written is not None:
                 return written
-        if name in DRAWING:
+        if name in SAID:
             self.used.add(name)
         called = Token("mi", letter(name)) if name else self.within(function, ATOM)
         return self.call(called, arguments, keywords)

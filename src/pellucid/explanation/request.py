@@ -13,7 +13,7 @@ import torch
 from pellucid.explanation.cost import Tally
 from pellucid.explanation.lines import Lines
 from pellucid.explanation.mathml import inline
-from pellucid.explanation.paper import DRAWING, Paper
+from pellucid.explanation.paper import SAID, Paper
 from pellucid.explanation.pieces import Piece
 from pellucid.explanation.report import Check, Cost, Total, Values
 from pellucid.explanation.texts import Texts
@@ -21,7 +21,7 @@ from pellucid.explanation.trace import Trace, kept
 from pellucid.keeping import left_alone
 
 MARKS = {"product": "product", "⊙": "entrywise", "·": "scaled", "σ": "sigmoid", "split": "split"}
-MARKS |= {name: name for name in DRAWING}
+MARKS |= {name: name for name in SAID}
 
 
 @dataclass
