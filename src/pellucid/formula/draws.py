@@ -13,6 +13,11 @@ import torch
 from pellucid.errors import FormulaError
 from pellucid.formula.drop import dropping
 
+INSTEAD = (
+    "which could not be drawn again in backward. Use pellucid.dropout(x, p), pellucid.zoneout(new, old, p) or "
+    "pellucid.noise(x, sigma)"
+)  # of random numbers that a formula draws by torch
+
 
 class Provider(Protocol):
     """Whoever runs a formula: gives each site its uniform numbers in [0, 1)."""

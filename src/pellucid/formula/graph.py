@@ -412,9 +412,8 @@ class _NoDraws(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise FormulaError(
-                f"{self.source.title}: this draws random numbers by {func.overloadpacket}, which could not be drawn "
-                f"again in backward. Use pellucid.dropout(x, p), pellucid.zoneout(new, old, p) or "
-                f"pellucid.noise(x, sigma).\n{self.source.caret_here()}"
+                f"{self.source.title}: this draws random numbers by {func.overloadpacket}, {draws.INSTEAD}.\n"
+                + self.source.caret_here()
             )
         return func(*args, **(kwargs or {}))
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from pellucid.formula import draws
 from pellucid.formula.dims import Conflict, Dim, Reason
 from pellucid.formula.einsum import parse
 from pellucid.formula.tracer import ROWS, Shape, Traced, Tracer
@@ -35,13 +36,9 @@ POINTWISE_EXTRA = {
 
 # What torch calls an argument, and what the rules do; then the names of operands, by which they may be given too.
 KEYWORDS = {
-    **{"axis": "dim", "keepdims": "keepdim", "chunks": "parts", "sections": "parts", "indices": "parts"},
-    **{
-        "indices_or_sections": "parts",
-        "split_size": "sizes",
-        "split_size_or_sections": "sizes",
-        "split_sizes": "sizes",
-    },
+    **{"axis": "dim", "keepdims": "keepdim"},
+    **dict.fromkeys(("chunks", "sections", "indices", "indices_or_sections"), "parts"),
+    **dict.fromkeys(("split_size", "split_size_or_sections", "split_sizes"), "sizes"),
 }
 FIRST, SECOND = ("input", "mat1", "tensors"), ("other", "mat2")
 
@@ -207,10 +204,7 @@ def _one_hot(tracer: Tracer, value: Any, num_classes: Any = "n") -> NoReturn:
 
 @rule(*"bernoulli multinomial normal poisson rand_like randn_like randint_like".split())
 def _random(tracer: Tracer, *_: Any, **__: Any) -> NoReturn:
-    tracer.fail(
-        "this draws random numbers by torch, which could not be drawn again in backward. Use pellucid.dropout(x, p), "
-        "pellucid.zoneout(new, old, p) or pellucid.noise(x, sigma)"
-    )
+    tracer.fail(f"this draws random numbers by torch, {draws.INSTEAD}")
 
 
 @rule("std", "var")

@@ -149,8 +149,8 @@ def slstm(x, h, c, n, m, *, U, W, b=zeros):
 
 @cell
 def mlstm(
-    x, C: "key*hidden", n: "key", m: "1", *,  # type: ignore
-    U_q: "input key", U_k: "input key", U_v: "input hidden", U_g: "input 2", U_o: "input hidden",  # type: ignore
+    x, C: "key*hidden", n: "key", m: "1", *,  # type: ignore[name-defined,valid-type]
+    U_q: "input key", U_k: "input key", U_v: "input hidden", U_g: "input 2", U_o: "input hidden",  # type: ignore[valid-type]
     b_g=zeros, b_o=zeros,
 ):  # fmt: skip
     """LSTM whose memory is a matrix. Beck et al. 2024, xLSTM, arXiv:2405.04517, equations 19 to 27.
@@ -173,8 +173,8 @@ def mlstm(
 
 @cell
 def delta_rule(
-    x, S: "key*hidden", *,  # type: ignore
-    U_q: "input key", U_k: "input key", U_v: "input hidden", U_b: "input 1", b=zeros,  # type: ignore
+    x, S: "key*hidden", *,  # type: ignore[valid-type]
+    U_q: "input key", U_k: "input key", U_v: "input hidden", U_b: "input 1", b=zeros,  # type: ignore[valid-type]
 ):  # fmt: skip
     """Fast weights, corrected at each step where its key reads them. Schlag, Irie & Schmidhuber 2021, arXiv:2102.11174.
 

@@ -168,7 +168,7 @@ class Factory:
             raise ValueError(f"{self.source.name}: {name} must be greater than zero, not {value}")
 
     def _solve(
-        self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...], version: int = 0
+        self, sizes: tuple[tuple[str, int], ...], hyperparameters: tuple[tuple[str, Any], ...], version: int
     ) -> Solution:
         return solve(self.source, dict(sizes), dict(hyperparameters))
 

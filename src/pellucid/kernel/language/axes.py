@@ -45,11 +45,18 @@ def _of_samples(values: Iterable[Any]) -> list[tuple[int, ...]]:
     return [of_sample(v) for v in values if isinstance(v, Abstract) and v.rows]
 
 
-def have_kernel(target: Any, values: Iterable[Any]) -> bool:
-    """Whether an operation has a kernel for arguments and results of these axes."""
+def why_not(target: Any, values: Iterable[Any]) -> str | None:
+    """Why an operation has no kernel for arguments and results of these axes; None where they do not hinder it."""
     axes = _of_samples(values)
-    few = all(_parts(target, a) <= MOST_PARTS for a in axes)
-    return all(len(a) <= 1 for a in axes) or (few and _goes_part_by_part(target))
+    most = max(map(len, axes), default=0)
+    if most <= 1:
+        return None
+    if not (_is_pointwise(target) or target in PART_BY_PART):
+        return f"{target} of samples of {most} axes"
+    parts = max(_parts(target, a) for a in axes)
+    if parts <= MOST_PARTS:
+        return None
+    return f"a sample in {parts} parts (up to {MOST_PARTS} can be; let the longest axis be the last)"
 
 
 def _parts(target: Any, axes: Sequence[int]) -> int:
@@ -65,10 +72,6 @@ def _is_pointwise(target: Any) -> bool:
     return torch.Tag.pointwise in getattr(target, "tags", ())
 
 
-def _goes_part_by_part(target: Any) -> bool:
-    return _is_pointwise(target) or target in PART_BY_PART
-
-
 class Axes(Nodes):
     """Values of samples of any number of axes."""
 
@@ -82,16 +85,11 @@ class Axes(Nodes):
         """The values of the arguments; where a sample has several axes, along all of them."""
         self.reduced = frozenset()
         result, target = node.meta["val"], node.target
-        axes = _of_samples([result, *(a.meta.get("val") for a in node.all_input_nodes)])
-        if all(len(a) <= 1 for a in axes):
+        values = [result, *(a.meta.get("val") for a in node.all_input_nodes)]
+        if all(len(axes) <= 1 for axes in _of_samples(values)):
             return self.value(node.args)
-        if not _goes_part_by_part(target):
-            raise Unsupported(f"{target} of samples of {max(map(len, axes))} axes")
-        parts = max(_parts(target, a) for a in axes)
-        if parts > MOST_PARTS:
-            raise Unsupported(
-                f"a sample in {parts} parts (up to {MOST_PARTS} can be; let the longest axis be the last)"
-            )
+        if reason := why_not(target, values):
+            raise Unsupported(reason)
         if _is_pointwise(target) or target is aten.expand.default:
             return fx.map_arg(node.args, lambda a: self._along(a, of_sample(result)))
         if target in NORMS:

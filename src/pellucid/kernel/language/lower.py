@@ -57,7 +57,7 @@ def lowerable(node: fx.Node) -> bool:
     if node.target not in OPERATIONS:
         return False
     results = value if isinstance(value, (tuple, list)) else (value,)
-    return axes.have_kernel(node.target, [*results, *(a.meta.get("val") for a in node.all_input_nodes)])
+    return axes.why_not(node.target, [*results, *(a.meta.get("val") for a in node.all_input_nodes)]) is None
 
 
 class _Rows(axes.Axes):

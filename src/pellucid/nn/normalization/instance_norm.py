@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import label, refuse_proxies, shape_text
+from pellucid.errors import label, refuse_others, shape_text
 from pellucid.nn import lengths as real_lengths
 from pellucid.nn.axes import AXES, name_axes
 from pellucid.nn.normalization.averages import Over
@@ -46,10 +46,10 @@ class InstanceNormFamily(Remembering):
 
     def forward(self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize; see `NormalizationFamily` for lengths and mask."""
-        if not isinstance(input, Tensor):
-            refuse_proxies(self, input)
-        if input.ndim == self.space + 1 and (lengths is not None or mask is not None):
-            return super().forward(input.unsqueeze(0), lengths, mask).squeeze(0)
+        if lengths is not None or mask is not None:
+            refuse_others(self, input)
+            if input.ndim == self.space + 1:
+                return super().forward(input.unsqueeze(0), lengths, mask).squeeze(0)
         return super().forward(input, lengths, mask)
 
     def bind(

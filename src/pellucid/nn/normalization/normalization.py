@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.errors import label, refuse_others, refuse_proxies, shape_text
+from pellucid.errors import label, refuse_others, shape_text
 from pellucid.kernel.autocast import autocast_dtype
 from pellucid.kernel.backends import chosen_backend
 from pellucid.kernel.rows import nested
@@ -85,11 +85,10 @@ class NormalizationFamily(Running, Component, torch.nn.Module):
 
     def forward(self, input: Tensor, lengths: real_lengths.Lengths | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize; see the class for lengths and mask."""
-        if not isinstance(input, Tensor):
-            refuse_proxies(self, input)
         if lengths is None and mask is None:
             self._check_once(input)
             return self._plain(input)
+        refuse_others(self, input)
         real = self._real(input, self._check(input), lengths, mask)
         assert real is not None
         y = self._by_kernel(input, real)

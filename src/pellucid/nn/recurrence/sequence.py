@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pellucid.errors import FormulaError, label, mismatch, refuse_others, refuse_proxies, shape_text
+from pellucid.errors import FormulaError, label, mismatch, refuse_others, shape_text
 from pellucid.formula.drop import dropping
 from pellucid.formula.record import recordable
 from pellucid.formula.shapes import Solution
@@ -152,11 +152,11 @@ class SequenceLayer(Running, torch.nn.Module):
         further: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the layer; the forward of every subclass. ``further`` are the inputs after the first, by name."""
-        refuse_proxies(self, x, state, lengths)
+        if not isinstance(x, PackedSequence):
+            refuse_others(self, x)
         options = Options(self._recorded(record), self._division(checkpoint_every, truncate))
         if isinstance(x, PackedSequence):
             return self._run_packed(x, state, lengths, options, further or {})
-        refuse_others(self, x)
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"{label(self)}: the input has {x.dim()} axes, shape {shape_text(x.shape)}. It is {self._axes_text()} "
@@ -216,7 +216,7 @@ class SequenceLayer(Running, torch.nn.Module):
         self, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, options: Options
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """All levels and directions; x is (time, batch, features), the inputs side by side."""
-        types = [s.dtype for s in states]
+        given = states
         x, states, cast = self._autocast(x, states)
         further = x[..., self.input_size :] if x.shape[-1] > self.input_size else None
         last: list[list[Tensor]] = [[] for _ in states]
@@ -240,8 +240,8 @@ class SequenceLayer(Running, torch.nn.Module):
         top = {name: self._together(name, values) for name, values in recorded.items()}
         ends = [torch.stack(e) if len(e) > 1 else e[0].unsqueeze(0) for e in last]
         if cast is not None and x.is_cpu and self._keeps_types:
-            results = zip((x, *ends), (types[0], *types), self._keeps_types, strict=True)
-            x, *ends = [value.to(dtype) if kept else value for value, dtype, kept in results]
+            results = zip((x, *ends), (given[0], *given), self._keeps_types, strict=True)
+            x, *ends = [value.to(state.dtype) if kept else value for value, state, kept in results]
         return x, tuple(ends), top
 
     def _together(self, name: str, values: Sequence[Tensor]) -> Tensor:

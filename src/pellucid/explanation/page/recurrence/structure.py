@@ -246,7 +246,7 @@ class Structure:
                     return {"sign": sign, "label": label, "of": of or ["value", at], **own}
         return None if of is None else {"sign": sign, "label": label, "of": of}
 
-    def is_row(self, source: Source | Any) -> bool:
+    def is_row(self, source: Any) -> bool:
         """Whether what is found there is one row, and no matrix of each sample."""
         return source[0] != "value" or one_row(self.series(source[1]))
 
